@@ -1,0 +1,48 @@
+# Every target that needs Python makes the environment first: `make train` works on a bare clone.
+VENV    ?= .venv
+PYTHON  ?= python3
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+# e.g. PIP_EXTRA_INDEX=<index with CPU builds of torch> make train
+PIP_ARGS := $(if $(PIP_EXTRA_INDEX),--extra-index-url $(PIP_EXTRA_INDEX),)
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-all check format lint types floors clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## create the environment and install the pinned set
+
+train: $(STAMP)  ## run the main job; overrides: make train ARGS="dataset=... techniques=..."
+	$(BIN)/python train.py $(ARGS)
+
+test: $(STAMP)  ## run the tests (no network, GPU or weights); selection: make test ARGS="-k metrics"
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(STAMP)  ## run the slow tests too
+	$(BIN)/python -m pytest -m "not gpu and not weights" $(ARGS)
+
+check: format lint types floors test  ## format, lint, types, import floors, tests
+
+format: $(STAMP)  ## check the formatting
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)  ## lint
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## check the types
+	$(BIN)/mypy
+
+floors: $(STAMP)  ## check that imports run downhill
+	$(BIN)/lint-imports
+
+clean:  ## remove the environment and caches, keep runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,28 @@
+"""Errors that say what was found, what was expected and what to do.
+
+The entry points print these without a traceback; library users catch ``GateError``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ConfigError", "DataError", "GateError", "ResumeError", "WeightsError"]
+
+
+class GateError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(GateError, ValueError):
+    """A setting, argument or combination of them cannot work."""
+
+
+class DataError(GateError, ValueError):
+    """A data set, picture, mask, caption or palette file is missing or broken."""
+
+
+class WeightsError(GateError, ValueError):
+    """Pre-trained weights are missing, broken, or made for another architecture."""
+
+
+class ResumeError(GateError, RuntimeError):
+    """A run cannot go on as asked: changed configuration, world size or checkpoint."""

@@ -1,0 +1,146 @@
+"""Plain data that travels between the floors of the house: tensors and names, no behaviour.
+
+Shape letters: B pictures, C channels, H × W pixels, h × w positions of a feature map, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "BranchFeatures",
+    "Conditions",
+    "FeatureInfo",
+    "Features",
+    "FeaturesInfo",
+    "Identity",
+    "Pyramid",
+    "SegmentationBatch",
+]
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """What one layer id yields on a backbone.
+
+    Attributes:
+        channels: channels of the feature map.
+        stride: pixels of the picture per position of the map (8 for SD's latents, 16 one level down).
+        module: path of the hooked module inside the denoiser, for tables and errors.
+    """
+
+    channels: int
+    stride: int
+    module: str = ""
+
+
+#: layer id → feature map (B, C, h, w), of one branch.
+BranchFeatures = dict[str, Tensor]
+#: branch name → layer id → feature map.
+Features = dict[str, BranchFeatures]
+#: branch name → layer id → FeatureInfo. Order of branches and layers is the order asked for.
+FeaturesInfo = Mapping[str, Mapping[str, FeatureInfo]]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which frozen weights were used; saved in checkpoints and caches instead of the weights.
+
+    Attributes:
+        name: hub id, folder name or family name.
+        revision: commit or tag of the hub id, empty for local folders.
+        digest: hash of the weights' content (hex).
+    """
+
+    name: str
+    revision: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What belongs to the pictures of a batch besides their pixels.
+
+    Attributes:
+        sample_ids: B names that identify the pictures (path relative to the data set's root). Noise is keyed by them.
+        views: B names of the augmentation draw or "" for the plain picture; part of the noise key.
+        windows: B (top, left) pixel offsets of the sliding window or crop, (0, 0) for the whole picture; part of the key.
+        captions: B descriptions (what the ``prompt`` technique reads), or None if the data set has none.
+        categories: B category names, or None.
+        control_images: control name → (B, 3, H, W) in [0, 1], cropped and flipped with the picture. A control that is
+            a function of the picture (Canny) need not be given.
+        noise: explicit standard normal noise (B, c, h, w) that replaces the keyed draw, or None.
+    """
+
+    sample_ids: tuple[str, ...]
+    views: tuple[str, ...] = ()
+    windows: tuple[tuple[int, int], ...] = ()
+    captions: tuple[str, ...] | None = None
+    categories: tuple[str, ...] | None = None
+    control_images: Mapping[str, Tensor] = field(default_factory=dict)
+    noise: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.sample_ids)
+        object.__setattr__(self, "views", self.views or ("",) * count)
+        object.__setattr__(self, "windows", self.windows or ((0, 0),) * count)
+        for name in ("views", "windows", "captions", "categories"):
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise ValueError(f"{name} has {len(value)} entries for {count} pictures; give one per picture")
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def at_window(self, top: int, left: int) -> Conditions:
+        """The same pictures, read through a window whose corner is (top, left) pixels further."""
+        moved = tuple((row + top, column + left) for row, column in self.windows)
+        return replace(self, windows=moved)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Conditions:
+        """A copy with its tensors on ``device`` (Lightning moves batches through this method)."""
+        control_images = {name: image.to(device, **kwargs) for name, image in self.control_images.items()}
+        noise = None if self.noise is None else self.noise.to(device, **kwargs)
+        return replace(self, control_images=control_images, noise=noise)
+
+
+@dataclass(frozen=True)
+class SegmentationBatch:
+    """A batch of pictures with masks.
+
+    Attributes:
+        images: (B, 3, H, W) float32 in [-1, 1], RGB.
+        masks: (B, H, W) int64 class indices, ``ignore_index`` where unlabelled; None for unlabelled pictures.
+        conditions: see Conditions.
+    """
+
+    images: Tensor
+    masks: Tensor | None
+    conditions: Conditions
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> SegmentationBatch:
+        """A copy on ``device``."""
+        masks = None if self.masks is None else self.masks.to(device, **kwargs)
+        return SegmentationBatch(self.images.to(device, **kwargs), masks, self.conditions.to(device, **kwargs))
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Fused features, finest level first.
+
+    Attributes:
+        levels: (B, C_l, h_l, w_l) per level, stride growing.
+        weights: per level (B or 1, assigners, branches) branch weights that sum to 1 over branches (last axis;
+            a further channel axis where weights are per channel), or () where the amalgamation has none.
+    """
+
+    levels: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...] = ()

@@ -1,0 +1,32 @@
+"""Shared fixtures. The default suite needs no network, accelerator, weights or data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# before any import of the hub's client, which reads it once
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The developers' folder of real pictures and reference outputs; tests that want it skip elsewhere."""
+    folder = Path(os.environ.get("GATE_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no folder of reference data (set GATE_SHARED)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Small tensors on few cores: more threads only wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
