@@ -69,7 +69,7 @@ class Conditions:
     Attributes:
         sample_ids: B names that identify the pictures (path relative to the data set's root). Noise is keyed by them.
         views: B names of the augmentation draw or "" for the plain picture; part of the noise key.
-        windows: B (top, left) pixel offsets of the sliding window or crop, (0, 0) for the whole picture; part of the key.
+        windows: B (top, left) pixel offsets of the sliding window or crop, (0, 0) for the whole; part of the key.
         captions: B descriptions (what the ``prompt`` technique reads), or None if the data set has none.
         categories: B category names, or None.
         control_images: control name → (B, 3, H, W) in [0, 1], cropped and flipped with the picture. A control that is

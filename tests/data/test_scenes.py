@@ -298,7 +298,7 @@ def test_translation_moves_picture_masks_and_keypoints_together():
     difference = abs(b.image[:-4, 8:].astype(int) - a.image[4:, :-8].astype(int))
     assert difference.mean() < 1.0
     for p, q in zip(a.keypoints, b.keypoints, strict=True):
-        assert np.allclose(q.xy, p.xy + (8, -4), atol=1e-3)
+        assert np.allclose(q.xy, p.xy + np.array((8, -4)), atol=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,0 +1,99 @@
+"""Which feature maps belong to which pyramid level: a level is a stride."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import Features, FeaturesInfo
+
+__all__ = ["Level", "plan_levels"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one pyramid level is made of.
+
+    Attributes:
+        stride: pixels of the picture per position.
+        fused: branch → its layer ids of this stride, for branches that are fused with each other.
+        appended: the same for branches that are concatenated after the fusion.
+        channels: branch → channels of all its layers of this stride together.
+    """
+
+    stride: int
+    fused: Mapping[str, tuple[str, ...]]
+    appended: Mapping[str, tuple[str, ...]]
+    channels: Mapping[str, int]
+
+    @property
+    def appended_channels(self) -> int:
+        """Channels that are concatenated after the fusion."""
+        return sum(self.channels[branch] for branch in self.appended)
+
+    def fused_maps(self, features: Features) -> list[Tensor]:
+        """One map (B, C, h, w) per fused branch, layers concatenated in the order asked for."""
+        return [self._branch_map(features, branch, layers) for branch, layers in self.fused.items()]
+
+    def appended_maps(self, features: Features) -> list[Tensor]:
+        """One map (B, C, h, w) per appended branch."""
+        return [self._branch_map(features, branch, layers) for branch, layers in self.appended.items()]
+
+    def _branch_map(self, features: Features, branch: str, layers: tuple[str, ...]) -> Tensor:
+        missing = [layer for layer in layers if layer not in features.get(branch, {})]
+        if missing:
+            raise ConfigError(
+                f"features of branch {branch!r} lack {', '.join(missing)}; got branches "
+                f"{ {name: sorted(maps) for name, maps in features.items()} }. The amalgamation and the extractor must "
+                "be built from the same branches"
+            )
+        maps = [features[branch][layer] for layer in layers]
+        joined = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+        if joined.shape[1] != self.channels[branch]:
+            raise ConfigError(
+                f"branch {branch!r} gave {joined.shape[1]} channels at stride {self.stride}; its feature_info said "
+                f"{self.channels[branch]}"
+            )
+        return joined
+
+
+def plan_levels(feature_info: FeaturesInfo, concatenated: Collection[str] = ()) -> tuple[Level, ...]:
+    """One level per stride that occurs, finest first.
+
+    Args:
+        feature_info: branch → layer id → channels and stride.
+        concatenated: branches that are not fused but concatenated to the level of their stride (attention features, an
+            edge map). Their layers may bring levels of their own.
+
+    Raises:
+        ConfigError: if there is no branch or layer, or ``concatenated`` names an unknown branch.
+    """
+    unknown = [branch for branch in concatenated if branch not in feature_info]
+    if unknown:
+        raise ConfigError(f"concatenated names {', '.join(unknown)}; the branches are {', '.join(feature_info)}")
+    empty = [branch for branch, layers in feature_info.items() if not layers]
+    if empty or not feature_info:
+        found = f"branches without layers: {', '.join(empty)}" if empty else "no branch"
+        raise ConfigError(f"{found}; an amalgamation needs at least one branch, and a layer in each (layers=…)")
+    strides = sorted({info.stride for layers in feature_info.values() for info in layers.values()})
+    return tuple(_plan_level(feature_info, concatenated, stride) for stride in strides)
+
+
+def _plan_level(feature_info: FeaturesInfo, concatenated: Collection[str], stride: int) -> Level:
+    here = {
+        branch: tuple(layer for layer, info in layers.items() if info.stride == stride)
+        for branch, layers in feature_info.items()
+    }
+    here = {branch: layers for branch, layers in here.items() if layers}
+    return Level(
+        stride=stride,
+        fused={branch: layers for branch, layers in here.items() if branch not in concatenated},
+        appended={branch: layers for branch, layers in here.items() if branch in concatenated},
+        channels={
+            branch: sum(feature_info[branch][layer].channels for layer in layers) for branch, layers in here.items()
+        },
+    )

@@ -1,0 +1,176 @@
+"""Amalgamation by learned branch weights (GATE, arXiv 2410.06719, appendix A.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gate_lightning.amalgamation.base import Amalgamation
+from gate_lightning.amalgamation.levels import Level
+from gate_lightning.amalgamation.refiner import Norm, ResidualBlock, build_norm
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import FeaturesInfo, Pyramid
+
+__all__ = ["WeightAssigner", "WeightedAmalgamation"]
+
+
+class WeightAssigner(nn.Module):
+    """Looks at a picture's map of every branch and says how much each should count, as logits over branches.
+
+    conv 3×3 → ReLU → norm → dropout → mean over positions → linear. The same network judges every branch, and a
+    softmax over branches follows, so whatever it adds to all branches alike has no effect: neither the linear layer
+    nor the normalisation has a bias (it would be a parameter that never learns).
+
+    Args:
+        channels: C of the maps.
+        outputs: logits per branch: 1 for a weight per branch, C for a weight per branch and channel.
+        hidden_channels: width of the convolution.
+        dropout: probability, in [0, 1).
+        norm: GN, or BN as in the released code. BN's statistics are taken over pictures and branches together: over
+            the pictures of one branch alone, the mean over positions that follows would be zero on average whatever
+            the branch.
+    """
+
+    def __init__(
+        self, channels: int, outputs: int = 1, hidden_channels: int = 128, dropout: float = 0.5, norm: Norm = "GN"
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, hidden_channels, 3, padding=1, bias=False)
+        self.norm = build_norm(norm, hidden_channels)
+        self.norm.register_parameter("bias", None)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(hidden_channels, outputs, bias=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, branches, C, h, w) → logits (B, branches, outputs)."""
+        hidden = self.dropout(self.norm(self.conv(maps.flatten(0, 1)).relu()))
+        logits: Tensor = self.linear(hidden.mean(dim=(2, 3)))
+        return logits.unflatten(0, maps.shape[:2])
+
+
+class WeightedAmalgamation(Amalgamation):
+    """Weighted sums of the branches, their weights chosen per picture by assigners.
+
+    With b branches r_1 … r_b and n assigners, w_i^j the weight that assigner j gives branch i (Σ_i w_i^j = 1), the
+    output is the concatenation over j of Σ_i w_i^j r_i. A single branch needs no assigner: its weight is 1 and the
+    output is the branch.
+
+    Args:
+        feature_info: branch → layer id → channels and stride. Fused branches must have equal channels per stride.
+        concatenated: branches that are concatenated rather than fused.
+        num_assigners: n; the output has n times the channels of a branch. The paper advises fewer than three.
+        per_channel: a weight per branch and channel, as in the released code, instead of one per branch.
+        hidden_channels: width of the assigners.
+        dropout: of the assigners, in [0, 1).
+        norm: GN (does not depend on the batch) or BN (as released), of assigners and refiners.
+        refiner_blocks: residual blocks that every branch passes before fusion; one set per level, shared by branches.
+        sparsity: γ1 ≥ 0; rewards weights that pick one branch.
+        diversity: γ2 ≥ 0; rewards assigners that differ from each other.
+
+    Raises:
+        ConfigError: if fused branches differ in channels at a stride, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        feature_info: FeaturesInfo,
+        concatenated: Collection[str] = (),
+        *,
+        num_assigners: int = 1,
+        per_channel: bool = False,
+        hidden_channels: int = 128,
+        dropout: float = 0.5,
+        norm: Norm = "GN",
+        refiner_blocks: int = 0,
+        sparsity: float = 0.0,
+        diversity: float = 0.0,
+    ) -> None:
+        super().__init__(feature_info, concatenated)
+        _check_numbers(num_assigners, hidden_channels, dropout, refiner_blocks, sparsity, diversity)
+        branches = [branch for branch in feature_info if branch not in concatenated]
+        channels = [_equal_channels(level, branches) for level in self.levels]
+        self.num_assigners = num_assigners if len(branches) > 1 else 0
+        self.per_channel, self.sparsity, self.diversity = per_channel, sparsity, diversity
+        self.refiners = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(count, norm) for _ in range(refiner_blocks if count else 0)))
+            for count in channels
+        )
+        self.assigners = nn.ModuleList(
+            nn.ModuleList(
+                WeightAssigner(count, count if per_channel else 1, hidden_channels, dropout, norm)
+                for _ in range(self.num_assigners if count else 0)
+            )
+            for count in channels
+        )
+
+    def fused_channels(self, level: Level) -> int:
+        """Channels of one branch, times the number of assigners."""
+        return next(level.channels[branch] for branch in level.fused) * max(1, self.num_assigners)
+
+    def fuse(self, index: int, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Refine, weigh and add the branches of a level.
+
+        Returns:
+            Map (B, assigners · C, h, w), and weights (B, assigners, branches), with ``per_channel``
+            (B, assigners, branches, C); for a single branch (1, 1, 1), all one.
+        """
+        stack = torch.stack(tuple(maps), dim=1)  # (B, branches, C, h, w)
+        refined = self.refiners[index](stack.flatten(0, 1)).unflatten(0, stack.shape[:2])
+        assigners = self.assigners[index]
+        if not isinstance(assigners, nn.ModuleList) or len(assigners) == 0:
+            return refined[:, 0], refined.new_ones(1, 1, 1)
+        weights = torch.stack([assigner(refined).softmax(dim=1) for assigner in assigners], dim=1)  # (B, n, b, 1 or C)
+        if self.per_channel:
+            return torch.einsum("bjic,bichw->bjchw", weights, refined).flatten(1, 2), weights
+        weights = weights.squeeze(-1)
+        return torch.einsum("bji,bichw->bjchw", weights, refined).flatten(1, 2), weights
+
+    def regularization(self, pyramid: Pyramid) -> Tensor | None:
+        """- γ1 Σ_j ‖w^j‖₂ - (γ2 / 2) Σ_j Σ_{k≠j} ‖w^j - w^k‖₂, to be added to the loss (GATE A.4).
+
+        The norms run over branches. The paper writes it for one set of maps; here it is the mean over pictures,
+        levels and, with ``per_channel``, channels, so that γ keeps its meaning when their number changes.
+
+        Returns:
+            Scalar ≤ 0; None where it is switched off or there is a single branch.
+        """
+        if self.num_assigners == 0 or (self.sparsity == 0.0 and self.diversity == 0.0):
+            return None
+        return torch.stack([self._level_regularization(weights) for weights in pyramid.weights]).mean()
+
+    def _level_regularization(self, weights: Tensor) -> Tensor:
+        sparse = torch.linalg.vector_norm(weights, dim=2)  # (B, n[, C])
+        first, second = torch.triu_indices(self.num_assigners, self.num_assigners, offset=1)
+        # each unordered pair stands for two ordered ones, which takes up the formula's 1/2
+        diverse = torch.linalg.vector_norm(weights[:, first] - weights[:, second], dim=2)  # (B, pairs[, C])
+        value = -self.sparsity * sparse.sum(dim=1) - self.diversity * diverse.sum(dim=1)
+        return value.mean()
+
+
+def _equal_channels(level: Level, branches: Sequence[str]) -> int:
+    """Channels of every fused branch at this level; 0 for a level that only concatenated branches have."""
+    found = {branch: level.channels[branch] if branch in level.fused else 0 for branch in branches}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{branch}: {count}" for branch, count in found.items())
+        raise ConfigError(
+            f"branches that are fused by weights need equal channels at every stride; at stride {level.stride} they "
+            f"have {listed}. Give them layers of equal width, or use amalgamation=concat"
+        )
+    return next(iter(found.values()), 0)
+
+
+def _check_numbers(
+    num_assigners: int, hidden_channels: int, dropout: float, refiner_blocks: int, sparsity: float, diversity: float
+) -> None:
+    if num_assigners < 1:
+        raise ConfigError(f"num_assigners is {num_assigners}; expected 1 or more (the paper uses 1 or 2)")
+    if hidden_channels < 1:
+        raise ConfigError(f"hidden_channels is {hidden_channels}; expected 1 or more, for example 128")
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout is {dropout}; expected a probability in [0, 1), for example 0.5")
+    if refiner_blocks < 0:
+        raise ConfigError(f"refiner_blocks is {refiner_blocks}; expected 0 (off) or more")
+    if sparsity < 0.0 or diversity < 0.0:
+        raise ConfigError(f"sparsity is {sparsity}, diversity {diversity}; expected 0 (off) or a positive weight")

@@ -1,0 +1,117 @@
+"""Segmentation metrics of a whole data set, from one summed confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.ops.labels import check_label_range
+
+__all__ = ["SegmentationMetrics"]
+
+
+class SegmentationMetrics(Metric):
+    """aAcc, mIoU and mAcc as mmsegmentation computes them, as fractions in [0, 1] (higher is better).
+
+    Counts are summed over all pictures (and processes) before anything is divided:
+
+    * IoU of a class: pixels that are and are called so / pixels that are or are called so.
+    * Acc of a class: pixels that are and are called so / pixels that are so.
+    * mIoU, mAcc: mean over classes, aAcc: share of pixels called right.
+
+    A class that is in neither masks nor predictions has no IoU, a class that is not in the masks has no Acc: NaN, left
+    out of the mean. (A class that is predicted but nowhere in the masks counts as IoU 0.)
+
+    Args:
+        num_classes: K.
+        ignore_index: mask value of pixels that do not count.
+        class_names: K different names for ``per_class``; "0" … "K-1" if not given.
+
+    Raises:
+        ConfigError: if there are not K different names.
+
+    Example:
+        >>> metrics = SegmentationMetrics(3, ignore_index=255)
+        >>> metrics.update(torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 1, 1, 255]]]))
+        >>> {name: round(value.item(), 3) for name, value in metrics.compute().items()}
+        {'aAcc': 0.667, 'mIoU': 0.5, 'mAcc': 0.75}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    confusion: Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int = 255, class_names: Sequence[str] | None = None) -> None:
+        super().__init__()
+        names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
+        if num_classes < 2 or len(names) != num_classes or len(set(names)) != num_classes:
+            raise ConfigError(
+                f"num_classes is {num_classes} and class_names are {names}; expected two or more classes, and as many "
+                "different names"
+            )
+        self.num_classes, self.ignore_index, self.class_names = num_classes, ignore_index, tuple(names)
+        #: (K, K) pixel counts, rows: mask, columns: prediction
+        empty = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.add_state("confusion", default=empty, dist_reduce_fx="sum")
+
+    def update(self, predictions: Tensor, masks: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            predictions: (B, H, W) class indices, or (B, K, H, W) logits. Indices are much the faster where the arg max
+                is at hand.
+            masks: (B, H, W) class indices or ``ignore_index``.
+
+        Raises:
+            ConfigError: if shapes do not fit.
+            DataError: if a mask value is neither a class nor ``ignore_index``, or a prediction is no class.
+        """
+        if predictions.is_floating_point() and predictions.dim() == 4 and predictions.shape[1] == self.num_classes:
+            predictions = predictions.argmax(dim=1)
+        if predictions.is_floating_point() or predictions.shape != masks.shape:
+            raise ConfigError(
+                f"predictions are {tuple(predictions.shape)} of {predictions.dtype}, masks {tuple(masks.shape)}; "
+                f"expected class indices (B, H, W) or logits (B, {self.num_classes}, H, W), and masks (B, H, W)"
+            )
+        valid = check_label_range(masks, self.num_classes, self.ignore_index)
+        targets, called = masks[valid].long(), predictions[valid].long()
+        if bool(((called < 0) | (called >= self.num_classes)).any()):
+            raise ConfigError(
+                f"predictions hold {int(called.min())} … {int(called.max())}; expected 0 … {self.num_classes - 1}"
+            )
+        pairs = targets * self.num_classes + called
+        counts = torch.bincount(pairs, minlength=self.num_classes**2)
+        self.confusion += counts.view(self.num_classes, self.num_classes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``aAcc``, ``mIoU`` and ``mAcc`` as scalars in [0, 1]; NaN if no pixel was counted."""
+        right, union, labelled = self._counts()
+        return {
+            "aAcc": (right.sum() / labelled.sum()).float(),
+            "mIoU": (right / union).nanmean().float(),
+            "mAcc": (right / labelled).nanmean().float(),
+        }
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Class name → ``IoU``, ``Acc`` (NaN where there is none) and ``share`` of the labelled pixels, in [0, 1].
+
+        Like ``compute`` it is about all processes; each of them must call it.
+        """
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        ):
+            right, union, labelled = self._counts()
+        table = torch.stack([right / union, right / labelled, labelled / labelled.sum()], dim=1).tolist()
+        columns = ("IoU", "Acc", "share")
+        return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.class_names, table, strict=True)}
+
+    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Per class (K,) float64: pixels right, pixels in the union, pixels labelled."""
+        confusion = self.confusion.double()
+        right, labelled = confusion.diagonal(), confusion.sum(dim=1)
+        return right, labelled + confusion.sum(dim=0) - right, labelled

@@ -1,0 +1,133 @@
+"""Heads of mmsegmentation behind our contract."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.heads.mmseg import WORKING_TYPES, MMSegHead
+
+CHANNELS, STRIDES, CLASSES = [24, 40, 56], [4, 8, 16], 5
+OPTIONS = {
+    "DAHead": {"pam_channels": 8},
+    "EMAHead": {"ema_channels": 16, "num_bases": 8, "num_stages": 2},
+    "ISAHead": {"isa_channels": 16},
+}
+
+
+def build(type_="UPerHead", channels=32, **options) -> MMSegHead:
+    torch.manual_seed(0)
+    return MMSegHead(CHANNELS, STRIDES, CLASSES, type=type_, channels=channels, **{**OPTIONS.get(type_, {}), **options})
+
+
+def pyramid(batch=2, height=64, width=48) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(batch, c, height // s, width // s, generator=generator)
+        for c, s in zip(CHANNELS, STRIDES, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("levels", ["all", "coarsest"])
+@pytest.mark.parametrize("type_", WORKING_TYPES)
+def test_logits_come_at_the_finest_level(type_, levels):
+    assert build(type_, levels=levels).eval()(pyramid()).shape == (2, CLASSES, 16, 12)
+
+
+@pytest.mark.parametrize("type_", ["UPerHead", "FCNHead", "SegformerHead", "FPNHead"])
+def test_with_group_norm_a_picture_does_not_feel_its_batch(type_):
+    head, levels = build(type_, dropout_ratio=0.0).double().train(), [level.double() for level in pyramid()]
+    alone = head([level[1:] for level in levels])
+    torch.testing.assert_close(head(levels)[1:], alone, rtol=0, atol=1e-12)
+
+
+def test_upernet_takes_its_width_from_the_finest_level_not_the_coarsest():
+    """GATE's released configuration gave the levels coarsest first, so its logits were those of 16×16 maps."""
+    head, levels = build().eval(), pyramid(batch=1)
+    changed = [levels[0].clone(), *levels[1:]]
+    changed[0][..., 7, 5] += 10.0
+    moved = (head(changed) - head(levels)).abs().amax(dim=(0, 1))
+    assert moved[7, 5] > 10 * moved[0, 11]
+
+
+@pytest.mark.parametrize(
+    ("levels", "read"),
+    [("all", {0, 1, 2}), ("finest", {0}), ("middle", {1}), ("coarsest", {2}), ([0, 2], {0, 2}), ([-1], {2})],
+)
+def test_a_head_reads_the_levels_it_is_told(levels, read):
+    head = build("FCNHead", levels=levels).eval()
+    inputs = [level.requires_grad_() for level in pyramid()]
+    head(inputs).sum().backward()
+    assert {index for index, level in enumerate(inputs) if level.grad is not None} == read
+
+
+def test_weights_are_initialised_as_mmsegmentation_means_it():
+    assert build(channels=256).decode_head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("GN", nn.GroupNorm), ("BN", nn.BatchNorm2d), ("SyncBN", nn.SyncBatchNorm)])
+def test_norm_is_the_one_asked_for(norm, kind):
+    norms = {type(module) for module in build(norm=norm).modules() if "Norm" in type(module).__name__}
+    assert norms
+    assert all(issubclass(found, kind) for found in norms)
+
+
+@pytest.mark.parametrize("channels", [5, 30, 48, 96])
+def test_group_norm_finds_groups_for_any_width(channels):
+    assert build(channels=channels).eval()(pyramid()).shape[1] == CLASSES
+
+
+def test_pools_may_be_larger_than_a_small_map():
+    assert build(pool_scales=(1, 2, 3, 6)).eval()(pyramid(height=16, width=16)).shape == (2, CLASSES, 4, 4)
+
+
+def test_two_classes_build_without_a_warning(recwarn):
+    MMSegHead(CHANNELS, STRIDES, 2, channels=16)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_the_state_dict_loads_into_a_second_head():
+    first, second = build(), build(channels=32)
+    for parameter in second.parameters():
+        nn.init.zeros_(parameter)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.eval()(pyramid()), second.eval()(pyramid()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"type_": "UPerhead"}, r"did you mean UPerHead\?.*FCNHead"),
+        ({"type_": "Mask2FormerHead"}, "'Mask2FormerHead' does not work.*UPerHead"),
+        ({"type_": "PSAHead"}, "'PSAHead' does not work"),
+        ({"norm": "LN"}, "norm='LN'; expected GN, BN, SyncBN"),
+        ({"levels": "third"}, "levels='third'; expected all, finest"),
+        ({"levels": [3]}, "levels 0 … 2"),
+        ({"levels": [0, -3]}, "at most once"),
+        ({"levels": []}, "levels 0 … 2"),
+        ({"pool_scale": [1]}, r"no option 'pool_scale' to set \(did you mean pool_scales\?\)"),
+        ({"in_index": [0]}, "no option 'in_index' to set"),
+        ({"type_": "FPNHead", "feature_strides": [4]}, "no option 'feature_strides' to set"),
+        ({"type_": "EMAHead", "ema_channels": 16, "num_bases": "x", "num_stages": 2}, "EMAHead cannot be built"),
+        ({"type_": "FCNHead", "num_convs": 0}, "FCNHead cannot be built"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        build(**arguments)
+
+
+def test_a_missing_option_of_a_type_is_named():
+    with pytest.raises(ConfigError, match=r"DAHead cannot be built.*pam_channels"):
+        MMSegHead(CHANNELS, STRIDES, CLASSES, type="DAHead")
+
+
+def test_building_a_head_prints_nothing():
+    code = "from gate_lightning.heads.mmseg import MMSegHead; MMSegHead([8], [4], 3, channels=8)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("", "")
