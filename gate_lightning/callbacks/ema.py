@@ -1,0 +1,108 @@
+"""Exponential moving average of the trainable weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from gate_lightning.errors import ConfigError
+
+
+class WeightAverage(Callback):
+    """Keeps an average of the trainable weights; validation and export see the average, training does not.
+
+    The average is part of the checkpoint.  Its weight grows from 0.1 to ``decay`` over the first steps, so that the
+    random initial weights are forgotten.
+
+    Args:
+        decay: share of the old average kept at each optimiser step, in [0, 1).
+
+    Raises:
+        ConfigError: ``decay`` is out of range.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ConfigError(f"decay is {decay}; expected 0 <= decay < 1, for example 0.999.")
+        self.decay = decay
+        self._average: dict[str, Tensor] = {}
+        self._last_step = -1
+        self._kept: dict[str, Tensor] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start from the present weights, or move a restored average to the module's device."""
+        parameters = dict(_trainable(pl_module))
+        if not self._average:
+            self._average = {name: p.detach().clone() for name, p in parameters.items()}
+        missing = parameters.keys() ^ self._average.keys()
+        if missing:
+            raise ConfigError(
+                f"The restored weight average and the module disagree about {sorted(missing)[:3]} (and possibly more); "
+                f"expected the same trainable weights. Resume with the configuration the run was started with."
+            )
+        self._average = {name: a.to(parameters[name].device) for name, a in self._average.items()}
+        self._last_step = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Move the average one step, once per optimiser step (not per accumulated batch)."""
+        step = trainer.global_step
+        if step == self._last_step:
+            return
+        self._last_step = step
+        decay = min(self.decay, (1.0 + step) / (10.0 + step))
+        names, values = zip(*_trainable(pl_module), strict=True)
+        torch._foreach_lerp_([self._average[n] for n in names], [v.detach() for v in values], 1.0 - decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the module."""
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the trained weights back."""
+        self._swap_out(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """An interrupted validation must not leave the average behind as trained weights."""
+        self._swap_out(pl_module)
+
+    @contextmanager
+    def averaged(self, pl_module: LightningModule) -> Iterator[None]:
+        """Context in which the module holds the average."""
+        self._swap_in(pl_module)
+        try:
+            yield
+        finally:
+            self._swap_out(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, for the checkpoint."""
+        return {"average": self._average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the average."""
+        self._average = dict(state_dict["average"])
+
+    @torch.no_grad()
+    def _swap_in(self, pl_module: LightningModule) -> None:
+        if self._kept or not self._average:
+            return
+        for name, parameter in _trainable(pl_module):
+            self._kept[name] = parameter.detach().clone()
+            parameter.copy_(self._average[name])
+
+    @torch.no_grad()
+    def _swap_out(self, pl_module: LightningModule) -> None:
+        for name, parameter in _trainable(pl_module):
+            if name in self._kept:
+                parameter.copy_(self._kept[name])
+        self._kept.clear()
+
+
+def _trainable(module: LightningModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
