@@ -42,8 +42,8 @@ def _fractions(objects: Sequence[ObjectSpec], masks: Sequence[np.ndarray]) -> np
     covered[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = False
     order = sorted(range(len(objects)), key=lambda i: objects[i].y)
     for i in reversed(order):
-        whole = np.count_nonzero(masks[i])
-        result[i] = np.count_nonzero(masks[i] & ~covered) / max(whole, 1)
+        whole = int(np.count_nonzero(masks[i]))
+        result[i] = int(np.count_nonzero(masks[i] & ~covered)) / max(whole, 1)
         covered |= masks[i]
     return result
 

@@ -116,8 +116,8 @@ def _background(spec: SceneSpec, v: np.ndarray, size: int, transform: np.ndarray
 
 def _paint(spec: SceneSpec, codes: np.ndarray, owners: list, background: np.ndarray, plain: bool) -> np.ndarray:
     """Picture at the supersampled size, float32 (size, size, 3) in 0..255, without the look of the domain."""
-    fills = [(0.0, 0.0, 0.0)] * _FIRST
-    lines = [(0.0, 0.0, 0.0)] * _FIRST
+    fills: list[tuple[float, ...]] = [(0.0, 0.0, 0.0)] * _FIRST
+    lines: list[tuple[float, ...]] = [(0.0, 0.0, 0.0)] * _FIRST
     regions = [0] * _FIRST
     dark = spec.domain == "target"
     for shape, index in owners[_FIRST:]:
@@ -185,7 +185,7 @@ def render(
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
     if spec.domain == "target" and not plain:
         image = _to_target(image, spec, matrix)
-    part_of = np.array([0, 1] + [shape.part for shape, _ in owners[_FIRST:]], dtype=np.uint8)
+    part_of = np.array([0, 1] + [shape.part for shape, _ in owners[_FIRST:] if shape is not None], dtype=np.uint8)
     instance_of = np.array([index + 1 for _, index in owners], dtype=np.uint8)
     instances = instance_of[codes]
     picture = np.rint(np.clip(image, 0.0, 255.0)).astype(np.uint8)

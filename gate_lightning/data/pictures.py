@@ -1,0 +1,118 @@
+"""Picture files of every kind as uint8 RGB arrays, or an error that says why not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from gate_lightning.errors import DataError
+
+__all__ = ["MASK_SUFFIXES", "PICTURE_SUFFIXES", "opened", "picture_size", "read_image", "read_mask_values"]
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+#: formats without loss
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+
+_TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
+_INDEX_MODES = {"1", "L", "P", "I;16", "I;16B", "I"}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An open PIL picture; whatever goes wrong inside becomes a `DataError` that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} is no picture that can be read ({path.stat().st_size} bytes); replace it") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} claims an enormous size: {error}; cut it into smaller pictures") from error
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} does not decode ({error}); it is damaged or cut off, replace it") from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) as shown, from the header alone.
+
+    Raises:
+        DataError: no picture, or of a kind that `read_image` refuses.
+    """
+    with opened(path) as image:
+        _refuse(path, image)
+        width, height = image.size
+        return (width, height) if _orientation(image) in _TURNED else (height, width)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A picture as uint8 (H, W, 3) RGB.
+
+    Grey pictures get three equal channels, 16-bit grey is divided by 257, transparent pixels are laid on white, and
+    EXIF rotation is applied.
+
+    Raises:
+        DataError: the file is missing, damaged, animated, CMYK or in another colour space.
+    """
+    with opened(path) as image:
+        _refuse(path, image)
+        turned = ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+        turned.load()
+        if turned.mode.startswith("I"):
+            return _from_sixteen_bits(path, np.asarray(turned))
+        if turned.mode in ("LA", "PA", "RGBA") or "transparency" in turned.info:
+            opaque = Image.new("RGBA", turned.size, (255, 255, 255, 255))
+            turned = Image.alpha_composite(opaque, turned.convert("RGBA"))
+        return np.array(turned.convert("RGB"))
+
+
+def read_mask_values(path: Path) -> np.ndarray:
+    """What a mask file holds: int32 (H, W) for index masks (palette PNGs are read as indices), uint8 (H, W, 3) for RGB.
+
+    Raises:
+        DataError: missing, damaged, or of another kind.
+    """
+    with opened(path) as image:
+        if image.mode in _INDEX_MODES:
+            return np.array(image).astype(np.int32)
+        if image.mode == "RGBA" and np.asarray(image)[..., 3].min() == 255:
+            return np.array(image.convert("RGB"))
+        if image.mode == "RGB":
+            return np.array(image)
+        raise DataError(
+            f"{path} is a mask of mode {image.mode}; expected an index PNG with one channel, "
+            "or opaque RGB with a palette file"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole file to look for it behind the pixels
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _refuse(path: Path, image: Image.Image) -> None:
+    # Telephones store a preview as a second picture of a JPEG (MPO); the first is the photograph.
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise DataError(f"{path} holds {frames} pictures ({image.format}); save the one you mean by itself")
+    if image.mode == "CMYK":
+        raise DataError(f"{path} is CMYK, made for printing; convert it to RGB with its colour profile first")
+    if image.mode in ("F", "LAB", "HSV", "YCbCr"):
+        raise DataError(f"{path} has colour mode {image.mode}; save it as 8-bit RGB or grey")
+
+
+def _from_sixteen_bits(path: Path, values: np.ndarray) -> np.ndarray:
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(f"{path} holds values from {values.min()} to {values.max()}; expected 16 bits: 0 to 65535")
+    grey = np.rint(values / 257.0).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)

@@ -1,0 +1,162 @@
+"""Which pictures make up which batch: pure functions of (seed, epoch, batch number, process).
+
+The samplers yield whole batches (lists of draws) and go into a DataLoader with ``batch_size=None``. They derive from
+`DistributedSampler` only so that Lightning, which replaces every other sampler when training is distributed, leaves
+them alone: they shard by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from gate_lightning.data.samples import Draw, keyed_generator
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import SegmentationBatch
+
+__all__ = ["BatchLoader", "EvaluationBatches", "TrainingBatches", "epoch_order", "group_by_size"]
+
+#: (epoch, number of the first batch to yield)
+Position = Callable[[], tuple[int, int]]
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 (length,) permutation of a pass over the data, the same in every process."""
+    return keyed_generator("order", seed, epoch).permutation(length)
+
+
+class _Batches(DistributedSampler[Any]):
+    """Base of samplers that yield lists of draws and know their share of the work."""
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        super().__init__(range(length), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: the position says where training is."""
+
+
+class TrainingBatches(_Batches):
+    """Shuffled batches that can start in the middle of an epoch.
+
+    The global order of pictures does not depend on the number of processes: step s of an epoch takes the s-th run of
+    ``batch_size * world_size`` pictures of its permutation, and each process its share. Pictures that do not fill a
+    global batch wait for a later epoch.
+
+    Args:
+        length: number of pictures.
+        batch_size: pictures per process and batch.
+        seed: of the permutations.
+        position: asked whenever iteration starts; without one, every iteration is the next epoch.
+        rank, world_size: this process and their number.
+
+    Raises:
+        ConfigError: fewer pictures than one global batch needs.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        position: Position | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
+        if length < batch_size * world_size:
+            raise ConfigError(
+                f"a batch of {batch_size} on {world_size} process(es) needs {batch_size * world_size} training "
+                f"pictures, there are {length}; use dataset.batch_size={max(length // world_size, 1)} or less"
+            )
+        super().__init__(length, rank, world_size)
+        self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
+        self._epochs = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also where iteration starts in its middle (Lightning counts on it)."""
+        return self.length // (self.batch_size * self.num_replicas)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        # Not a generator: the position is that of now, not that of the first batch being asked for.
+        return self._next_epoch() if self.position is None else self._rest_of(*self.position())
+
+    def _next_epoch(self) -> Iterator[list[Draw]]:
+        # Counted here and not in __iter__, which loaders with workers call twice.
+        epoch = self._epochs
+        self._epochs += 1
+        yield from self._rest_of(epoch, 0)
+
+    def _rest_of(self, epoch: int, first: int) -> Iterator[list[Draw]]:
+        order = epoch_order(self.length, self.seed, epoch)
+        for number in range(first, len(self)):
+            start = (number * self.num_replicas + self.rank) * self.batch_size
+            yield [Draw(int(index), epoch) for index in order[start : start + self.batch_size]]
+
+
+def group_by_size(sizes: Sequence[Hashable], batch_size: int | None, together: int) -> list[list[int]]:
+    """Indices in batches of equal size, in order.
+
+    Args:
+        sizes: size of every picture (anything that can be compared).
+        batch_size: largest batch; None for ``together`` where all sizes are equal and 1 where they are not.
+        together: see ``batch_size``.
+    """
+    if batch_size is None:
+        batch_size = together if len(set(sizes)) == 1 else 1
+    groups: dict[Hashable, list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    batches = [group[at : at + batch_size] for group in groups.values() for at in range(0, len(group), batch_size)]
+    return sorted(batches)
+
+
+class EvaluationBatches(_Batches):
+    """Every picture once, in fixed order; process r of n takes every n-th batch, starting with the r-th.
+
+    Args:
+        batches: indices of every batch.
+        rank, world_size: this process and their number.
+        pad: give all processes equally many batches by repeating the last one as padding, whose masks become void.
+            Inside training this is needed: distributed forward passes wait for each other.
+    """
+
+    def __init__(self, batches: Sequence[Sequence[int]], rank: int = 0, world_size: int = 1, pad: bool = True) -> None:
+        super().__init__(len(batches), rank, world_size)
+        draws = [[Draw(index) for index in batch] for batch in batches]
+        missing = -len(draws) % world_size if pad else 0
+        draws += [[replace(draw, padding=True) for draw in draws[-1]]] * missing
+        self.own = draws[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return iter(self.own)
+
+
+def _as_is(batch: SegmentationBatch) -> SegmentationBatch:
+    return batch
+
+
+class BatchLoader(DataLoader[SegmentationBatch]):
+    """A DataLoader over a sampler of batches.
+
+    Its (empty) state tells Lightning that it can be resumed in the middle of an epoch. What it would have to save is
+    in the trainer's counters, which the sampler's position reads.
+    """
+
+    # Keyword only: Lightning builds loaders for prediction anew, from recorded arguments and its own.
+    def __init__(self, dataset: Dataset[Any], *, sampler: Any, **kwargs: Any) -> None:
+        super().__init__(dataset, **{"batch_size": None, "collate_fn": _as_is, **kwargs, "sampler": sampler})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing to save."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""

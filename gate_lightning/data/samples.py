@@ -1,0 +1,164 @@
+"""One picture with what belongs to it, and how pictures become batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from gate_lightning.data.protocol import IGNORE_INDEX
+from gate_lightning.structures import Conditions, SegmentationBatch
+
+__all__ = [
+    "Draw",
+    "Sample",
+    "SampleSource",
+    "SegmentationViews",
+    "Transform",
+    "collate",
+    "keyed_generator",
+    "to_tensor",
+]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture before it becomes a tensor.
+
+    Attributes:
+        sample_id: name of the picture, unique in its data set; noise and augmentation are keyed by it.
+        image: uint8 (H, W, 3) RGB.
+        mask: uint8 (H, W) class indices, 255 void; None for unlabelled pictures. In evaluation it keeps the size of
+            the file while ``image`` may be resized.
+        caption: description of the picture, or None.
+        controls: control name → uint8 (H, W, 3) picture that is cropped and flipped along.
+        window: (top, left) of a crop in the resized picture, in pixels.
+    """
+
+    sample_id: str
+    image: np.ndarray
+    mask: np.ndarray | None
+    caption: str | None = None
+    controls: Mapping[str, np.ndarray] = field(default_factory=dict)
+    window: tuple[int, int] = (0, 0)
+
+    def map_pictures(self, function: Callable[[np.ndarray], np.ndarray]) -> Sample:
+        """``function`` applied to the picture and its controls."""
+        controls = {name: function(control) for name, control in self.controls.items()}
+        return replace(self, image=function(self.image), controls=controls)
+
+    def map_all(self, function: Callable[[np.ndarray], np.ndarray]) -> Sample:
+        """``function`` applied to picture, controls and mask: for geometry without interpolation."""
+        mapped = self.map_pictures(function)
+        return replace(mapped, mask=None if self.mask is None else function(self.mask))
+
+
+#: random numbers come from the generator only, so that a draw is a function of its key
+Transform = Callable[[Sample, np.random.Generator], Sample]
+
+
+class SampleSource(Protocol):
+    """A split of a data set, readable by index from several processes."""
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+
+    def sample_id(self, index: int) -> str:
+        """Name of picture ``index``."""
+
+    def load(self, index: int) -> Sample:
+        """Picture ``index`` as it is in the file."""
+
+    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
+        """(height, width) of the picture and of its mask, without decoding them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What the samplers hand to the data set.
+
+    Attributes:
+        index: which picture.
+        epoch: which augmentation draw of it.
+        padding: repeated only so that all processes have equally many batches: its mask becomes void.
+    """
+
+    index: int
+    epoch: int = 0
+    padding: bool = False
+
+
+def keyed_generator(*key: object) -> np.random.Generator:
+    """Random numbers that depend on ``key`` only (not on process, worker or order)."""
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+class SegmentationViews(Dataset[SegmentationBatch]):
+    """Reads, transforms and collates whole batches.
+
+    Args:
+        source: the split.
+        transform: applied to every sample.
+        seed: of the augmentation.
+        random: whether the transform uses its generator. If so, the view of a sample is ``draw<epoch>``, else "".
+    """
+
+    def __init__(self, source: SampleSource, transform: Transform, seed: int = 0, random: bool = False) -> None:
+        self.source, self.transform, self.seed, self.random = source, transform, seed, random
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, draws: Sequence[Draw]) -> SegmentationBatch:
+        """The batch of ``draws``, one picture each."""
+        views = tuple(f"draw{draw.epoch}" if self.random else "" for draw in draws)
+        return collate([self._read(draw, view) for draw, view in zip(draws, views, strict=True)], views)
+
+    def _read(self, draw: Draw, view: str) -> Sample:
+        sample = self.source.load(draw.index)
+        sample = self.transform(sample, keyed_generator("augmentation", self.seed, sample.sample_id, view))
+        if draw.padding and sample.mask is not None:
+            sample = replace(sample, mask=np.full_like(sample.mask, IGNORE_INDEX))
+        return sample
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) in 0 … 255 → float32 (3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(127.5).sub_(1.0)
+
+
+def _to_control(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255.0)
+
+
+def collate(samples: Sequence[Sample], views: Sequence[str] = ()) -> SegmentationBatch:
+    """Samples of one size → batch. Either all samples have a mask (a caption) or none has.
+
+    Args:
+        samples: at least one.
+        views: name of the augmentation draw of each; () for plain pictures.
+    """
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    captions = [sample.caption for sample in samples if sample.caption is not None]
+    conditions = Conditions(
+        sample_ids=tuple(sample.sample_id for sample in samples),
+        views=tuple(views),
+        windows=tuple(sample.window for sample in samples),
+        captions=tuple(captions) if captions else None,
+        control_images={
+            name: torch.stack([_to_control(sample.controls[name]) for sample in samples])
+            for name in samples[0].controls
+        },
+    )
+    return SegmentationBatch(
+        images=torch.stack([to_tensor(sample.image) for sample in samples]),
+        masks=torch.from_numpy(np.stack(masks)).long() if masks else None,
+        conditions=conditions,
+    )
