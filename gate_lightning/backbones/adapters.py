@@ -1,0 +1,135 @@
+"""LoRA adapters beside the frozen network: low-rank branches added by forward hooks, per sample.
+
+The network is never changed: its weights, module paths and state dict stay those of the file. During a pass each
+adapted module gets one hook that adds scale · up(down(x)) to the rows of the samples steered by that adapter. So
+samples under different adapters, scales, or none share one batch, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gate_lightning.backbones.base import Adapters
+
+__all__ = ["Adapter", "AdapterBank", "LowRank"]
+
+
+class LowRank(nn.Module):
+    """One low-rank branch: x → up(down(x)), for a linear layer or a convolution.
+
+    Args:
+        base: the frozen layer it is added to; its stride, padding and dilation apply to ``down``.
+        down: (rank, in) or (rank, in, kh, kw).
+        up: (out, rank) or (out, rank, 1, 1).
+        strength: alpha / rank, or alpha / √rank for rank-stabilised LoRA; whoever adds the output multiplies by it.
+    """
+
+    down: Tensor
+    up: Tensor
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, down: Tensor, up: Tensor, strength: float) -> None:
+        super().__init__()
+        self.register_buffer("down", down.to(base.weight))
+        self.register_buffer("up", up.to(base.weight))
+        self.strength = strength
+        self.geometry = (base.stride, base.padding, base.dilation) if isinstance(base, nn.Conv2d) else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What is added, times strength and scale, to the output of the frozen layer."""
+        if self.geometry is None:
+            return F.linear(F.linear(inputs, self.down), self.up)
+        stride, padding, dilation = self.geometry
+        return F.conv2d(F.conv2d(inputs, self.down, None, stride, padding, dilation), self.up)
+
+
+class Adapter(nn.Module):
+    """One LoRA: its low-rank branches by part ("unet", "text_encoder") and module path.
+
+    Attributes:
+        source: where it was read from.
+        digest: hash of the file.
+        paths: part → module paths it acts on.
+    """
+
+    def __init__(self, source: str, digest: str, parts: Mapping[str, Mapping[str, LowRank]]) -> None:
+        super().__init__()
+        self.source = source
+        self.digest = digest
+        self.paths: dict[str, tuple[str, ...]] = {part: tuple(layers) for part, layers in parts.items() if layers}
+        # module paths contain dots, which names of submodules may not: kept by position instead
+        self.layers = nn.ModuleDict({part: nn.ModuleList(parts[part].values()) for part in self.paths})
+
+    def branches(self, part: str) -> Iterator[tuple[str, LowRank]]:
+        """(module path, low-rank branch) of one part."""
+        for index, path in enumerate(self.paths.get(part, ())):
+            branch = self.get_submodule(f"layers.{part}.{index}")
+            assert isinstance(branch, LowRank)
+            yield path, branch
+
+
+@dataclass
+class _AddBranches:
+    """Forward hook that adds low-rank branches to the rows they are for; a class so that modules stay picklable."""
+
+    branches: list[tuple[LowRank, float, slice]]
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # in place on views: nothing else holds the fresh output of a linear layer or convolution, and copies cost more
+        # than the low-rank products themselves
+        for branch, scale, rows in self.branches:
+            output[rows].add_(branch(inputs[0][rows]), alpha=scale * branch.strength)
+
+
+class AdapterBank(nn.Module):
+    """The adapters loaded beside one set of weights, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.adapters
+
+    def __getitem__(self, name: str) -> Adapter:
+        adapter = self.adapters[name]
+        assert isinstance(adapter, Adapter)
+        return adapter
+
+    def add(self, name: str, adapter: Adapter) -> None:
+        """Keep ``adapter`` under ``name``."""
+        self.adapters[name] = adapter.requires_grad_(False)
+
+    def acting_on(self, part: str, adapters: Adapters) -> Adapters:
+        """Those of ``adapters`` that have branches in ``part`` and a scale other than zero."""
+        return tuple((name, scale) for name, scale in adapters if scale != 0.0 and part in self[name].paths)
+
+    @contextmanager
+    def applied(self, root: nn.Module, part: str, rows: Sequence[Adapters] | None) -> Iterator[None]:
+        """While open, row i of every batch through ``root`` is steered by the adapters ``rows[i]``."""
+        hooks = self._hooks(part, rows or ())
+        handles = []
+        try:
+            for path, hook in hooks.items():
+                # before other hooks: whoever listens to the module hears the steered output
+                handles.append(root.get_submodule(path).register_forward_hook(hook, prepend=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hooks(self, part: str, rows: Sequence[Adapters]) -> dict[str, _AddBranches]:
+        hooks: dict[str, _AddBranches] = {}
+        start = 0
+        for adapters, run in groupby(rows):  # branches lie one after the other, so runs are long
+            end = start + len(list(run))
+            for name, scale in self.acting_on(part, adapters):
+                for path, branch in self[name].branches(part):
+                    hooks.setdefault(path, _AddBranches([])).branches.append((branch, scale, slice(start, end)))
+            start = end
+        return hooks

@@ -1,0 +1,221 @@
+"""What every frozen backbone offers, whatever its architecture."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.structures import FeatureInfo, Identity
+
+__all__ = ["Adapters", "Backbone", "LayerKind", "LayerSpec", "Residuals"]
+
+#: adapters that act on one sample: (name, scale) each; none is the bare network.
+Adapters = tuple[tuple[str, float], ...]
+#: ControlNet residuals of a batch: one tensor per skip connection, and the one of the middle block.
+Residuals = tuple[tuple[Tensor, ...], Tensor]
+#: how a hook reads a layer: a module's output or input map, tokens (B, N, C) to lay out as a map, attention weights.
+LayerKind = Literal["output", "input", "tokens", "attention"]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Where one layer id is found in the network and what comes out there.
+
+    Attributes:
+        module: path of the module inside the denoiser; for ``attention`` the one with ``to_q`` and ``to_k``.
+        kind: how it is read, see LayerKind.
+        channels: channels of the feature map; heads for ``attention``.
+        stride: pixels of the picture per position; 0 for ``attention``, which is no map: (B, heads, queries, keys).
+        grid: path of the module whose input map (B, C, h, w) the tokens come from, "" if no tokens.
+    """
+
+    module: str
+    kind: LayerKind
+    channels: int
+    stride: int
+    grid: str = ""
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen network that sees pictures; activations of its denoiser are the features.
+
+    It is frozen and in evaluation mode for good: ``train()`` does not reach it.
+
+    Attributes:
+        family: architecture family, which layer presets are kept by.
+        identity: which weights these are.
+        layers: layer id → LayerSpec, in the order in which the network computes them.
+        supports: names of the techniques that can steer it.
+        latent_channels, latent_stride: shape of the latents: (B, latent_channels, H / stride, W / stride).
+        size_multiple: heights and widths of pictures must be multiples of this.
+        minimum_size: smallest side of a picture in pixels.
+        native_size: side in pixels of the pictures it was trained on.
+        num_train_timesteps: length of the noise schedule.
+        prediction_type: "epsilon", "v_prediction", "sample", or "" without a denoiser.
+    """
+
+    family: str
+    identity: Identity
+    layers: Mapping[str, LayerSpec]
+    supports: frozenset[str]
+    latent_channels: int
+    latent_stride: int
+    size_multiple: int
+    minimum_size: int
+    native_size: int
+    num_train_timesteps: int
+    prediction_type: str
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> nn.Module:
+        """The module that layer paths start from."""
+
+    @abstractmethod
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents' posterior, both scaled, (B, c, h, w).
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+        """
+
+    @abstractmethod
+    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> Tensor:
+        """Prompt embeddings (B, T, C), the text encoder steered by the text parts of ``adapters``."""
+
+    @abstractmethod
+    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """Latents at the noise level of ``timestep``: √ᾱ·latents + √(1-ᾱ)·noise."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: Tensor,
+        residuals: Residuals | None = None,
+        adapters: Sequence[Adapters] | None = None,
+    ) -> Tensor:
+        """One pass of the denoiser; its prediction (B, c, h, w).
+
+        Args:
+            latents: noisy latents (B, c, h, w).
+            timestep: what the denoiser is told.
+            prompt_embeds: (B, T, C).
+            residuals: ControlNet residuals to add, or None.
+            adapters: for each sample the adapters that steer it, or None for none.
+        """
+
+    def control_residuals(
+        self, name: str, latents: Tensor, timestep: int, prompt_embeds: Tensor, control_images: Tensor
+    ) -> Residuals:
+        """What the ControlNet ``name`` adds to the denoiser's skips and middle, at scale 1.
+
+        Args:
+            name: of a ControlNet that was required before.
+            latents: noisy latents (B, c, h, w).
+            timestep: of the pass.
+            prompt_embeds: (B, T, C).
+            control_images: (B, 3, H, W) in [0, 1], H and W of the picture.
+        """
+        raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")
+
+    def require_controlnet(self, name: str) -> None:
+        """Load the ControlNet ``name`` unless it is there."""
+        raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")
+
+    def require_adapter(self, name: str, source: str) -> None:
+        """Load the LoRA of ``source`` under ``name`` unless it is there."""
+        raise ConfigError(f"{self.identity.name} takes no LoRA; use techniques=none with it")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return next(iter(self.parameters())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.parameters())).device
+
+    @property
+    def description(self) -> dict[str, object]:
+        """What the features depend on, JSON-able; for caches and checkpoints."""
+        identity = self.identity
+        return {
+            "family": self.family,
+            "name": identity.name,
+            "revision": identity.revision,
+            "digest": identity.digest,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    def text_adapters(self, adapters: Adapters) -> Adapters:
+        """Those of ``adapters`` that change the text encoder."""
+        del adapters
+        return ()
+
+    def encode(self, images: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
+        """Scaled latents (B, c, h, w): the posterior mean, or mean + std · ``posterior_noise`` where that is given."""
+        mean, std = self.encode_moments(images)
+        return mean if posterior_noise is None else mean + std * posterior_noise.to(mean)
+
+    def feature_info(self, layer_ids: Iterable[str]) -> dict[str, FeatureInfo]:
+        """Channels and stride of each layer id, in the order given.
+
+        Raises:
+            ConfigError: an id this backbone does not have.
+        """
+        info = {}
+        for layer_id in layer_ids:
+            spec = self.layers.get(layer_id)
+            if spec is None:
+                raise ConfigError(f"{self.identity.name} has no layer {layer_id!r}; it has {len(self.layers)} others")
+            info[layer_id] = FeatureInfo(spec.channels, spec.stride, spec.module)
+        return info
+
+    def check_timestep(self, timestep: int) -> None:
+        """Raise ConfigError unless 0 ≤ timestep < num_train_timesteps."""
+        if isinstance(timestep, bool) or not isinstance(timestep, int):
+            raise ConfigError(f"timestep {timestep!r} is a {type(timestep).__name__}; expected an integer")
+        if not 0 <= timestep < self.num_train_timesteps:
+            raise ConfigError(
+                f"timestep {timestep} is outside 0 … {self.num_train_timesteps - 1}, the noise schedule of "
+                f"{self.identity.name}; choose one inside (features are usually read between 25 and 300)"
+            )
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise DataError unless the pictures are (B, 3, H, W) of a size this backbone can read."""
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise DataError(
+                f"pictures of shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3, H, W), "
+                "floating point in [-1, 1]"
+            )
+        height, width = images.shape[-2:]
+        if min(height, width) < self.minimum_size:
+            raise DataError(
+                f"a picture of {height} × {width} pixels (height × width) is too small for {self.identity.name}, which "
+                f"needs at least {self.minimum_size} on each side; enlarge it first"
+            )
+        multiple = self.size_multiple
+        if height % multiple or width % multiple:
+            near = [f"{side // multiple * multiple} or {-(-side // multiple) * multiple}" for side in (height, width)]
+            raise DataError(
+                f"a picture of {height} × {width} pixels (height × width); {self.identity.name} reads multiples of "
+                f"{multiple}. Nearest: height {near[0]}, width {near[1]}. Pad, crop or resize it"
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode: a frozen backbone has nothing to train."""
+        del mode
+        return super().train(False)
+
+    def freeze(self) -> Self:
+        """Switch gradients off and evaluation mode on."""
+        return self.requires_grad_(False).train(False)

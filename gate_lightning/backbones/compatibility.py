@@ -1,0 +1,64 @@
+"""Whether networks belong together, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import ControlNetModel, UNet2DConditionModel
+
+from gate_lightning.errors import WeightsError
+
+__all__ = ["check_controlnet", "check_parts"]
+
+
+def check_parts(unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Mapping[str, Any], tokens: int) -> None:
+    """Raise WeightsError unless these are the parts of one Stable Diffusion 1.x or 2.x model.
+
+    Args:
+        unet, vae, text_encoder: their configs.
+        tokens: length of the tokenizer.
+    """
+    extra = unet.get("addition_embed_type") or unet.get("class_embed_type")
+    if extra:
+        raise WeightsError(
+            f"the U-Net needs additional conditions ({extra!r}, as Stable Diffusion XL does); "
+            f"expected a Stable Diffusion 1.x or 2.x model"
+        )
+    # transformers gives a two-token tokenizer, without an error, for a folder that holds none
+    vocabulary = text_encoder.get("vocab_size")
+    if tokens != vocabulary:
+        raise WeightsError(
+            f"the tokenizer has {tokens} tokens, the text encoder {vocabulary}: the tokenizer's files are "
+            f"missing or belong to another model. Expected tokenizer/ with vocab.json and merges.txt, or tokenizer.json"
+        )
+    width, expected = text_encoder.get("hidden_size"), unet.get("cross_attention_dim")
+    if width != expected:
+        raise WeightsError(f"the text encoder gives {width} channels, the U-Net reads {expected}: parts of two models")
+    reads, gives = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if reads != gives:
+        raise WeightsError(
+            f"the U-Net reads {reads} channels, the autoencoder gives {gives}; "
+            f"expected a text-to-image model (not inpainting, depth or upscaling)"
+        )
+
+
+def check_controlnet(
+    name: str, controlnet: ControlNetModel, unet: UNet2DConditionModel, latent_stride: int, backbone: str
+) -> None:
+    """Raise WeightsError unless the ControlNet's residuals fit the U-Net."""
+    own, other = unet.config, controlnet.config
+    keys = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
+    wrong = [f"{key} {other[key]} (U-Net: {own[key]})" for key in keys if _plain(own[key]) != _plain(other[key])]
+    stride = 2 ** (len(other["conditioning_embedding_out_channels"]) - 1)
+    if stride != latent_stride:
+        wrong.append(f"control pictures reduced by {stride} (latents: {latent_stride})")
+    if wrong:
+        raise WeightsError(
+            f"ControlNet {name!r} is made for another architecture than {backbone}: {', '.join(wrong)}. "
+            f"Give one trained on this backbone"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,131 @@
+"""The raw-pixel control: what a head gets from the picture and its coordinates alone, no diffusion model at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gate_lightning.backbones.base import Adapters, Backbone, LayerSpec, Residuals
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import Identity
+
+__all__ = ["PixelBackbone", "space_to_depth"]
+
+
+class PixelBackbone(Backbone):
+    """Patches of pixels and their normalised position, one layer per stride, under the contract of a backbone.
+
+    There is no noise and no text: timesteps and prompts are accepted and change nothing, techniques are refused.
+
+    Args:
+        strides: patch sizes in pixels, coarse to fine. The default is that of the tiny backbone's upsamplers.
+        native_size: side in pixels of the windows that large pictures are read in: that of the backbone compared to.
+    """
+
+    family = "pixels"
+    _place: Tensor
+
+    def __init__(self, strides: Sequence[int] = (16, 8, 4), native_size: int = 64) -> None:
+        super().__init__()
+        if not strides or list(strides) != sorted(set(strides), reverse=True) or strides[-1] < 1:
+            raise ConfigError(f"strides={list(strides)}: expected different positive patch sizes, coarse to fine")
+        self.identity = Identity("pixels", "", "")
+        self.patches = _Patches(strides)
+        self.layers = {
+            f"pixels-stride{stride}": LayerSpec(f"stride{stride}", "output", 3 * stride * stride + 2, stride)
+            for stride in strides
+        }
+        self.supports = frozenset()
+        self.latent_channels = 3
+        self.latent_stride = 1
+        self.size_multiple = 1
+        self.minimum_size = max(strides)
+        if native_size < self.minimum_size:
+            raise ConfigError(f"native_size={native_size}: expected at least the largest patch, {self.minimum_size}")
+        self.native_size = native_size
+        self.num_train_timesteps = 1000
+        self.prediction_type = ""
+        # tells dtype and device, as there is no weight
+        self.register_buffer("_place", torch.zeros(1), persistent=False)
+        self.freeze()
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The module that cuts patches."""
+        return self.patches
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the features."""
+        return self._place.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are made."""
+        return self._place.device
+
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures themselves, without spread."""
+        images = images.to(self.dtype)
+        return images, torch.zeros_like(images)
+
+    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> Tensor:
+        """Nothing: (B, 0, 0)."""
+        return torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """The latents as they are."""
+        return latents
+
+    def denoise(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: Tensor,
+        residuals: Residuals | None = None,
+        adapters: Sequence[Adapters] | None = None,
+    ) -> Tensor:
+        """Cut the pictures (B, 3, H, W) into patches of every stride; the pictures."""
+        self.patches(latents)
+        return latents
+
+
+class _Patches(nn.Module):
+    def __init__(self, strides: Sequence[int]) -> None:
+        super().__init__()
+        for stride in strides:
+            self.add_module(f"stride{stride}", _Patch(stride))
+
+    def forward(self, images: Tensor) -> None:
+        for patch in self.children():
+            patch(images)
+
+
+class _Patch(nn.Module):
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = space_to_depth(images, self.stride)
+        batch, _, height, width = patches.shape
+        rows, columns = (
+            (torch.arange(count, device=images.device, dtype=images.dtype) + 0.5) / count * 2 - 1
+            for count in (height, width)
+        )
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        position = torch.stack([x, y]).expand(batch, -1, -1, -1)
+        return torch.cat([patches, position], dim=1)
+
+
+def space_to_depth(images: Tensor, stride: int) -> Tensor:
+    """Patches (B, C·stride², ⌈H/stride⌉, ⌈W/stride⌉) of images (B, C, H, W).
+
+    Where a patch overhangs the picture, the border is repeated.
+    """
+    height, width = images.shape[-2:]
+    overhang = (0, -width % stride, 0, -height % stride)
+    return F.pixel_unshuffle(F.pad(images, overhang, mode="replicate"), stride)

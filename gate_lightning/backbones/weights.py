@@ -1,0 +1,223 @@
+"""Weight files: where they are, whether they are whole, and which they are.
+
+Everything here runs before a library opens the files, so that a missing, truncated or mistaken download is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from gate_lightning.errors import WeightsError
+
+__all__ = [
+    "ASSET",
+    "PART_PATTERNS",
+    "check_weight_file",
+    "file_digest",
+    "find_weights",
+    "folder_digest",
+    "open_part",
+    "read_json",
+    "weight_files",
+]
+
+#: prefix of sources shipped in the package: ``asset:tiny/controlnet``.
+ASSET = "asset:"
+
+#: files of one network in its folder, for downloads.
+PART_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
+
+_WHOLE = 64 * 2**20  # files up to 64 MiB are hashed whole
+_BLOCK = 2**20
+_BLOCKS = 64
+
+
+def find_weights(
+    source: str, revision: str | None = None, patterns: Iterable[str] = (), offline: bool = False, advice: str = ""
+) -> Path:
+    """Local path of a source: a folder or file, ``asset:…`` of this package, or a hub id (downloaded or cached).
+
+    Args:
+        source: path, ``asset:<path inside gate_lightning/assets>``, or ``owner/name`` or ``owner/name@revision`` on the
+            Hugging Face hub.
+        revision: commit or tag, where the source names none; hub ids only.
+        patterns: files to download of a hub id.
+        offline: use only what the hub's local cache has.
+        advice: what to do if there is nothing, for the error.
+
+    Raises:
+        WeightsError: there is nothing of that name.
+    """
+    if source.startswith(ASSET):
+        path = Path(str(files("gate_lightning") / "assets" / source.removeprefix(ASSET)))
+        if not path.exists():
+            raise WeightsError(f"{source}: the package has no {path}; reinstall it, or train it (experiment=tiny/…)")
+        return path
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(".safetensors"):
+        raise WeightsError(
+            f"{source} does not exist; expected a folder, a file, or a hub id like owner/name"
+            + (f". {advice}" if advice else "")
+        )
+    repo_id, _, named = source.partition("@")
+    return _download(repo_id, named or revision, list(patterns), offline, advice)
+
+
+def _download(repo_id: str, revision: str | None, patterns: list[str], offline: bool, advice: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(repo_id, revision=revision, allow_patterns=patterns or None, local_files_only=offline)
+        )
+    except Exception as error:  # the client raises errors of several libraries
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"{repo_id} is no local folder, and the hub did not give it ({type(error).__name__}: {reason}). "
+            f"Download it where there is network (`hf download {repo_id}`), or give a folder. {advice}".rstrip()
+        ) from error
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """Safetensors files of one part of a model, sorted.
+
+    Raises:
+        WeightsError: there are none of that variant.
+    """
+    found = sorted(folder.glob("*.safetensors"))
+    marked = [path for path in found if variant is not None and f".{variant}" in path.name]
+    plain = [path for path in found if path.name.count(".") == 1 and ".fp16" not in path.name]
+    chosen = marked if variant is not None else plain
+    if not chosen:
+        seen = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
+        wanted = "*.safetensors" if variant is None else f"*.{variant}.safetensors"
+        raise WeightsError(
+            f"{folder} holds no {wanted} (found: {seen}). Pickled weights (.bin, .ckpt) are not read: "
+            f"save them as safetensors"
+        )
+    return chosen
+
+
+def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+    """One network of a diffusers or transformers folder, after checking its files.
+
+    Args:
+        kind: the class whose ``from_pretrained`` reads it.
+        folder: holds config.json and the weights.
+        dtype: floating-point type to load as.
+        variant: file name variant such as "fp16".
+
+    Raises:
+        WeightsError: files missing, broken, or of another class or size.
+    """
+    config = read_json(folder / "config.json")
+    made_by = config.get("_class_name", kind.__name__)
+    if made_by != kind.__name__:
+        raise WeightsError(f"{folder} holds a {made_by}, expected a {kind.__name__}")
+    for path in weight_files(folder, variant):
+        check_weight_file(path)
+    transformers_logging.disable_progress_bar()  # a bar per network is noise; large ones take seconds
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{folder} does not load as a {kind.__name__}: {reason}") from error
+
+
+def check_weight_file(path: Path) -> dict[str, Any]:
+    """Header of a safetensors file: tensor name → dtype, shape, offsets (and ``__metadata__``).
+
+    Raises:
+        WeightsError: the file is missing, truncated, or no safetensors file (an HTML page, a git-LFS pointer).
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(512)
+        _refuse_impostors(path, start, size)
+        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
+        if 8 + length > size:
+            raise WeightsError(f"{path} ({size} bytes) is no safetensors file, or is cut off inside its header")
+        file.seek(8)
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise WeightsError(f"{path} is no safetensors file: its header is not JSON") from error
+    end = (
+        8
+        + length
+        + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    )
+    if end != size:
+        raise WeightsError(
+            f"{path} has {size} bytes, its header announces {end}: the download is incomplete; fetch it again"
+        )
+    return dict(header)
+
+
+def _refuse_impostors(path: Path, start: bytes, size: int) -> None:
+    text = start.lstrip().lower()
+    if text.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{path} is a git-LFS pointer ({size} bytes), not the weights: run `git lfs pull` in its folder"
+        )
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(f"{path} is a web page, not weights: the download address was wrong or asked for a login")
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise WeightsError(f"{path} is a pickled PyTorch file; save it as safetensors first")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's size and content.
+
+    Files above 64 MiB are sampled: 64 blocks of 1 MiB at even distances, first and last included. Training changes
+    every tensor, so another checkpoint is told apart; an edit between the blocks is not.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            for block in iter(lambda: file.read(_BLOCK), b""):
+                digest.update(block)
+            return digest.hexdigest()
+        for index in range(_BLOCKS):
+            file.seek((size - _BLOCK) * index // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def folder_digest(paths: Iterable[Path], root: Path) -> str:
+    """SHA-256 (hex) over the names (relative to ``root``) and digests of files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.relative_to(root).as_posix()} {file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        WeightsError: the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return content

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from small_networks import build, conditions, pictures
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.ops.edges import canny
+from gate_lightning.techniques.base import Conditioning, Technique
+from gate_lightning.techniques.controlnet import ControlNet
+from gate_lightning.techniques.lora import LoRA
+from gate_lightning.techniques.prompt import Prompt
+
+START = Conditioning(prompts=("a photo", "a photo"))
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return build("tiny")
+
+
+@pytest.mark.parametrize("technique", [Prompt("x"), ControlNet(), LoRA("a", "a.safetensors")])
+def test_techniques_keep_the_contract_and_what_others_set(technique: Technique, backbone: Backbone) -> None:
+    assert isinstance(technique, Technique)
+    first = Conditioning(prompts=("p", "q"), adapters=(("z", 2.0),))
+    after = technique.apply(first, pictures(2), conditions(2), backbone)
+    assert ("z", 2.0) in after.adapters
+    assert (after.prompts == ("p", "q")) == (technique.name != "prompt")
+    assert first == Conditioning(prompts=("p", "q"), adapters=(("z", 2.0),))
+
+
+def test_a_prompt_is_the_text_the_caption_or_the_fallback(backbone: Backbone) -> None:
+    captioned, bare = conditions(2, captions=("one", "two")), conditions(2)
+    images = pictures(2)
+    assert Prompt("text").apply(START, images, captioned, backbone).prompts == ("text", "text")
+    assert Prompt(None, "else").apply(START, images, captioned, backbone).prompts == ("one", "two")
+    assert Prompt(None, "else").apply(START, images, bare, backbone).prompts == ("else", "else")
+    with pytest.raises(DataError, match=r"pictures have none.*technique\.prompt\.source=fine"):
+        Prompt().apply(START, images, bare, backbone)
+
+
+def test_canny_control_pictures_are_the_edges_of_the_picture() -> None:
+    images = pictures(2)
+    controls = ControlNet(low=30, high=90).source()(images, conditions(2))
+    picture = ((images[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+    expected = torch.from_numpy(canny(picture, 30, 90)) / 255
+    assert expected.any()
+    assert torch.equal(controls[0], expected.expand(3, -1, -1))
+
+
+def test_control_pictures_of_the_batch_are_used_and_checked() -> None:
+    images, given = pictures(2), torch.rand(2, 3, 64, 96)
+    for name in ("depth", "canny"):
+        source = ControlNet(name).source()
+        assert torch.equal(source(images, conditions(2, control_images={name: given})), given)
+        with pytest.raises(DataError, match="cropped and resized together"):
+            source(images, conditions(2, control_images={name: given[..., :64]}))
+    with pytest.raises(DataError, match=r"'depth' needs control pictures.*has: \['pose'\]"):
+        ControlNet("depth").source()(images, conditions(2, control_images={"pose": given}))
+
+
+def test_equal_settings_give_one_source() -> None:
+    assert len({ControlNet(low=30).source(), ControlNet(low=30, scale=2.0).source(), ControlNet().source()}) == 2
+
+
+@pytest.mark.parametrize("own", [{"low": 200, "high": 100}, {"low": -1}, {"blur_sigma": -1.0}, {"scale": -0.5}])
+def test_impossible_settings_are_refused(own: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="expected 0"):
+        ControlNet(**own)
+
+
+def test_an_adapter_name_that_modules_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match="without dots"):
+        LoRA("v1.5", "x.safetensors")
