@@ -1,0 +1,158 @@
+"""Where metrics go: a CSV file in the run folder, and Weights & Biases."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import netrc
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from gate_lightning.errors import ConfigError
+
+__all__ = ["RunLog", "wandb_logger"]
+
+WANDB_HOST = "api.wandb.ai"
+
+
+class RunLog(Logger):
+    """Metrics as ``metrics.csv`` in the run folder: one row per step, one column per metric.
+
+    A resumed run goes on in the same file: rows behind its first new step go, what it measures again is replaced,
+    the rest stays. (Lightning's own CSV logger deletes the file.)
+
+    Args:
+        run_folder: of the run.
+    """
+
+    def __init__(self, run_folder: str) -> None:
+        super().__init__()
+        self.path = Path(run_folder) / "metrics.csv"
+        self._columns: list[str] = []
+        self._row: dict[str, float] = {}
+        #: where the row of this step begins in the file; None if it is not there yet
+        self._offset: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        return self.path.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run folder has one file."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder has the whole configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write to the row of ``step``, at once: a run that is killed leaves all rows up to its last checkpoint."""
+        number = int(step or 0)
+        if not self._columns:
+            self._columns = ["step"]
+            self._continue_at(number)
+        if self._row.get("step") != number:
+            self._row, self._offset = {"step": number}, None
+        self._row |= {name: float(value) for name, value in metrics.items() if name not in ("step", "epoch")}
+        if self._row.keys() - set(self._columns):
+            before = self._read()
+            self._rewrite(before if self._offset is None else before[:-1])
+            self._offset = None
+        self._put_row()
+
+    def _continue_at(self, step: int) -> None:
+        """Keep the rows of an existing file before ``step``, and that of ``step`` as the one to add to."""
+        rows = self._read()
+        for row in rows:
+            if int(row["step"]) == step:
+                self._row = {"step": step} | {
+                    name: float(value) for name, value in row.items() if value and name != "step"
+                }
+        self._rewrite([row for row in rows if int(row["step"]) < step])
+
+    def _put_row(self) -> None:
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self._columns).writerow(self._row)
+        with self.path.open("r+b") as file:
+            self._offset = file.seek(0, io.SEEK_END) if self._offset is None else file.seek(self._offset)
+            file.write(line.getvalue().encode())
+            file.truncate()
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        """All rows anew, with the columns that they and the row of this step have."""
+        names = [name for row in [*rows[:1], self._row] for name in row]
+        self._columns = list(dict.fromkeys([*self._columns, *names]))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.part")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(self.path)
+
+
+def wandb_logger(run_folder: str, project: str = "gate-lightning", name: str | None = None) -> WandbLogger:
+    """Weights & Biases: online where a key is configured, else into offline files in the run folder; never asks.
+
+    ``WANDB_MODE`` decides where it is set. A resumed run continues the same wandb run.
+
+    Args:
+        run_folder: of the run.
+        project: project on the server.
+        name: of the run; None for the folder's name.
+
+    Raises:
+        ConfigError: if wandb is not installed.
+    """
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError("logger=wandb needs wandb, which is not installed: pip install wandb, or use logger=csv")
+    offline = not _has_key() and "WANDB_MODE" not in os.environ
+    os.environ.setdefault("WANDB_SILENT", "true")
+    folder = Path(run_folder)
+    return WandbLogger(
+        project=project,
+        name=name or folder.name,
+        save_dir=folder,
+        id=_run_id(folder),
+        resume="allow",
+        offline=offline,
+    )
+
+
+def _run_id(folder: Path) -> str:
+    path = folder / "wandb_id.txt"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{uuid.uuid4().hex[:12]}\n")
+    return path.read_text().strip()
+
+
+def _has_key() -> bool:
+    """Whether wandb would find a key without asking for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(WANDB_HOST) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,96 @@
+"""A progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+
+from gate_lightning.errors import ConfigError
+
+__all__ = ["ProgressLines", "duration", "progress_bar"]
+
+log = logging.getLogger(__name__)
+
+
+def progress_bar(every_seconds: float = 20.0) -> ProgressBar:
+    """A rich progress bar where the output is a terminal, else `ProgressLines`.
+
+    Args:
+        every_seconds: between two lines; see `ProgressLines`.
+    """
+    return RichProgressBar(leave=True) if sys.stdout.isatty() else ProgressLines(every_seconds)
+
+
+class ProgressLines(ProgressBar):
+    """Logs a line now and then: step, loss, pace, time left; and the metrics of every validation.
+
+    Args:
+        every_seconds: at least this long between two lines of training, ≥ 0.
+
+    Raises:
+        ConfigError: if ``every_seconds`` is negative.
+    """
+
+    def __init__(self, every_seconds: float = 20.0) -> None:
+        super().__init__()
+        if every_seconds < 0:
+            raise ConfigError(f"every_seconds is {every_seconds}; expected 0 or more")
+        self.every_seconds = every_seconds
+        self._enabled = True
+        self._last_time = 0.0
+        self._last_step = 0
+
+    def disable(self) -> None:
+        """Say nothing (Lightning calls this in all processes but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Speak again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._restart_clock(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """A line, if the last one is long ago."""
+        step, elapsed = trainer.global_step, time.monotonic() - self._last_time
+        if not self._enabled or elapsed < self.every_seconds or step == self._last_step:
+            return
+        pace = elapsed / (step - self._last_step)
+        total = trainer.estimated_stepping_batches
+        remaining = f", {duration(pace * (total - step))} left" if total != float("inf") else ""
+        values = self._values(trainer, pl_module)
+        log.info("step %d/%s  %s  %.3g s a step%s", step, total, values, pace, remaining)
+        self._restart_clock(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The metrics, while training; validation alone is reported by its caller."""
+        if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            log.info("step %d  %s", trainer.global_step, "  ".join(f"{k} {v:.4f}" for k, v in sorted(metrics.items())))
+        # validation is no part of a step's time
+        self._restart_clock(trainer)
+
+    def _values(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        shown = self.get_metrics(trainer, pl_module)
+        pairs = ((k, v) for k, v in shown.items() if k != "v_num" and not k.startswith("val/"))
+        return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in pairs)
+
+    def _restart_clock(self, trainer: Trainer) -> None:
+        self._last_time, self._last_step = time.monotonic(), trainer.global_step
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

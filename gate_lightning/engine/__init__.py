@@ -1,0 +1,1 @@
+"""The composition root: Hydra configuration → parts → run."""

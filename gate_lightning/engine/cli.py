@@ -1,0 +1,143 @@
+"""The two command lines, ``train.py`` and ``eval.py``: Hydra, readable errors, and the table after a sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gate_lightning.callbacks.interrupt import Interrupted
+from gate_lightning.engine import runs
+from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.training import train
+from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.tools.compare import compare
+
+__all__ = ["check_sweep", "config_folder", "eval_main", "register_resolvers", "train_main"]
+
+log = logging.getLogger(__name__)
+
+#: sweep folder → metric to compare by, of the sweeps this process ran
+_sweeps: dict[Path, str] = {}
+
+
+def config_folder() -> str:
+    """``conf/`` beside the package in a checkout, else the copy inside the installed wheel."""
+    package = Path(__file__).resolve().parents[1]
+    beside = package.parent / "conf"
+    return str(beside if (beside / "train.yaml").is_file() else package / "conf")
+
+
+def register_resolvers() -> None:
+    """Functions that conf/ uses: ``gate.or`` is the first of two values that is set."""
+    OmegaConf.register_new_resolver("gate.or", lambda value, fallback: value or fallback, replace=True)
+
+
+def train_main() -> int:
+    """``train.py``; returns the exit status."""
+
+    @hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")
+    def job(config: DictConfig) -> float | None:
+        hydra_config = HydraConfig.get()
+        folder = Path(hydra_config.runtime.output_dir)
+        if hydra_config.mode == RunMode.MULTIRUN:
+            check_sweep(config)
+            _sweeps[Path(hydra_config.sweep.dir).resolve()] = config.monitor
+        try:
+            with _recorded(folder):
+                metrics = train(config, list(hydra_config.overrides.task), folder)
+        except Interrupted as error:
+            if hydra_config.mode == RunMode.MULTIRUN:  # Hydra would start the next run
+                raise KeyboardInterrupt from error
+            raise
+        return metrics.get(config.monitor)
+
+    try:
+        return _guarded(job)
+    finally:
+        # also after a failed job: Hydra's on_multirun_end would not be called then
+        for folder, metric in _sweeps.items():
+            report = compare(runs=str(folder), output=str(folder), metric=metric)
+            log.info("%s", report)
+
+
+def check_sweep(config: DictConfig) -> None:
+    """Refuse a sweep whose processes would each run a sweep of their own.
+
+    Lightning's script launcher starts the other ranks with the whole command line, sweep included; a sampling sweeper
+    then trains its ranks with different settings, silently.
+
+    Raises:
+        ConfigError: several devices, started by Lightning, in a multirun.
+    """
+    trainer: Any = config.get("trainer") or {}
+    devices, strategy = trainer.get("devices", 1), trainer.get("strategy", "auto")
+    forked = isinstance(strategy, str) and strategy.endswith(("spawn", "fork"))
+    if str(devices) not in ("1", "auto") and not forked and "TORCHELASTIC_RUN_ID" not in os.environ:
+        raise ConfigError(
+            f"a sweep with trainer.devices={devices} would start a sweep in every process: use trainer.devices=1, "
+            "+trainer.strategy=ddp_fork (CPU), or torchrun with a fixed hydra.sweep.dir"
+        )
+
+
+def eval_main() -> int:
+    """``eval.py``; returns the exit status."""
+
+    @hydra.main(version_base="1.3", config_path=config_folder(), config_name="eval")
+    def job(config: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        evaluate(config, list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
+
+    return _guarded(job)
+
+
+class _recorded:  # noqa: N801 - reads as a statement
+    """Write the failure of a run into its folder, so that a table of runs can tell why a row is empty."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return
+        before = runs.read_json(self.folder / "status.json") or {}
+        if before.get("status") in ("done", "interrupted") and not isinstance(error, Interrupted):
+            return  # e.g. a resume that was refused must not mark a finished run as failed
+        if isinstance(error, Interrupted):
+            runs.write_json(self.folder / "status.json", {"status": "interrupted", "message": str(error)})
+            return
+        message = f"{type(error).__name__}: {error}"
+        runs.write_json(self.folder / "status.json", {"status": "failed", "message": message})
+        if not isinstance(error, GateError):
+            log.error("run %s failed: %s", self.folder, message, exc_info=error)
+
+
+def _guarded(job: Callable[..., Any]) -> int:
+    """Our own errors and Hydra's are printed as a message; anything else is a bug and keeps its traceback."""
+    # else Hydra prints a traceback of its own and exits before the message below
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    register_resolvers()
+    try:
+        job()
+    except (GateError, HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__
+        detail = cause if isinstance(cause, GateError) else error
+        sys.stderr.write(f"\n{type(detail).__name__}: {detail}\n")
+        return 130 if isinstance(detail, Interrupted) else 2
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"\n{error.__cause__ or 'aborted'}\n")
+        return 130
+    return 0

@@ -1,0 +1,192 @@
+"""Load a run, evaluate it, predict pictures: what ``eval.py`` does, and the Python interface to a trained run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from gate_lightning.data.pictures import read_image
+from gate_lightning.engine import runs
+from gate_lightning.engine.parts import Parts, call_with
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import Conditions
+from gate_lightning.visualization.overlay import write_prediction
+
+__all__ = ["Run", "evaluate", "load_run"]
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """A trained run: its configuration, its parts, and its weights.
+
+    Args:
+        folder: run folder written by ``train.py``.
+        config: resolved configuration, possibly patched.
+        checkpoint: ``best``, ``last`` or a path.
+    """
+
+    def __init__(self, folder: Path, config: DictConfig, checkpoint: str = "best") -> None:
+        self.folder = folder
+        self.config = config
+        self.checkpoint = runs.checkpoint_of(folder, checkpoint)
+        self.parts = Parts(config, str(folder))
+        self.task: Any = self.parts.task
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        self.task.on_load_checkpoint(state)
+        self.task.load_state_dict(state["state_dict"], strict=False)
+        self.task.eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a prediction's values index them."""
+        return tuple(self.parts.protocol.classes)
+
+    def predict(self, picture: str | Path | Image.Image | np.ndarray, caption: str | None = None) -> np.ndarray:
+        """Label map of one picture.
+
+        Args:
+            picture: a path, a PIL picture, or an array (H, W, 3) uint8 RGB.
+            caption: description for the ``prompt`` technique; None for the data set's fine prompt.
+
+        Returns:
+            (H, W) uint8 class indices at the picture's own size.
+        """
+        if isinstance(picture, Image.Image):
+            picture = np.asarray(picture.convert("RGB"))
+        # the noise is keyed by the name: the same as for this file in a folder given to eval.py
+        name = Path(picture).name if isinstance(picture, str | Path) else "picture"
+        array = picture if isinstance(picture, np.ndarray) else read_image(Path(picture))
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+            raise ConfigError(f"picture is {array.dtype} {array.shape}; expected uint8 (height, width, 3) RGB")
+        conditions = Conditions(sample_ids=(name,), captions=None if caption is None else (caption,))
+        return self.label(self.parts.datamodule.prepare_image(array), conditions, array.shape[:2])
+
+    @torch.no_grad()
+    def label(self, images: torch.Tensor, conditions: Conditions, size: tuple[int, ...]) -> np.ndarray:
+        """Label map of one prepared picture.
+
+        Args:
+            images: (1, 3, h, w) in [-1, 1], as the data module prepares them.
+            conditions: of that picture.
+            size: (H, W) of the result.
+
+        Returns:
+            (H, W) uint8 class indices.
+        """
+        device = self.task.device
+        logits = self.task.infer(images.to(device), conditions.to(device))
+        logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        labels: np.ndarray = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        return labels
+
+
+def load_run(folder: str | Path, checkpoint: str = "best") -> Run:
+    """A trained run, ready to predict.
+
+    Args:
+        folder: run folder.
+        checkpoint: ``best``, ``last`` or a path.
+
+    Raises:
+        ConfigError: if the folder is no run folder.
+        ResumeError: if it has no such checkpoint, or one made with other frozen weights.
+    """
+    folder = Path(folder)
+    return Run(folder, runs.load_config(folder), checkpoint)
+
+
+def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict[str, float]:
+    """Run a tool, evaluate a run, or label pictures, as ``config`` says.
+
+    Args:
+        config: composed configuration of ``eval.yaml``.
+        overrides: command-line overrides.
+        output: Hydra's output folder, used where neither ``output`` nor a run says where to write.
+
+    Returns:
+        Metrics of an evaluation, else an empty mapping.
+    """
+    if config.tool is not None and "_target_" in config.tool:
+        _run_tool(config, output)
+        return {}
+    resolved = runs.resolve(config)
+    if config.run is None:
+        raise ConfigError("nothing to evaluate: give run=<run folder>, or tool=<name> (see conf/tool/)")
+    folder = Path(config.run)
+    saved = runs.load_config(folder)
+    patched = runs.patch(saved, resolved, [item for item in overrides if not item.startswith("tool")])
+    for change in runs.changed_keys(saved, patched):
+        log.warning("evaluated with a change: %s", change)
+    lightning.seed_everything(patched.seed, workers=True, verbose=False)
+    run = Run(folder, patched, config.checkpoint)
+    log.info("checkpoint: %s", run.checkpoint)
+    if config.input is not None:
+        target = Path(config.output) if config.output else folder / "predictions" / Path(config.input).stem
+        _label(run, Path(config.input), target)
+        return {}
+    return _measure(run, config.split, Path(config.output) if config.output else folder)
+
+
+def _run_tool(config: DictConfig, output: Path) -> None:
+    resolved = runs.resolve(config)
+    if resolved.tool.get("output", "absent") is None:
+        resolved.tool.output = str(output)
+    node = OmegaConf.create({**OmegaConf.to_container(resolved.tool), "_partial_": True})  # type: ignore[dict-item]
+    function: Callable[..., Any] = instantiate(node, _convert_="all")
+    report = call_with(function, **_LazyParts(Parts(resolved, str(output))))
+    if report is not None:
+        log.info("%s", report)
+
+
+class _LazyParts(dict[str, Any]):
+    """The parts that a tool may ask for by name; only the data module so far, built when a tool needs it."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        wanted = parts.config.tool.get("_target_", "")
+        if wanted.endswith("check_data"):
+            self["dataset"] = OmegaConf.to_container(parts.config.dataset, resolve=True)
+
+
+def _measure(run: Run, split: str, output: Path) -> dict[str, float]:
+    datamodule, trainer = run.parts.datamodule, run.parts.trainer
+    steps = {"val": trainer.validate, "test": trainer.test}
+    if split not in steps:
+        raise ConfigError(f"split={split}: expected val or test")
+    metrics = {
+        name: float(value)
+        for result in steps[split](run.task, datamodule, verbose=False)
+        for name, value in result.items()
+    }
+    runs.write_json(output / f"metrics_{split}.json", metrics)
+    for name, value in sorted(metrics.items()):
+        log.info("%-24s %.4f", name, value)
+    return metrics
+
+
+def _label(run: Run, pictures: Path, output: Path) -> None:
+    """Masks and overlays of unlabelled pictures, skipping those that are already there."""
+    protocol = run.parts.protocol
+    source = run.parts.datamodule.prediction(pictures)
+    names, total = source.pictures.names, len(source)
+    for number, (name, batch) in enumerate(zip(names, source.predict_dataloader(), strict=True), start=1):
+        # the mask is written last, atomically: where it is, the overlay is there too
+        if (output / "masks" / f"{name}.png").is_file():
+            log.info("%d/%d %s: there already", number, total, name)
+            continue
+        labels = run.label(batch.images, batch.conditions, batch.sizes[0])
+        image = read_image(Path(batch.paths[0]))
+        write_prediction(output, name, image, labels, palette=protocol.palette, classes=protocol.classes)
+        log.info("%d/%d %s", number, total, name)
+    log.info("masks and overlays of %d pictures: %s", total, output)

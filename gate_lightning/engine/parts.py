@@ -1,0 +1,188 @@
+"""From a resolved configuration to live objects: the composition root.
+
+Every part is built on demand, and a task is given the parts that its constructor names. So a task that needs no
+amalgamation (training an autoencoder, say) never builds one, and a new part is one property here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+from hydra.utils import get_class, instantiate
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.errors import ConfigError
+from gate_lightning.features.edges import EdgesExtractor
+from gate_lightning.features.extractor import FeatureExtractor
+from gate_lightning.features.recipes import build_branches
+
+__all__ = ["Parts", "call_with"]
+
+
+class Parts:
+    """The parts of one run.
+
+    Args:
+        config: resolved configuration (see ``engine.runs.resolve``).
+        run_folder: where callbacks and loggers write.
+    """
+
+    #: names a task's constructor may ask for
+    INJECTED = (
+        "backbone",
+        "extractor",
+        "amalgamation",
+        "head",
+        "auxiliary_head",
+        "loss",
+        "optimizer",
+        "scheduler",
+        "protocol",
+    )
+
+    def __init__(self, config: DictConfig, run_folder: str) -> None:
+        self.config = config
+        self.run_folder = run_folder
+
+    @cached_property
+    def datamodule(self) -> Any:
+        """The data module of ``dataset``."""
+        return self._instantiate("dataset")
+
+    @property
+    def protocol(self) -> Any:
+        """Classes, palette, prompts and recipe of the data set."""
+        return self.datamodule.protocol
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen diffusion model of ``backbone``."""
+        return self._instantiate("backbone")
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor | EdgesExtractor:
+        """Backbone × branches, as ``techniques timestep layers noise_draws`` say."""
+        config = self.config
+        branches = build_branches(
+            _plain(config.techniques),
+            protocol=self.protocol,
+            backbone=self.backbone,
+            knobs=_plain(config.technique),
+            timestep=config.timestep,
+            layers=_plain(config.layers),
+            noise_draws=config.noise_draws,
+        )
+        extractor = FeatureExtractor(self.backbone, branches, seed=config.seed, noise=config.noise)
+        if config.edges == "input":
+            return EdgesExtractor(extractor)
+        if config.edges != "none":
+            raise ConfigError(f"edges={config.edges}: expected none or input")
+        return extractor
+
+    @cached_property
+    def amalgamation(self) -> nn.Module:
+        """Fuses the branches; its channel numbers come from the extractor."""
+        return call_with(
+            self._instantiate("amalgamation"),
+            feature_info=self.extractor.feature_info,
+            concatenated=self.extractor.concatenated,
+        )
+
+    @cached_property
+    def head(self) -> nn.Module:
+        """Pyramid → logits."""
+        return self._head(self.config.head.decode)
+
+    @cached_property
+    def auxiliary_head(self) -> nn.Module | None:
+        """Second head with its own, smaller loss, or None."""
+        node = self.config.head.get("auxiliary")
+        return None if node is None else self._head(node)
+
+    def _head(self, node: DictConfig) -> nn.Module:
+        return call_with(
+            instantiate(node, _convert_="all"),
+            in_channels=self.amalgamation.out_channels,
+            strides=self.amalgamation.strides,
+            num_classes=len(self.protocol.classes),
+        )
+
+    @cached_property
+    def loss(self) -> nn.Module:
+        """Logits and masks → scalar."""
+        protocol = self.protocol
+        return call_with(
+            self._instantiate("loss"), ignore_index=protocol.ignore_index, num_classes=len(protocol.classes)
+        )
+
+    @property
+    def optimizer(self) -> Callable[..., Any]:
+        """Partial that takes the parameters."""
+        return self._instantiate("optimizer")
+
+    @property
+    def scheduler(self) -> Callable[..., Any] | None:
+        """Partial that takes the optimiser and the number of optimiser steps, or None."""
+        return None if self.config.get("scheduler") is None else self._instantiate("scheduler")
+
+    @cached_property
+    def task(self) -> LightningModule:
+        """The LightningModule of ``task``, given the parts it names."""
+        node = self.config.task
+        target = get_class(node._target_)
+        own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_")}
+        wanted = inspect.signature(target).parameters
+        injected = {name: getattr(self, name) for name in self.INJECTED if name in wanted and name not in own}
+        return target(**injected, **instantiate(OmegaConf.create(own), _convert_="all"))
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The Lightning trainer with its callbacks and loggers."""
+        callbacks = list(self._each("callbacks", Callback))
+        loggers = list(self._each("logger", Logger))
+        # our samplers shard by themselves and count every validation picture exactly once
+        return self._instantiate(
+            "trainer",
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=self.run_folder,
+            use_distributed_sampler=False,
+        )
+
+    def _each(self, group: str, kind: type) -> list[Any]:
+        nodes = self.config.get(group) or {}
+        made = []
+        for name, node in nodes.items():
+            if node is None or "_target_" not in node:
+                continue
+            built = instantiate(node, _convert_="all")
+            made.append(call_with(built, run_folder=self.run_folder) if isinstance(built, partial) else built)
+            if not isinstance(made[-1], kind):
+                raise ConfigError(f"{group}.{name} is a {type(made[-1]).__name__}, expected a {kind.__name__}")
+        return made
+
+    def _instantiate(self, group: str, **arguments: Any) -> Any:
+        node = self.config.get(group)
+        if node is None:
+            raise ConfigError(f"the configuration has no {group}; choose one: {group}=<name> (see conf/{group}/)")
+        return instantiate(node, _convert_="all", **arguments)
+
+
+def call_with(function: Callable[..., Any], **available: Any) -> Any:
+    """Call with those of ``available`` that the signature names and that are not bound already."""
+    if not isinstance(function, partial):
+        raise ConfigError(f"{function!r} is already built; its configuration needs `_partial_: true`")
+    parameters = inspect.signature(function.func).parameters
+    given = {name: value for name, value in available.items() if name in parameters and name not in function.keywords}
+    return function(**given)
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

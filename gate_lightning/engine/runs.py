@@ -1,0 +1,188 @@
+"""The run folder: what is written so that a run can be evaluated, resumed and compared later.
+
+<run>/config.yaml         resolved configuration (no interpolation left; the trained branches as plain data)
+<run>/environment.json    command, git commit, package versions, world size
+<run>/status.json         running | done | failed | interrupted, with the message
+<run>/metrics.json        final metrics
+<run>/checkpoints/        best*.ckpt, last.ckpt
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gate_lightning.errors import ConfigError, ResumeError
+
+__all__ = [
+    "changed_keys",
+    "checkpoint_of",
+    "load_config",
+    "patch",
+    "read_json",
+    "resolve",
+    "save_config",
+    "write_json",
+]
+
+#: overrides that steer this invocation and are no part of a run's description
+INVOCATION_KEYS = frozenset(
+    {"resume", "run", "allow_changes", "input", "output", "checkpoint", "split", "tool", "experiment"}
+)
+#: a run's task is fixed: re-composing with another data set would flip it silently
+FIXED_GROUPS = frozenset({"task"})
+PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "torchmetrics", "numpy")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically, so that a killed process never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def resolve(config: DictConfig) -> DictConfig:
+    """A copy without interpolations and without Hydra's own node."""
+    own = OmegaConf.masked_copy(
+        config, [str(key) for key in config if key != "hydra"]
+    )  # its node resolves only inside Hydra
+    try:
+        plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration cannot be resolved: {error}") from error
+    assert isinstance(plain, dict)
+    return OmegaConf.create(plain)
+
+
+def save_config(config: DictConfig, folder: Path) -> None:
+    """Write ``config.yaml`` and ``environment.json`` of a new run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / "config.yaml")
+    write_json(folder / "environment.json", environment())
+
+
+def load_config(folder: Path) -> DictConfig:
+    """The resolved configuration of a run folder.
+
+    Raises:
+        ConfigError: if ``folder`` is no run folder.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        inside = sorted(child.name for child in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
+        raise ConfigError(
+            f"{folder} is no run folder: it has no config.yaml (found: {inside}). "
+            "Give the folder that train.py wrote, e.g. run=outputs/2026-01-01/12-00-00"
+        )
+    loaded = OmegaConf.load(path)
+    assert isinstance(loaded, DictConfig)
+    return loaded
+
+
+def patch(saved: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The saved configuration with only the command line's overrides taken from the freshly composed one.
+
+    Group overrides (``dataset=folder``) replace the whole node. The task is never replaced.
+
+    Args:
+        saved: resolved configuration of the run.
+        composed: resolved configuration that Hydra composed from the command line.
+        overrides: Hydra's task overrides, e.g. ``["trainer.max_steps=10", "+note=x"]``.
+    """
+    result = OmegaConf.create(OmegaConf.to_container(saved))
+    OmegaConf.set_struct(result, False)
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".")
+        root = key.split(".")[0]
+        if key in INVOCATION_KEYS or root == "hydra":
+            continue
+        if root in FIXED_GROUPS and "." not in key:
+            raise ConfigError(f"{override}: the task of a run is fixed; train a new run for another task")
+        OmegaConf.update(result, key, OmegaConf.select(composed, key), merge=False, force_add=True)
+    assert isinstance(result, DictConfig)
+    return result
+
+
+def changed_keys(before: DictConfig, after: DictConfig) -> list[str]:
+    """Dotted keys whose values differ, as ``key: old → new``."""
+    old, new = _flat(OmegaConf.to_container(before)), _flat(OmegaConf.to_container(after))
+    missing = "(absent)"
+    return [
+        f"{key}: {old.get(key, missing)!r} → {new.get(key, missing)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, missing) != new.get(key, missing)
+    ]
+
+
+def checkpoint_of(folder: Path, which: str = "best") -> Path:
+    """The checkpoint file of a run.
+
+    Args:
+        folder: run folder.
+        which: ``best``, ``last`` or a path.
+
+    Raises:
+        ResumeError: if there is none, naming what is there.
+    """
+    if which not in ("best", "last"):
+        path = Path(which)
+        if not path.is_file():
+            raise ResumeError(f"checkpoint {path} does not exist; use best, last or the path of a .ckpt file")
+        return path
+    checkpoints = folder / "checkpoints"
+    found = sorted(checkpoints.glob(f"{which}*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        there = sorted(path.name for path in checkpoints.glob("*")) if checkpoints.is_dir() else "no checkpoints/"
+        raise ResumeError(f"{folder} has no {which} checkpoint (found: {there}); did it stop before its first one?")
+    return found[-1]
+
+
+def environment() -> dict[str, Any]:
+    """Command, versions and commit that a result depends on."""
+    return {
+        "command": sys.argv,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, Mapping) and node:
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: node}

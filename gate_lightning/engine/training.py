@@ -1,0 +1,118 @@
+"""Train, resume, and report: what ``train.py`` does with a composed configuration."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from gate_lightning.engine import runs
+from gate_lightning.engine.parts import Parts
+from gate_lightning.errors import ResumeError
+from gate_lightning.tasks.base import BaseTask
+
+__all__ = ["train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dict[str, float]:
+    """Train as configured, or go on with ``config.resume``, then evaluate the best checkpoint.
+
+    Args:
+        config: composed configuration (interpolations allowed).
+        overrides: command-line overrides of the task configuration.
+        run_folder: where everything is written; of a resumed run, its old folder.
+
+    Returns:
+        Final metrics, as in ``metrics.json``.
+
+    Raises:
+        ResumeError: if a resumed run's configuration or world size changed and ``allow_changes`` is off.
+        Interrupted: if a signal stopped the run; its state is saved.
+    """
+    resolved = runs.resolve(config)
+    if config.resume is None:
+        checkpoint, described = None, resolved
+        _once(runs.save_config, described, run_folder)
+        _once(runs.write_json, run_folder / "overrides.json", list(overrides))
+    else:
+        described = _resumed_config(resolved, overrides, run_folder)
+        checkpoint = runs.checkpoint_of(run_folder, "last")
+    _once(runs.write_json, run_folder / "status.json", {"status": "running"})
+    lightning.seed_everything(described.seed, workers=True, verbose=False)
+    parts = Parts(described, str(run_folder))
+    task, datamodule = parts.task, parts.datamodule
+    if config.allow_changes and isinstance(task, BaseTask):
+        task.allowed_changes = frozenset({"frozen", "world_size"})
+    _check_world_size(parts, run_folder, resuming=checkpoint is not None, allowed=config.allow_changes)
+    log.info("run folder: %s", run_folder)
+    with warnings.catch_warnings():
+        # our own data module resumes mid-epoch exactly, which Lightning cannot know
+        warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
+        parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+    metrics = _final_metrics(parts, run_folder)
+    _once(runs.write_json, run_folder / "metrics.json", metrics)
+    _once(runs.write_json, run_folder / "status.json", {"status": "done"})
+    for name, value in sorted(metrics.items()):
+        log.info("%-24s %.4f", name, value)
+    return metrics
+
+
+def _resumed_config(resolved: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
+    saved = runs.load_config(folder)
+    patched = runs.patch(saved, resolved, overrides)
+    changes = runs.changed_keys(saved, patched)
+    if changes and not resolved.allow_changes:
+        listed = "\n  ".join(changes)
+        raise ResumeError(
+            f"the configuration differs from the one {folder} was trained with:\n  {listed}\n"
+            "Leave these overrides out, or add allow_changes=true if you mean it."
+        )
+    for change in changes:
+        log.warning("resumed with a change: %s", change)
+    return patched
+
+
+def _check_world_size(parts: Parts, folder: Path, *, resuming: bool, allowed: bool) -> None:
+    path = folder / "world_size.json"
+    now, before = parts.trainer.world_size, runs.read_json(path)
+    if resuming and before is not None and before != now and not allowed:
+        raise ResumeError(
+            f"{folder} was trained with {before} processes and would go on with {now}: the batches would differ. "
+            f"Use trainer.devices so that the world size is {before}, or add allow_changes=true."
+        )
+    if before is None or allowed:
+        _once(runs.write_json, path, now)
+
+
+def _final_metrics(parts: Parts, folder: Path) -> dict[str, float]:
+    """Metrics of the best checkpoint on the splits that the task reports."""
+    task, trainer, datamodule = parts.task, parts.trainer, parts.datamodule
+    metrics: dict[str, float] = {}
+    splits: Sequence[str] = getattr(task, "final_splits", ())
+    if not splits:
+        return {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
+    try:
+        best: Path | None = runs.checkpoint_of(folder, "best")
+    except ResumeError:
+        best = None
+    evaluate: dict[str, Any] = {"val": trainer.validate, "test": trainer.test}
+    for split in splits:
+        if split == "test" and not getattr(datamodule, "has_test", True):
+            continue
+        for result in evaluate[split](task, datamodule, ckpt_path=best, verbose=False):
+            metrics |= {key: float(value) for key, value in result.items()}
+    return metrics
+
+
+@rank_zero_only
+def _once(function: Any, *arguments: Any) -> None:
+    """Files are written by one process."""
+    function(*arguments)

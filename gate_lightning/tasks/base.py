@@ -1,0 +1,201 @@
+"""What the tasks with frozen parts share: optimiser wiring, small checkpoints, exact resume.
+
+A checkpoint holds the trainable part's weights and buffers, optimiser, schedule, random state of every process, and a
+description of the frozen parts instead of their weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gate_lightning.data.resume import batches_per_epoch
+from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
+
+__all__ = ["BaseTask", "differences"]
+
+
+class BaseTask(LightningModule):
+    """A LightningModule that trains some of its parts and never saves the others.
+
+    The random numbers of training (dropout) are a stream of their own: what happens between two training steps, such
+    as validation, pictures or the start of a data loader, does not shift it. So a resumed run draws what the
+    uninterrupted one would have drawn.
+
+    Args:
+        optimizer: takes the trainable parameters.
+        scheduler: takes the optimiser and the number of optimiser steps; stepped once per optimiser step. None for a
+            constant learning rate.
+
+    Attributes:
+        allowed_changes: what may differ between a checkpoint and this task: "frozen" (other frozen parts),
+            "world_size".
+        final_splits: splits that a training run reports at its end.
+    """
+
+    #: names of children that are frozen: not trained, not saved
+    frozen_parts: tuple[str, ...] = ("extractor",)
+    final_splits: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.allowed_changes: frozenset[str] = frozenset()
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self._random_state: dict[str, Any] | None = None
+        # the frozen parts' weights are not in the file; `on_load_checkpoint` checks all others
+        self.strict_loading = False
+
+    def frozen_description(self) -> dict[str, Any]:
+        """What the frozen parts are, JSON-able: compared when a checkpoint is loaded."""
+        return {}
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Parameters that the optimiser moves."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over the trainable parameters, schedule per optimiser step (not per batch or epoch).
+
+        Raises:
+            ConfigError: if nothing is trainable, or a schedule is asked for a run without an end.
+        """
+        parameters = self.trained_parameters()
+        if not parameters:
+            raise ConfigError("nothing to train: no part of this task has trainable parameters")
+        optimizer = self._make_optimizer(parameters)
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = self._make_scheduler(optimizer, total_steps=_total_steps(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # random state -----------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Fix where the stream of training's random numbers begins, unless a checkpoint has said so."""
+        # frozen parts stay in evaluation mode on purpose
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        if self._random_state is None:
+            self._random_state = capture_random_state(self.device)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Go on in the stream where the last training step ended."""
+        if self._random_state is not None:
+            restore_random_state(self._random_state, self.device)
+
+    def on_after_backward(self) -> None:
+        """Nothing draws random numbers for training after the backward pass."""
+        self._random_state = capture_random_state(self.device)
+
+    # checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Drop frozen weights; add their description and the random state of every process."""
+        checkpoint["state_dict"] = dict(self._saved_tensors(checkpoint["state_dict"]))
+        checkpoint["frozen"] = _plain(self.frozen_description())
+        state = self._random_state or capture_random_state(self.device)
+        checkpoint["random_state"] = _gathered(state)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint is one of this task, and take over the random state where training goes on.
+
+        Raises:
+            ResumeError: other frozen parts, other trainable weights, or another number of processes.
+        """
+        self._check_frozen(checkpoint.get("frozen"))
+        self._check_weights(checkpoint["state_dict"])
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._take_random_state(checkpoint.get("random_state", []))
+
+    def _saved_tensors(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        return ((name, value) for name, value in state.items() if name.split(".", 1)[0] not in self.frozen_parts)
+
+    def _check_frozen(self, saved: Any) -> None:
+        changes = differences(saved, _plain(self.frozen_description()))
+        if changes and "frozen" not in self.allowed_changes:
+            listed = "\n  ".join(changes)
+            raise ResumeError(
+                f"the checkpoint was trained on other features than this run has (checkpoint → now):\n  {listed}\n"
+                "Use the backbone, techniques and layers it was trained with, or train anew."
+            )
+
+    def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
+        own = dict(self._saved_tensors(self.state_dict()))
+        problems = [f"{name}: absent in the checkpoint" for name in own if name not in saved]
+        problems += [f"{name}: only in the checkpoint" for name in saved if name not in own]
+        problems += [
+            f"{name}: {tuple(saved[name].shape)} in the checkpoint, {tuple(value.shape)} here"
+            for name, value in own.items()
+            if name in saved and saved[name].shape != value.shape
+        ]
+        if problems:
+            listed = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
+            raise ResumeError(f"the checkpoint's trained weights do not fit this task:\n  {listed}")
+
+    def _take_random_state(self, states: list[dict[str, Any]]) -> None:
+        if len(states) != self.trainer.world_size:
+            if "world_size" in self.allowed_changes:
+                return
+            raise ResumeError(
+                f"the checkpoint was written by {len(states)} processes, there are {self.trainer.world_size} now; "
+                "go on with as many (trainer.devices), or allow the change"
+            )
+        self._random_state = states[self.global_rank]
+
+
+def _total_steps(trainer: Trainer) -> int:
+    """Optimiser steps of the whole run.
+
+    Lightning's own ``estimated_stepping_batches`` starts the training data's iterator, which is too early: where a
+    resumed run goes on is not known yet.
+    """
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        source = trainer.datamodule if trainer.datamodule is not None else trainer.lightning_module  # type: ignore[attr-defined]
+        batches = batches_per_epoch(trainer, len(source.train_dataloader()))
+        limits.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+    if not limits:
+        raise ConfigError("a learning-rate schedule needs an end: set trainer.max_steps or trainer.max_epochs")
+    return min(limits)
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Where two nested JSON-like values differ, as ``key.sub[2]: before → after``."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = sorted(before.keys() | after.keys())
+        found = (
+            differences(before.get(key, "(absent)"), after.get(key, "(absent)"), f"{prefix}.{key}".lstrip("."))
+            for key in keys
+        )
+        return [line for lines in found for line in lines]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [line for i, (old, new) in pairs for line in differences(old, new, f"{prefix}[{i}]")]
+    return [] if before == after else [f"{prefix or 'description'}: {before!r} → {after!r}"]
+
+
+def _plain(description: Mapping[str, Any]) -> Any:
+    """Through JSON and back: tuples become lists, so that a loaded description compares equal."""
+    return json.loads(json.dumps(description))
+
+
+def _gathered(value: dict[str, Any]) -> list[Any]:
+    """The values of all processes, in the order of their ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values

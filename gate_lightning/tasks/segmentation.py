@@ -1,0 +1,210 @@
+"""Semantic segmentation with a head on frozen, steered, amalgamated diffusion features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gate_lightning.amalgamation.base import Amalgamation
+from gate_lightning.data.predict import PredictionBatch
+from gate_lightning.data.protocol import DatasetProtocol
+from gate_lightning.errors import ConfigError
+from gate_lightning.heads.base import Head, resize
+from gate_lightning.metrics.segmentation import SegmentationMetrics
+from gate_lightning.ops.padding import pad_to_multiple
+from gate_lightning.structures import Conditions, Pyramid, SegmentationBatch
+from gate_lightning.tasks.base import BaseTask
+from gate_lightning.tasks.inference import Inference
+
+__all__ = ["SegmentationTask"]
+
+
+class SegmentationTask(BaseTask):
+    """Frozen features → amalgamation → head → logits, trained on masks.
+
+    Args:
+        extractor: pictures and conditions → features; frozen.
+        amalgamation: features → pyramid.
+        head: levels of the pyramid → logits (B, K, h, w).
+        loss: logits (B, K, H, W), masks (B, H, W) → scalar.
+        optimizer: takes the trainable parameters.
+        scheduler: takes the optimiser and the number of optimiser steps, or None.
+        protocol: classes and ignore index.
+        auxiliary_head: a second head on the same pyramid that only helps to train the amalgamation, or None.
+        auxiliary_weight: factor of its loss, at least 0.
+        inference: whole pictures or windows, in validation, test and prediction.
+
+    Raises:
+        ConfigError: if ``auxiliary_weight`` is negative.
+    """
+
+    final_splits = ("val", "test")
+    extractor: Any  # a FeatureExtractor, or what wraps one
+    amalgamation: Amalgamation
+    head: Head
+    auxiliary_head: Head | None
+    loss: nn.Module
+
+    def __init__(
+        self,
+        extractor: nn.Module,
+        amalgamation: Amalgamation,
+        head: Head,
+        loss: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any] | None,
+        protocol: DatasetProtocol,
+        auxiliary_head: Head | None = None,
+        auxiliary_weight: float = 0.4,
+        inference: Inference | None = None,
+    ) -> None:
+        super().__init__(optimizer, scheduler)
+        if auxiliary_weight < 0:
+            raise ConfigError(f"auxiliary_weight is {auxiliary_weight}; expected at least 0, for example 0.4")
+        self.extractor, self.amalgamation = extractor, amalgamation
+        self.head, self.auxiliary_head, self.loss = head, auxiliary_head, loss
+        self.auxiliary_weight = auxiliary_weight
+        self.protocol = protocol
+        self.inference = inference or Inference()
+        self.metrics = nn.ModuleDict(
+            {
+                split: SegmentationMetrics(len(protocol.classes), protocol.ignore_index, protocol.classes)
+                for split in ("val", "test")
+            }
+        )
+        #: split → class → IoU, Acc, share of pixels, of the last evaluation
+        self.per_class: dict[str, dict[str, dict[str, float]]] = {}
+
+    def frozen_description(self) -> dict[str, Any]:
+        """The extractor's description."""
+        description: dict[str, Any] = self.extractor.description
+        return description
+
+    def pyramid(self, images: Tensor, conditions: Conditions) -> Pyramid:
+        """Fused features of pictures whose sides are multiples of the backbone's ``size_multiple``."""
+        result: Pyramid = self.amalgamation(self.extractor(images, conditions))
+        return result
+
+    def infer(self, images: Tensor, conditions: Conditions) -> Tensor:
+        """Logits of pictures of any size.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            conditions: what belongs to them.
+
+        Returns:
+            (B, K, H, W).
+        """
+        return self.inference(self._logits, images, conditions, self.extractor.backbone.native_size)
+
+    def labels(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
+        """Label maps (B, *size) int64 of pictures (B, 3, H, W); logits are resized, not labels."""
+        return resize(self.infer(images, conditions), size).argmax(dim=1)
+
+    def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
+        """Loss of a batch: head + auxiliary head + the amalgamation's regularization."""
+        masks = _masks(batch)
+        images, conditions = self._padded(batch.images, batch.conditions)
+        pyramid = self.pyramid(images, conditions)
+        parts = {"head": self.loss(self._to_masks(self.head(pyramid.levels), images, batch), masks)}
+        if self.auxiliary_head is not None:
+            logits = self._to_masks(self.auxiliary_head(pyramid.levels), images, batch)
+            parts["auxiliary"] = self.auxiliary_weight * self.loss(logits, masks)
+        regularization = self.amalgamation.regularization(pyramid)
+        if regularization is not None:
+            parts["regularization"] = regularization
+        loss = sum(parts.values(), start=images.new_zeros(()))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        if len(parts) > 1:
+            self.log_dict({f"train/loss_{name}": part.detach() for name, part in parts.items()}, batch_size=len(batch))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(batch))
+        self.log_dict(self._branch_weights(pyramid), batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Label maps (B, H, W) of a validation batch; counts them."""
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Label maps (B, H, W) of a test batch; counts them."""
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Label maps (B, H, W) int64 at the size of the files."""
+        if isinstance(batch, PredictionBatch) and batch.sizes:
+            if len(set(batch.sizes)) > 1:
+                raise ConfigError(f"one batch has pictures of sizes {sorted(set(batch.sizes))}; predict them apart")
+            return self.labels(batch.images, batch.conditions, batch.sizes[0])
+        size = _size(batch.images if batch.masks is None else batch.masks)
+        return self.labels(batch.images, batch.conditions, size)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the whole split."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the whole split."""
+        self._report("test")
+
+    def _evaluate(self, batch: SegmentationBatch, split: str) -> Tensor:
+        masks = _masks(batch)
+        logits = resize(self.infer(batch.images, batch.conditions), _size(masks))
+        # weighted by labelled pixels: the mean over the split, whatever the batches, and void padding counts nothing
+        labelled = int((masks != self.protocol.ignore_index).sum())
+        self.log(f"{split}/loss", self.loss(logits, masks), batch_size=labelled, on_epoch=True, sync_dist=True)
+        labels = logits.argmax(dim=1)
+        self._metrics(split).update(labels, masks)
+        return labels
+
+    def _metrics(self, split: str) -> SegmentationMetrics:
+        metrics = self.metrics[split]
+        assert isinstance(metrics, SegmentationMetrics)
+        return metrics
+
+    def _report(self, split: str) -> None:
+        metrics = self._metrics(split)
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()}, prog_bar=True)
+        self.per_class[split] = metrics.per_class()
+        metrics.reset()
+
+    def _logits(self, images: Tensor, conditions: Conditions) -> Tensor:
+        """Logits (B, K, H, W) in one pass."""
+        padded, conditions = self._padded(images, conditions)
+        logits = resize(self.head(self.pyramid(padded, conditions).levels), _size(padded))
+        return logits[..., : images.shape[-2], : images.shape[-1]]
+
+    def _padded(self, images: Tensor, conditions: Conditions) -> tuple[Tensor, Conditions]:
+        multiple: int = self.extractor.backbone.size_multiple
+        controls = {name: pad_to_multiple(image, multiple) for name, image in conditions.control_images.items()}
+        return pad_to_multiple(images, multiple), replace(conditions, control_images=controls)
+
+    def _to_masks(self, logits: Tensor, padded: Tensor, batch: SegmentationBatch) -> Tensor:
+        """Logits of a padded batch at the size of its masks, the padding cut off."""
+        height, width = _size(batch.images)
+        logits = resize(logits, _size(padded))[..., :height, :width]
+        return resize(logits, _size(_masks(batch)))
+
+    def _branch_weights(self, pyramid: Pyramid) -> dict[str, Tensor]:
+        """Mean weight of every branch at every level, where there is a choice."""
+        levels = [level for level in self.amalgamation.levels if level.fused]
+        found: dict[str, Tensor] = {}
+        for level, weights in zip(levels, pyramid.weights, strict=False):
+            means = weights.detach().float().mean(dim=[axis for axis in range(weights.dim()) if axis != 2])
+            if len(means) > 1:
+                found |= {f"weights/stride{level.stride}/{name}": means[i] for i, name in enumerate(level.fused)}
+        return found
+
+
+def _masks(batch: SegmentationBatch) -> Tensor:
+    if batch.masks is None:
+        raise ConfigError("a batch without masks cannot be trained on or evaluated; use prediction for such pictures")
+    return batch.masks
+
+
+def _size(pictures: Tensor) -> tuple[int, int]:
+    """(height, width)."""
+    return pictures.shape[-2], pictures.shape[-1]

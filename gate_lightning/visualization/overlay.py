@@ -1,0 +1,148 @@
+"""Label maps on their pictures, error maps, and the files that a prediction leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.visualization.grid import with_legend
+from gate_lightning.visualization.palette import IGNORED_COLOUR, Palette, colorize, palette_array
+
+__all__ = ["WRONG_COLOUR", "error_map", "legend_entries", "overlay", "write_mask", "write_prediction"]
+
+#: colour of wrongly labelled pixels in error maps
+WRONG_COLOUR = (214, 39, 40)
+
+
+def overlay(
+    image: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    palette: Palette,
+    alpha: float = 0.5,
+    ignore_index: int | None = None,
+) -> NDArray[np.uint8]:
+    """A picture tinted with the colours of its labels; ignored pixels stay as they are.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) class indices.
+        palette: colour per class.
+        alpha: share of the label's colour, in [0, 1].
+        ignore_index: label of pixels that are not tinted.
+
+    Raises:
+        ConfigError: if the sizes differ or ``alpha`` is out of range.
+        DataError: if a label has no colour.
+    """
+    _check_sizes(image, labels)
+    if not 0.0 <= alpha <= 1.0:
+        raise ConfigError(f"alpha is {alpha}; expected a share in [0, 1]")
+    tinted = (1.0 - alpha) * image + alpha * colorize(labels, palette, ignore_index)
+    if ignore_index is not None:
+        tinted[labels == ignore_index] = image[labels == ignore_index]
+    return np.rint(tinted).astype(np.uint8)
+
+
+def error_map(
+    image: NDArray[np.uint8],
+    prediction: NDArray[np.integer],
+    truth: NDArray[np.integer],
+    ignore_index: int | None = None,
+) -> NDArray[np.uint8]:
+    """Where a prediction is wrong: those pixels in red, right ones as a pale grey picture, ignored ones dark.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        prediction, truth: (H, W) class indices.
+        ignore_index: label of ``truth`` that is not judged.
+
+    Raises:
+        ConfigError: if the sizes differ.
+    """
+    _check_sizes(image, prediction)
+    _check_sizes(image, truth)
+    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    picture = np.repeat((160.0 + grey[..., None] * (85.0 / 255.0)), 3, axis=2).astype(np.uint8)
+    picture[prediction != truth] = WRONG_COLOUR
+    if ignore_index is not None:
+        picture[truth == ignore_index] = IGNORED_COLOUR
+    return picture
+
+
+def legend_entries(
+    labels: Sequence[NDArray[np.integer]], classes: Sequence[str], palette: Palette, most: int = 24
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """Name and colour of the classes that occur in label maps, largest area first, at most ``most``."""
+    areas = sum(np.bincount(m[(m >= 0) & (m < len(classes))].ravel(), minlength=len(classes)) for m in labels)
+    colours = palette_array(palette)
+    order = [int(k) for k in np.argsort(-np.asarray(areas), kind="stable") if np.asarray(areas)[k] > 0]
+    return [(classes[k], (int(colours[k][0]), int(colours[k][1]), int(colours[k][2]))) for k in order[:most]]
+
+
+def write_mask(path: Path, labels: NDArray[np.integer], palette: Palette) -> None:
+    """Write class indices as a PNG with a palette: an index picture for programs, coloured for people.
+
+    Args:
+        path: ``.png`` file; its folder is created.
+        labels: (H, W) indices 0 … 255.
+        palette: colour per class.
+
+    Raises:
+        ConfigError: if an index does not fit into a byte.
+    """
+    if labels.size and (labels.min() < 0 or labels.max() > 255):
+        raise ConfigError(f"labels {labels.min()} … {labels.max()} do not fit into an 8-bit index picture")
+    picture = Image.fromarray(labels.astype(np.uint8))
+    # all 256 entries: with fewer, Pillow writes fewer bits a pixel and cuts larger indices (255, say) down
+    entries = np.full((256, 3), IGNORED_COLOUR, np.uint8)
+    colours = palette_array(palette)[:256]
+    entries[: len(colours)] = colours
+    picture.putpalette(entries.tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def write_prediction(
+    output: Path,
+    name: str,
+    image: NDArray[np.uint8],
+    labels: NDArray[np.integer],
+    palette: Palette,
+    classes: Sequence[str],
+) -> None:
+    """Write ``masks/<name>.png`` (class indices) and ``overlays/<name>.png`` (picture, tint, legend).
+
+    The mask is written last and atomically: where it exists, the picture is done.
+
+    Args:
+        output: folder.
+        name: file name without extension, with sub-folders if the pictures have them.
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) class indices.
+        palette: colour per class.
+        classes: name per class.
+    """
+    tinted = overlay(image, labels, palette)
+    # enlarged by whole pixels where it is tiny: the overlay is for people, the mask for programs
+    factor = max(1, 256 // min(tinted.shape[:2]))
+    tinted = tinted.repeat(factor, axis=0).repeat(factor, axis=1)
+    tinted = with_legend(tinted, legend_entries([labels], classes, palette))
+    target = output / "overlays" / f"{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(tinted).save(target)
+    mask = output / "masks" / f"{name}.png"
+    partial = mask.with_name(f".{mask.name}.part.png")
+    write_mask(partial, labels, palette)
+    partial.replace(mask)
+
+
+def _check_sizes(image: NDArray[np.uint8], labels: NDArray[np.integer]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.shape[:2] != labels.shape:
+        raise ConfigError(
+            f"picture {image.shape} and labels {labels.shape} differ in size; expected (H, W, 3) and (H, W)"
+        )

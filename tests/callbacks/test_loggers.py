@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Callback
+from lightning.pytorch.loggers import WandbLogger
+
+from gate_lightning.callbacks.checkpoint import RunCheckpoint
+from gate_lightning.callbacks.interrupt import Interrupt, Interrupted
+from gate_lightning.callbacks.loggers import RunLog, wandb_logger
+from gate_lightning.errors import ConfigError
+from tests.segmentation_fakes import FakeData, make_task, make_trainer
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_of_a_step_share_a_row_and_new_metrics_get_a_column(tmp_path: Path) -> None:
+    log = RunLog(str(tmp_path))
+    log.log_metrics({"train/loss": 0.5, "epoch": 0}, 1)
+    log.log_metrics({"val/mIoU": 0.25}, 1)
+    log.log_metrics({"train/loss": 0.4, "weights/a": 1.0}, 2)
+    log.finalize("success")
+    assert rows(tmp_path) == [
+        {"step": "1", "train/loss": "0.5", "val/mIoU": "0.25", "weights/a": ""},
+        {"step": "2", "train/loss": "0.4", "val/mIoU": "", "weights/a": "1.0"},
+    ]
+
+
+def test_a_resumed_run_replaces_the_rows_it_does_again(tmp_path: Path) -> None:
+    first = RunLog(str(tmp_path))
+    for step in (1, 2, 3, 4):
+        first.log_metrics({"loss": float(step)}, step)
+    first.finalize("failed")
+    second = RunLog(str(tmp_path))
+    second.log_metrics({"loss": 30.0}, 3)
+    second.save()
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("1", "1.0"), ("2", "2.0"), ("3", "30.0")]
+
+
+class Kill(Callback):
+    """Ends training without any farewell, as SIGKILL does."""
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 7:
+            for logger in trainer.loggers:
+                logger.finalize = lambda status: None
+            raise RuntimeError("killed")
+
+
+def test_metrics_of_a_killed_and_resumed_run_are_those_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    make_trainer(whole, RunCheckpoint(3), logger=RunLog(str(whole))).fit(make_task(), FakeData())
+    with pytest.raises(RuntimeError, match="killed"):
+        make_trainer(cut, Kill(), RunCheckpoint(3), logger=RunLog(str(cut))).fit(make_task(), FakeData())
+    last = cut / "checkpoints" / "last.ckpt"
+    trainer = make_trainer(cut, RunCheckpoint(3), logger=RunLog(str(cut)))
+    trainer.fit(make_task(), FakeData(), ckpt_path=last, weights_only=True)
+    assert rows(cut) == rows(whole)
+    assert len(rows(whole)) == 10
+    assert [row["step"] for row in rows(whole)] == [str(step) for step in range(10)]
+    assert [row["step"] for row in rows(whole) if row["val/mIoU"]] == ["3", "7"]
+
+
+class Signal(Callback):
+    """Ctrl-C at the n-th call of a hook."""
+
+    def __init__(self, hook: str, call: int) -> None:
+        self.left = call
+        setattr(self, hook, self.send)
+
+    def send(self, *_: Any, **__: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("hook", "call"), [("on_train_batch_start", 6), ("on_validation_batch_start", 3)])
+def test_metrics_of_an_interrupted_and_resumed_run_are_those_of_an_uninterrupted_one(
+    tmp_path: Path, hook: str, call: int
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    make_trainer(whole, RunCheckpoint(100), logger=RunLog(str(whole))).fit(make_task(), FakeData())
+    first = make_trainer(cut, Signal(hook, call), RunCheckpoint(100), Interrupt(), logger=RunLog(str(cut)))
+    with pytest.raises(Interrupted):
+        first.fit(make_task(), FakeData())
+    second = make_trainer(cut, RunCheckpoint(100), Interrupt(), logger=RunLog(str(cut)))
+    second.fit(make_task(), FakeData(), ckpt_path=cut / "checkpoints" / "last.ckpt", weights_only=True)
+    assert rows(cut) == rows(whole)
+
+
+@pytest.fixture
+def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.usefixtures("no_keys")
+def test_wandb_is_offline_without_a_key(tmp_path: Path) -> None:
+    assert wandb_logger(str(tmp_path))._offline
+
+
+@pytest.mark.usefixtures("no_keys")
+def test_wandb_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert not wandb_logger(str(tmp_path))._offline
+
+
+@pytest.mark.usefixtures("no_keys")
+def test_wandb_finds_a_key_where_its_login_puts_it(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".netrc").write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
+    (home / ".netrc").chmod(0o600)
+    assert not wandb_logger(str(tmp_path))._offline
+
+
+def test_a_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
+    first, second, other = (wandb_logger(str(tmp_path / name)) for name in ("a", "a", "b"))
+    assert first.version == second.version != other.version
+    assert isinstance(first, WandbLogger)
+
+
+def test_wandb_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        wandb_logger(str(tmp_path))

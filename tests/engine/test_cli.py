@@ -1,0 +1,62 @@
+"""The command lines: messages instead of tracebacks, sweeps with a failed run, and what a sweep refuses."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+from composition import SMALL, composed
+
+from gate_lightning.engine import cli
+from gate_lightning.errors import ConfigError
+
+
+def call(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.setattr(cli, "_sweeps", {})
+    return main()  # type: ignore[operator]
+
+
+def test_unknown_key_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, cli.train_main, "datset=scenes") == 2
+    error = capfd.readouterr().err
+    assert "Could not override 'datset'" in error
+    assert "Traceback" not in error
+
+
+def test_our_own_error_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code = call(monkeypatch, cli.train_main, *SMALL, "techniques=magic", f"hydra.run.dir={tmp_path}")
+    error = capfd.readouterr().err
+    assert code == 2
+    assert "'magic'" in error
+    assert "Traceback" not in error
+    assert '"failed"' in (tmp_path / "status.json").read_text()
+
+
+def test_a_sweep_with_a_failed_run_ends_with_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = call(
+        monkeypatch,
+        cli.train_main,
+        "-m",
+        *SMALL,
+        "techniques=magic,none",
+        "trainer.max_steps=2",
+        f"hydra.sweep.dir={tmp_path}",
+    )
+    assert code != 0
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["failed", "done"]
+    assert "magic" in rows[0]["message"]
+    assert float(rows[1]["val/mIoU"]) >= 0
+
+
+def test_sweeps_refuse_processes_that_would_sweep_themselves() -> None:
+    with pytest.raises(ConfigError, match="ddp_fork"):
+        cli.check_sweep(composed("trainer.devices=2"))
+    cli.check_sweep(composed("trainer.devices=2", "+trainer.strategy=ddp_fork"))
+    cli.check_sweep(composed())

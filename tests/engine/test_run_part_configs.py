@@ -1,0 +1,68 @@
+"""Callbacks, loggers, trainers and the segmentation task as configured: every key is one that its target takes."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_method, instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from gate_lightning.tasks.inference import Inference
+from gate_lightning.tasks.segmentation import SegmentationTask
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _resolver() -> None:
+    OmegaConf.register_new_resolver("gate.or", lambda value, fallback: value or fallback, replace=True)
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.mark.parametrize("name", ["default", "quiet"])
+def test_callbacks_build_and_are_written_out(name: str) -> None:
+    for node in composed(f"callbacks={name}").callbacks.values():
+        if node is None:
+            continue
+        assert isinstance(instantiate(node, _convert_="all"), Callback)
+        parameters = inspect.signature(get_method(node._target_)).parameters
+        assert set(node) - {"_target_"} == set(parameters), node._target_
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("csv", ["csv"]), ("wandb", ["csv", "wandb"]), ("none", [])])
+def test_loggers_build(tmp_path: Path, name: str, kinds: list[str]) -> None:
+    nodes: Any = composed(f"logger={name}").get("logger") or {}
+    assert list(nodes) == kinds
+    for node in nodes.values():
+        assert isinstance(instantiate(node, _convert_="all")(run_folder=str(tmp_path)), Logger)
+
+
+@pytest.mark.parametrize("name", ["default", "cpu", "gpu", "ddp"])
+def test_trainers_know_their_keys(name: str) -> None:
+    node = composed(f"trainer={name}").trainer
+    assert set(node) - {"_target_"} <= set(inspect.signature(Trainer.__init__).parameters)
+
+
+def test_default_trainer_builds_on_the_cpu(tmp_path: Path) -> None:
+    trainer = instantiate(composed("trainer=cpu").trainer, default_root_dir=str(tmp_path), logger=False)
+    assert trainer.max_epochs == -1
+    assert trainer.accelerator.__class__.__name__ == "CPUAccelerator"
+
+
+def test_segmentation_task_knows_its_keys() -> None:
+    node = composed("task=segmentation", "task.inference.mode=slide", "task.inference.crop_size=[48,64]").task
+    own = set(node) - {"_target_"}
+    assert own <= set(inspect.signature(SegmentationTask).parameters)
+    inference = instantiate(node.inference, _convert_="all")
+    assert inference == Inference("slide", [48, 64])
+    assert set(node.inference) - {"_target_"} == set(inspect.signature(Inference).parameters)

@@ -1,0 +1,130 @@
+"""The main job in small: train, evaluate, predict, resume, repeat."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composition import SMALL, composed
+from omegaconf import DictConfig
+
+import gate_lightning
+from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.training import train
+from gate_lightning.errors import ConfigError, GateError, ResumeError
+
+
+def run(folder: Path, *overrides: str) -> dict[str, float]:
+    given = [*SMALL, *overrides]
+    return train(composed(*given), given, folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    run(folder, "techniques=prompt", "callbacks=default")
+    return folder
+
+
+def test_a_run_leaves_what_the_readme_promises(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert {"val/mIoU", "val/aAcc", "val/mAcc", "test/mIoU"} <= metrics.keys()
+    assert all(0 <= metrics[name] <= 1 for name in ("val/mIoU", "test/mIoU"))
+    assert json.loads((trained / "status.json").read_text()) == {"status": "done"}
+    for name in ("config.yaml", "environment.json", "metrics.csv", "classes_val.csv", "pictures/feature_pca.png"):
+        assert (trained / name).stat().st_size > 0
+
+
+def test_checkpoints_hold_no_frozen_weights(trained: Path) -> None:
+    state = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    assert state["state_dict"]
+    assert not [name for name in state["state_dict"] if name.startswith("extractor")]
+    assert state["frozen"]["backbone"]
+
+
+def test_evaluation_repeats_the_reported_metrics(trained: Path, tmp_path: Path) -> None:
+    config = composed(f"run={trained}", f"output={tmp_path}", "split=test", name="eval")
+    metrics = evaluate(config, [f"run={trained}"], tmp_path)
+    reported = json.loads((trained / "metrics.json").read_text())
+    assert metrics["test/mIoU"] == pytest.approx(reported["test/mIoU"], abs=1e-9)
+
+
+def test_labelling_pictures(trained: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    config = composed(f"run={trained}", f"input={tmp_path / 'a.png'}", f"output={tmp_path / 'out'}", name="eval")
+    evaluate(config, [f"run={trained}"], tmp_path)
+    mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png"))
+    assert mask.shape == (70, 90)
+    assert np.array_equal(mask, gate_lightning.load_run(trained).predict(tmp_path / "a.png"))
+
+
+def test_same_seed_same_metrics(trained: Path, tmp_path: Path) -> None:
+    again = run(tmp_path / "again", "techniques=prompt")
+    reported = json.loads((trained / "metrics.json").read_text())
+    assert {name: again[name] for name in reported} == reported
+
+
+def test_resume_equals_uninterrupted(trained: Path, tmp_path: Path) -> None:
+    class Stop(Exception):  # noqa: N818 - no error
+        pass
+
+    from gate_lightning.tasks.segmentation import SegmentationTask
+
+    original = SegmentationTask.training_step
+
+    def stopping(self: SegmentationTask, batch: object, batch_idx: int) -> object:
+        if self.global_step == 3:
+            raise Stop
+        return original(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    folder = tmp_path / "killed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SegmentationTask, "training_step", stopping)
+        with pytest.raises(Stop):
+            run(folder, "techniques=prompt", "callbacks.checkpoint.every_n_steps=1")
+    given = [f"resume={folder}"]
+    resumed = train(composed(*given), given, folder)
+    reported = json.loads((trained / "metrics.json").read_text())
+    assert {name: resumed[name] for name in reported} == pytest.approx(reported, abs=1e-7)
+
+
+def test_resume_names_changed_keys(trained: Path) -> None:
+    given = [f"resume={trained}", "seed=5"]
+    with pytest.raises(ResumeError, match=r"seed: 0 → 5"):
+        train(composed(*given), given, trained)
+
+
+def test_a_missing_adapter_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(GateError, match=r"technique\.lora\.weights\.moderate"):
+        run(tmp_path / "run", "techniques=lora", "technique.lora.weights.moderate=null")
+
+
+def test_eval_without_anything_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run=<run folder>"):
+        evaluate(composed(name="eval"), [], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("control=pixels", "~backbone.weights"),
+        ("control=plain_edges",),
+        ("control=plain_noise3",),
+        ("techniques=prompt", "captions=shuffled"),
+        ("techniques=prompt", "head=linear", "amalgamation=concat", "layers=practical"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_settings_train(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    given = [item for item in SMALL if not (item.startswith("head.") and "head=linear" in overrides)]
+    given = [item for item in given if not (item.startswith("backbone.") and "control=pixels" in overrides)]
+    given += [item for item in overrides if not item.startswith("~")]
+    config: DictConfig = composed(*given)
+    assert math.isfinite(train(config, given, tmp_path / "run")["val/loss"])

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.visualization.overlay import (
+    WRONG_COLOUR,
+    error_map,
+    legend_entries,
+    overlay,
+    write_mask,
+    write_prediction,
+)
+from gate_lightning.visualization.palette import IGNORED_COLOUR, colorize, distinct_palette
+
+PALETTE = [(10, 20, 30), (200, 100, 0), (0, 255, 255)]
+LABELS = np.array([[0, 1, 2], [2, 1, 255]])
+
+
+def test_every_pixel_has_the_colour_of_its_class() -> None:
+    picture = colorize(LABELS, PALETTE, ignore_index=255)
+    for y, x in np.ndindex(2, 3):
+        label = LABELS[y, x]
+        assert tuple(picture[y, x]) == (IGNORED_COLOUR if label == 255 else PALETTE[label])
+
+
+@pytest.mark.parametrize("labels", [np.array([[3]]), np.array([[-1]]), np.array([[255]])])
+def test_labels_without_a_colour_are_refused(labels: np.ndarray) -> None:
+    with pytest.raises(DataError, match=str(labels[0, 0])):
+        colorize(labels, PALETTE, ignore_index=254)
+
+
+@pytest.mark.parametrize("palette", [[], [(1, 2)], [(0, 0, 256)], [(0, 0, -1)]])
+def test_impossible_palettes_are_refused(palette: list[tuple[int, ...]]) -> None:
+    with pytest.raises(ConfigError, match="palette"):
+        colorize(np.zeros((1, 1), int), palette)
+
+
+def test_made_palettes_are_distinct_and_do_not_change_with_their_length() -> None:
+    colours = distinct_palette(150)
+    assert len(set(colours)) == 150
+    assert distinct_palette(12) == colours[:12]
+    apart = [np.abs(np.subtract(colours[i], colours[j])).sum() for i in range(12) for j in range(i)]
+    assert min(apart) > 60
+
+
+def test_overlay_mixes_and_leaves_ignored_pixels() -> None:
+    image = np.full((2, 3, 3), 100, np.uint8)
+    mixed = overlay(image, LABELS, PALETTE, alpha=0.25, ignore_index=255)
+    assert mixed[0, 1].tolist() == [125, 100, 75]
+    assert mixed[1, 2].tolist() == [100, 100, 100]
+    with pytest.raises(ConfigError, match="alpha"):
+        overlay(image, LABELS, PALETTE, alpha=1.5, ignore_index=255)
+
+
+def test_error_map_is_red_exactly_where_the_prediction_is_wrong_and_judged() -> None:
+    image = np.full((2, 3, 3), 100, np.uint8)
+    prediction = np.array([[0, 0, 2], [2, 1, 1]])
+    picture = error_map(image, prediction, LABELS, ignore_index=255)
+    wrong = (picture == WRONG_COLOUR).all(axis=2)
+    assert wrong.tolist() == [[False, True, False], [False, False, False]]
+    assert tuple(picture[1, 2]) == IGNORED_COLOUR
+    assert len(set(picture[0, 0].tolist())) == 1
+
+
+def test_sizes_have_to_fit() -> None:
+    with pytest.raises(ConfigError, match="differ in size"):
+        overlay(np.zeros((3, 3, 3), np.uint8), LABELS, PALETTE)
+    with pytest.raises(ConfigError, match="differ in size"):
+        error_map(np.zeros((2, 3, 3), np.uint8), LABELS, LABELS[:1])
+
+
+def test_legend_lists_what_occurs_by_area() -> None:
+    entries = legend_entries([LABELS, np.array([2, 2])], ("a", "b", "c"), PALETTE)
+    assert entries == [("c", PALETTE[2]), ("b", PALETTE[1]), ("a", PALETTE[0])]
+    assert [name for name, _ in legend_entries([LABELS], ("a", "b", "c"), PALETTE, most=1)] == ["b"]
+
+
+def test_mask_file_holds_indices_and_shows_colours(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "mask.png"
+    write_mask(path, LABELS, PALETTE)
+    picture = Image.open(path)
+    assert picture.mode == "P"
+    assert np.array_equal(np.asarray(picture), LABELS)
+    assert picture.convert("RGB").getpixel((1, 0)) == PALETTE[1]
+    with pytest.raises(ConfigError, match="8-bit"):
+        write_mask(path, LABELS + 1, PALETTE)
+
+
+def test_prediction_writes_mask_and_overlay_under_the_pictures_name(tmp_path: Path) -> None:
+    image = np.full((2, 3, 3), 100, np.uint8)
+    labels = np.array([[0, 1, 2], [2, 1, 0]])
+    write_prediction(tmp_path, "sub/x", image, labels, PALETTE, ("a", "b", "c"))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "sub" / "x.png")), labels)
+    shown = np.asarray(Image.open(tmp_path / "overlays" / "sub" / "x.png"))
+    # 2 × 3 pixels are enlarged 128 times; the legend follows below
+    assert shown[128, 128 * 2 + 5].tolist() == overlay(image, labels, PALETTE)[1, 2].tolist()
+    assert shown.shape[0] > 256
+    assert sorted(p.name for p in (tmp_path / "masks" / "sub").iterdir()) == ["x.png"]
