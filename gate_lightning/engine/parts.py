@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cached_property, partial
+from types import SimpleNamespace
 from typing import Any
 
 from hydra.utils import get_class, instantiate
@@ -61,6 +62,12 @@ class Parts:
         """Classes, palette, prompts and recipe of the data set."""
         return self.datamodule.protocol
 
+    @property
+    def steering(self) -> Any:
+        """Prompts and recipe of the data set that the run was trained on."""
+        saved = self.config.get("steering")
+        return self.protocol if saved is None else SimpleNamespace(**_plain(saved))
+
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen diffusion model of ``backbone``."""
@@ -72,7 +79,7 @@ class Parts:
         config = self.config
         branches = build_branches(
             _plain(config.techniques),
-            protocol=self.protocol,
+            protocol=self.steering,
             backbone=self.backbone,
             knobs=_plain(config.technique),
             timestep=config.timestep,

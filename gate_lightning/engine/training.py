@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import runs
 from gate_lightning.engine.parts import Parts
@@ -39,7 +39,7 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
     """
     resolved = runs.resolve(config)
     if config.resume is None:
-        checkpoint, described = None, resolved
+        checkpoint, described = None, _with_steering(resolved, run_folder)
         _once(runs.save_config, described, run_folder)
         _once(runs.write_json, run_folder / "overrides.json", list(overrides))
     else:
@@ -63,6 +63,16 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
     for name, value in sorted(metrics.items()):
         log.info("%-24s %.4f", name, value)
     return metrics
+
+
+def _with_steering(config: DictConfig, folder: Path) -> DictConfig:
+    """Adds the data set's prompts and recipe, so that evaluation on another data set reads the trained branches."""
+    protocol = getattr(Parts(config, str(folder)).datamodule, "protocol", None)
+    if protocol is None:
+        return config
+    steering = {"name": protocol.name, "prompt_simple": protocol.prompt_simple, "prompt_fine": protocol.prompt_fine}
+    recipe = [dict(branch) for branch in protocol.recipe]
+    return OmegaConf.create({**OmegaConf.to_container(config), "steering": {**steering, "recipe": recipe}})  # type: ignore[dict-item]
 
 
 def _resumed_config(resolved: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:

@@ -38,6 +38,8 @@ def test_view_depends_on_sample_and_epoch_only() -> None:
     assert torch.equal(together.images, torch.cat([batch.images for batch in alone]))
     assert torch.equal(together.masks, torch.cat([batch.masks for batch in alone]))
     assert set(together.conditions.views) == {"draw3"}
+    # all masks are alike: some are mirrored, some are not
+    assert set(together.masks[:, 0, 0].tolist()) == {0, 1}
     other = views[[Draw(index, 4) for index in range(12)]]
     assert not torch.equal(together.images, other.images)
     assert set(other.conditions.views) == {"draw4"}

@@ -13,6 +13,7 @@ from composition import SMALL, composed
 from omegaconf import DictConfig
 
 import gate_lightning
+from gate_lightning.engine import runs
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, GateError, ResumeError
@@ -51,6 +52,14 @@ def test_evaluation_repeats_the_reported_metrics(trained: Path, tmp_path: Path) 
     metrics = evaluate(config, [f"run={trained}"], tmp_path)
     reported = json.loads((trained / "metrics.json").read_text())
     assert metrics["test/mIoU"] == pytest.approx(reported["test/mIoU"], abs=1e-9)
+
+
+def test_another_data_set_is_read_with_the_trained_prompts(trained: Path, tmp_path: Path) -> None:
+    given = [f"run={trained}", "dataset.domain=source", f"output={tmp_path}"]
+    metrics = evaluate(composed(*given, name="eval"), given, tmp_path)
+    assert 0 <= metrics["val/mIoU"] <= 1
+    steering = runs.load_config(trained).steering
+    assert steering.prompt_simple == "a photo"
 
 
 def test_labelling_pictures(trained: Path, tmp_path: Path) -> None:

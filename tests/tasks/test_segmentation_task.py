@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,14 @@ def test_loss_adds_auxiliary_and_regularization_with_their_weights() -> None:
     parts = []
     for head in (task.head, auxiliary):
         logits = interpolate(head(pyramid.levels), size=(16, 16), mode="bilinear", align_corners=False)
-        parts.append(float(torch.nn.functional.cross_entropy(logits, batch.masks)))
-    regularization = float(task.amalgamation.regularization(pyramid))
+        parts.append(float(torch.nn.functional.cross_entropy(logits, batch.masks).detach()))
+    regularization = float(task.amalgamation.regularization(pyramid).detach())
     assert regularization != 0.0
     assert total == pytest.approx(parts[0] + 0.25 * parts[1] + regularization, rel=1e-5)
     assert logged["train/loss"] == pytest.approx(total)
     assert logged["train/loss_auxiliary"] == pytest.approx(0.25 * parts[1], rel=1e-5)
     weights = pyramid.weights[1].mean(dim=(0, 1))
-    assert logged["weights/stride8/steered"] == pytest.approx(float(weights[1]), rel=1e-5)
+    assert logged["weights/stride8/steered"] == pytest.approx(float(weights[1].detach()), rel=1e-5)
     assert logged["weights/stride4/plain"] + logged["weights/stride4/steered"] == pytest.approx(1.0)
     assert logged["train/lr"] == 0.1
 
@@ -238,3 +239,16 @@ def test_negative_auxiliary_weight_is_refused() -> None:
 
 def test_protocol_of_the_fakes_is_the_one_the_metrics_use() -> None:
     assert make_task().metrics["val"].class_names == PROTOCOL.classes
+
+
+def test_pictures_without_a_labelled_pixel_do_not_move_the_mean_loss(tmp_path: Path) -> None:
+    """Padding of the last batch in distributed validation looks like that."""
+    losses = []
+    for void in (False, True):
+        data = FakeData(eval_batch_size=1)
+        samples = data.source("val").samples
+        if void:
+            samples.append(replace(samples[0], mask=np.full_like(samples[0].mask, 255)))
+        (result,) = make_trainer(tmp_path).validate(make_task().eval(), data, verbose=False)
+        losses.append(result["val/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
