@@ -19,6 +19,7 @@ SMALL = (
     "trainer.val_check_interval=2",
     "trainer.accelerator=cpu",
     "callbacks=quiet",
+    "logger=csv",
 )
 
 

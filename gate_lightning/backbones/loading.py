@@ -42,6 +42,7 @@ def load_unet_backbone(
     architecture: str = "tiny",
     seed: int = 0,
     offline: bool = False,
+    native_size: int | None = None,
 ) -> UNetBackbone:
     """A frozen Stable Diffusion 1.x or 2.x model (or fine-tune, or the embedded tiny one).
 
@@ -54,6 +55,8 @@ def load_unet_backbone(
         controlnets: name → folder or hub id, or None for none. Loaded when a branch first asks for the name.
         architecture, seed: what ``weights=random`` builds.
         offline: never ask the network.
+        native_size: side in pixels of the pictures the model was trained on. Data sets take their crop size from this
+            setting, so it must be the weights' own; None does not check.
 
     Raises:
         WeightsError: weights missing, broken, or of another kind of model.
@@ -64,6 +67,11 @@ def load_unet_backbone(
         backbone = build_random_backbone(architecture, seed).to(DTYPES[dtype])
     else:
         backbone = _load(str(weights), revision, variant, DTYPES[dtype], offline)
+    if weights != "random" and native_size is not None and native_size != backbone.native_size:
+        raise ConfigError(
+            f"backbone.native_size={native_size}, but {weights} was trained on pictures of {backbone.native_size} px; "
+            f"set backbone.native_size={backbone.native_size}"
+        )
     backbone.controlnet_sources.update({name: source for name, source in (controlnets or {}).items() if source})
     backbone.offline = offline
     if channels_last:

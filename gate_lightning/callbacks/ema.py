@@ -46,6 +46,9 @@ class WeightAverage(Callback):
                 f"expected the same trainable weights. Resume with the configuration the run was started with."
             )
         self._average = {name: a.to(parameters[name].device) for name, a in self._average.items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the step: a resumed trainer knows it only now, after its loops were restored."""
         self._last_step = trainer.global_step
 
     @torch.no_grad()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -101,6 +104,23 @@ def eval_main() -> int:
     return _guarded(job)
 
 
+def _near_miss(message: str) -> str:
+    """``did you mean …`` for a mistyped key; Hydra has hints for group options only."""
+    found = re.search(r"Could not override '([^']+)'", message)
+    if found is None:
+        return ""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
+        config = hydra.compose("eval")
+    keys = {str(key) for key in config}
+    for key in list(keys):
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            keys |= {f"{key}.{inner!s}" for inner in node}
+    near = difflib.get_close_matches(found.group(1), sorted(keys), n=1, cutoff=0.7)
+    return f"\nDid you mean {near[0]}?" if near else ""
+
+
 class _recorded:  # noqa: N801 - reads as a statement
     """Write the failure of a run into its folder, so that a table of runs can tell why a row is empty."""
 
@@ -135,7 +155,7 @@ def _guarded(job: Callable[..., Any]) -> int:
     except (GateError, HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         detail = cause if isinstance(cause, GateError) else error
-        sys.stderr.write(f"\n{type(detail).__name__}: {detail}\n")
+        sys.stderr.write(f"\n{type(detail).__name__}: {detail}{_near_miss(str(error))}\n")
         return 130 if isinstance(detail, Interrupted) else 2
     except KeyboardInterrupt as error:
         sys.stderr.write(f"\n{error.__cause__ or 'aborted'}\n")

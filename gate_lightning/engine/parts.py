@@ -20,11 +20,15 @@ from torch import nn
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.cache import MemoryCache
 from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.features.recipes import build_branches
 
 __all__ = ["Parts", "call_with"]
+
+#: settings that the edge control shares with the ControlNet technique, so that both see the same edges
+CANNY = ("low", "high", "blur_sigma", "normalize")
 
 
 class Parts:
@@ -74,7 +78,7 @@ class Parts:
         return self._instantiate("backbone")
 
     @cached_property
-    def extractor(self) -> FeatureExtractor | EdgesExtractor:
+    def extractor(self) -> FeatureExtractor | EdgesExtractor | MemoryCache:
         """Backbone × branches, as ``techniques timestep layers noise_draws`` say."""
         config = self.config
         branches = build_branches(
@@ -86,12 +90,12 @@ class Parts:
             layers=_plain(config.layers),
             noise_draws=config.noise_draws,
         )
-        extractor = FeatureExtractor(self.backbone, branches, seed=config.seed, noise=config.noise)
-        if config.edges == "input":
-            return EdgesExtractor(extractor)
-        if config.edges != "none":
+        if config.edges not in ("none", "input"):
             raise ConfigError(f"edges={config.edges}: expected none or input")
-        return extractor
+        made = FeatureExtractor(self.backbone, branches, seed=config.seed, noise=config.noise)
+        settings = {key: value for key, value in _plain(config.technique.controlnet).items() if key in CANNY}
+        extractor = EdgesExtractor(made, **settings) if config.edges == "input" else made
+        return MemoryCache(extractor, config.feature_cache) if config.feature_cache else extractor
 
     @cached_property
     def amalgamation(self) -> nn.Module:

@@ -2,6 +2,7 @@
 
 <run>/config.yaml         resolved configuration (no interpolation left; the trained branches as plain data)
 <run>/environment.json    command, git commit, package versions, world size
+<run>/frozen.json         the frozen weights (name, revision, hash) and how they are read
 <run>/status.json         running | done | failed | interrupted, with the message
 <run>/metrics.json        final metrics
 <run>/checkpoints/        best*.ckpt, last.ckpt

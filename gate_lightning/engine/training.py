@@ -12,6 +12,7 @@ import lightning
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.data.datamodule import SegmentationDataModule
 from gate_lightning.engine import runs
 from gate_lightning.engine.parts import Parts
 from gate_lightning.errors import ResumeError
@@ -48,15 +49,23 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
     _once(runs.write_json, run_folder / "status.json", {"status": "running"})
     lightning.seed_everything(described.seed, workers=True, verbose=False)
     parts = Parts(described, str(run_folder))
-    task, datamodule = parts.task, parts.datamodule
+    datamodule = parts.datamodule
+    if config.allow_changes:
+        datamodule.allow_changes = True
+    if isinstance(datamodule, SegmentationDataModule):
+        datamodule.setup("fit")  # broken data are found before the backbone is loaded
+    task = parts.task
     if config.allow_changes and isinstance(task, BaseTask):
         task.allowed_changes = frozenset({"frozen", "world_size"})
+    if isinstance(task, BaseTask):
+        _once(runs.write_json, run_folder / "frozen.json", task.frozen_description())
     _check_world_size(parts, run_folder, resuming=checkpoint is not None, allowed=config.allow_changes)
     log.info("run folder: %s", run_folder)
     with warnings.catch_warnings():
         # our own data module resumes mid-epoch exactly, which Lightning cannot know
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
-        parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=False if checkpoint else None)
+        # checkpoints of tasks on frozen features hold plain data only; generative ones hold an average besides
+        parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=isinstance(task, BaseTask))
     metrics = _final_metrics(parts, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})

@@ -122,7 +122,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     check_equal(whole[name], before, run(tmp_path, name, resume=True))
 
 
-@pytest.mark.xfail(reason="WeightAverage reads the step before the loops are restored", strict=True)
 def test_averaged_weights_survive_inside_accumulation(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", "accumulate", averaged=True)
     before = run(tmp_path, "accumulate", Signal("on_train_batch_start", 1), averaged=True)

@@ -23,6 +23,7 @@ def test_unknown_key_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     assert call(monkeypatch, cli.train_main, "datset=scenes") == 2
     error = capfd.readouterr().err
     assert "Could not override 'datset'" in error
+    assert "Did you mean dataset?" in error
     assert "Traceback" not in error
 
 
