@@ -24,6 +24,7 @@ from gate_lightning.features.cache import MemoryCache
 from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.features.recipes import build_branches
+from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 
 __all__ = ["Parts", "call_with"]
 
@@ -46,6 +47,7 @@ class Parts:
         "amalgamation",
         "head",
         "auxiliary_head",
+        "auxiliary_loss",
         "loss",
         "optimizer",
         "scheduler",
@@ -128,10 +130,16 @@ class Parts:
     @cached_property
     def loss(self) -> nn.Module:
         """Logits and masks → scalar."""
+        return self._loss(self._instantiate("loss"))
+
+    @cached_property
+    def auxiliary_loss(self) -> nn.Module:
+        """Loss of the auxiliary head: plain cross-entropy, as in GATE's runs and mmsegmentation's recipes."""
+        return self._loss(partial(CrossEntropyLoss))
+
+    def _loss(self, made: Callable[..., nn.Module]) -> nn.Module:
         protocol = self.protocol
-        return call_with(
-            self._instantiate("loss"), ignore_index=protocol.ignore_index, num_classes=len(protocol.classes)
-        )
+        return call_with(made, ignore_index=protocol.ignore_index, num_classes=len(protocol.classes))
 
     @property
     def optimizer(self) -> Callable[..., Any]:

@@ -35,6 +35,7 @@ class SegmentationTask(BaseTask):
         scheduler: takes the optimiser and the number of optimiser steps, or None.
         protocol: classes and ignore index.
         auxiliary_head: a second head on the same pyramid that only helps to train the amalgamation, or None.
+        auxiliary_loss: its loss, or None for ``loss``. GATE's runs use cross-entropy alone.
         auxiliary_weight: factor of its loss, at least 0.
         inference: whole pictures or windows, in validation, test and prediction.
 
@@ -48,6 +49,7 @@ class SegmentationTask(BaseTask):
     head: Head
     auxiliary_head: Head | None
     loss: nn.Module
+    auxiliary_loss: nn.Module
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class SegmentationTask(BaseTask):
         scheduler: Callable[..., Any] | None,
         protocol: DatasetProtocol,
         auxiliary_head: Head | None = None,
+        auxiliary_loss: nn.Module | None = None,
         auxiliary_weight: float = 0.4,
         inference: Inference | None = None,
     ) -> None:
@@ -67,6 +70,7 @@ class SegmentationTask(BaseTask):
             raise ConfigError(f"auxiliary_weight is {auxiliary_weight}; expected at least 0, for example 0.4")
         self.extractor, self.amalgamation = extractor, amalgamation
         self.head, self.auxiliary_head, self.loss = head, auxiliary_head, loss
+        self.auxiliary_loss = auxiliary_loss or loss
         self.auxiliary_weight = auxiliary_weight
         self.protocol = protocol
         self.inference = inference or Inference()
@@ -113,7 +117,7 @@ class SegmentationTask(BaseTask):
         parts = {"head": self.loss(self._to_masks(self.head(pyramid.levels), images, batch), masks)}
         if self.auxiliary_head is not None:
             logits = self._to_masks(self.auxiliary_head(pyramid.levels), images, batch)
-            parts["auxiliary"] = self.auxiliary_weight * self.loss(logits, masks)
+            parts["auxiliary"] = self.auxiliary_weight * self.auxiliary_loss(logits, masks)
         regularization = self.amalgamation.regularization(pyramid)
         if regularization is not None:
             parts["regularization"] = regularization
