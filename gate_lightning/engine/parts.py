@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.features.cache import MemoryCache
 from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
@@ -121,7 +122,7 @@ class Parts:
 
     def _head(self, node: DictConfig) -> nn.Module:
         return call_with(
-            instantiate(node, _convert_="all"),
+            _built(node),
             in_channels=self.amalgamation.out_channels,
             strides=self.amalgamation.strides,
             num_classes=len(self.protocol.classes),
@@ -159,7 +160,7 @@ class Parts:
         own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_")}
         wanted = inspect.signature(target).parameters
         injected = {name: getattr(self, name) for name in self.INJECTED if name in wanted and name not in own}
-        return target(**injected, **instantiate(OmegaConf.create(own), _convert_="all"))
+        return target(**injected, **_built(OmegaConf.create(own)))
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -181,7 +182,7 @@ class Parts:
         for name, node in nodes.items():
             if node is None or "_target_" not in node:
                 continue
-            built = instantiate(node, _convert_="all")
+            built = _built(node)
             made.append(call_with(built, run_folder=self.run_folder) if isinstance(built, partial) else built)
             if not isinstance(made[-1], kind):
                 raise ConfigError(f"{group}.{name} is a {type(made[-1]).__name__}, expected a {kind.__name__}")
@@ -191,7 +192,7 @@ class Parts:
         node = self.config.get(group)
         if node is None:
             raise ConfigError(f"the configuration has no {group}; choose one: {group}=<name> (see conf/{group}/)")
-        return instantiate(node, _convert_="all", **arguments)
+        return _built(node, **arguments)
 
 
 def call_with(function: Callable[..., Any], **available: Any) -> Any:
@@ -201,6 +202,16 @@ def call_with(function: Callable[..., Any], **available: Any) -> Any:
     parameters = inspect.signature(function.func).parameters
     given = {name: value for name, value in available.items() if name in parameters and name not in function.keywords}
     return function(**given)
+
+
+def _built(node: Any, **arguments: Any) -> Any:
+    """The object that a node describes. An error of ours keeps its type and message; Hydra would wrap it."""
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, GateError):
+            raise error.__cause__ from None
+        raise
 
 
 def _plain(node: Any) -> Any:
