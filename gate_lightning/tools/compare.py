@@ -9,7 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -31,11 +31,12 @@ class ComparedRun:
 
     Attributes:
         folder: run folder.
-        label: its overrides without seed and bookkeeping, ``defaults`` if there are none.
+        label: its overrides without seed, bookkeeping and what all runs share, ``defaults`` if there are none.
         seed: its seed, pairs differences.
         status: done, failed, interrupted, running.
         message: why it failed or stopped.
         metrics: final metrics by name (fractions).
+        settings: its overrides without seed and bookkeeping.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class ComparedRun:
     status: str
     message: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,14 @@ def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
         found += [_read(folder) for folder in inside]
     if not found:
         raise ConfigError("no run given: run=<sweep folder> or run=[<run>,<run>]")
-    return found
+    return _labelled(found)
+
+
+def _labelled(found: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """What all runs share tells no row from another and is left out of the labels."""
+    shared = set.intersection(*(set(run.settings) for run in found))
+    labels = [" ".join(item for item in run.settings if item not in shared) for run in found]
+    return [replace(run, label=label or run.label) for run, label in zip(found, labels, strict=True)]
 
 
 def group_runs(found: Sequence[ComparedRun], metric: str, baseline: str | None = None) -> list[Row]:
@@ -161,7 +170,7 @@ def _read(folder: Path) -> ComparedRun:
     kept = [item for item in overrides if item.split("=", 1)[0].lstrip("+~").split(".")[0] not in UNLABELLED]
     label = " ".join(kept) or ("defaults" if overrides or _is_done(status) else folder.name)
     metrics = _json(folder / "metrics.json") or {}
-    return ComparedRun(folder, label, seed, status["status"], status.get("message", ""), metrics)
+    return ComparedRun(folder, label, seed, status["status"], status.get("message", ""), metrics, tuple(kept))
 
 
 def _is_done(status: dict[str, str]) -> bool:

@@ -58,6 +58,14 @@ def test_text_and_files(sweep: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
 
 
+def test_labels_leave_out_what_all_runs_share(tmp_path: Path) -> None:
+    for number, technique in enumerate(["none", "all"]):
+        make_run(tmp_path / str(number), [f"techniques={technique}", "trainer.max_steps=5", "seed=0"], 0.1 + number)
+    rows = {row.label: row for row in group_runs(find_runs([tmp_path]), "val/mIoU")}
+    assert set(rows) == {"techniques=none", "techniques=all"}
+    assert rows["techniques=all"].differences == (1.0,)
+
+
 def test_runs_in_numeric_order(sweep: Path) -> None:
     assert [run.folder.name for run in find_runs([sweep])] == ["0", "1", "2", "3", "10"]
 
