@@ -50,8 +50,7 @@ def export_checkpoint(task: LightningModule, checkpoint: Path, folder: Path) -> 
     Returns:
         The optimiser step of the checkpoint.
     """
-    # Our own file; it holds callback states, which the restricted loader refuses.
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     task.on_load_checkpoint(state)
     task.load_state_dict(state["state_dict"])
     average = state["callbacks"].get(WeightAverage.__name__, {}).get("average", {})

@@ -64,8 +64,7 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
     with warnings.catch_warnings():
         # our own data module resumes mid-epoch exactly, which Lightning cannot know
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
-        # checkpoints of tasks on frozen features hold plain data only; generative ones hold an average besides
-        parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=isinstance(task, BaseTask))
+        parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
     metrics = _final_metrics(parts, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})
