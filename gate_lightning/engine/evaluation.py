@@ -144,19 +144,10 @@ def _run_tool(config: DictConfig, output: Path) -> None:
         resolved.tool.output = str(output)
     node = OmegaConf.create({**OmegaConf.to_container(resolved.tool), "_partial_": True})  # type: ignore[dict-item]
     function: Callable[..., Any] = instantiate(node, _convert_="all")
-    report = call_with(function, **_LazyParts(Parts(resolved, str(output))))
+    # a tool that names the data set builds it itself, once it is known that it can be
+    report = call_with(function, dataset=OmegaConf.to_container(resolved.dataset))
     if report is not None:
         log.info("%s", report)
-
-
-class _LazyParts(dict[str, Any]):
-    """The parts that a tool may ask for by name; only the data module so far, built when a tool needs it."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__()
-        wanted = parts.config.tool.get("_target_", "")
-        if wanted.endswith("check_data"):
-            self["dataset"] = OmegaConf.to_container(parts.config.dataset, resolve=True)
 
 
 def _measure(run: Run, split: str, output: Path) -> dict[str, float]:
