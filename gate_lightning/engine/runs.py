@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 #: overrides that steer this invocation and are no part of a run's description
-INVOCATION_KEYS = frozenset(
-    {"resume", "run", "allow_changes", "input", "output", "checkpoint", "split", "tool", "experiment"}
-)
+INVOCATION_KEYS = frozenset({"resume", "run", "allow_changes", "input", "output", "checkpoint", "split", "tool"})
 #: a run's task is fixed: re-composing with another data set would flip it silently
 FIXED_GROUPS = frozenset({"task"})
+#: groups whose files set values all over the configuration
+COLLECTIONS = frozenset({"experiment", "control"})
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "torchmetrics", "numpy")
 
 
@@ -113,6 +113,10 @@ def patch(saved: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> 
         root = key.split(".")[0]
         if key in INVOCATION_KEYS or root == "hydra":
             continue
+        if key in COLLECTIONS:
+            raise ConfigError(
+                f"{override} sets many values at once, and a saved run has its own; leave it out or override single keys"
+            )
         if root in FIXED_GROUPS and "." not in key:
             raise ConfigError(f"{override}: the task of a run is fixed; train a new run for another task")
         OmegaConf.update(result, key, OmegaConf.select(composed, key), merge=False, force_add=True)

@@ -37,6 +37,12 @@ def test_patch_refuses_another_task() -> None:
         runs.patch(SAVED, composed(), ["task=label_scarce"])
 
 
+@pytest.mark.parametrize("override", ["experiment=study/controls", "control=pixels"])
+def test_patch_refuses_what_sets_many_values(override: str) -> None:
+    with pytest.raises(ConfigError, match="sets many values at once"):
+        runs.patch(SAVED, composed(), [override])
+
+
 def test_invocation_keys_change_nothing() -> None:
     patched = runs.patch(SAVED, composed(), ["resume=x", "allow_changes=true", "hydra.run.dir=y", "run=z"])
     assert runs.changed_keys(SAVED, patched) == []
