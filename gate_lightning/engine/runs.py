@@ -115,7 +115,7 @@ def patch(saved: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> 
             continue
         if key in COLLECTIONS:
             raise ConfigError(
-                f"{override} sets many values at once, and a saved run has its own; leave it out or override single keys"
+                f"{override} sets many values at once, and a saved run has its own; leave it out or name single keys"
             )
         if root in FIXED_GROUPS and "." not in key:
             raise ConfigError(f"{override}: the task of a run is fixed; train a new run for another task")
