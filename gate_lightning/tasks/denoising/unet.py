@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from gate_lightning.backbones.tiny import (
     MatmulAttention,
@@ -17,7 +19,8 @@ from gate_lightning.backbones.tiny import (
     write_folder,
 )
 from gate_lightning.backbones.tiny_tokenizer import build_tokenizer
-from gate_lightning.tasks.denoising.encoding import tiny_words
+from gate_lightning.errors import ConfigError
+from gate_lightning.tasks.denoising.encoding import model_folder, tiny_words
 from gate_lightning.tasks.denoising.objective import (
     Weighting,
     diffuse,
@@ -34,18 +37,29 @@ class UNetTask(OptimisedModule):
     Args:
         words: vocabulary of the tokenizer; None is the embedded model's.
         loss_weighting: see `loss_weights`.
+        start_from: model folder whose U-Net and text encoder are trained further (``tiny``: the embedded one); None
+            starts from random weights.
         optimisation: `OptimisedModule`'s arguments.
+
+    Raises:
+        ConfigError: the text encoder of ``start_from`` was made for another vocabulary.
     """
 
     weights: Tensor
 
     def __init__(
-        self, words: Sequence[str] | None = None, loss_weighting: Weighting = "balanced", **optimisation: Any
+        self,
+        words: Sequence[str] | None = None,
+        loss_weighting: Weighting = "balanced",
+        start_from: str | Path | None = None,
+        **optimisation: Any,
     ) -> None:
         super().__init__(**{"lr": 1e-3, **optimisation})
         self.tokenizer = build_tokenizer(tiny_words() if words is None else words)
-        self.text_encoder = build_text_encoder(self.tokenizer)
-        self.unet = build_unet()
+        if start_from is None:
+            self.text_encoder, self.unet = build_text_encoder(self.tokenizer), build_unet()
+        else:
+            self.text_encoder, self.unet = _trained_parts(model_folder(start_from), len(self.tokenizer))
         self.unet.set_attn_processor(MatmulAttention())
         self.noise_scheduler = build_scheduler()
         alphas = self.noise_scheduler.alphas_cumprod
@@ -87,3 +101,18 @@ class UNetTask(OptimisedModule):
             tokenizer=self.tokenizer,
             scheduler=self.noise_scheduler,
         )
+
+
+def _trained_parts(folder: Path, words: int) -> tuple[CLIPTextModel, UNet2DConditionModel]:
+    """Text encoder and U-Net of a model folder in float32, both trainable."""
+    load: dict[str, Any] = {"local_files_only": True}
+    text_encoder = CLIPTextModel.from_pretrained(
+        folder, subfolder="text_encoder", dtype=torch.float32, attn_implementation="eager", **load
+    )
+    if text_encoder.config.vocab_size != words:
+        raise ConfigError(
+            f"{folder}/text_encoder knows {text_encoder.config.vocab_size} tokens, the tokenizer of this task {words}. "
+            f"Train on with the words the model was trained with, or start afresh (start_from=null)."
+        )
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32, **load)
+    return text_encoder.train(), unet.train()
