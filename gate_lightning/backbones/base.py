@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import FeatureInfo, Identity
 
-__all__ = ["Adapters", "Backbone", "LayerKind", "LayerSpec", "Residuals"]
+__all__ = ["Adapters", "Backbone", "LayerKind", "LayerSpec", "PromptEmbeds", "Residuals"]
 
 #: adapters that act on one sample: (name, scale) each; none is the bare network.
 Adapters = tuple[tuple[str, float], ...]
@@ -21,6 +21,32 @@ Adapters = tuple[tuple[str, float], ...]
 Residuals = tuple[tuple[Tensor, ...], Tensor]
 #: how a hook reads a layer: a module's output or input map, tokens (B, N, C) to lay out as a map, attention weights.
 LayerKind = Literal["output", "input", "tokens", "attention"]
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """What a denoiser is told, as its text encoders say it.
+
+    Attributes:
+        hidden: (B, T, C), one vector per token; read by cross-attention.
+        pooled: (B, P), one vector per prompt, for models that add it to the time embedding (SDXL); else None.
+    """
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, rows: slice | Tensor) -> PromptEmbeds:
+        """The same for some of the prompts."""
+        return PromptEmbeds(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
+
+    @staticmethod
+    def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
+        """Prompts behind one another; all of equal T, all with or all without ``pooled``."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return PromptEmbeds(torch.cat([part.hidden for part in parts]), torch.cat(pooled) if pooled else None)
 
 
 @dataclass(frozen=True)
@@ -86,8 +112,8 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> Tensor:
-        """Prompt embeddings (B, T, C), the text encoder steered by the text parts of ``adapters``."""
+    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
+        """Embeddings of B prompts, the text encoder steered by the text parts of ``adapters``."""
 
     @abstractmethod
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
@@ -98,7 +124,7 @@ class Backbone(nn.Module, ABC):
         self,
         latents: Tensor,
         timestep: int,
-        prompt_embeds: Tensor,
+        prompt_embeds: PromptEmbeds,
         residuals: Residuals | None = None,
         adapters: Sequence[Adapters] | None = None,
     ) -> Tensor:
@@ -107,13 +133,13 @@ class Backbone(nn.Module, ABC):
         Args:
             latents: noisy latents (B, c, h, w).
             timestep: what the denoiser is told.
-            prompt_embeds: (B, T, C).
+            prompt_embeds: of B prompts.
             residuals: ControlNet residuals to add, or None.
             adapters: for each sample the adapters that steer it, or None for none.
         """
 
     def control_residuals(
-        self, name: str, latents: Tensor, timestep: int, prompt_embeds: Tensor, control_images: Tensor
+        self, name: str, latents: Tensor, timestep: int, prompt_embeds: PromptEmbeds, control_images: Tensor
     ) -> Residuals:
         """What the ControlNet ``name`` adds to the denoiser's skips and middle, at scale 1.
 
@@ -121,7 +147,7 @@ class Backbone(nn.Module, ABC):
             name: of a ControlNet that was required before.
             latents: noisy latents (B, c, h, w).
             timestep: of the pass.
-            prompt_embeds: (B, T, C).
+            prompt_embeds: of B prompts.
             control_images: (B, 3, H, W) in [0, 1], H and W of the picture.
         """
         raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gate_lightning.backbones.base import Adapters, Backbone, LayerSpec, Residuals
+from gate_lightning.backbones.base import Adapters, Backbone, LayerSpec, PromptEmbeds, Residuals
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
 
@@ -72,9 +72,9 @@ class PixelBackbone(Backbone):
         images = images.to(self.dtype)
         return images, torch.zeros_like(images)
 
-    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> Tensor:
+    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
         """Nothing: (B, 0, 0)."""
-        return torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype)
+        return PromptEmbeds(torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype))
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """The latents as they are."""
@@ -84,7 +84,7 @@ class PixelBackbone(Backbone):
         self,
         latents: Tensor,
         timestep: int,
-        prompt_embeds: Tensor,
+        prompt_embeds: PromptEmbeds,
         residuals: Residuals | None = None,
         adapters: Sequence[Adapters] | None = None,
     ) -> Tensor:

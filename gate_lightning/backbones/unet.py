@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from gate_lightning.backbones.adapters import AdapterBank
-from gate_lightning.backbones.base import Adapters, Backbone, Residuals
+from gate_lightning.backbones.base import Adapters, Backbone, PromptEmbeds, Residuals
 from gate_lightning.backbones.compatibility import check_controlnet, check_parts
 from gate_lightning.backbones.layer_table import unet_layers
 from gate_lightning.backbones.lora_files import read_adapter
@@ -101,7 +101,7 @@ class UNetBackbone(Backbone):
         decoded: Tensor = self.vae.decode(latents / self.scaling_factor + self.shift_factor, return_dict=False)[0]
         return decoded
 
-    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> Tensor:
+    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
         """Prompt embeddings (B, max_tokens, C) as the pipeline makes them; longer prompts are cut, with a warning."""
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
@@ -111,7 +111,7 @@ class UNetBackbone(Backbone):
         device = next(self.text_encoder.parameters()).device
         with self.adapters.applied(self.text_encoder, "text_encoder", [adapters] * len(prompts)):
             embeds: Tensor = self.text_encoder(tokens.to(device))[0]
-        return embeds
+        return PromptEmbeds(embeds)
 
     def text_adapters(self, adapters: Adapters) -> Adapters:
         """Those of ``adapters`` that change the text encoder."""
@@ -126,7 +126,7 @@ class UNetBackbone(Backbone):
         self,
         latents: Tensor,
         timestep: int,
-        prompt_embeds: Tensor,
+        prompt_embeds: PromptEmbeds,
         residuals: Residuals | None = None,
         adapters: Sequence[Adapters] | None = None,
     ) -> Tensor:
@@ -136,7 +136,7 @@ class UNetBackbone(Backbone):
             prediction: Tensor = self.unet(
                 latents,
                 timestep,
-                encoder_hidden_states=prompt_embeds,
+                encoder_hidden_states=prompt_embeds.hidden,
                 down_block_additional_residuals=down,
                 mid_block_additional_residual=middle,
                 return_dict=False,
@@ -144,12 +144,16 @@ class UNetBackbone(Backbone):
         return prediction
 
     def control_residuals(
-        self, name: str, latents: Tensor, timestep: int, prompt_embeds: Tensor, control_images: Tensor
+        self, name: str, latents: Tensor, timestep: int, prompt_embeds: PromptEmbeds, control_images: Tensor
     ) -> Residuals:
         """What the ControlNet ``name`` adds to the U-Net's skips and middle, at scale 1, see Backbone."""
         control_images = control_images.to(latents)
         down, middle = self.controlnets[name](
-            latents, timestep, encoder_hidden_states=prompt_embeds, controlnet_cond=control_images, return_dict=False
+            latents,
+            timestep,
+            encoder_hidden_states=prompt_embeds.hidden,
+            controlnet_cond=control_images,
+            return_dict=False,
         )
         return tuple(down), middle
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from gate_lightning.errors import WeightsError
@@ -21,6 +22,7 @@ from gate_lightning.errors import WeightsError
 __all__ = [
     "ASSET",
     "PART_PATTERNS",
+    "align_weights",
     "check_weight_file",
     "file_digest",
     "find_weights",
@@ -39,6 +41,7 @@ PART_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _WHOLE = 64 * 2**20  # files up to 64 MiB are hashed whole
 _BLOCK = 2**20
 _BLOCKS = 64
+_ALIGNMENT = 64  # bytes; what torch itself allocates at
 
 
 def find_weights(
@@ -129,10 +132,24 @@ def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | 
         check_weight_file(path)
     transformers_logging.disable_progress_bar()  # a bar per network is noise; large ones take seconds
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype)
+        network = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{folder} does not load as a {kind.__name__}: {reason}") from error
+    return align_weights(network)
+
+
+def align_weights(network: nn.Module) -> nn.Module:
+    """Move weights that lie mapped in a file at an odd offset into memory of their own, in place.
+
+    Matrix kernels choose their blocking by alignment, so where a header happens to end would decide the last bit.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return network
 
 
 def check_weight_file(path: Path) -> dict[str, Any]:

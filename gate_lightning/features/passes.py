@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gate_lightning.backbones.base import Backbone, Residuals
+from gate_lightning.backbones.base import Backbone, PromptEmbeds, Residuals
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.hooks import FeatureRecorder
 from gate_lightning.structures import BranchFeatures
@@ -24,14 +24,14 @@ class SteeredBranch:
     Attributes:
         branch: what is read.
         latents: noisy latents (B, c, h, w).
-        prompt_embeds: (B, T, C).
+        prompt_embeds: of its B prompts.
         conditioning: the controls and adapters.
         inputs: equal for branches whose ControlNet would see equal latents and prompts.
     """
 
     branch: Branch
     latents: Tensor
-    prompt_embeds: Tensor
+    prompt_embeds: PromptEmbeds
     conditioning: Conditioning
     inputs: tuple[object, ...]
 
@@ -62,7 +62,7 @@ def run_pass(
         backbone.denoise(
             torch.cat([steered.latents for steered in group]),
             group[0].branch.timestep,
-            torch.cat([steered.prompt_embeds for steered in group]),
+            PromptEmbeds.cat([steered.prompt_embeds for steered in group]),
             _residuals(backbone, group, control_images),
             rows,
         )
@@ -111,7 +111,7 @@ def _control_outputs(
             name,
             torch.cat([steered.latents for steered, _ in distinct.values()]),
             group[0].branch.timestep,
-            torch.cat([steered.prompt_embeds for steered, _ in distinct.values()]),
+            PromptEmbeds.cat([steered.prompt_embeds for steered, _ in distinct.values()]),
             torch.cat([control_images[control.source] for _, control in distinct.values()]),
         )
         chunks = [part.chunk(len(distinct)) for part in (*down, middle)]

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from gate_lightning.backbones.base import Adapters, Backbone
+from gate_lightning.backbones.base import Adapters, Backbone, PromptEmbeds
 
 __all__ = ["TextCache"]
 
@@ -22,20 +19,21 @@ class TextCache:
 
     def __init__(self, capacity: int = 1024) -> None:
         self.capacity = capacity
-        self._kept: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[object, ...], PromptEmbeds] = OrderedDict()
 
-    def encode(self, backbone: Backbone, prompts: Sequence[str], adapters: Adapters = ()) -> Tensor:
-        """Prompt embeddings (B, T, C); only prompts not seen yet are encoded, in one batch."""
+    def encode(self, backbone: Backbone, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
+        """Embeddings of B prompts; only prompts not seen yet are encoded, in one batch."""
         adapters = backbone.text_adapters(adapters)
         # a moved or converted backbone must not be answered with embeddings of its former self
         where = (adapters, backbone.device, backbone.dtype)
         known = {prompt: self._kept.get((prompt, *where)) for prompt in prompts}
         missing = [prompt for prompt, embeds in known.items() if embeds is None]
         if missing:
-            for prompt, embeds in zip(missing, backbone.encode_text(missing, adapters), strict=True):
-                self._kept[(prompt, *where)] = known[prompt] = embeds
+            encoded = backbone.encode_text(missing, adapters)
+            for index, prompt in enumerate(missing):
+                self._kept[(prompt, *where)] = known[prompt] = encoded[index : index + 1]
         for prompt in known:
             self._kept.move_to_end((prompt, *where))
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
-        return torch.stack([embeds for prompt in prompts if (embeds := known[prompt]) is not None])
+        return PromptEmbeds.cat([embeds for prompt in prompts if (embeds := known[prompt]) is not None])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from small_networks import adapted_layers, build, merge, random_pairs, relative, save_diffusers, save_kohya
 from torch import Tensor
 
+from gate_lightning.backbones.base import PromptEmbeds
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.tasks.denoising.adapter_files import write_diffusers, write_kohya
@@ -80,7 +81,7 @@ def test_files_written_by_peft_and_diffusers_keep_their_alpha(
     backbone.require_adapter("a", str(tmp_path))
     latents, embeds = torch.randn(1, 4, 8, 8), clean.encode_text([PROMPT])
     with torch.no_grad():
-        expected = peft_unet(latents, 40, embeds, return_dict=False)[0]
+        expected = peft_unet(latents, 40, embeds.hidden, return_dict=False)[0]
         actual = backbone.denoise(latents, 40, embeds, adapters=[(("a", 1.0),)])
         assert relative(clean.denoise(latents, 40, embeds), expected) > 1e-2
     assert relative(actual, expected) < 1e-5
@@ -138,10 +139,10 @@ def test_samples_of_a_batch_have_their_own_adapters_and_scales(clean: UNetBackbo
         backbone.require_adapter(name, str(save_diffusers(tmp_path / f"{name}.safetensors", pairs)))
     rows = [(), (("a", 1.0),), (("a", 0.5),), (("b", 1.0),), (("a", 0.2), ("b", 0.3))]
     latents = torch.randn(len(rows), 4, 8, 8)
-    embeds = torch.cat([backbone.encode_text([PROMPT], row) for row in rows])
+    embeds = PromptEmbeds.cat([backbone.encode_text([PROMPT], row) for row in rows])
     together = backbone.denoise(latents, 40, embeds, adapters=rows)
     for index, row in enumerate(rows):
-        alone = backbone.denoise(latents[index, None], 40, embeds[index, None], adapters=[row])
+        alone = backbone.denoise(latents[index, None], 40, embeds[index : index + 1], adapters=[row])
         assert relative(together[index, None], alone) < 1e-5
 
 
@@ -162,7 +163,9 @@ def test_only_adapters_with_a_text_part_change_the_text(backbone: UNetBackbone, 
     backbone.require_adapter("unet", str(save_diffusers(tmp_path / "unet.safetensors", unet_only)))
     assert backbone.text_adapters((("both", 0.5), ("unet", 1.0))) == (("both", 0.5),)
     assert backbone.text_adapters((("both", 0.0),)) == ()
-    plain, same, other = (backbone.encode_text([PROMPT], steer) for steer in ((), (("unet", 1.0),), (("both", 1.0),)))
+    plain, same, other = (
+        backbone.encode_text([PROMPT], steer).hidden for steer in ((), (("unet", 1.0),), (("both", 1.0),))
+    )
     assert torch.equal(plain, same)
     assert not torch.equal(plain, other)
 

@@ -51,7 +51,7 @@ def test_a_prompt_longer_than_the_encoder_reads_is_cut_with_a_warning(
     with caplog.at_level(logging.WARNING):
         long = backbone.encode_text(["a red house " * 13])
     assert "41 tokens is cut to the 40" in caplog.text
-    assert short.shape == long.shape == (1, 40, 128)
+    assert short.hidden.shape == long.hidden.shape == (1, 40, 128)
 
 
 def test_a_tokenizer_that_does_not_belong_to_the_text_encoder_is_refused(backbone: UNetBackbone) -> None:

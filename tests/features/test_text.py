@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_networks import build
 
-from gate_lightning.backbones.base import Adapters
+from gate_lightning.backbones.base import Adapters, PromptEmbeds
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.features.text import TextCache
 
@@ -15,7 +15,7 @@ def backbone(monkeypatch: pytest.MonkeyPatch) -> UNetBackbone:
     made.asked = []  # type: ignore[assignment]
     encode = made.encode_text
 
-    def counted(prompts: list[str], adapters: Adapters = ()) -> torch.Tensor:
+    def counted(prompts: list[str], adapters: Adapters = ()) -> PromptEmbeds:
         made.asked.append(list(prompts))
         return encode(prompts, adapters)
 
@@ -28,15 +28,15 @@ def test_every_prompt_is_encoded_once_and_given_in_order(backbone: UNetBackbone)
     embeds = cache.encode(backbone, ["a photo", "a house", "a photo"])
     again = cache.encode(backbone, ["a house", "a circle"])
     assert backbone.asked == [["a photo", "a house"], ["a circle"]]
-    assert torch.equal(embeds[0], embeds[2])
-    assert torch.equal(embeds[1], again[0])
-    torch.testing.assert_close(again[1:], build("one_repeat").encode_text(["a circle"]))
+    assert torch.equal(embeds.hidden[0], embeds.hidden[2])
+    assert torch.equal(embeds.hidden[1], again.hidden[0])
+    torch.testing.assert_close(again.hidden[1:], build("one_repeat").encode_text(["a circle"]).hidden)
 
 
 def test_a_converted_backbone_is_asked_again(backbone: UNetBackbone) -> None:
     cache = TextCache()
     cache.encode(backbone, ["a photo"])
-    assert cache.encode(backbone.to(torch.bfloat16), ["a photo"]).dtype == torch.bfloat16
+    assert cache.encode(backbone.to(torch.bfloat16), ["a photo"]).hidden.dtype == torch.bfloat16
 
 
 def test_the_prompts_used_last_are_kept(backbone: UNetBackbone) -> None:
