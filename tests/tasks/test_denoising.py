@@ -193,3 +193,19 @@ def test_average_refuses_other_weights(tmp_path: Path) -> None:
     average.load_state_dict({"average": {"other": torch.zeros(1)}})
     with pytest.raises(ConfigError, match="other"):
         trainer(tmp_path, 2, average).fit(unet_task(), unet_data(tmp_path / "cache"))
+
+
+def test_a_model_folder_is_trained_further_from_its_own_weights() -> None:
+    task, folder = UNetTask(start_from="tiny"), Path(tiny.__file__).parents[1] / "assets" / "tiny"
+    stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, stored[name].float()) for name, value in task.unet.state_dict().items())
+    words = load_file(folder / "text_encoder" / "model.safetensors")
+    name = next(name for name in words if name.endswith("token_embedding.weight"))
+    assert torch.equal(task.text_encoder.get_input_embeddings().weight, words[name].float())
+    assert all(p.requires_grad for p in task.parameters())
+    assert task.unet.training and task.text_encoder.training
+
+
+def test_a_model_of_another_vocabulary_is_not_trained_further() -> None:
+    with pytest.raises(ConfigError, match=r"knows \d+ tokens, the tokenizer of this task \d+"):
+        UNetTask(words=["other"], start_from="tiny")
