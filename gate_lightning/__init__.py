@@ -1,19 +1,42 @@
 """Steered, amalgamated diffusion features (GATE) and plain ones (DIFT) on PyTorch Lightning and Hydra."""
 
+import importlib
 from typing import Any
 
-__version__ = "0.1.0"
-__all__ = ["FeatureExtractor", "load_run"]
+from gate_lightning.version import __version__
+
+#: public name → module that has it; docs/library.md says what they are for
+_PUBLIC = {
+    "Branch": "gate_lightning.features.branch",
+    "Conditions": "gate_lightning.structures",
+    "ControlNet": "gate_lightning.techniques.controlnet",
+    "Denoise": "gate_lightning.techniques.denoise",
+    "DiskCache": "gate_lightning.features.disk_cache",
+    "FeatureExtractor": "gate_lightning.features.extractor",
+    "FusedExtractor": "gate_lightning.features.fused",
+    "Inversion": "gate_lightning.techniques.inversion",
+    "LoRA": "gate_lightning.techniques.lora",
+    "MemoryCache": "gate_lightning.features.cache",
+    "Prompt": "gate_lightning.techniques.prompt",
+    "extract": "gate_lightning.tools.extract",
+    "load_backbone": "gate_lightning.engine.library",
+    "load_run": "gate_lightning.engine.evaluation",
+    "read_features": "gate_lightning.features.feature_folder",
+    "read_pictures": "gate_lightning.data.predict",
+    "resolve_layers": "gate_lightning.features.presets",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - names
 
 
 def __getattr__(name: str) -> Any:
     # lazily: `import gate_lightning` must not import torch, and the engine must not be imported by its own floors
-    if name == "load_run":
-        from gate_lightning.engine.evaluation import load_run
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
 
-        return load_run
-    if name == "FeatureExtractor":
-        from gate_lightning.features.extractor import FeatureExtractor
 
-        return FeatureExtractor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -5,11 +5,15 @@ The entry points print these without a traceback; library users catch ``GateErro
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "GateError", "ResumeError", "WeightsError"]
+__all__ = ["CacheError", "ConfigError", "DataError", "GateError", "ResumeError", "WeightsError"]
 
 
 class GateError(Exception):
     """Base of every error this package raises on purpose."""
+
+
+class CacheError(GateError, RuntimeError):
+    """Stored features cannot be used or written: other settings, a damaged file, a full disk."""
 
 
 class ConfigError(GateError, ValueError):

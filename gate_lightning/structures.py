@@ -29,8 +29,9 @@ class FeatureInfo:
     """What one layer id yields on a backbone.
 
     Attributes:
-        channels: channels of the feature map.
-        stride: pixels of the picture per position of the map (8 for SD's latents, 16 one level down).
+        channels: channels of the feature map; 0 where they depend on the picture's size.
+        stride: pixels of the picture per position of the map (8 for SD's latents, 16 one level down); 0 for what is no
+            map: attention weights (B, heads, queries, keys).
         module: path of the hooked module inside the denoiser, for tables and errors.
     """
 
@@ -74,7 +75,11 @@ class Conditions:
         categories: B category names, or None.
         control_images: control name → (B, 3, H, W) in [0, 1], cropped and flipped with the picture. A control that is
             a function of the picture (Canny) need not be given.
-        noise: explicit standard normal noise (B, c, h, w) that replaces the keyed draw, or None.
+        noise: explicit standard normal noise (B, c, h, w) that replaces the keyed draw, or None. For branches that
+            read an ensemble of E draws (B, E, c, h, w).
+        posterior_noise: the same for the sample of the autoencoder's posterior.
+        training: whether a head is being trained on these pictures. What is done in training only (ControlNet dropout)
+            asks here, as the extractor itself is always in evaluation mode.
     """
 
     sample_ids: tuple[str, ...]
@@ -84,6 +89,8 @@ class Conditions:
     categories: tuple[str, ...] | None = None
     control_images: Mapping[str, Tensor] = field(default_factory=dict)
     noise: Tensor | None = None
+    training: bool = False
+    posterior_noise: Tensor | None = None
 
     def __post_init__(self) -> None:
         count = len(self.sample_ids)
@@ -105,8 +112,10 @@ class Conditions:
     def to(self, device: torch.device | str, **kwargs: Any) -> Conditions:
         """A copy with its tensors on ``device`` (Lightning moves batches through this method)."""
         control_images = {name: image.to(device, **kwargs) for name, image in self.control_images.items()}
-        noise = None if self.noise is None else self.noise.to(device, **kwargs)
-        return replace(self, control_images=control_images, noise=noise)
+        noise, posterior_noise = (
+            None if given is None else given.to(device, **kwargs) for given in (self.noise, self.posterior_noise)
+        )
+        return replace(self, control_images=control_images, noise=noise, posterior_noise=posterior_noise)
 
 
 @dataclass(frozen=True)

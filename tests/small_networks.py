@@ -10,22 +10,31 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+from xl_networks import xl_like
 
+from gate_lightning.backbones.adm_loading import load_adm_backbone
 from gate_lightning.backbones.architectures import build_random_backbone
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.cleandift import load_cleandift_backbone
 from gate_lightning.backbones.pixels import PixelBackbone
 from gate_lightning.backbones.tiny_tokenizer import build_tokenizer
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.structures import Conditions, Identity
 
-MEMBERS = ("tiny", "one_repeat", "sd2_like", "pixels")
+MEMBERS = ("tiny", "one_repeat", "sd2_like", "xl_like", "pixels", "adm", "cleandift")
 WORDS = ("a", "of", "photo", "red", "circle", "house")
 
 
 def build(member: str, seed: int = 0) -> Backbone:
-    """A fresh backbone: the tiny architecture, one with other depths, one in the style of SD 2, or raw pixels."""
+    """A fresh backbone: tiny, of other depths, in the style of SD 2, SDXL, ADM or CleanDIFT, or raw pixels."""
     if member == "pixels":
         return PixelBackbone()
+    if member == "xl_like":
+        return xl_like(seed)
+    if member == "adm":
+        return load_adm_backbone("random", architecture="adm_tiny", seed=seed)
+    if member == "cleandift":
+        return load_cleandift_backbone("random", base="", architecture="tiny", seed=seed)
     if member == "tiny":
         return build_random_backbone("tiny", seed)
     tokenizer = build_tokenizer(WORDS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.structures import Features, FeaturesInfo
+from gate_lightning.structures import FeatureInfo, Features, FeaturesInfo
 
 __all__ = ["Level", "plan_levels"]
 
@@ -70,7 +70,8 @@ def plan_levels(feature_info: FeaturesInfo, concatenated: Collection[str] = ()) 
             edge map). Their layers may bring levels of their own.
 
     Raises:
-        ConfigError: if there is no branch or layer, or ``concatenated`` names an unknown branch.
+        ConfigError: if there is no branch or layer, a layer is no map or its channels are unknown, or ``concatenated``
+            names an unknown branch.
     """
     unknown = [branch for branch in concatenated if branch not in feature_info]
     if unknown:
@@ -79,8 +80,24 @@ def plan_levels(feature_info: FeaturesInfo, concatenated: Collection[str] = ()) 
     if empty or not feature_info:
         found = f"branches without layers: {', '.join(empty)}" if empty else "no branch"
         raise ConfigError(f"{found}; an amalgamation needs at least one branch, and a layer in each (layers=…)")
+    for branch, layers in feature_info.items():
+        for layer, info in layers.items():
+            _check_map(branch, layer, info)
     strides = sorted({info.stride for layers in feature_info.values() for info in layers.values()})
     return tuple(_plan_level(feature_info, concatenated, stride) for stride in strides)
+
+
+def _check_map(branch: str, layer: str, info: FeatureInfo) -> None:
+    if info.stride == 0:
+        raise ConfigError(
+            f"branch {branch!r} reads {layer}, attention weights (B, heads, queries, keys) rather than a map; they "
+            "can be extracted, not fused. Averaged to maps they are layers of their own, like attn-up-cross"
+        )
+    if info.channels == 0:
+        raise ConfigError(
+            f"branch {branch!r} reads {layer}, whose number of channels depends on the picture's size; it can be "
+            "extracted, not fused: a head needs it beforehand. attn-up-cross has one channel per prompt token instead"
+        )
 
 
 def _plan_level(feature_info: FeaturesInfo, concatenated: Collection[str], stride: int) -> Level:

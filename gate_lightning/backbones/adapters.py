@@ -1,4 +1,4 @@
-"""LoRA adapters beside the frozen network: low-rank branches added by forward hooks, per sample.
+"""Adapters beside the frozen network: low-rank branches added by forward hooks, per sample; learned tokens.
 
 The network is never changed: its weights, module paths and state dict stay those of the file. During a pass each
 adapted module gets one hook that adds scale · up(down(x)) to the rows of the samples steered by that adapter. So
@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gate_lightning.backbones.base import Adapters
+from gate_lightning.errors import ConfigError
 
 __all__ = ["Adapter", "AdapterBank", "LowRank"]
 
@@ -49,21 +51,39 @@ class LowRank(nn.Module):
 
 
 class Adapter(nn.Module):
-    """One LoRA: its low-rank branches by part ("unet", "text_encoder") and module path.
+    """What a file adds to the frozen networks: a LoRA, learned tokens, or both; or a learned prompt.
 
-    Attributes:
+    Args:
         source: where it was read from.
         digest: hash of the file.
+        parts: low-rank branches by part ("unet", "text_encoder", "text_encoder_2") and module path.
+        tokens: text encoder's part → token, as it stands in prompts → vectors (n, C) that take its place.
+        prompt: embeddings (T, C) that take the place of the text encoder's output, or None.
+
+    Attributes:
         paths: part → module paths it acts on.
     """
 
-    def __init__(self, source: str, digest: str, parts: Mapping[str, Mapping[str, LowRank]]) -> None:
+    def __init__(
+        self,
+        source: str,
+        digest: str,
+        parts: Mapping[str, Mapping[str, LowRank]],
+        tokens: Mapping[str, Mapping[str, Tensor]] | None = None,
+        prompt: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.source = source
         self.digest = digest
+        self.tokens = {part: dict(learned) for part, learned in (tokens or {}).items() if learned}
+        self.prompt = prompt
         self.paths: dict[str, tuple[str, ...]] = {part: tuple(layers) for part, layers in parts.items() if layers}
         # module paths contain dots, which names of submodules may not: kept by position instead
         self.layers = nn.ModuleDict({part: nn.ModuleList(parts[part].values()) for part in self.paths})
+
+    def changes(self, part: str) -> bool:
+        """Whether it acts on this part at all; a learned prompt replaces what the first text encoder says."""
+        return part in self.paths or part in self.tokens or (part == "text_encoder" and self.prompt is not None)
 
     def branches(self, part: str) -> Iterator[tuple[str, LowRank]]:
         """(module path, low-rank branch) of one part."""
@@ -106,8 +126,36 @@ class AdapterBank(nn.Module):
         self.adapters[name] = adapter.requires_grad_(False)
 
     def acting_on(self, part: str, adapters: Adapters) -> Adapters:
-        """Those of ``adapters`` that have branches in ``part`` and a scale other than zero."""
-        return tuple((name, scale) for name, scale in adapters if scale != 0.0 and part in self[name].paths)
+        """Those of ``adapters`` that change ``part``, at a scale other than zero."""
+        return tuple((name, scale) for name, scale in adapters if scale != 0.0 and self[name].changes(part))
+
+    def tokens(self, part: str, adapters: Adapters) -> dict[str, Tensor]:
+        """Learned tokens that prompts may use under ``adapters``: token → vectors (n, C).
+
+        Raises:
+            ConfigError: two of the adapters learned the same token.
+        """
+        known: dict[str, tuple[str, Tensor]] = {}
+        for name, _ in self.acting_on(part, adapters):
+            for token, vectors in self[name].tokens.get(part, {}).items():
+                other, there = known.setdefault(token, (name, vectors))
+                if not torch.equal(there, vectors):
+                    raise ConfigError(
+                        f"the adapters {other!r} and {name!r} both learned the token {token}, each its own: rename it "
+                        f"in one of the files, or use one of them in a branch"
+                    )
+        return {token: vectors for token, (_, vectors) in known.items()}
+
+    def learned_prompt(self, adapters: Adapters) -> Tensor | None:
+        """The learned prompt embeddings (T, C) among ``adapters``, or None.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        found = [name for name, scale in adapters if scale != 0.0 and self[name].prompt is not None]
+        if len(found) > 1:
+            raise ConfigError(f"{' and '.join(found)} are learned prompts; only one prompt can be told")
+        return self[found[0]].prompt if found else None
 
     @contextmanager
     def applied(self, root: nn.Module, part: str, rows: Sequence[Adapters] | None) -> Iterator[None]:

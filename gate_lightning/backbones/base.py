@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +15,27 @@ from torch import Tensor, nn
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import FeatureInfo, Identity
 
-__all__ = ["Adapters", "Backbone", "LayerKind", "LayerSpec", "PromptEmbeds", "Residuals"]
+__all__ = [
+    "ADAPTER_KINDS",
+    "AdapterKind",
+    "Adapters",
+    "Backbone",
+    "LayerKind",
+    "LayerSpec",
+    "PromptEmbeds",
+    "Residuals",
+]
 
 #: adapters that act on one sample: (name, scale) each; none is the bare network.
 Adapters = tuple[tuple[str, float], ...]
+#: what the file of an adapter holds
+AdapterKind = Literal["lora", "tokens", "prompt"]
+ADAPTER_KINDS: Mapping[AdapterKind, str] = {"lora": "LoRA", "tokens": "learned tokens", "prompt": "learned prompt"}
 #: ControlNet residuals of a batch: one tensor per skip connection, and the one of the middle block.
 Residuals = tuple[tuple[Tensor, ...], Tensor]
-#: how a hook reads a layer: a module's output or input map, tokens (B, N, C) to lay out as a map, attention weights.
-LayerKind = Literal["output", "input", "tokens", "attention"]
+#: how a hook reads a layer: a module's output or input map, tokens (B, N, C) to lay out as a map, attention weights,
+#: attention weights averaged over heads and layers and laid out as a map, the picture decoded after one scheduler step.
+LayerKind = Literal["output", "input", "tokens", "attention", "averaged", "picture"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +69,14 @@ class LayerSpec:
     """Where one layer id is found in the network and what comes out there.
 
     Attributes:
-        module: path of the module inside the denoiser; for ``attention`` the one with ``to_q`` and ``to_k``.
+        module: path of the module inside the denoiser, "" for the denoiser itself; for ``attention`` the one with
+            ``to_q`` and ``to_k``.
         kind: how it is read, see LayerKind.
-        channels: channels of the feature map; heads for ``attention``.
+        channels: channels of the feature map; heads for ``attention``; 0 where they depend on the picture's size.
         stride: pixels of the picture per position; 0 for ``attention``, which is no map: (B, heads, queries, keys).
-        grid: path of the module whose input map (B, C, h, w) the tokens come from, "" if no tokens.
+        grid: path of the module whose input map (B, C, h, w) the tokens come from, "" if no tokens. Of an ``averaged``
+            layer: whose input has the size that the maps are resized to.
+        sources: of an ``averaged`` layer, the ``attention`` layers (each with its grid) it is made of, by size.
     """
 
     module: str
@@ -66,6 +84,7 @@ class LayerSpec:
     channels: int
     stride: int
     grid: str = ""
+    sources: tuple[tuple[LayerSpec, ...], ...] = ()
 
 
 class Backbone(nn.Module, ABC):
@@ -77,6 +96,8 @@ class Backbone(nn.Module, ABC):
         family: architecture family, which layer presets are kept by.
         identity: which weights these are.
         layers: layer id → LayerSpec, in the order in which the network computes them.
+        derived: the same for what is made of several of them or after the pass: averaged attention, ``vae-out``.
+        aliases: other names of layers → layer id; features are reported under the name that was asked for.
         supports: names of the techniques that can steer it.
         latent_channels, latent_stride: shape of the latents: (B, latent_channels, H / stride, W / stride).
         size_multiple: heights and widths of pictures must be multiples of this.
@@ -84,11 +105,15 @@ class Backbone(nn.Module, ABC):
         native_size: side in pixels of the pictures it was trained on.
         num_train_timesteps: length of the noise schedule.
         prediction_type: "epsilon", "v_prediction", "sample", or "" without a denoiser.
+        schedule: config of the noise schedule (betas, length), as diffusers' schedulers take it; empty without one.
+        reads_clean: it reads clean latents: no noise is added, and its own timestep is used (CleanDIFT).
     """
 
     family: str
     identity: Identity
     layers: Mapping[str, LayerSpec]
+    derived: Mapping[str, LayerSpec] = MappingProxyType({})
+    aliases: Mapping[str, str] = MappingProxyType({})
     supports: frozenset[str]
     latent_channels: int
     latent_stride: int
@@ -97,6 +122,8 @@ class Backbone(nn.Module, ABC):
     native_size: int
     num_train_timesteps: int
     prediction_type: str
+    schedule: Mapping[str, Any] = MappingProxyType({})
+    reads_clean: bool = False
 
     @property
     @abstractmethod
@@ -156,9 +183,9 @@ class Backbone(nn.Module, ABC):
         """Load the ControlNet ``name`` unless it is there."""
         raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")
 
-    def require_adapter(self, name: str, source: str) -> None:
-        """Load the LoRA of ``source`` under ``name`` unless it is there."""
-        raise ConfigError(f"{self.identity.name} takes no LoRA; use techniques=none with it")
+    def require_adapter(self, name: str, source: str, kind: AdapterKind = "lora") -> None:
+        """Load the LoRA, the learned tokens or the learned prompt of ``source`` under ``name`` unless it is there."""
+        raise ConfigError(f"{self.identity.name} takes no {ADAPTER_KINDS[kind]}; use techniques=none with it")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -182,6 +209,14 @@ class Backbone(nn.Module, ABC):
             "dtype": str(self.dtype).removeprefix("torch."),
         }
 
+    def text_length(self, prompt: str, adapters: Adapters = ()) -> int:
+        """Tokens T that ``encode_text`` gives for one prompt, where that differs by prompt; else 0.
+
+        Only prompts of equal length are encoded, and denoised, in one batch.
+        """
+        del prompt, adapters
+        return 0
+
     def text_adapters(self, adapters: Adapters) -> Adapters:
         """Those of ``adapters`` that change the text encoder."""
         del adapters
@@ -192,19 +227,44 @@ class Backbone(nn.Module, ABC):
         mean, std = self.encode_moments(images)
         return mean if posterior_noise is None else mean + std * posterior_noise.to(mean)
 
+    def layer_id(self, name: str) -> str:
+        """The layer id that ``name``, an id or an alias, stands for.
+
+        Raises:
+            ConfigError: this backbone has no such layer; the message lists near misses.
+        """
+        layer_id = self.aliases.get(name, name)
+        if layer_id in self.layers or layer_id in self.derived:
+            return layer_id
+        near = difflib.get_close_matches(name, [*self.layers, *self.derived, *self.aliases], n=4)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise ConfigError(
+            f"{self.identity.name} has no layer {name!r}; {hint}eval.py tool=layers lists its {len(self.layers)} layers"
+        )
+
+    def layer_spec(self, name: str) -> LayerSpec:
+        """Where the layer ``name``, an id or an alias, is found; raises ConfigError where there is none."""
+        layer_id = self.layer_id(name)
+        return self.layers[layer_id] if layer_id in self.layers else self.derived[layer_id]
+
+    def picture_after_step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
+        """The picture (B, 3, H, W), about [-1, 1], decoded after one scheduler step: the layer ``vae-out``.
+
+        Args:
+            latents: noisy latents (B, c, h, w) that the denoiser saw.
+            prediction: of the denoiser for them.
+            timestep: that it was told.
+        """
+        raise ConfigError(f"{self.identity.name} decodes no pictures: it has no layer vae-out")
+
     def feature_info(self, layer_ids: Iterable[str]) -> dict[str, FeatureInfo]:
-        """Channels and stride of each layer id, in the order given.
+        """Channels and stride of each layer (id or alias), under the names and in the order given.
 
         Raises:
             ConfigError: an id this backbone does not have.
         """
-        info = {}
-        for layer_id in layer_ids:
-            spec = self.layers.get(layer_id)
-            if spec is None:
-                raise ConfigError(f"{self.identity.name} has no layer {layer_id!r}; it has {len(self.layers)} others")
-            info[layer_id] = FeatureInfo(spec.channels, spec.stride, spec.module)
-        return info
+        specs = {layer_id: self.layer_spec(layer_id) for layer_id in layer_ids}
+        return {name: FeatureInfo(spec.channels, spec.stride, spec.module) for name, spec in specs.items()}
 
     def check_timestep(self, timestep: int) -> None:
         """Raise ConfigError unless 0 ≤ timestep < num_train_timesteps."""

@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from gate_lightning.errors import WeightsError
 
-__all__ = ["check_controlnet", "check_parts"]
+__all__ = ["check_controlnet", "check_parts", "check_schedule"]
 
 
-def check_parts(unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoder: Mapping[str, Any], tokens: int) -> None:
-    """Raise WeightsError unless these are the parts of one Stable Diffusion 1.x or 2.x model.
+def check_parts(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], text_encoders: Sequence[tuple[Mapping[str, Any], int]]
+) -> None:
+    """Raise WeightsError unless these are the parts of one Stable Diffusion model: 1.x, 2.x or XL.
 
     Args:
-        unet, vae, text_encoder: their configs.
-        tokens: length of the tokenizer.
+        unet, vae: their configs.
+        text_encoders: config of each (one, or two for SDXL) with the number of tokens its tokenizer knows.
     """
     extra = unet.get("addition_embed_type") or unet.get("class_embed_type")
-    if extra:
+    if extra and (len(text_encoders), extra) != (2, "text_time"):
+        xl = ", as Stable Diffusion XL does" if extra == "text_time" else ""
         raise WeightsError(
-            f"the U-Net needs additional conditions ({extra!r}, as Stable Diffusion XL does); "
-            f"expected a Stable Diffusion 1.x or 2.x model"
+            f"the U-Net needs additional conditions ({extra!r}{xl}); "
+            f"expected a Stable Diffusion 1.x or 2.x model, or an XL one with both of its text encoders"
         )
-    # transformers gives a two-token tokenizer, without an error, for a folder that holds none
-    vocabulary = text_encoder.get("vocab_size")
-    if tokens != vocabulary:
-        raise WeightsError(
-            f"the tokenizer has {tokens} tokens, the text encoder {vocabulary}: the tokenizer's files are "
-            f"missing or belong to another model. Expected tokenizer/ with vocab.json and merges.txt, or tokenizer.json"
-        )
-    width, expected = text_encoder.get("hidden_size"), unet.get("cross_attention_dim")
+    for config, tokens in text_encoders:
+        # transformers gives a two-token tokenizer, without an error, for a folder that holds none
+        vocabulary = config.get("vocab_size")
+        if tokens != vocabulary:
+            raise WeightsError(
+                f"the tokenizer has {tokens} tokens, the text encoder {vocabulary}: the tokenizer's files are missing "
+                f"or belong to another model. Expected tokenizer/ with vocab.json and merges.txt, or tokenizer.json"
+            )
+    width, expected = sum(config.get("hidden_size", 0) for config, _ in text_encoders), unet.get("cross_attention_dim")
     if width != expected:
-        raise WeightsError(f"the text encoder gives {width} channels, the U-Net reads {expected}: parts of two models")
+        raise WeightsError(
+            f"the text encoder{'s give' if len(text_encoders) > 1 else ' gives'} {width} channels, the U-Net reads "
+            f"{expected}: parts of two models"
+        )
     reads, gives = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if reads != gives:
         raise WeightsError(
             f"the U-Net reads {reads} channels, the autoencoder gives {gives}; "
             f"expected a text-to-image model (not inpainting, depth or upscaling)"
+        )
+    if vae.get("latents_mean") is not None or vae.get("latents_std") is not None:
+        raise WeightsError(
+            "the autoencoder normalises its latents by mean and deviation (latents_mean, as Playground v2.5 does); "
+            "expected one with a scaling factor alone"
+        )
+
+
+def check_schedule(schedule: Mapping[str, Any]) -> None:
+    """Raise WeightsError unless the scheduler's config tells DDPM noise levels (betas)."""
+    kind = str(schedule.get("_class_name", ""))
+    if kind.startswith(("EDM", "FlowMatch")) or not {"beta_start", "trained_betas"} & schedule.keys():
+        raise WeightsError(
+            f"the scheduler ({kind or 'of no class'}) names no betas: its noise levels are not those of DDPM "
+            f"(Playground v2.5 and flow-matching models are not supported)"
         )
 
 

@@ -35,6 +35,9 @@ __all__ = [
 #: prefix of sources shipped in the package: ``asset:tiny/controlnet``.
 ASSET = "asset:"
 
+#: suffixes of files that hold weights
+_CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
 #: files of one network in its folder, for downloads.
 PART_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
@@ -68,7 +71,7 @@ def find_weights(
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(".safetensors"):
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(_CHECKPOINTS):
         raise WeightsError(
             f"{source} does not exist; expected a folder, a file, or a hub id like owner/name"
             + (f". {advice}" if advice else "")

@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,11 @@ __all__ = ["ClassTable"]
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("class", "IoU", "Acc", "share")
-
 
 class ClassTable(Callback):
     """Writes ``classes_<split>.csv`` after every evaluation; logs the table after those that are no part of training.
 
-    It reads the task's ``per_class``: split → class → IoU, Acc, share of labelled pixels (fractions; NaN where a class
-    does not occur).
+    It reads the task's ``per_class``: split → class → IoU, Acc, … (fractions; NaN where a class has none).
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,21 +41,22 @@ class ClassTable(Callback):
         per_class: Any = pl_module.per_class
         if not trainer.is_global_zero or split not in per_class:
             return
-        rows = [(name, row["IoU"], row["Acc"], row["share"]) for name, row in per_class[split].items()]
+        columns = ("class", *next(iter(per_class[split].values())))
+        rows = [(name, *row.values()) for name, row in per_class[split].items()]
         path = Path(trainer.default_root_dir) / f"classes_{split}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(COLUMNS)
+            writer.writerow(columns)
             writer.writerows(rows)
-        publish_table(trainer, f"classes_{split}", COLUMNS, rows)
+        publish_table(trainer, f"classes_{split}", columns, rows)
         if trainer.state.fn != TrainerFn.FITTING:
-            log.info("classes of %s, in percent\n%s", split, _text(rows))
+            log.info("classes of %s, in percent\n%s", split, _text(columns, rows))
 
 
-def _text(rows: list[tuple[str, float, float, float]]) -> str:
+def _text(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
     table = Table(box=None, header_style="", pad_edge=False)
-    for column in COLUMNS:
+    for column in columns:
         table.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
     for name, *values in rows:
         table.add_row(name, *("–" if math.isnan(value) else f"{100 * value:.1f}" for value in values))

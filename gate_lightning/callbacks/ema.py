@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError
 
+__all__ = ["WeightAverage", "averaged_weights"]
+
 
 class WeightAverage(Callback):
-    """Keeps an average of the trainable weights; validation and export see the average, training does not.
+    """Keeps an average of the trainable weights; evaluation and export see the average, training does not.
 
-    The average is part of the checkpoint.  Its weight grows from 0.1 to ``decay`` over the first steps, so that the
-    random initial weights are forgotten.
+    The statistics that normalisations of these weights keep (running mean and variance) are averaged with them, so
+    that they fit. The average is part of the checkpoint.  Its weight grows from 0.1 to ``decay`` over the first steps,
+    so that the random initial weights are forgotten.
 
     Args:
         decay: share of the old average kept at each optimiser step, in [0, 1).
@@ -36,16 +40,16 @@ class WeightAverage(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from the present weights, or move a restored average to the module's device."""
-        parameters = dict(_trainable(pl_module))
+        tensors = dict(_averaged(pl_module))
         if not self._average:
-            self._average = {name: p.detach().clone() for name, p in parameters.items()}
-        missing = parameters.keys() ^ self._average.keys()
+            self._average = {name: value.detach().clone() for name, value in tensors.items()}
+        missing = tensors.keys() ^ self._average.keys()
         if missing:
             raise ConfigError(
                 f"The restored weight average and the module disagree about {sorted(missing)[:3]} (and possibly more); "
                 f"expected the same trainable weights. Resume with the configuration the run was started with."
             )
-        self._average = {name: a.to(parameters[name].device) for name, a in self._average.items()}
+        self._average = {name: a.to(tensors[name].device) for name, a in self._average.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step: a resumed trainer knows it only now, after its loops were restored."""
@@ -59,15 +63,24 @@ class WeightAverage(Callback):
             return
         self._last_step = step
         decay = min(self.decay, (1.0 + step) / (10.0 + step))
-        names, values = zip(*_trainable(pl_module), strict=True)
+        names, values = zip(*_averaged(pl_module), strict=True)
         torch._foreach_lerp_([self._average[n] for n in names], [v.detach() for v in values], 1.0 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average into the module."""
-        self._swap_in(pl_module)
+        """Put the average into the module, unless a checkpoint is evaluated: it holds what is to be measured."""
+        if trainer.state.fn == TrainerFn.FITTING or trainer.ckpt_path is None:
+            self._swap_in(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the trained weights back."""
+        self._swap_out(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As for validation."""
+        self.on_validation_start(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As for validation."""
         self._swap_out(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -95,17 +108,30 @@ class WeightAverage(Callback):
     def _swap_in(self, pl_module: LightningModule) -> None:
         if self._kept or not self._average:
             return
-        for name, parameter in _trainable(pl_module):
-            self._kept[name] = parameter.detach().clone()
-            parameter.copy_(self._average[name])
+        for name, value in _averaged(pl_module):
+            self._kept[name] = value.detach().clone()
+            value.copy_(self._average[name])
 
     @torch.no_grad()
     def _swap_out(self, pl_module: LightningModule) -> None:
-        for name, parameter in _trainable(pl_module):
+        for name, value in _averaged(pl_module):
             if name in self._kept:
-                parameter.copy_(self._kept[name])
+                value.copy_(self._kept[name])
         self._kept.clear()
 
 
-def _trainable(module: LightningModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+def averaged_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The average that a full checkpoint holds, by name in the module; empty where there is none."""
+    average: dict[str, Tensor] = checkpoint.get("callbacks", {}).get(WeightAverage.__name__, {}).get("average", {})
+    return average
+
+
+def _averaged(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    """Trainable parameters, and floating-point buffers beside them in the same layer."""
+    for prefix, layer in module.named_modules():
+        own = [(name, p) for name, p in layer.named_parameters(recurse=False) if p.requires_grad]
+        tensors = [
+            *own,
+            *((name, b) for name, b in layer.named_buffers(recurse=False) if own and b.is_floating_point()),
+        ]
+        yield from ((f"{prefix}.{name}" if prefix else name, value) for name, value in tensors)

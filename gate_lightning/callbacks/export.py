@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from gate_lightning.callbacks.ema import WeightAverage
+from gate_lightning.callbacks.ema import WeightAverage, averaged_weights
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def export_checkpoint(task: LightningModule, checkpoint: Path, folder: Path) -> 
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     task.on_load_checkpoint(state)
     task.load_state_dict(state["state_dict"])
-    average = state["callbacks"].get(WeightAverage.__name__, {}).get("average", {})
-    task.load_state_dict({**task.state_dict(), **average})
+    task.load_state_dict({**task.state_dict(), **averaged_weights(state)})
     cast(Exportable, task).export(folder)
     return int(state["global_step"])
 

@@ -132,4 +132,5 @@ def _one(conditions: Conditions, index: int) -> Conditions:
         categories=None if conditions.categories is None else conditions.categories[here],
         control_images={name: image[here] for name, image in conditions.control_images.items()},
         noise=None if conditions.noise is None else conditions.noise[here],
+        posterior_noise=None if conditions.posterior_noise is None else conditions.posterior_noise[here],
     )

@@ -31,7 +31,7 @@ def derangement(length: int, *key: object) -> np.ndarray:
     return order
 
 
-def read_captions(root: Path, split: str, names: Sequence[str]) -> list[str] | None:
+def read_captions(root: Path, split: str, names: Sequence[str], kind: str = "captions") -> list[str] | None:
     """Captions of a split, from ``captions/<split>/<name>.txt`` or from ``captions.txt``.
 
     ``captions.txt`` has one picture a line: its path below ``images/`` with or without suffix, a tab, the caption.
@@ -41,6 +41,7 @@ def read_captions(root: Path, split: str, names: Sequence[str]) -> list[str] | N
         root: data set folder.
         split: ``train``, ``val``, ``test``.
         names: pictures of the split relative to ``images/<split>``, without suffix.
+        kind: name of the folder or file, for data sets with several captions.
 
     Returns:
         One caption per name, or None if there are no captions for this split.
@@ -48,7 +49,7 @@ def read_captions(root: Path, split: str, names: Sequence[str]) -> list[str] | N
     Raises:
         DataError: captions for some pictures only, or a line without tab. The first one is named.
     """
-    folder, table = root / "captions" / split, root / "captions.txt"
+    folder, table = root / kind / split, root / f"{kind}.txt"
     if folder.is_dir() and table.is_file():
         raise DataError(f"there are captions in {folder} and in {table}; keep one of them")
     if folder.is_dir():

@@ -21,6 +21,8 @@ __all__ = ["LEVELS", "DataReport", "SplitReport", "check_split", "count_pixels"]
 #: quick: all headers, and some masks and pictures of every split; full: everything is decoded
 LEVELS = ("quick", "full")
 QUICK_SAMPLES = 32
+#: folders that hold masks, by the layouts' names
+MASK_FOLDERS = frozenset({"masks", "annotations", "gtFine"})
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def _class_warnings(classes: Sequence[str], splits: Sequence[SplitReport]) -> tu
             looked = (
                 "" if split.inspected == split.count else f" that were looked at ({split.inspected} of {split.count})"
             )
-            found.append(f"{split.split}: no pixel of {', '.join(empty)} in the masks{looked}")
+            shown = ", ".join(empty[:8]) + (f" and {len(empty) - 8} more classes" if len(empty) > 8 else "")
+            found.append(f"{split.split}: no pixel of {shown} in the masks{looked}")
     return tuple(found)
 
 
@@ -205,25 +208,26 @@ def _pairing(files: SplitFiles) -> tuple[list[str], list[str]]:
         for group in files.doubles
     ]
     lossy = [
-        path for path in files.other if path.suffix.lower() in (".jpg", ".jpeg", ".webp") and "masks" in path.parts
+        path
+        for path in files.other
+        if path.suffix.lower() in (".jpg", ".jpeg", ".webp") and MASK_FOLDERS.intersection(path.parts)
     ]
     errors += [
         f"{path}: a mask saved with loss has wrong labels at every edge; save masks as PNG" for path in lossy[:1]
     ]
     if not lossy:
-        errors += _alone(files.without_mask, "picture", "mask", files.split)
-    errors += _alone(files.without_image, "mask", "picture", files.split)
+        errors += _alone(files.without_mask, "picture", "mask", files.split, files.mask_place)
+    errors += _alone(files.without_image, "mask", "picture", files.split, files.image_place)
     rest = [path for path in files.other if path not in lossy]
     warnings = [f"{path}: no picture, left out ({len(rest)} such files)" for path in rest[:1]]
     return errors, warnings
 
 
-def _alone(paths: Sequence[Path], what: str, partner: str, split: str) -> list[str]:
+def _alone(paths: Sequence[Path], what: str, partner: str, split: str, place: str) -> list[str]:
     if not paths:
         return []
     total = f" ({len(paths)} such files in {split})" if len(paths) > 1 else ""
-    folder = "masks" if partner == "mask" else "images"
-    return [f"{paths[0]}: {what} without {partner}{total}; expected {folder}/{split}/… of the same path and name"]
+    return [f"{paths[0]}: {what} without {partner}{total}; expected {place} of the same path and name"]
 
 
 def _check_sizes(pair: Pair, too_small: Callable[[int, int], str | None] | None) -> tuple[int, int]:

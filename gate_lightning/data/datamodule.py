@@ -15,12 +15,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from gate_lightning.data.checks import DataReport, SplitReport, count_pixels
-from gate_lightning.data.predict import PredictionDataModule
+from gate_lightning.data.companions import Companions
+from gate_lightning.data.predict import PictureSource, PredictionDataModule
 from gate_lightning.data.protocol import DatasetProtocol
 from gate_lightning.data.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.samplers import BatchLoader, EvaluationBatches, TrainingBatches, group_by_size
 from gate_lightning.data.samples import SampleSource, SegmentationViews, Transform, to_tensor
-from gate_lightning.data.transforms import Compose, Resize, resize_picture
+from gate_lightning.data.transforms import Compose, Resize
 from gate_lightning.errors import ConfigError, ResumeError
 
 __all__ = ["SegmentationDataModule"]
@@ -67,6 +68,7 @@ class SegmentationDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed = num_workers, seed
         self._sources: dict[str, SampleSource] = {}
+        self._companions = Companions()
 
     @abstractmethod
     def make_source(self, split: str) -> SampleSource:
@@ -87,10 +89,15 @@ class SegmentationDataModule(LightningDataModule):
         """Whether there is a test split."""
         return True
 
+    def accompany(self, companions: Companions) -> None:
+        """Hand out every picture with what techniques need besides, in all splits and in prediction."""
+        self._companions = companions
+        self._sources.clear()
+
     def source(self, split: str) -> SampleSource:
         """The pictures of a split, read once."""
         if split not in self._sources:
-            self._sources[split] = self.make_source(split)
+            self._sources[split] = self._companions.attach(self.make_source(split))
         return self._sources[split]
 
     def setup(self, stage: str | None = None) -> None:
@@ -105,7 +112,8 @@ class SegmentationDataModule(LightningDataModule):
         trainer = self._fitting
         if trainer is not None and getattr(trainer, "overfit_batches", False):
             raise ConfigError("trainer.overfit_batches is not supported; use trainer.limit_train_batches=<number>")
-        views = SegmentationViews(source, self.train_transform, self.seed, self.random_views)
+        random = self.random_views or self._companions.random_views
+        views = SegmentationViews(source, self.train_transform, self.seed, random, training=True)
         sampler = TrainingBatches(len(source), self.batch_size, self.seed, None, *self._processes)
         if trainer is not None:
             align_loops(trainer, len(sampler))
@@ -132,14 +140,24 @@ class SegmentationDataModule(LightningDataModule):
             views, sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
         )
 
-    def prediction(self, pictures: str | Path, eval_batch_size: int | None = None) -> PredictionDataModule:
+    def pictures_of(self, split: str) -> PictureSource:
+        """The picture files of a split without their masks, with the sample ids of the split.
+
+        Raises:
+            ConfigError: this data set has no such files.
+        """
+        raise ConfigError(f"{self.protocol.name} has no picture files of its {split} split that could be predicted")
+
+    def prediction(
+        self, pictures: str | Path | PictureSource, eval_batch_size: int | None = None
+    ) -> PredictionDataModule:
         """Loader of unlabelled pictures, resized by the rule for evaluation.
 
         Args:
-            pictures: a picture or a folder of pictures.
+            pictures: a picture, a folder of pictures, or the pictures of a split.
             eval_batch_size: see the constructor.
         """
-        return PredictionDataModule(pictures, self.eval_resize, eval_batch_size, self.num_workers)
+        return PredictionDataModule(pictures, self.eval_resize, eval_batch_size, self.num_workers, self._companions)
 
     def prepare_image(self, image: np.ndarray) -> Tensor:
         """One picture as the model gets it in evaluation.
@@ -150,7 +168,7 @@ class SegmentationDataModule(LightningDataModule):
         Returns:
             float32 (1, 3, h, w) in [-1, 1].
         """
-        return to_tensor(resize_picture(image, *self.eval_resize.size(*image.shape[:2])))[None]
+        return to_tensor(self.eval_resize.picture(image))[None]
 
     def check(self, level: str = "full") -> DataReport:
         """Look at the data without a run.

@@ -1,4 +1,4 @@
-"""Which files of a data set folder belong together."""
+"""Which files of a data set folder belong together: by equal names in two folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gate_lightning.data.pictures import MASK_SUFFIXES, PICTURE_SUFFIXES
 from gate_lightning.data.protocol import check_classes
 from gate_lightning.errors import ConfigError, DataError
 
-__all__ = ["LAYOUT", "Pair", "SplitFiles", "pictures_in", "read_classes", "require_root", "scan_split"]
+__all__ = ["LAYOUT", "Pair", "SplitFiles", "pair_files", "pictures_in", "read_classes", "require_root", "scan_split"]
 
 LAYOUT = "images/{train,val[,test]}, masks/{train,val[,test]}, classes.txt"
 
@@ -20,7 +20,7 @@ class Pair:
     """A picture and its mask.
 
     Attributes:
-        name: path below ``images/<split>`` without suffix, with forward slashes.
+        name: path below the folder of the split's pictures without suffix, with forward slashes.
         image: file.
         mask: file.
         sample_id: path of the picture relative to the root, with forward slashes.
@@ -42,6 +42,7 @@ class SplitFiles:
         without_mask, without_image: files without partner.
         other: files of unknown kind.
         doubles: groups of files with one name and several suffixes, of which none is in ``pairs``.
+        image_place, mask_place: where a picture or mask without partner was expected, for messages.
     """
 
     split: str
@@ -50,24 +51,31 @@ class SplitFiles:
     without_image: tuple[Path, ...] = ()
     other: tuple[Path, ...] = ()
     doubles: tuple[tuple[Path, ...], ...] = field(default_factory=tuple)
+    image_place: str = ""
+    mask_place: str = ""
 
 
-def require_root(root: str | Path) -> Path:
+def require_root(root: str | Path, layout: str = LAYOUT, inside: str = "images") -> Path:
     """The data set folder, if there is one.
+
+    Args:
+        root: path of the folder.
+        layout: what it should hold, for the message.
+        inside: a folder that it must have.
 
     Raises:
         DataError: says what was looked for and what there is instead.
     """
     folder = Path(root).expanduser()
-    looked = f"looked for {LAYOUT} in {folder} (= {folder.resolve()})"
+    looked = f"looked for {layout} in {folder} (= {folder.resolve()})"
     if not folder.is_dir():
         parent = folder.parent
         beside = sorted(path.name for path in parent.iterdir() if path.is_dir())[:8] if parent.is_dir() else None
         there = f"{parent} holds the folders {beside}" if beside is not None else f"{parent} does not exist either"
         raise DataError(f"dataset.root does not exist: {looked}; {there}")
-    if not (folder / "images").is_dir():
-        inside = sorted(path.name for path in folder.iterdir())[:8]
-        raise DataError(f"dataset.root has no images/: {looked}; found {inside}")
+    if not (folder / inside).is_dir():
+        found = sorted(path.name for path in folder.iterdir())[:8]
+        raise DataError(f"dataset.root has no {inside}/: {looked}; found {found}")
     return folder
 
 
@@ -96,14 +104,40 @@ def scan_split(root: Path, split: str) -> SplitFiles:
     Raises:
         DataError: a folder is missing or holds no picture.
     """
-    image_folder, mask_folder = root / "images" / split, root / "masks" / split
+    return pair_files(root, split, f"images/{split}", f"masks/{split}", LAYOUT)
+
+
+def pair_files(
+    root: Path,
+    split: str,
+    image_folder: str,
+    mask_folder: str,
+    layout: str,
+    endings: tuple[str, str] = ("", ""),
+) -> SplitFiles:
+    """Pair the pictures of a folder with the masks of another one by their paths below it.
+
+    Args:
+        root: data set folder.
+        split: train, val, test.
+        image_folder, mask_folder: relative to the root.
+        layout: what was expected, for messages.
+        endings: of the names of pictures and of masks, before the suffix, by which the two differ
+            (``_leftImg8bit``, ``_gtFine_labelIds``). Files with other endings belong to something else.
+
+    Raises:
+        DataError: a folder is missing or holds no picture.
+    """
     for folder, what in ((image_folder, "pictures"), (mask_folder, "masks")):
-        if not folder.is_dir():
-            raise DataError(f"{folder} does not exist; expected the {what} of the {split} split there ({LAYOUT})")
-    images, other_images = _by_name(image_folder, PICTURE_SUFFIXES)
-    masks, other_masks = _by_name(mask_folder, MASK_SUFFIXES)
+        if not (root / folder).is_dir():
+            raise DataError(
+                f"{root / folder} does not exist; expected the {what} of the {split} split there ({layout})"
+            )
+    images, other_images = _by_name(root / image_folder, PICTURE_SUFFIXES, endings[0])
+    masks, other_masks = _by_name(root / mask_folder, MASK_SUFFIXES, endings[1])
     if not images:
-        raise DataError(f"{image_folder} holds no pictures; expected files with {', '.join(PICTURE_SUFFIXES)}")
+        kind = f"*{endings[0]}" if endings[0] else "files"
+        raise DataError(f"{root / image_folder} holds no pictures; expected {kind} with {', '.join(PICTURE_SUFFIXES)}")
     doubles = [tuple(files) for group in (images, masks) for files in group.values() if len(files) > 1]
     pairs = [
         Pair(name, files[0], masks[name][0], files[0].relative_to(root).as_posix())
@@ -117,6 +151,8 @@ def scan_split(root: Path, split: str) -> SplitFiles:
         without_image=_alone(masks, images),
         other=tuple(sorted((*other_images, *other_masks))),
         doubles=tuple(doubles),
+        image_place=f"{image_folder}/…{endings[0]}",
+        mask_place=f"{mask_folder}/…{endings[1]}",
     )
 
 
@@ -129,12 +165,15 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _by_name(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, list[Path]], list[Path]]:
+def _by_name(folder: Path, suffixes: Sequence[str], ending: str = "") -> tuple[dict[str, list[Path]], list[Path]]:
     groups: dict[str, list[Path]] = {}
     other: list[Path] = []
     for path in _files(folder):
+        if not path.stem.endswith(ending):
+            continue
         if path.suffix.lower() in suffixes:
-            groups.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+            name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
+            groups.setdefault(name, []).append(path)
         else:
             other.append(path)
     return groups, other

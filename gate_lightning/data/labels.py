@@ -75,9 +75,14 @@ class LabelMap:
         table = np.full(_TABLE, -1, dtype=np.int16)
         for value, label in self.known.items():
             table[value] = label
-        inside = (values >= 0) & (values < _TABLE)
-        labels = np.where(inside, table[np.where(inside, values, 0)], -1)
+        if values.size and (values.min() < 0 or values.max() >= _TABLE):
+            inside = (values >= 0) & (values < _TABLE)
+            labels = np.where(inside, table[np.where(inside, values, 0)], -1)
+        else:
+            labels = table[values]
         lost = labels < 0
+        if not lost.any():
+            return labels.astype(np.uint8), {}
         found, counts = np.unique(values[lost], return_counts=True)
         unknown = {int(value): int(count) for value, count in zip(found, counts, strict=True)}
         return np.where(lost, IGNORE_INDEX, labels).astype(np.uint8), unknown
@@ -103,11 +108,16 @@ class MaskReader:
         classes: names in the order of their values.
         label_map: for index masks.
         palette: for RGB masks, or None if there is no palette file.
+        colour_advice: what to do about RGB masks where there is no palette, for the message.
     """
 
     classes: tuple[str, ...]
     label_map: LabelMap
     palette: Palette | None = None
+    colour_advice: str = (
+        "the data set has no palette file; write palette.txt beside classes.txt, `r g b name` on every line, or name "
+        "one with dataset.palette=…"
+    )
 
     def inspect(self, path: Path) -> tuple[np.ndarray, dict[Any, int]]:
         """Labels of a mask, and what in it has no meaning.
@@ -122,10 +132,7 @@ class MaskReader:
         if values.ndim == 2:
             return self.label_map.apply(values)
         if self.palette is None:
-            raise DataError(
-                f"{path} is an RGB mask and the data set has no palette file; write palette.txt beside classes.txt, "
-                "`r g b name` on every line, or name one with dataset.palette=…"
-            )
+            raise DataError(f"{path} is an RGB mask and {self.colour_advice}")
         return self.palette.decode(values, self.classes)
 
     def read(self, path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,16 @@ from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
 from gate_lightning.data.captions import read_captions
+from gate_lightning.data.companions import Companions
 from gate_lightning.data.folder_scan import pictures_in
 from gate_lightning.data.pictures import PICTURE_SUFFIXES, picture_size, read_image
 from gate_lightning.data.samplers import BatchLoader, EvaluationBatches, group_by_size
-from gate_lightning.data.samples import Draw, Sample, SegmentationViews, Transform
-from gate_lightning.data.transforms import Resize
+from gate_lightning.data.samples import Draw, Sample, SegmentationViews, Transform, collate
+from gate_lightning.data.transforms import Resize, resize_picture
 from gate_lightning.errors import DataError
-from gate_lightning.structures import SegmentationBatch
+from gate_lightning.structures import Conditions, SegmentationBatch
 
-__all__ = ["PictureSource", "PredictionBatch", "PredictionDataModule"]
+__all__ = ["PictureSource", "PredictionBatch", "PredictionDataModule", "read_pictures"]
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,27 @@ class PictureSource:
     """The pictures below a folder (sorted), or one file, as `SampleSource` without masks.
 
     Args:
-        pictures: file or folder. A ``captions.txt`` in the folder gives captions (``path<TAB>caption``).
+        pictures: file, folder, or pattern (``my_pictures/*/a*.jpg``; names start at its first wildcard). A
+            ``captions.txt`` in the folder gives captions (``path<TAB>caption``).
+        root: folder that names and sample ids are relative to, where that is not ``pictures``; captions are then not
+            looked for.
 
     Raises:
         DataError: nothing there, no picture in it, or two files whose results would have one name.
     """
 
-    def __init__(self, pictures: str | Path) -> None:
+    def __init__(self, pictures: str | Path, root: Path | None = None) -> None:
         path = Path(pictures).expanduser()
-        if not path.exists():
-            raise DataError(f"input {path} does not exist (= {path.resolve()}); give a picture or a folder of pictures")
-        self.root = path if path.is_dir() else path.parent
-        self.paths = pictures_in(path) if path.is_dir() else [path]
+        folder, self.paths = _found(path)
+        self.root = root or folder
         if not self.paths:
             raise DataError(f"input {path} holds no pictures; expected files with {', '.join(PICTURE_SUFFIXES)}")
         self.names = [file.relative_to(self.root).with_suffix("").as_posix() for file in self.paths]
-        twice = [name for number, name in enumerate(self.names) if name in self.names[:number]]
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise DataError(f"input {path} has two pictures called {twice[0]!r}; their results would have one name")
-        self.captions = read_captions(self.root, "", self.names) if path.is_dir() else None
+        own = root is None and not path.is_file()
+        self.captions: Sequence[str] | None = read_captions(self.root, "", self.names) if own else None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,11 +87,25 @@ class PictureSource:
         return picture_size(self.paths[index]), None
 
 
+def _found(path: Path) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the files."""
+    if path.is_dir():
+        return path, pictures_in(path)
+    if path.exists():
+        return path.parent, [path]
+    wild = next((number for number, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), None)
+    if wild is None:
+        raise DataError(f"input {path} does not exist (= {path.resolve()}); give a picture or a folder of pictures")
+    root = Path(*path.parts[:wild])
+    matches = sorted(root.glob("/".join(path.parts[wild:])))
+    return root, [file for file in matches if file.is_file() and file.suffix.lower() in PICTURE_SUFFIXES]
+
+
 class _PictureViews(Dataset[PredictionBatch]):
     """Batches with paths and sizes."""
 
-    def __init__(self, source: PictureSource, transform: Transform) -> None:
-        self.source, self.views = source, SegmentationViews(source, transform)
+    def __init__(self, source: PictureSource, transform: Transform, companions: Companions) -> None:
+        self.source, self.views = source, SegmentationViews(companions.attach(source), transform)
 
     def __getitem__(self, draws: Sequence[Draw]) -> PredictionBatch:
         batch = self.views[draws]
@@ -100,10 +118,11 @@ class PredictionDataModule(LightningDataModule):
     """Unlabelled pictures for ``trainer.predict``, or one by one: iterating yields (name, uint8 (H, W, 3) RGB).
 
     Args:
-        pictures: a picture or a folder of pictures (searched with its subfolders).
+        pictures: a picture, a folder of pictures (searched with its subfolders), or what has been found there.
         resize: rule by which pictures are resized for the model; None keeps them.
         eval_batch_size: pictures of equal size predicted together; None for 1.
         num_workers: loader processes.
+        companions: control pictures and captions that techniques need with the pictures.
 
     Raises:
         DataError: see `PictureSource`.
@@ -111,13 +130,15 @@ class PredictionDataModule(LightningDataModule):
 
     def __init__(
         self,
-        pictures: str | Path,
+        pictures: str | Path | PictureSource,
         resize: Resize | None = None,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
+        companions: Companions | None = None,
     ) -> None:
         super().__init__()
-        self.pictures = PictureSource(pictures)
+        self.pictures = pictures if isinstance(pictures, PictureSource) else PictureSource(pictures)
+        self.companions = companions or Companions()
         self.resize = resize or Resize(0)
         self.eval_batch_size, self.num_workers = eval_batch_size or 1, num_workers
 
@@ -134,4 +155,41 @@ class PredictionDataModule(LightningDataModule):
         batches = group_by_size(sizes, self.eval_batch_size, together=1)
         processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         sampler = EvaluationBatches(batches, *processes, pad=False)
-        return BatchLoader(_PictureViews(self.pictures, self.resize), sampler=sampler, num_workers=self.num_workers)
+        views = _PictureViews(self.pictures, self.resize, self.companions)
+        return BatchLoader(views, sampler=sampler, num_workers=self.num_workers)
+
+
+def read_pictures(
+    paths: str | Path | Sequence[str | Path],
+    size: int | tuple[int, int] | None = None,
+    captions: Sequence[str] | None = None,
+) -> tuple[torch.Tensor, Conditions]:
+    """Picture files as a batch for a feature extractor.
+
+    Args:
+        paths: B files, or one.
+        size: (height, width) in pixels to resize to, aspect not kept; a number for a square; None keeps the files'
+            size, which must then be the same for all.
+        captions: one per picture, for the prompt technique.
+
+    Returns:
+        images (B, 3, H, W) float32 in [-1, 1], and their Conditions: sample ids are the file names.
+
+    Raises:
+        DataError: a file is missing or broken, or the pictures are of different sizes.
+    """
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not files or (captions is not None and len(captions) != len(files)):
+        raise DataError(f"{len(files)} pictures and captions={captions!r}; give pictures, and captions for all or none")
+    images = [read_image(path) for path in files]
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        images = [resize_picture(image, height, width) for image in images]
+    for path, image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            shapes = f"{files[0]} has {images[0].shape[:2]} pixels (height, width), {path} {image.shape[:2]}"
+            raise DataError(f"{shapes}; give read_pictures a size, or read them one by one")
+    texts = [None] * len(files) if captions is None else list(captions)
+    samples = [Sample(path.name, image, None, text) for path, image, text in zip(files, images, texts, strict=True)]
+    batch = collate(samples)
+    return batch.images, batch.conditions

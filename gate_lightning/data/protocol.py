@@ -42,6 +42,8 @@ class DatasetProtocol:
         ignore_index: void value in masks, always 255 inside the program; never counted, never trained.
         recipe: branches of ``techniques=all`` as plain mappings.
         citation, licence: for reports; empty where unknown.
+        submission: values 0 … 255 of the K classes in the PNGs that the benchmark's server takes; () where there is no
+            server.
 
     Raises:
         ConfigError: no classes, more than 255, a name twice, or a palette that does not fit.
@@ -56,6 +58,7 @@ class DatasetProtocol:
     recipe: tuple[Mapping[str, Any], ...] = ()
     citation: str = ""
     licence: str = ""
+    submission: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", check_classes(self.classes, self.name))
@@ -65,6 +68,9 @@ class DatasetProtocol:
         if any(len(colour) != 3 or not all(0 <= value <= 255 for value in colour) for colour in colours):
             raise ConfigError(f"{self.name}: palette must hold (red, green, blue) from 0 to 255, got {colours}")
         object.__setattr__(self, "palette", colours)
+        values = self.submission
+        if values and (len(set(values)) != len(self.classes) or not all(0 <= value <= 255 for value in values)):
+            raise ConfigError(f"{self.name}: submission must hold a value from 0 to 255 of its own per class: {values}")
         if 0 <= self.ignore_index < len(self.classes):
             raise ConfigError(
                 f"{self.name}: ignore_index {self.ignore_index} is also class {self.classes[self.ignore_index]!r}; "

@@ -39,6 +39,7 @@ class Sample:
         caption: description of the picture, or None.
         controls: control name → uint8 (H, W, 3) picture that is cropped and flipped along.
         window: (top, left) of a crop in the resized picture, in pixels.
+        category: name of what the picture shows, or None.
     """
 
     sample_id: str
@@ -47,6 +48,7 @@ class Sample:
     caption: str | None = None
     controls: Mapping[str, np.ndarray] = field(default_factory=dict)
     window: tuple[int, int] = (0, 0)
+    category: str | None = None
 
     def map_pictures(self, function: Callable[[np.ndarray], np.ndarray]) -> Sample:
         """``function`` applied to the picture and its controls."""
@@ -107,11 +109,20 @@ class SegmentationViews(Dataset[SegmentationBatch]):
         source: the split.
         transform: applied to every sample.
         seed: of the augmentation.
-        random: whether the transform uses its generator. If so, the view of a sample is ``draw<epoch>``, else "".
+        random: whether something is drawn anew in every epoch. If so, the view of a sample is ``draw<epoch>``, else "".
+        training: whether a head is trained on these batches (``Conditions.training``).
     """
 
-    def __init__(self, source: SampleSource, transform: Transform, seed: int = 0, random: bool = False) -> None:
+    def __init__(
+        self,
+        source: SampleSource,
+        transform: Transform,
+        seed: int = 0,
+        random: bool = False,
+        training: bool = False,
+    ) -> None:
         self.source, self.transform, self.seed, self.random = source, transform, seed, random
+        self.training = training
 
     def __len__(self) -> int:
         return len(self.source)
@@ -119,7 +130,8 @@ class SegmentationViews(Dataset[SegmentationBatch]):
     def __getitem__(self, draws: Sequence[Draw]) -> SegmentationBatch:
         """The batch of ``draws``, one picture each."""
         views = tuple(f"draw{draw.epoch}" if self.random else "" for draw in draws)
-        return collate([self._read(draw, view) for draw, view in zip(draws, views, strict=True)], views)
+        samples = [self._read(draw, view) for draw, view in zip(draws, views, strict=True)]
+        return collate(samples, views, self.training)
 
     def _read(self, draw: Draw, view: str) -> Sample:
         sample = self.source.load(draw.index)
@@ -138,24 +150,28 @@ def _to_control(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255.0)
 
 
-def collate(samples: Sequence[Sample], views: Sequence[str] = ()) -> SegmentationBatch:
-    """Samples of one size → batch. Either all samples have a mask (a caption) or none has.
+def collate(samples: Sequence[Sample], views: Sequence[str] = (), training: bool = False) -> SegmentationBatch:
+    """Samples of one size → batch. Either all samples have a mask (a caption, a category) or none has.
 
     Args:
         samples: at least one.
         views: name of the augmentation draw of each; () for plain pictures.
+        training: whether a head is trained on them.
     """
     masks = [sample.mask for sample in samples if sample.mask is not None]
     captions = [sample.caption for sample in samples if sample.caption is not None]
+    categories = [sample.category for sample in samples if sample.category is not None]
     conditions = Conditions(
         sample_ids=tuple(sample.sample_id for sample in samples),
         views=tuple(views),
         windows=tuple(sample.window for sample in samples),
         captions=tuple(captions) if captions else None,
+        categories=tuple(categories) if categories else None,
         control_images={
             name: torch.stack([_to_control(sample.controls[name]) for sample in samples])
             for name in samples[0].controls
         },
+        training=training,
     )
     return SegmentationBatch(
         images=torch.stack([to_tensor(sample.image) for sample in samples]),

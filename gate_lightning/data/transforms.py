@@ -61,6 +61,14 @@ def _check_size(name: str, size: int) -> int:
     return size
 
 
+def _check_crop(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a crop that is given so, or as the side of a square."""
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2:
+        raise ConfigError(f"crop_size is {size!r}; expected a number of pixels, or (height, width)")
+    return _check_size("crop_size", pair[0]), _check_size("crop_size", pair[1])
+
+
 class Compose:
     """Transforms one after the other, all from one generator."""
 
@@ -92,16 +100,26 @@ class Resize:
         scale = ratio * (self.short / min(height, width) if self.short else 1.0)
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """One picture, uint8 (H, W, C), resized."""
+        return self._picture(image, *self.size(*image.shape[:2]))
+
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The resized sample; uses no random number."""
         height, width = sample.image.shape[:2]
         return self._to(sample, *self.size(height, width))
 
     def _to(self, sample: Sample, height: int, width: int) -> Sample:
-        sample = sample.map_pictures(lambda image: resize_picture(image, height, width))
+        sample = sample.map_pictures(lambda image: self._picture(image, height, width))
         if sample.mask is None or not self.with_mask:
             return sample
-        return replace(sample, mask=resize_mask(sample.mask, height, width))
+        return replace(sample, mask=self._mask(sample.mask, height, width))
+
+    def _picture(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        return resize_picture(image, height, width)
+
+    def _mask(self, mask: np.ndarray, height: int, width: int) -> np.ndarray:
+        return resize_mask(mask, height, width)
 
 
 class RandomResize(Resize):
@@ -122,27 +140,27 @@ class RandomResize(Resize):
         return self._to(sample, *self.size(height, width, rng.uniform(*self.ratio_range)))
 
 
-def _crop(sample: Sample, top: int, left: int, size: int) -> Sample:
-    cut = sample.map_all(lambda array: array[top : top + size, left : left + size])
+def _crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
+    cut = sample.map_all(lambda array: array[top : top + size[0], left : left + size[1]])
     return replace(cut, window=(sample.window[0] + top, sample.window[1] + left))
 
 
 class RandomCrop:
-    """A square cut-out that, if possible, is not dominated by one class.
+    """A cut-out that, if possible, is not dominated by one class.
 
     Drawn again up to 10 times until it shows more than one class and the largest covers less than ``cat_max_ratio``
     of the pixels that are not void; the last draw is kept otherwise. Pictures smaller than the crop come out smaller
     (see `Pad`).
 
     Args:
-        size: side in pixels.
+        size: side in pixels, or (height, width).
         cat_max_ratio: in (0, 1]; 1 takes the first draw.
     """
 
     TRIES = 10
 
-    def __init__(self, size: int, cat_max_ratio: float = 0.75) -> None:
-        self.size = _check_size("crop_size", size)
+    def __init__(self, size: int | Sequence[int], cat_max_ratio: float = 0.75) -> None:
+        self.size = _check_crop(size)
         if not 0.0 < cat_max_ratio <= 1.0:
             raise ConfigError(f"cat_max_ratio is {cat_max_ratio}; expected a share in (0, 1]")
         self.cat_max_ratio = cat_max_ratio
@@ -152,15 +170,15 @@ class RandomCrop:
         top, left = self._corner(sample, rng)
         if sample.mask is not None and self.cat_max_ratio < 1.0:
             for _ in range(self.TRIES):
-                if self._balanced(sample.mask[top : top + self.size, left : left + self.size]):
+                if self._balanced(sample.mask[top : top + self.size[0], left : left + self.size[1]]):
                     break
                 top, left = self._corner(sample, rng)
         return _crop(sample, top, left, self.size)
 
     def _corner(self, sample: Sample, rng: np.random.Generator) -> tuple[int, int]:
         height, width = sample.image.shape[:2]
-        top = rng.integers(max(height - self.size, 0) + 1)
-        left = rng.integers(max(width - self.size, 0) + 1)
+        top = rng.integers(max(height - self.size[0], 0) + 1)
+        left = rng.integers(max(width - self.size[1], 0) + 1)
         return int(top), int(left)
 
     def _balanced(self, mask: np.ndarray) -> bool:
@@ -169,15 +187,15 @@ class RandomCrop:
 
 
 class CenterCrop:
-    """The square in the middle; uses no random number."""
+    """The square, or (height, width), in the middle; uses no random number."""
 
-    def __init__(self, size: int) -> None:
-        self.size = _check_size("crop_size", size)
+    def __init__(self, size: int | Sequence[int]) -> None:
+        self.size = _check_crop(size)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The cut-out."""
         height, width = sample.image.shape[:2]
-        return _crop(sample, max(height - self.size, 0) // 2, max(width - self.size, 0) // 2, self.size)
+        return _crop(sample, max(height - self.size[0], 0) // 2, max(width - self.size[1], 0) // 2, self.size)
 
 
 class RandomFlip:
@@ -194,17 +212,17 @@ class RandomFlip:
 
 
 class Pad:
-    """Grey below and to the right up to a square of ``size``; the mask is void there, controls are black."""
+    """Grey below and to the right up to ``size``, a side or (height, width); void in masks, black in controls."""
 
     GREY = 128  # 0 in [-1, 1], as where normalised pictures are padded with zeros
 
-    def __init__(self, size: int) -> None:
-        self.size = _check_size("crop_size", size)
+    def __init__(self, size: int | Sequence[int]) -> None:
+        self.size = _check_crop(size)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The padded sample."""
         height, width = sample.image.shape[:2]
-        below, right = max(self.size - height, 0), max(self.size - width, 0)
+        below, right = max(self.size[0] - height, 0), max(self.size[1] - width, 0)
         if not below and not right:
             return sample
         widths = ((0, below), (0, right), (0, 0))

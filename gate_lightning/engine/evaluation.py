@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
-from torch.nn.functional import interpolate
 
+from gate_lightning.callbacks.ema import averaged_weights
+from gate_lightning.callbacks.submission import SubmissionWriter
 from gate_lightning.data.pictures import read_image
 from gate_lightning.engine import runs
-from gate_lightning.engine.parts import Parts, call_with
+from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.tools import run_tool
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
 from gate_lightning.visualization.overlay import write_prediction
@@ -25,6 +26,8 @@ from gate_lightning.visualization.overlay import write_prediction
 __all__ = ["Run", "evaluate", "load_run"]
 
 log = logging.getLogger(__name__)
+
+SPLITS = ("val", "test")
 
 
 class Run:
@@ -44,7 +47,8 @@ class Run:
         self.task: Any = self.parts.task
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.task.on_load_checkpoint(state)
-        self.task.load_state_dict(state["state_dict"], strict=False)
+        # the last state has the average of the weights, if there is one, beside them; the best one holds it in place
+        self.task.load_state_dict({**state["state_dict"], **averaged_weights(state)}, strict=False)
         self.task.eval()
 
     @property
@@ -85,9 +89,8 @@ class Run:
             (H, W) uint8 class indices.
         """
         device = self.task.device
-        logits = self.task.infer(images.to(device), conditions.to(device))
-        logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        labels: np.ndarray = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        found = self.task.labels(images.to(device), conditions.to(device), (int(size[0]), int(size[1])))
+        labels: np.ndarray = found[0].to(torch.uint8).cpu().numpy()
         return labels
 
 
@@ -118,7 +121,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         Metrics of an evaluation, else an empty mapping.
     """
     if config.tool is not None and "_target_" in config.tool:
-        _run_tool(config, output)
+        run_tool(config, output)
         return {}
     resolved = runs.resolve(config)
     if config.run is None:
@@ -131,6 +134,11 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
     lightning.seed_everything(patched.seed, workers=True, verbose=False)
     run = Run(folder, patched, config.checkpoint)
     log.info("checkpoint: %s", run.checkpoint)
+    if config.submission:
+        if config.input is not None:
+            raise ConfigError("submission=true predicts the pictures of split; leave out input")
+        _submit(run, config.split, Path(config.output) if config.output else folder / f"submission_{config.split}")
+        return {}
     if config.input is not None:
         target = Path(config.output) if config.output else folder / "predictions" / Path(config.input).stem
         _label(run, Path(config.input), target)
@@ -138,23 +146,25 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
     return _measure(run, config.split, Path(config.output) if config.output else folder)
 
 
-def _run_tool(config: DictConfig, output: Path) -> None:
-    resolved = runs.resolve(config)
-    if resolved.tool.get("output", "absent") is None:
-        resolved.tool.output = str(output)
-    node = OmegaConf.create({**OmegaConf.to_container(resolved.tool), "_partial_": True})  # type: ignore[dict-item]
-    function: Callable[..., Any] = instantiate(node, _convert_="all")
-    # a tool that names the data set builds it itself, once it is known that it can be
-    report = call_with(function, dataset=OmegaConf.to_container(resolved.dataset))
-    if report is not None:
-        log.info("%s", report)
+def _submit(run: Run, split: str, output: Path) -> None:
+    """PNGs for the server of the run's benchmark."""
+    if split not in SPLITS:
+        raise ConfigError(f"split={split}: expected {' or '.join(SPLITS)}")
+    datamodule, trainer = run.parts.datamodule, run.parts.trainer
+    pictures = datamodule.pictures_of(split)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.append(SubmissionWriter(output, run.parts.protocol.submission, pictures.paths))
+    loader = datamodule.prediction(pictures, datamodule.eval_batch_size)
+    trainer.predict(run.task, loader, return_predictions=False)
 
 
 def _measure(run: Run, split: str, output: Path) -> dict[str, float]:
+    if split not in SPLITS:
+        raise ConfigError(f"split={split}: expected {' or '.join(SPLITS)}")
+    # tables and pictures go where the metrics go; loggers would begin at step 0, and drop the training's rows behind it
+    run.parts.run_folder, run.parts.config.logger = str(output), None
     datamodule, trainer = run.parts.datamodule, run.parts.trainer
     steps = {"val": trainer.validate, "test": trainer.test}
-    if split not in steps:
-        raise ConfigError(f"split={split}: expected val or test")
     metrics = {
         name: float(value)
         for result in steps[split](run.task, datamodule, verbose=False)

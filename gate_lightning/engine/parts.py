@@ -20,17 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.data.companions import Companions
+from gate_lightning.data.protocol import gate_recipe
+from gate_lightning.engine.extraction import MAIN, Extractor, branches_of, extractor_of, split_size
 from gate_lightning.errors import ConfigError, GateError
-from gate_lightning.features.cache import MemoryCache
-from gate_lightning.features.edges import EdgesExtractor
-from gate_lightning.features.extractor import FeatureExtractor
-from gate_lightning.features.recipes import build_branches
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.needs import companions_of
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 
 __all__ = ["Parts", "call_with"]
-
-#: settings that the edge control shares with the ControlNet technique, so that both see the same edges
-CANNY = ("low", "high", "blur_sigma", "normalize")
 
 
 class Parts:
@@ -61,7 +59,10 @@ class Parts:
 
     @cached_property
     def datamodule(self) -> Any:
-        """The data module of ``dataset``."""
+        """The data module of ``dataset``; that of ``pictures`` where an experiment reads its folder in its own way."""
+        own = self.config.get("pictures")
+        if own is not None and own._target_ != self.config.dataset._target_:
+            return self._instantiate("pictures")
         return self._instantiate("dataset")
 
     @property
@@ -71,8 +72,10 @@ class Parts:
 
     @property
     def steering(self) -> Any:
-        """Prompts and recipe of the data set that the run was trained on."""
+        """Prompts and recipe of the data set that the run was trained on; plain ones where a tool has no data set."""
         saved = self.config.get("steering")
+        if saved is None and self.config.get("dataset") is None:
+            saved = {"name": "pictures", "prompt_simple": "a photo", "prompt_fine": "a photo", "recipe": gate_recipe()}
         return self.protocol if saved is None else SimpleNamespace(**_plain(saved))
 
     @cached_property
@@ -81,24 +84,44 @@ class Parts:
         return self._instantiate("backbone")
 
     @cached_property
-    def extractor(self) -> FeatureExtractor | EdgesExtractor | MemoryCache:
-        """Backbone × branches, as ``techniques timestep layers noise_draws`` say."""
-        config = self.config
-        branches = build_branches(
-            _plain(config.techniques),
-            protocol=self.steering,
-            backbone=self.backbone,
-            knobs=_plain(config.technique),
-            timestep=config.timestep,
-            layers=_plain(config.layers),
-            noise_draws=config.noise_draws,
-        )
-        if config.edges not in ("none", "input"):
-            raise ConfigError(f"edges={config.edges}: expected none or input")
-        made = FeatureExtractor(self.backbone, branches, seed=config.seed, noise=config.noise)
-        settings = {key: value for key, value in _plain(config.technique.controlnet).items() if key in CANNY}
-        extractor = EdgesExtractor(made, **settings) if config.edges == "input" else made
-        return MemoryCache(extractor, config.feature_cache) if config.feature_cache else extractor
+    def _further(self) -> dict[str, tuple[dict[str, Any], float]]:
+        """The nodes of ``backbones``, and the scale of the pictures that each of them sees."""
+        nodes = _plain(self.config.get("backbones")) or {}
+        if MAIN in nodes:
+            raise ConfigError(f"backbones.{MAIN}: that is the name of the backbone of `backbone`; choose another")
+        return {name: split_size(name, node, self.backbone.native_size) for name, node in nodes.items()}
+
+    @cached_property
+    def backbones(self) -> dict[str, Backbone]:
+        """All backbones by the names that branches give; the one of ``backbone`` is the first."""
+        if not self._further:
+            return {"": self.backbone}
+        further = {name: _built(OmegaConf.create(node)) for name, (node, _) in self._further.items()}
+        return {MAIN: self.backbone, **further}
+
+    @cached_property
+    def branches(self) -> list[Branch]:
+        """What is read, as ``techniques technique timestep layers noise_draws ensemble`` say."""
+        return branches_of(self.config, _plain(self.config), self.steering, self.backbones, _built)
+
+    @cached_property
+    def companions(self) -> Companions:
+        """What the branches need with the pictures."""
+        return companions_of(self.branches)
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """Backbones × branches. The data set is told what they need with its pictures."""
+        if self.config.get("dataset") is not None and self.companions != Companions():
+            if not hasattr(self.datamodule, "accompany"):
+                raise ConfigError(
+                    f"{type(self.datamodule).__name__} hands out no control pictures or captions of files and has no "
+                    f"dropout; leave out folder and dropout of controlnet and file of prompt"
+                )
+            self.datamodule.accompany(self.companions)
+        scales = {name: scale for name, (_, scale) in self._further.items()}
+        canny = _plain(self.config.technique.controlnet)
+        return extractor_of(self.config, self.branches, self.backbones, scales, canny)
 
     @cached_property
     def amalgamation(self) -> nn.Module:
@@ -167,6 +190,9 @@ class Parts:
         """The Lightning trainer with its callbacks and loggers."""
         callbacks = list(self._each("callbacks", Callback))
         loggers = list(self._each("logger", Logger))
+        # Lightning counts batches from validation to validation; here a whole number counts optimiser steps
+        interval, window = (self.config.trainer.get(key) for key in ("val_check_interval", "accumulate_grad_batches"))
+        steps = {"val_check_interval": interval * (window or 1)} if isinstance(interval, int) else {}
         # our samplers shard by themselves and count every validation picture exactly once
         return self._instantiate(
             "trainer",
@@ -174,6 +200,7 @@ class Parts:
             logger=loggers or False,
             default_root_dir=self.run_folder,
             use_distributed_sampler=False,
+            **steps,
         )
 
     def _each(self, group: str, kind: type) -> list[Any]:

@@ -37,7 +37,9 @@ __all__ = [
 ]
 
 #: overrides that steer this invocation and are no part of a run's description
-INVOCATION_KEYS = frozenset({"resume", "run", "allow_changes", "input", "output", "checkpoint", "split", "tool"})
+INVOCATION_KEYS = frozenset(
+    {"resume", "run", "allow_changes", "input", "output", "checkpoint", "split", "submission", "tool"}
+)
 #: a run's task is fixed: re-composing with another data set would flip it silently
 FIXED_GROUPS = frozenset({"task"})
 #: groups whose files set values all over the configuration
@@ -109,7 +111,7 @@ def patch(saved: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> 
     result = OmegaConf.create(OmegaConf.to_container(saved))
     OmegaConf.set_struct(result, False)
     for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~").split("@")[0].replace("/", ".")
+        key = override.split("=", 1)[0].lstrip("+~").split("@")[-1].replace("/", ".")
         root = key.split(".")[0]
         if key in INVOCATION_KEYS or root == "hydra":
             continue

@@ -19,11 +19,14 @@ class Branch:
         name: key of its features; unique among the branches of an extractor.
         timestep: DDPM training timestep the picture is noised to and the denoiser is told.
         layers: layer ids, in the order in which the features are given.
-        techniques: applied by their documented order (prompt, controlnet, lora), however given.
+        techniques: applied by their documented order (prompt, controlnet, lora, inversion, denoise), however given.
         prompt: what the denoiser is told where no technique says otherwise.
         noise_seed: branches with different seeds see different noise; ignored where all branches share one noise.
         draw: which of several noises; unlike ``noise_seed`` it counts under shared noise too.
+        ensemble: noises whose features are averaged, as DIFT does; those that ``draw`` = 0 … ensemble - 1 would see one
+            by one (a further ``draw`` sees the next ones).
         concatenated: not fused with the other branches but concatenated to the pyramid after amalgamation.
+        backbone: name of the one it reads where there are several (``features.fused``); "" for the only one.
     """
 
     name: str
@@ -33,7 +36,9 @@ class Branch:
     prompt: str = ""
     noise_seed: int = 0
     draw: int = 0
+    ensemble: int = 1
     concatenated: bool = False
+    backbone: str = ""
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -43,6 +48,16 @@ class Branch:
             raise ConfigError(f"branch {self.name!r} names {', '.join(doubled)} more than once; name each layer once")
         if [technique.name for technique in self.techniques].count("prompt") > 1:
             raise ConfigError(f"branch {self.name!r} has several prompt techniques; only one prompt can be told")
+        walks = [technique.name for technique in self.techniques if technique.name in ("inversion", "denoise")]
+        if len(walks) > 1:
+            raise ConfigError(
+                f"branch {self.name!r} has {' and '.join(walks)}, which both decide the latents that are read: "
+                f"inversion ends at the timestep read, denoising from above starts from drawn noise. Choose one"
+            )
+        for key, least in (("draw", 0), ("ensemble", 1)):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"branch {self.name!r}: {key}={value!r}; expected an integer of {least} or more")
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "techniques", tuple(sorted(self.techniques, key=_order)))
 
@@ -57,6 +72,7 @@ class Branch:
             "prompt": self.prompt,
             "noise_seed": self.noise_seed,
             "draw": self.draw,
+            "ensemble": self.ensemble,
         }
 
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.disk_cache import DiskCache
 from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
+from gate_lightning.features.fused import FusedExtractor
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 
 __all__ = ["MemoryCache"]
@@ -42,7 +44,9 @@ class MemoryCache(nn.Module):
         ConfigError: if ``gigabytes`` is not positive.
     """
 
-    def __init__(self, extractor: FeatureExtractor | EdgesExtractor, gigabytes: float) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor | FusedExtractor | EdgesExtractor | DiskCache, gigabytes: float
+    ) -> None:
         super().__init__()
         if not gigabytes > 0:
             raise ConfigError(f"feature_cache={gigabytes}: expected gigabytes of memory above 0, or 0 for no cache")
@@ -79,7 +83,8 @@ class MemoryCache(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
         """Features as the extractor gives them; see there."""
-        if conditions.noise is not None or conditions.control_images or any(conditions.views):
+        fixed = conditions.noise is not None or conditions.posterior_noise is not None
+        if fixed or any(conditions.views):
             return self.extractor(images, conditions)  # type: ignore[no-any-return]
         keys = [self._key(images[index], conditions, index) for index in range(len(images))]
         known = [self._known.get(key) for key in keys]
@@ -115,8 +120,14 @@ class MemoryCache(nn.Module):
     @staticmethod
     def _key(image: Tensor, conditions: Conditions, index: int) -> _Key:
         # the content counts too: two arrays may be given to Run.predict under one name
-        content = hashlib.blake2b(image.contiguous().cpu().numpy().tobytes(), digest_size=16).digest()
+        content = _digest(image)
+        controls = tuple((name, _digest(given[index])) for name, given in sorted(conditions.control_images.items()))
         caption = None if conditions.captions is None else conditions.captions[index]
         category = None if conditions.categories is None else conditions.categories[index]
         shape = (*image.shape, str(image.dtype))
-        return (content, shape, conditions.sample_ids[index], conditions.windows[index], caption, category)
+        own = (conditions.sample_ids[index], conditions.windows[index], caption, category, conditions.training)
+        return (content, controls, shape, *own)
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.float().contiguous().cpu().numpy().tobytes(), digest_size=16).digest()

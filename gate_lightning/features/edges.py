@@ -12,6 +12,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.pixels import space_to_depth
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.extractor import FeatureExtractor
+from gate_lightning.features.fused import FusedExtractor
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.techniques.controlnet import CannyEdges
 
@@ -32,7 +33,7 @@ class EdgesExtractor(nn.Module):
 
     def __init__(
         self,
-        extractor: FeatureExtractor,
+        extractor: FeatureExtractor | FusedExtractor,
         low: float = 100.0,
         high: float = 200.0,
         blur_sigma: float = 0.0,

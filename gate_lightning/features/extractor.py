@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.base import Backbone, PromptEmbeds
+from gate_lightning.backbones.fast_ops import fast_ops
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch, check_branches
-from gate_lightning.features.noise import batch_noise
+from gate_lightning.features.gathering import GatheredFeatures
+from gate_lightning.features.noise import batch_noise, explicit_noise
 from gate_lightning.features.passes import SteeredBranch, group_branches, run_pass
 from gate_lightning.features.text import TextCache
 from gate_lightning.structures import Conditions, FeatureInfo, Features
-from gate_lightning.techniques.base import Conditioning, ControlSource
+from gate_lightning.techniques.base import Conditioning, ControlSource, Walk
 
 __all__ = ["FeatureExtractor"]
 
@@ -26,8 +28,9 @@ class FeatureExtractor(nn.Module):
     """Backbone × branches → feature maps, frozen.
 
     Per batch the pictures are encoded once, control pictures are made once, and branches of equal timestep go through
-    the denoiser as one batch that ends after the last layer any of them reads. Texts are encoded once per run. The
-    result equals separate passes, one branch at a time, up to rounding.
+    the denoiser as one batch that ends after the last layer any of them reads; so do branches that walk to it by the
+    same steps. Texts are encoded once per run. Features of an ensemble are summed up draw by draw. The result equals
+    separate passes, one branch, draw and picture at a time, up to rounding.
 
     Its state dict is empty: frozen weights are not saved in checkpoints (``description`` says which they are).
 
@@ -38,7 +41,10 @@ class FeatureExtractor(nn.Module):
         noise: "per_branch": branches with different noise seeds see different noise; "shared": one noise for all, and
             one ControlNet pass for branches that differ only behind it.
         posterior: latents are the "mean" of the autoencoder's posterior, or a keyed "sample" of it.
-        max_samples: most samples (pictures × branches) in one denoiser pass, or None for no limit; bounds memory.
+        max_samples: most samples (pictures × branches × draws of an ensemble) in one denoiser pass; bounds memory. None
+            for no limit, but one draw of an ensemble at a time.
+        fast: compute convolutions and the like in faster ways where there are some, equal up to rounding
+            (backbones/fast_ops.py); False runs every operation as the networks state it.
 
     Raises:
         ConfigError: branches that this backbone cannot serve.
@@ -53,6 +59,7 @@ class FeatureExtractor(nn.Module):
         noise: Literal["per_branch", "shared"] = "per_branch",
         posterior: Literal["mean", "sample"] = "mean",
         max_samples: int | None = None,
+        fast: bool = True,
     ) -> None:
         super().__init__()
         if noise not in ("per_branch", "shared"):
@@ -63,15 +70,14 @@ class FeatureExtractor(nn.Module):
             raise ConfigError(f"max_samples={max_samples}: expected at least 1, or null for no limit")
         check_branches(branches)
         for branch in branches:
-            backbone.check_timestep(branch.timestep)
-            for technique in branch.techniques:
-                technique.prepare(backbone)
+            _prepare(backbone, branch, posterior)
         self.backbone = backbone
         self.branches = tuple(branches)
         self.seed = seed
         self.noise = noise
         self.posterior = posterior
         self.max_samples = max_samples
+        self.fast = fast
         self._texts = TextCache()
         #: branch → layer id → FeatureInfo, in the order of branches and layers
         self.feature_info: dict[str, dict[str, FeatureInfo]] = {
@@ -112,7 +118,9 @@ class FeatureExtractor(nn.Module):
         self.backbone.check_images(images)
         if len(conditions) != len(images):
             raise DataError(f"{len(images)} pictures, but conditions for {len(conditions)}; give one entry per picture")
-        return self.read(*self.backbone.encode_moments(images), images, conditions)
+        with fast_ops(self.fast):
+            moments = self.backbone.encode_moments(images)
+        return self.read(*moments, images, conditions)
 
     @torch.no_grad()
     def read(self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions) -> Features:
@@ -123,49 +131,114 @@ class FeatureExtractor(nn.Module):
             images: the pictures (B, 3, H, W), for control pictures.
             conditions: see ``forward``.
         """
-        steered = [self._steer(branch, mean, std, images, conditions) for branch in self.branches]
+        steered = [one for branch in self.branches for one in self._steer(branch, mean, std, images, conditions)]
         sources: dict[ControlSource, Tensor] = {}
         for control in (control for one in steered for control in one.conditioning.controls):
             if control.source not in sources:
                 sources[control.source] = control.source(images, conditions)
-        features: Features = {}
+        gathered = {branch.name: GatheredFeatures(branch) for branch in self.branches}
         for group in group_branches(steered, self.max_samples):
-            features |= run_pass(self.backbone, group, sources)
-        return {
-            branch.name: {layer: activation.to(images.dtype) for layer, activation in features[branch.name].items()}
-            for branch in self.branches
-        }
+            with fast_ops(self.fast):
+                passed = run_pass(self.backbone, group, sources)
+            for one, features in zip(group, passed, strict=True):
+                gathered[one.branch.name].add(one, features)
+        return {name: features.result(images.dtype) for name, features in gathered.items()}
 
     def _steer(
         self, branch: Branch, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions
-    ) -> SteeredBranch:
+    ) -> list[SteeredBranch]:
+        """Every draw of the branch, split where prompts are of different lengths."""
         conditioning = Conditioning(prompts=(branch.prompt,) * len(images))
         for technique in branch.techniques:
             conditioning = technique.apply(conditioning, images, conditions, self.backbone)
-        noise_seed = branch.noise_seed if self.noise == "per_branch" else None
+        embeds = self._texts.encode(self.backbone, conditioning.prompts, conditioning.adapters)
+        parts: dict[int, list[int]] = {}
+        for index, one in enumerate(embeds):
+            parts.setdefault(one.hidden.shape[1], []).append(index)
+        prompt_embeds = [(tuple(rows), PromptEmbeds.cat([embeds[index] for index in rows])) for rows in parts.values()]
+        steered: list[SteeredBranch] = []
+        for member in range(branch.ensemble):
+            latents = self._latents(branch, member, mean, std, conditions)
+            steered += [
+                SteeredBranch(
+                    branch=branch,
+                    member=member,
+                    rows=rows,
+                    latents=latents if len(parts) == 1 else latents[list(rows)],
+                    prompt_embeds=own,
+                    conditioning=conditioning,
+                    inputs=self._inputs(branch, member, rows, conditioning),
+                )
+                for rows, own in prompt_embeds
+            ]
+        return steered
+
+    def _inputs(self, branch: Branch, member: int, rows: Sequence[int], conditioning: Conditioning) -> tuple[Any, ...]:
+        """What the ControlNet's inputs depend on; latents that have walked depend on everything."""
+        prompts = tuple(conditioning.prompts[index] for index in rows)
+        text_adapters = self.backbone.text_adapters(conditioning.adapters)
+        walker = branch.name if conditioning.walk is not None else None
+        return (self._noise_seed(branch), _draw(branch, member), tuple(rows), prompts, text_adapters, walker)
+
+    def _latents(self, branch: Branch, member: int, mean: Tensor, std: Tensor, conditions: Conditions) -> Tensor:
+        """Latents (B, c, h, w) of one draw, at the noise level where the branch starts."""
         clean = mean
         if self.posterior == "sample":
-            clean = mean + std * self._draw(mean, conditions, branch.draw, noise_seed, "posterior")
-        noise = conditions.noise
-        if noise is None:
-            noise = self._draw(mean, conditions, branch.draw, noise_seed, "diffusion")
-        elif noise.shape != mean.shape:
-            raise DataError(f"explicit noise of shape {tuple(noise.shape)} for latents of shape {tuple(mean.shape)}")
-        adapters = conditioning.adapters
-        return SteeredBranch(
-            branch=branch,
-            latents=self.backbone.add_noise(clean, noise.to(mean), branch.timestep),
-            prompt_embeds=self._texts.encode(self.backbone, conditioning.prompts, adapters),
-            conditioning=conditioning,
-            inputs=(noise_seed, branch.draw, conditioning.prompts, self.backbone.text_adapters(adapters)),
-        )
+            clean = mean + std * self._noise(branch, member, mean, conditions, "posterior")
+        elif conditions.posterior_noise is not None:
+            raise DataError("explicit posterior noise, but the posterior's mean is read; set posterior=sample")
+        level = _start(self.backbone, branch)
+        if level is None:
+            return clean
+        return self.backbone.add_noise(clean, self._noise(branch, member, mean, conditions, "diffusion"), level)
 
-    def _draw(self, mean: Tensor, conditions: Conditions, draw: int, noise_seed: int | None, kind: str) -> Tensor:
+    def _noise(
+        self, branch: Branch, member: int, mean: Tensor, conditions: Conditions, kind: Literal["posterior", "diffusion"]
+    ) -> Tensor:
+        given = conditions.posterior_noise if kind == "posterior" else conditions.noise
+        if given is not None:
+            return explicit_noise(given, mean.shape, branch.ensemble, member).to(mean)
+        draw, noise_seed = _draw(branch, member), self._noise_seed(branch)
         return batch_noise(mean.shape[1:], conditions, self.seed, draw, noise_seed, kind).to(mean)
+
+    def _noise_seed(self, branch: Branch) -> int | None:
+        return branch.noise_seed if self.noise == "per_branch" else None
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         """Empty: frozen weights are identified, never saved."""
         return OrderedDict() if destination is None else destination
+
+
+def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
+    """Load what the branch needs; refuse what the backbone cannot do."""
+    backbone.check_timestep(branch.timestep)
+    for technique in branch.techniques:
+        technique.prepare(backbone)
+    walk = _walk(branch)
+    if walk is not None:
+        walk.check(backbone, branch.timestep)
+    if _start(backbone, branch) is None and posterior == "mean" and (branch.ensemble > 1 or branch.draw > 0):
+        reason = "reads clean latents" if walk is None else "finds its noise by inversion"
+        raise ConfigError(
+            f"branch {branch.name!r} {reason}, so that all its draws would be equal (ensemble={branch.ensemble}, "
+            f"draw={branch.draw}); leave ensembles and noise_draws out, or set posterior=sample"
+        )
+
+
+def _walk(branch: Branch) -> Walk | None:
+    return next((technique for technique in branch.techniques if isinstance(technique, Walk)), None)
+
+
+def _start(backbone: Backbone, branch: Branch) -> int | None:
+    """The timestep whose noise is added to the clean latents, or None for none."""
+    if backbone.reads_clean:
+        return None
+    walk = _walk(branch)
+    return branch.timestep if walk is None else walk.start(branch.timestep)
+
+
+def _draw(branch: Branch, member: int) -> int:
+    return branch.draw * branch.ensemble + member
 
 
 def _miss_no_frozen_weights(module: nn.Module, incompatible: _IncompatibleKeys) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gate_lightning.backbones.base import Backbone, LayerSpec
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.attention_maps import AttentionWeights, AveragedAttention, Grids, Keep
 
 __all__ = ["FeatureRecorder"]
 
@@ -26,6 +27,7 @@ class FeatureRecorder:
 
     The pass ends by an exception from the hook that completes the set, which this context manager swallows: exact for
     any latent size, unlike leaving out blocks, and without touching the network. Hooks are removed whatever happens.
+    Recorders may be nested: a pass ends when all that are open on its denoiser have what they want.
 
     Example:
         >>> with FeatureRecorder(backbone, layers) as recorder:
@@ -34,16 +36,21 @@ class FeatureRecorder:
 
     Args:
         backbone: its ``denoiser`` is listened to.
-        layers: layer ids.
-        stop: end the pass after the last of them; False lets it finish.
+        layers: layer ids or aliases.
+        stop: end the pass after the last of them, and leave later passes alone; False lets passes finish and keeps the
+            activations of the last one.
 
     Attributes:
-        features: layer id → (B, C, h, w), attention maps (B, heads, queries, keys).
+        features: layer as it was asked for → (B, C, h, w), attention weights (B, heads, queries, keys).
+
+    Raises:
+        ConfigError: no layer, or one this backbone does not have.
     """
 
     def __init__(self, backbone: Backbone, layers: Iterable[str], stop: bool = True) -> None:
+        self.backbone = backbone
         self.denoiser = backbone.denoiser
-        self.specs = {layer: backbone.layers[layer] for layer in layers}
+        self.specs: Mapping[str, LayerSpec] = {layer: backbone.layer_spec(layer) for layer in layers}
         if not self.specs:
             raise ConfigError("no layers to read; name at least one layer id or preset")
         self.stop = stop
@@ -53,9 +60,10 @@ class FeatureRecorder:
 
     def __enter__(self) -> Self:
         self.features = {}
-        self._grids = {}
+        self._grids.clear()
+        _open.setdefault(self.denoiser, []).append(self)
         try:
-            for path in {spec.grid for spec in self.specs.values() if spec.grid}:
+            for path in dict.fromkeys(path for spec in self.specs.values() for path in _grids_of(spec)):
                 module = self.denoiser.get_submodule(path)
                 self._handles.append(module.register_forward_pre_hook(_GridHook(self._grids, path)))
             for layer, spec in self.specs.items():
@@ -71,30 +79,52 @@ class FeatureRecorder:
         self._remove()
         return isinstance(error, _AllRecorded)
 
+    @property
+    def done(self) -> bool:
+        """Nothing more is wanted from the pass."""
+        return self.stop and len(self.features) == len(self.specs)
+
     def _listen(self, layer: str, spec: LayerSpec) -> None:
         module = self.denoiser.get_submodule(spec.module)
-        if spec.kind == "input":
-            self._handles.append(module.register_forward_pre_hook(_InputHook(self, layer)))
-        elif spec.kind == "output":
-            self._handles.append(module.register_forward_hook(_OutputHook(self, layer)))
-        elif spec.kind == "tokens":
-            self._handles.append(module.register_forward_hook(_TokenHook(self, layer, self._grids, spec.grid)))
-        else:
-            assert isinstance(module, Attention)
-            hook = _AttentionHook(self, layer, module)
-            self._handles.append(module.to_q.register_forward_hook(hook.keep_queries))
-            self._handles.append(module.to_k.register_forward_hook(hook.finish_with_keys))
+        match spec.kind:
+            case "input":
+                self._handles.append(module.register_forward_pre_hook(_InputHook(self.keep, layer)))
+            case "output":
+                self._handles.append(module.register_forward_hook(_OutputHook(self.keep, layer)))
+            case "tokens":
+                hook = _TokenHook(self.keep, layer, self._grids, spec.grid)
+                self._handles.append(module.register_forward_hook(hook))
+            case "attention":
+                self._handles.extend(AttentionWeights(self.keep, layer, module).listen(module))
+            case "averaged":
+                self._handles.extend(AveragedAttention(self.keep, layer, spec, self._grids).listen(self.denoiser))
+            case "picture":
+                picture = _PictureHook(self.keep, layer, self.backbone)
+                self._handles.append(module.register_forward_hook(picture, with_kwargs=True))
 
     def _remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._handles:
+            self._handles.pop().remove()
+        listening = _open.get(self.denoiser, [])
+        if self in listening:
+            listening.remove(self)
 
     def keep(self, layer: str, activation: Tensor) -> None:
         """Take one activation; called by the hooks."""
+        if self.done:  # of a later pass, while another recorder is open
+            return
         self.features[layer] = activation
-        if self.stop and len(self.features) == len(self.specs):
+        if all(recorder.done for recorder in _open[self.denoiser]):
             raise _AllRecorded
+
+
+#: the recorders that are open, by the denoiser they listen to
+_open: WeakKeyDictionary[nn.Module, list[FeatureRecorder]] = WeakKeyDictionary()
+
+
+def _grids_of(spec: LayerSpec) -> list[str]:
+    sources = [source.grid for sources in spec.sources for source in sources]
+    return [grid for grid in (spec.grid, *sources) if grid]
 
 
 # Hooks are classes, not closures: a module must stay picklable whatever is registered on it.
@@ -110,47 +140,37 @@ class _GridHook:
 
 
 class _InputHook:
-    def __init__(self, recorder: FeatureRecorder, layer: str) -> None:
-        self.recorder, self.layer = recorder, layer
+    def __init__(self, keep: Keep, layer: str) -> None:
+        self.keep, self.layer = keep, layer
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.recorder.keep(self.layer, inputs[0])
+        self.keep(self.layer, inputs[0])
 
 
 class _OutputHook:
-    def __init__(self, recorder: FeatureRecorder, layer: str) -> None:
-        self.recorder, self.layer = recorder, layer
+    def __init__(self, keep: Keep, layer: str) -> None:
+        self.keep, self.layer = keep, layer
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         # transformers and down blocks return tuples, the activation first
-        self.recorder.keep(self.layer, output if isinstance(output, Tensor) else output[0])
+        self.keep(self.layer, output if isinstance(output, Tensor) else output[0])
 
 
 class _TokenHook:
-    def __init__(self, recorder: FeatureRecorder, layer: str, grids: dict[str, tuple[int, int]], grid: str) -> None:
-        self.recorder, self.layer, self.grids, self.grid = recorder, layer, grids, grid
+    def __init__(self, keep: Keep, layer: str, grids: Grids, grid: str) -> None:
+        self.keep, self.layer, self.grids, self.grid = keep, layer, grids, grid
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         height, width = self.grids[self.grid]
         # (B, N, C) → (B, C, h, w)
-        self.recorder.keep(self.layer, output.transpose(1, 2).unflatten(2, (height, width)))
+        self.keep(self.layer, output.transpose(1, 2).unflatten(2, (height, width)))
 
 
-class _AttentionHook:
-    """Attention weights from the queries and keys that pass by; the network itself keeps its fused kernel."""
+class _PictureHook:
+    def __init__(self, keep: Keep, layer: str, backbone: Backbone) -> None:
+        self.keep, self.layer, self.backbone = keep, layer, backbone
 
-    def __init__(self, recorder: FeatureRecorder, layer: str, attention: Attention) -> None:
-        self.recorder, self.layer = recorder, layer
-        self.heads, self.scale = int(attention.heads), float(attention.scale)
-        self.queries: Tensor | None = None
-
-    def keep_queries(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.queries = output
-
-    def finish_with_keys(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert self.queries is not None  # attention processors project queries first
-        queries, keys = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (self.queries, output))
-        # float32, as the softmax of half-precision scores is too coarse
-        scores = torch.matmul(queries.float(), keys.float().transpose(2, 3)) * self.scale
-        self.queries = None
-        self.recorder.keep(self.layer, scores.softmax(dim=-1).to(output.dtype))
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        latents, timestep = (*inputs, *(named[key] for key in ("sample", "timestep") if key in named))[:2]
+        told = int(torch.as_tensor(timestep).flatten()[0])
+        self.keep(self.layer, self.backbone.picture_after_step(latents, output[0], told))

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gate_lightning.errors import DataError
 from gate_lightning.structures import Conditions
 
-__all__ = ["batch_noise", "keyed_noise"]
+__all__ = ["batch_noise", "explicit_noise", "keyed_noise"]
 
 
 def keyed_noise(shape: Sequence[int], *key: object) -> Tensor:
@@ -54,3 +55,24 @@ def batch_noise(
         for sample_id, view, window in samples
     ]
     return torch.stack(noises)
+
+
+def explicit_noise(given: Tensor, shape: Sequence[int], draws: int, draw: int) -> Tensor:
+    """One draw (B, c, h, w) of noise that the caller fixed.
+
+    Args:
+        given: (B, c, h, w), or (B, E, c, h, w) for an ensemble of E draws.
+        shape: of one draw, that of the latents.
+        draws: E of the branch, 1 without an ensemble.
+        draw: which of them.
+
+    Raises:
+        DataError: noise of another shape or number of draws.
+    """
+    expected = tuple(shape) if draws == 1 else (shape[0], draws, *shape[1:])
+    if given.shape != expected:
+        raise DataError(
+            f"explicit noise of shape {tuple(given.shape)} for latents of shape {tuple(shape)}"
+            + (f" and an ensemble of {draws}; expected {expected}" if draws > 1 else "")
+        )
+    return given if draws == 1 else given[:, draw]

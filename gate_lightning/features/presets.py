@@ -1,24 +1,35 @@
-"""Named choices of layers, each resolved on the network at hand."""
+"""Named choices of layers, each resolved on the network at hand.
+
+A name stands for what the field's code reads under it on that family of networks (Stable Diffusion 1.x and 2.x, SDXL,
+ADM): the first of its choices whose layers are all there. Where none is, the name is refused.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from gate_lightning.backbones.base import Backbone, LayerSpec
+from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 
 __all__ = ["preset_names", "resolve_layers"]
 
-Layers = Mapping[str, LayerSpec]
+#: the layers of a preset on a network, or None where it has them not.
+Choice = Callable[[Backbone], tuple[str, ...] | None]
 
-_PRACTICAL = (
+_PRACTICAL_SD = (
     "up-level1-repeat1-vit-block0-cross-q",
     "up-level1-repeat2-res-out",
     "up-level2-repeat1-vit-block0-cross-q",
     "up-level3-repeat0-vit-block0-self-k",
+)
+_PRACTICAL_XL = (
+    "up-level0-repeat0-vit-block7-out",
+    "up-level0-repeat0-vit-block5-out",
+    "up-level1-repeat0-vit-block0-cross-q",
+    "up-level1-repeat0-vit-block0-out",
 )
 _AMALGAMATION = (
     "up-level1-repeat1-vit-block0-cross-q",
@@ -26,13 +37,19 @@ _AMALGAMATION = (
     "up-level2-upsampler-out",
     "up-level3-repeat0-vit-block0-self-k",
 )
+_LEGACY_XL = ("up-level0-upsampler-out", "up-level1-upsampler-out", "up-level2-repeat2-res-out")
+#: DatasetDDPM's blocks, which GATE concatenates to its label-scarce features
+_DDPM = tuple(f"output_blocks.{block}" for block in (5, 6, 7, 8, 12))
 
 
 def resolve_layers(backbone: Backbone, layers: str | Sequence[str]) -> tuple[str, ...]:
-    """Layer ids of a preset name, a layer id, or a list of both, in the order given.
+    """Layers of a preset name, a layer id or alias, or a list of these, in the order given.
+
+    An alias stays what it is: features are reported under the name that was asked for. Presets give layer ids.
 
     Raises:
-        ConfigError: a name this backbone does not know; the message lists its presets and near misses.
+        ConfigError: a name this backbone does not know (the message lists its presets and near misses), or the same
+            layer twice, under whatever names.
     """
     names = [layers] if isinstance(layers, str) else list(layers)
     resolved: list[str] = []
@@ -40,7 +57,8 @@ def resolve_layers(backbone: Backbone, layers: str | Sequence[str]) -> tuple[str
         resolved += _resolve(backbone, str(name))
     if not resolved:
         raise ConfigError(f"layers={layers!r} names no layer; presets: {', '.join(preset_names(backbone))}")
-    doubled = sorted({layer for layer in resolved if resolved.count(layer) > 1})
+    ids = [backbone.layer_id(layer) for layer in resolved]
+    doubled = sorted({layer for layer in ids if ids.count(layer) > 1})
     if doubled:
         raise ConfigError(f"layers={layers!r} names {', '.join(doubled)} more than once")
     return tuple(resolved)
@@ -52,13 +70,13 @@ def preset_names(backbone: Backbone) -> list[str]:
 
 
 def _resolve(backbone: Backbone, name: str) -> tuple[str, ...]:
-    if name in backbone.layers:
+    if name in backbone.layers or name in backbone.derived or name in backbone.aliases:
         return (name,)
     chosen = _preset(backbone, name)
     if chosen is not None:
         return chosen
     presets = preset_names(backbone)
-    near = difflib.get_close_matches(name, [*presets, *backbone.layers], n=4, cutoff=0.6)
+    near = difflib.get_close_matches(name, [*presets, *backbone.layers, *backbone.derived, *backbone.aliases], n=4)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     problem = "has no layers for the preset" if name in _PRESETS else "has no layer or preset"
     raise ConfigError(
@@ -72,41 +90,64 @@ def _preset(backbone: Backbone, name: str) -> tuple[str, ...] | None:
         return None
     if backbone.family == "pixels":  # whatever is asked for, the control gives its whole pyramid
         return tuple(backbone.layers)
-    return _PRESETS[name](backbone.layers)
+    choices = (choice(backbone) for choice in _PRESETS[name])
+    return next((chosen for chosen in choices if chosen is not None), None)
 
 
-def _fixed(ids: tuple[str, ...], layers: Layers) -> tuple[str, ...] | None:
-    return ids if all(layer in layers for layer in ids) else None
+def _named(*names: str) -> Choice:
+    return partial(_if_there, names)
 
 
-def _upsamplers(layers: Layers) -> tuple[str, ...] | None:
-    """What GATE's segmentation reads: the output of every upsampler, coarse to fine."""
-    return tuple(layer for layer in layers if re.fullmatch(r"up-level\d+-upsampler-out", layer)) or None
+def _xl(*names: str) -> Choice:
+    return partial(_if_xl, names)
 
 
-def _legacy(layers: Layers) -> tuple[str, ...] | None:
-    """The output of every up block: its upsampler, or the last output of the last block."""
-    levels = sorted({int(match[1]) for layer in layers if (match := re.match(r"up-level(\d+)-", layer))})
-    outputs = [_block_output(level, layers) for level in levels]
-    return tuple(output for (output,) in filter(None, outputs)) or None
+def _if_there(names: tuple[str, ...], backbone: Backbone) -> tuple[str, ...] | None:
+    there = all(name in backbone.layers or name in backbone.aliases for name in names)
+    return tuple(map(backbone.layer_id, names)) if there else None
 
 
-def _block_output(level: int, layers: Layers) -> tuple[str, ...] | None:
-    """The output of one up block, DIFT's ``up_ft_index``."""
-    own = [layer for layer in layers if layer.startswith(f"up-level{level}-")]
-    return (own[-1],) if own else None
+def _if_xl(names: tuple[str, ...], backbone: Backbone) -> tuple[str, ...] | None:
+    # SDXL has three levels, and ids of its own only deep in its transformers
+    return None if "up_blocks[3]" in backbone.aliases else _if_there(names, backbone)
 
 
-def _pixels(layers: Layers) -> None:
+def _matching(pattern: str, backbone: Backbone) -> tuple[str, ...] | None:
+    return tuple(layer for layer in backbone.layers if re.fullmatch(pattern, layer)) or None
+
+
+def _block_outputs(backbone: Backbone) -> tuple[str, ...] | None:
+    return tuple(layer for name, layer in backbone.aliases.items() if re.fullmatch(r"up_blocks\.\d+", name)) or None
+
+
+def _all(backbone: Backbone) -> tuple[str, ...]:
+    return tuple(backbone.layers)
+
+
+def _none(backbone: Backbone) -> None:
     return None
 
 
-_PRESETS: dict[str, Callable[[Layers], tuple[str, ...] | None]] = {
-    "legacy": _legacy,
-    "gate_segmentation": _upsamplers,
-    "practical": partial(_fixed, _PRACTICAL),
-    "amalgamation": partial(_fixed, _AMALGAMATION),
-    "dift": partial(_block_output, 1),
-    **{f"dift-up{level}": partial(_block_output, level) for level in range(4)},
-    "pixels": _pixels,
+_DIFT_SEMANTIC = (_named("up_blocks[1]"), _named("output_blocks.4"))
+_PRESETS: dict[str, tuple[Choice, ...]] = {
+    # the output of every up block, with its upsampler where there is one
+    "legacy": (_block_outputs,),
+    # what GATE's segmentation reads: the output of every upsampler, coarse to fine
+    "gate_segmentation": (partial(_matching, r"up-level\d+-upsampler-out"),),
+    "practical": (_named(*_PRACTICAL_SD), _xl(*_PRACTICAL_XL)),
+    "amalgamation": (_named(*_AMALGAMATION),),
+    "amalgamation_small": (_named(*_AMALGAMATION[1:]),),
+    "full": (_all,),
+    "xl_legacy": (_xl(*_LEGACY_XL),),
+    "xl_practical": (_xl(*_PRACTICAL_XL),),
+    "pg_amalgamation": (_xl("up-level0-repeat0-vit-block3-out"),),
+    # DIFT's choices: semantic correspondence, HPatches, DAVIS
+    "dift": _DIFT_SEMANTIC,
+    "dift_semantic": _DIFT_SEMANTIC,
+    "dift_geometric": (_named("up_blocks[2]"), _named("output_blocks.11")),
+    "dift_temporal": (_named("up_blocks[2]"), _named("output_blocks.7")),
+    "hyperfeatures": (partial(_matching, r"up-level\d+-repeat\d+-res-increment"),),
+    "cleandift": (_named("mid", *(f"us{count}" for count in range(1, 11))),),
+    "ddpm": (_named(*_DDPM),),
+    "pixels": (_none,),
 }

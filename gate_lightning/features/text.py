@@ -21,19 +21,24 @@ class TextCache:
         self.capacity = capacity
         self._kept: OrderedDict[tuple[object, ...], PromptEmbeds] = OrderedDict()
 
-    def encode(self, backbone: Backbone, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
-        """Embeddings of B prompts; only prompts not seen yet are encoded, in one batch."""
+    def encode(self, backbone: Backbone, prompts: Sequence[str], adapters: Adapters = ()) -> list[PromptEmbeds]:
+        """Embeddings of each prompt, (1, T, C), T as long as the prompt needs.
+
+        Only prompts not seen yet are encoded, those of equal T in one batch.
+        """
         adapters = backbone.text_adapters(adapters)
         # a moved or converted backbone must not be answered with embeddings of its former self
         where = (adapters, backbone.device, backbone.dtype)
-        known = {prompt: self._kept.get((prompt, *where)) for prompt in prompts}
-        missing = [prompt for prompt, embeds in known.items() if embeds is None]
-        if missing:
-            encoded = backbone.encode_text(missing, adapters)
-            for index, prompt in enumerate(missing):
+        known = {prompt: embeds for prompt in prompts if (embeds := self._kept.get((prompt, *where))) is not None}
+        missing: dict[int, list[str]] = {}
+        for prompt in dict.fromkeys(prompt for prompt in prompts if prompt not in known):
+            missing.setdefault(backbone.text_length(prompt, adapters), []).append(prompt)
+        for alike in missing.values():
+            encoded = backbone.encode_text(alike, adapters)
+            for index, prompt in enumerate(alike):
                 self._kept[(prompt, *where)] = known[prompt] = encoded[index : index + 1]
         for prompt in known:
             self._kept.move_to_end((prompt, *where))
         while len(self._kept) > self.capacity:
             self._kept.popitem(last=False)
-        return PromptEmbeds.cat([embeds for prompt in prompts if (embeds := known[prompt]) is not None])
+        return [known[prompt] for prompt in prompts]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from gate_lightning.errors import ConfigError
 from gate_lightning.heads.base import Head, resize
 
 __all__ = ["LinearHead"]
@@ -23,12 +24,25 @@ class LinearHead(Head):
         num_classes: K.
         batch_norm: normalise every channel first, as the linear probes of DINOv2 and DINOv3 do; statistics are taken
             at each level's own resolution.
+        dropout: share of the channels (whole maps, after the normalisation) left out in training, in [0, 1).
+
+    Raises:
+        ConfigError: if the numbers do not describe a pyramid, or ``dropout`` is out of range.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], strides: Sequence[int], num_classes: int, *, batch_norm: bool = False
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        *,
+        batch_norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(in_channels, strides, num_classes)
+        if not 0.0 <= dropout < 1.0:
+            raise ConfigError(f"dropout is {dropout}; expected a share of the channels in [0, 1), for example 0.1")
+        self.dropout = nn.Dropout2d(dropout)
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(channels) if batch_norm else nn.Identity() for channels in self.in_channels
         )
@@ -46,7 +60,7 @@ class LinearHead(Head):
         """Sum of the levels' logits (B, K, h_0, w_0)."""
         height, width = levels[0].shape[-2:]
         logits = [
-            resize(classifier(norm(level)), (height, width))
+            resize(classifier(self.dropout(norm(level))), (height, width))
             for classifier, norm, level in zip(self.classifiers, self.norms, levels, strict=True)
         ]
         total = logits[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.losses.inputs import checked, full_precision
+from gate_lightning.losses.inputs import ClassWeights, checked, full_precision
 
 __all__ = ["CrossEntropyLoss"]
 
@@ -29,8 +28,6 @@ class CrossEntropyLoss(nn.Module):
         ConfigError: if a number is out of range.
     """
 
-    class_weight: Tensor | None
-
     def __init__(
         self,
         ignore_index: int = 255,
@@ -41,12 +38,9 @@ class CrossEntropyLoss(nn.Module):
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing is {label_smoothing}; expected a share in [0, 1), for example 0.1")
-        weights = None if class_weight is None else [float(weight) for weight in class_weight]
-        if weights is not None and (not all(0.0 <= weight < math.inf for weight in weights) or sum(weights) == 0.0):
-            raise ConfigError(f"class_weight is {weights}; expected finite weights ≥ 0, not all of them 0")
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
-        self.register_buffer("class_weight", None if weights is None else torch.tensor(weights), persistent=False)
+        self.class_weights = ClassWeights(class_weight)
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Scalar loss.
@@ -61,7 +55,7 @@ class CrossEntropyLoss(nn.Module):
         """
         valid = checked(logits, masks, self.ignore_index)
         logits = full_precision(logits)
-        weight = self._weight_for(logits)
+        weight = self.class_weights.fitting(logits)
         total = cross_entropy(
             logits,
             masks,
@@ -73,12 +67,3 @@ class CrossEntropyLoss(nn.Module):
         count = valid.sum().to(total) if weight is None else weight[masks[valid]].sum()
         # the sum is 0 where the count is, so any other divisor keeps it 0, and its gradient finite
         return total / torch.where(count > 0, count, torch.ones_like(count))
-
-    def _weight_for(self, logits: Tensor) -> Tensor | None:
-        if self.class_weight is None:
-            return None
-        if len(self.class_weight) != logits.shape[1]:
-            raise ConfigError(
-                f"class_weight has {len(self.class_weight)} entries for {logits.shape[1]} classes; give one per class"
-            )
-        return self.class_weight.to(logits)

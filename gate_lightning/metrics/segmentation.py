@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.labels import check_label_range
 
-__all__ = ["SegmentationMetrics"]
+__all__ = ["SegmentationMetrics", "confusion_counts", "scores"]
 
 
 class SegmentationMetrics(Metric):
@@ -71,47 +71,71 @@ class SegmentationMetrics(Metric):
             ConfigError: if shapes do not fit.
             DataError: if a mask value is neither a class nor ``ignore_index``, or a prediction is no class.
         """
-        if predictions.is_floating_point() and predictions.dim() == 4 and predictions.shape[1] == self.num_classes:
-            predictions = predictions.argmax(dim=1)
-        if predictions.is_floating_point() or predictions.shape != masks.shape:
-            raise ConfigError(
-                f"predictions are {tuple(predictions.shape)} of {predictions.dtype}, masks {tuple(masks.shape)}; "
-                f"expected class indices (B, H, W) or logits (B, {self.num_classes}, H, W), and masks (B, H, W)"
-            )
-        valid = check_label_range(masks, self.num_classes, self.ignore_index)
-        targets, called = masks[valid].long(), predictions[valid].long()
-        if bool(((called < 0) | (called >= self.num_classes)).any()):
-            raise ConfigError(
-                f"predictions hold {int(called.min())} … {int(called.max())}; expected 0 … {self.num_classes - 1}"
-            )
-        pairs = targets * self.num_classes + called
-        counts = torch.bincount(pairs, minlength=self.num_classes**2)
-        self.confusion += counts.view(self.num_classes, self.num_classes)
+        self.confusion += confusion_counts(predictions, masks, self.num_classes, self.ignore_index)
 
     def compute(self) -> dict[str, Tensor]:
         """``aAcc``, ``mIoU`` and ``mAcc`` as scalars in [0, 1]; NaN if no pixel was counted."""
-        right, union, labelled = self._counts()
-        return {
-            "aAcc": (right.sum() / labelled.sum()).float(),
-            "mIoU": (right / union).nanmean().float(),
-            "mAcc": (right / labelled).nanmean().float(),
-        }
+        return scores(self.confusion)
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """Class name → ``IoU``, ``Acc`` (NaN where there is none) and ``share`` of the labelled pixels, in [0, 1].
+        """Class name → ``IoU``, ``Acc``, ``Precision``, ``Dice``, ``share``, as fractions in [0, 1].
+
+        ``Acc`` is also called recall; ``Precision``: pixels that are and are called so / pixels that are called so;
+        ``Dice`` (or F1): the harmonic mean of the two, 2 I / (pixels that are so + pixels that are called so);
+        ``share``: of the labelled pixels. NaN where the divisor is 0.
 
         Like ``compute`` it is about all processes; each of them must call it.
         """
+        confusion = self.confusion_matrix()
+        right, union, labelled = _counts(confusion)
+        called = confusion.sum(dim=0).double()
+        columns = {
+            "IoU": right / union,
+            "Acc": right / labelled,
+            "Precision": right / called,
+            "Dice": 2 * right / (labelled + called),
+            "share": labelled / labelled.sum(),
+        }
+        rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+        return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.class_names, rows, strict=True)}
+
+    def confusion_matrix(self) -> Tensor:
+        """Pixels (K, K) int64 of all processes, each of which must call it; rows: mask, columns: prediction."""
         with self.sync_context(
             dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
         ):
-            right, union, labelled = self._counts()
-        table = torch.stack([right / union, right / labelled, labelled / labelled.sum()], dim=1).tolist()
-        columns = ("IoU", "Acc", "share")
-        return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.class_names, table, strict=True)}
+            return self.confusion.clone()
 
-    def _counts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Per class (K,) float64: pixels right, pixels in the union, pixels labelled."""
-        confusion = self.confusion.double()
-        right, labelled = confusion.diagonal(), confusion.sum(dim=1)
-        return right, labelled + confusion.sum(dim=0) - right, labelled
+
+def confusion_counts(predictions: Tensor, masks: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Pixels (K, K) int64 of a batch, rows: mask, columns: prediction; see ``SegmentationMetrics.update``."""
+    if predictions.is_floating_point() and predictions.dim() == 4 and predictions.shape[1] == num_classes:
+        predictions = predictions.argmax(dim=1)
+    if predictions.is_floating_point() or predictions.shape != masks.shape:
+        raise ConfigError(
+            f"predictions are {tuple(predictions.shape)} of {predictions.dtype}, masks {tuple(masks.shape)}; "
+            f"expected class indices of the shape of the masks, or logits with {num_classes} channels"
+        )
+    valid = check_label_range(masks, num_classes, ignore_index)
+    targets, called = masks[valid].long(), predictions[valid].long()
+    if bool(((called < 0) | (called >= num_classes)).any()):
+        raise ConfigError(f"predictions hold {int(called.min())} … {int(called.max())}; expected 0 … {num_classes - 1}")
+    counts = torch.bincount(targets * num_classes + called, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes)
+
+
+def scores(confusion: Tensor) -> dict[str, Tensor]:
+    """``aAcc``, ``mIoU`` and ``mAcc`` of a confusion matrix (K, K), as ``SegmentationMetrics`` defines them."""
+    right, union, labelled = _counts(confusion)
+    return {
+        "aAcc": (right.sum() / labelled.sum()).float(),
+        "mIoU": (right / union).nanmean().float(),
+        "mAcc": (right / labelled).nanmean().float(),
+    }
+
+
+def _counts(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per class (K,) float64: pixels right, pixels in the union, pixels labelled."""
+    confusion = confusion.double()
+    right, labelled = confusion.diagonal(), confusion.sum(dim=1)
+    return right, labelled + confusion.sum(dim=0) - right, labelled

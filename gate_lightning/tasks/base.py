@@ -6,7 +6,6 @@ description of the frozen parts instead of their weights.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,9 +19,10 @@ from torch.optim import Optimizer
 
 from gate_lightning.data.resume import batches_per_epoch
 from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.features.files import differences, plain_json
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
 
-__all__ = ["BaseTask", "differences"]
+__all__ = ["BaseTask"]
 
 
 class BaseTask(LightningModule):
@@ -105,7 +105,7 @@ class BaseTask(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop frozen weights; add their description and the random state of every process."""
         checkpoint["state_dict"] = dict(self._saved_tensors(checkpoint["state_dict"]))
-        checkpoint["frozen"] = _plain(self.frozen_description())
+        checkpoint["frozen"] = plain_json(self.frozen_description())
         state = self._random_state or capture_random_state(self.device)
         checkpoint["random_state"] = _gathered(state)
 
@@ -124,7 +124,7 @@ class BaseTask(LightningModule):
         return ((name, value) for name, value in state.items() if name.split(".", 1)[0] not in self.frozen_parts)
 
     def _check_frozen(self, saved: Any) -> None:
-        changes = differences(saved, _plain(self.frozen_description()))
+        changes = differences(saved, plain_json(self.frozen_description()))
         if changes and "frozen" not in self.allowed_changes:
             listed = "\n  ".join(changes)
             raise ResumeError(
@@ -170,26 +170,6 @@ def _total_steps(trainer: Trainer) -> int:
     if not limits:
         raise ConfigError("a learning-rate schedule needs an end: set trainer.max_steps or trainer.max_epochs")
     return min(limits)
-
-
-def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Where two nested JSON-like values differ, as ``key.sub[2]: before → after``."""
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = sorted(before.keys() | after.keys())
-        found = (
-            differences(before.get(key, "(absent)"), after.get(key, "(absent)"), f"{prefix}.{key}".lstrip("."))
-            for key in keys
-        )
-        return [line for lines in found for line in lines]
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        pairs = enumerate(zip(before, after, strict=True))
-        return [line for i, (old, new) in pairs for line in differences(old, new, f"{prefix}[{i}]")]
-    return [] if before == after else [f"{prefix or 'description'}: {before!r} → {after!r}"]
-
-
-def _plain(description: Mapping[str, Any]) -> Any:
-    """Through JSON and back: tuples become lists, so that a loaded description compares equal."""
-    return json.loads(json.dumps(description))
 
 
 def _gathered(value: dict[str, Any]) -> list[Any]:

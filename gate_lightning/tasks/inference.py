@@ -1,13 +1,17 @@
-"""How a trained head is run over pictures of any size: at once, or window by window."""
+"""How a trained head is run over pictures of any size: at once or window by window, once or in several views."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.heads.base import resize
 from gate_lightning.ops.padding import pad_to_size
 from gate_lightning.ops.sliding_window import sliding_window
 from gate_lightning.structures import Conditions
@@ -22,24 +26,32 @@ Predict = Callable[[Tensor, Conditions], Tensor]
 
 @dataclass(frozen=True)
 class Inference:
-    """Whole pictures, or overlapping windows whose logits are averaged.
+    """Whole pictures, or overlapping windows whose logits are averaged; at one or several scales, mirrored or not.
 
-    A window's noise is keyed by its offset, so that a window gives the same features whatever else is looked at.
+    A window's noise is keyed by its offset, so that a window gives the same features whatever else is looked at. The
+    noise of a further view is keyed by its scale and mirroring; the picture as it is keeps its own.
+
+    With several views each is predicted by itself (so one prediction costs as many passes as there are views), its
+    logits are resized to the result's size, and the softmax probabilities are averaged, as mmsegmentation does.
 
     Args:
         mode: ``whole`` or ``slide``.
         crop_size: window in pixels, one number or (height, width); None for the size the backbone was trained on.
         stride: pixels from window to window, one number or (vertical, horizontal); None for two thirds of the window,
             as is customary. At most the window.
+        scales: factors of the picture's sides, different and positive. Customary: 0.5, 0.75, 1, 1.25, 1.5, 1.75.
+        flip: look at the mirrored picture as well, at every scale.
 
     Raises:
-        ConfigError: unknown mode, numbers that are not positive, a stride that leaves gaps, or numbers without
-            ``mode=slide``.
+        ConfigError: unknown mode, numbers that are not positive, a stride that leaves gaps, numbers without
+            ``mode=slide``, or the same scale twice.
     """
 
     mode: str = "whole"
     crop_size: int | Sequence[int] | None = None
     stride: int | Sequence[int] | None = None
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -50,6 +62,17 @@ class Inference:
         stride = None if self.stride is None else _pair("stride", self.stride)
         if crop is not None and stride is not None and any(s > c for s, c in zip(stride, crop, strict=True)):
             raise ConfigError(f"stride {stride} exceeds crop_size {crop}, which leaves gaps between the windows")
+        scales = tuple(float(scale) for scale in self.scales)
+        if not scales or len(set(scales)) < len(scales) or not all(0.0 < scale < math.inf for scale in scales):
+            raise ConfigError(f"scales={scales}: expected different factors above 0, for example [0.75, 1, 1.25]")
+        object.__setattr__(self, "scales", scales)
+
+    @property
+    def views(self) -> tuple[tuple[float, bool], ...]:
+        """(scale, mirrored) of every view."""
+        return tuple(
+            (scale, mirrored) for scale in self.scales for mirrored in ((False, True) if self.flip else (False,))
+        )
 
     def window(self, native_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Window and stride, each (height, width) in pixels, for a backbone trained on ``native_size`` pixels.
@@ -64,21 +87,56 @@ class Inference:
             raise ConfigError(f"stride {stride} exceeds the backbone's native size {crop}; give crop_size as well")
         return crop, stride
 
-    def __call__(self, predict: Predict, images: Tensor, conditions: Conditions, native_size: int) -> Tensor:
-        """Logits (B, K, H, W) of pictures (B, 3, H, W).
+    def __call__(
+        self,
+        predict: Predict,
+        images: Tensor,
+        conditions: Conditions,
+        native_size: int,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Logits of pictures (B, 3, H, W).
 
         Args:
             predict: takes pictures of any size (or all of the window's) and gives logits of their size.
             images: (B, 3, H, W) in [-1, 1].
             conditions: what belongs to the pictures.
             native_size: pixels the backbone was trained on.
+            size: (height, width) of the result; None for that of the pictures.
+
+        Returns:
+            (B, K, *size). Of several views the logarithms of their mean probabilities, which are logits too.
 
         Raises:
-            ConfigError: explicit noise together with windows: it has the picture's size, not a window's.
+            ConfigError: explicit noise together with windows or views: it has the picture's size.
         """
+        size = size or _size(images)
+        if self.views == ((1.0, False),):
+            return resize(self._logits(predict, images, conditions, native_size), size)
+        if conditions.noise is not None or conditions.posterior_noise is not None:
+            raise ConfigError("explicit noise fits the picture alone; leave out task.inference.scales and flip with it")
+        total: Tensor | None = None
+        for view, at_view, mirrored in self._views(images, conditions):
+            logits = resize(self._logits(predict, view, at_view, native_size), size)
+            chances = (logits.flip(-1) if mirrored else logits).float().softmax(dim=1)
+            total = chances if total is None else total.add_(chances)
+        assert total is not None
+        return (total / len(self.views)).clamp_(min=torch.finfo(total.dtype).tiny).log_()
+
+    def _views(self, images: Tensor, conditions: Conditions) -> Iterator[tuple[Tensor, Conditions, bool]]:
+        height, width = _size(images)
+        for scale, mirrored in self.views:
+            size = (max(round(height * scale), 1), max(round(width * scale), 1))
+            name = "" if (scale, mirrored) == (1.0, False) else f"|scale={scale:g},flip={mirrored:d}"
+            controls = {key: _seen(image, size, mirrored) for key, image in conditions.control_images.items()}
+            keys = tuple(f"{view}{name}" for view in conditions.views)
+            yield _seen(images, size, mirrored), replace(conditions, views=keys, control_images=controls), mirrored
+
+    def _logits(self, predict: Predict, images: Tensor, conditions: Conditions, native_size: int) -> Tensor:
+        """Logits (B, K, H, W) of one view."""
         if self.mode == "whole":
             return predict(images, conditions)
-        if conditions.noise is not None:
+        if conditions.noise is not None or conditions.posterior_noise is not None:
             raise ConfigError("explicit noise covers whole pictures; use task.inference.mode=whole with it")
         crop, stride = self.window(native_size)
         height, width = max(images.shape[-2], crop[0]), max(images.shape[-1], crop[1])
@@ -90,6 +148,17 @@ class Inference:
             return predict(window, replace(conditions.at_window(top, left), control_images=cut))
 
         return sliding_window(images, crop, stride, predict_window)
+
+
+def _seen(pictures: Tensor, size: tuple[int, int], mirrored: bool) -> Tensor:
+    """Pictures (B, C, H, W) of another size and direction; shrinking averages, as where data sets are read."""
+    if _size(pictures) != size:
+        pictures = interpolate(pictures, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return pictures.flip(-1) if mirrored else pictures
+
+
+def _size(pictures: Tensor) -> tuple[int, int]:
+    return pictures.shape[-2], pictures.shape[-1]
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from gate_lightning.data.predict import PredictionBatch
 from gate_lightning.data.protocol import DatasetProtocol
 from gate_lightning.errors import ConfigError
 from gate_lightning.heads.base import Head, resize
+from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.ops.padding import pad_to_multiple
 from gate_lightning.structures import Conditions, Pyramid, SegmentationBatch
@@ -37,10 +38,11 @@ class SegmentationTask(BaseTask):
         auxiliary_head: a second head on the same pyramid that only helps to train the amalgamation, or None.
         auxiliary_loss: its loss, or None for ``loss``. GATE's runs use cross-entropy alone.
         auxiliary_weight: factor of its loss, at least 0.
-        inference: whole pictures or windows, in validation, test and prediction.
+        inference: whole pictures or windows, in one or several views, in validation, test and prediction.
+        boundary_ratio: width of the bands of boundary IoU over the picture's diagonal, or None to leave it out.
 
     Raises:
-        ConfigError: if ``auxiliary_weight`` is negative.
+        ConfigError: if ``auxiliary_weight`` is negative or ``boundary_ratio`` not in (0, 1).
     """
 
     final_splits = ("val", "test")
@@ -64,6 +66,7 @@ class SegmentationTask(BaseTask):
         auxiliary_loss: nn.Module | None = None,
         auxiliary_weight: float = 0.4,
         inference: Inference | None = None,
+        boundary_ratio: float | None = None,
     ) -> None:
         super().__init__(optimizer, scheduler)
         if auxiliary_weight < 0:
@@ -80,8 +83,16 @@ class SegmentationTask(BaseTask):
                 for split in ("val", "test")
             }
         )
-        #: split → class → IoU, Acc, share of pixels, of the last evaluation
+        self.boundary_metrics = nn.ModuleDict()
+        if boundary_ratio is not None:
+            for split in self.metrics:
+                self.boundary_metrics[split] = BoundaryMetrics(
+                    len(protocol.classes), protocol.ignore_index, protocol.classes, boundary_ratio
+                )
+        #: split → class → IoU, Acc, …, share of pixels, of the last evaluation
         self.per_class: dict[str, dict[str, dict[str, float]]] = {}
+        #: split → (K, K) pixels of the last evaluation, rows: mask, columns: prediction
+        self.confusion: dict[str, Tensor] = {}
 
     def frozen_description(self) -> dict[str, Any]:
         """The extractor's description."""
@@ -93,21 +104,22 @@ class SegmentationTask(BaseTask):
         result: Pyramid = self.amalgamation(self.extractor(images, conditions))
         return result
 
-    def infer(self, images: Tensor, conditions: Conditions) -> Tensor:
+    def infer(self, images: Tensor, conditions: Conditions, size: tuple[int, int] | None = None) -> Tensor:
         """Logits of pictures of any size.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             conditions: what belongs to them.
+            size: (height, width) of the result; None for that of the pictures.
 
         Returns:
-            (B, K, H, W).
+            (B, K, *size).
         """
-        return self.inference(self._logits, images, conditions, self.extractor.backbone.native_size)
+        return self.inference(self._logits, images, conditions, self.extractor.backbone.native_size, size)
 
     def labels(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
         """Label maps (B, *size) int64 of pictures (B, 3, H, W); logits are resized, not labels."""
-        return resize(self.infer(images, conditions), size).argmax(dim=1)
+        return self.infer(images, conditions, size).argmax(dim=1)
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
         """Loss of a batch: head + auxiliary head + the amalgamation's regularization."""
@@ -156,12 +168,14 @@ class SegmentationTask(BaseTask):
 
     def _evaluate(self, batch: SegmentationBatch, split: str) -> Tensor:
         masks = _masks(batch)
-        logits = resize(self.infer(batch.images, batch.conditions), _size(masks))
+        logits = self.infer(batch.images, batch.conditions, _size(masks))
         # weighted by labelled pixels: the mean over the split, whatever the batches, and void padding counts nothing
         labelled = int((masks != self.protocol.ignore_index).sum())
         self.log(f"{split}/loss", self.loss(logits, masks), batch_size=labelled, on_epoch=True, sync_dist=True)
         labels = logits.argmax(dim=1)
         self._metrics(split).update(labels, masks)
+        if split in self.boundary_metrics:
+            self._boundary_metrics(split).update(labels, masks)
         return labels
 
     def _metrics(self, split: str) -> SegmentationMetrics:
@@ -169,11 +183,23 @@ class SegmentationTask(BaseTask):
         assert isinstance(metrics, SegmentationMetrics)
         return metrics
 
+    def _boundary_metrics(self, split: str) -> BoundaryMetrics:
+        metrics = self.boundary_metrics[split]
+        assert isinstance(metrics, BoundaryMetrics)
+        return metrics
+
     def _report(self, split: str) -> None:
         metrics = self._metrics(split)
         self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()}, prog_bar=True)
         self.per_class[split] = metrics.per_class()
+        self.confusion[split] = metrics.confusion_matrix().cpu()
         metrics.reset()
+        if split in self.boundary_metrics:
+            boundary = self._boundary_metrics(split)
+            self.log_dict({f"{split}/{name}": value for name, value in boundary.compute().items()})
+            for name, row in boundary.per_class().items():
+                self.per_class[split][name] |= row
+            boundary.reset()
 
     def _logits(self, images: Tensor, conditions: Conditions) -> Tensor:
         """Logits (B, K, H, W) in one pass."""

@@ -20,7 +20,8 @@ class LoRA:
 
     Args:
         adapter: name it gets in the backbone, e.g. "moderate".
-        weights: safetensors file in diffusers, PEFT or kohya format, or ``asset:…`` of this package.
+        weights: safetensors file (diffusers, PEFT, kohya or original format, see ``backbones.lora_files``), or
+            ``asset:…`` of this package.
         scale: factor of its effect, on top of the file's own alpha / rank.
     """
 

@@ -49,5 +49,6 @@ def _build(config: Mapping[str, Any]) -> SegmentationDataModule:
         arguments = {str(key): value for key, value in config.items() if not str(key).startswith("_")}
         made = getattr(importlib.import_module(module), name)(**arguments)
     if not isinstance(made, SegmentationDataModule):
-        raise ConfigError(f"tool=check_data cannot check {config.get('_target_')!r}; use dataset=folder or scenes")
+        known = "folder, ade20k, cityscapes or scenes"
+        raise ConfigError(f"tool=check_data cannot check {config.get('_target_')!r}; use dataset={known}")
     return made

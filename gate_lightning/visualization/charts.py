@@ -6,16 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["comparison_chart", "line_chart"]
+__all__ = ["comparison_chart", "confusion_picture", "line_chart"]
 
 BAR_COLOUR = "#4c78a8"
 POINT_COLOUR = "#111111"
+#: rows of a confusion matrix without a labelled pixel
+ABSENT_COLOUR = "#dddddd"
+#: most classes whose cells have room for numbers
+MOST_NUMBERED = 32
 
 
 def comparison_chart(labels: Sequence[str], values: Sequence[Sequence[float]], metric: str, path: Path) -> None:
@@ -78,6 +85,57 @@ def line_chart(
     if len(series) > 1:
         axes.legend(fontsize=9, frameon=False)
     _write(figure, axes, path)
+
+
+def confusion_picture(confusion: NDArray[np.int64], classes: Sequence[str], title: str = "") -> NDArray[np.uint8]:
+    """Shares of every class's pixels that are called each class: rows add up to 100 %.
+
+    Up to 32 classes the cells hold their percentages; beyond, cells and labels shrink so that 150 classes and their
+    names fit 2500 pixels. Rows of classes without a pixel are grey.
+
+    Args:
+        confusion: (K, K) pixels, rows: truth, columns: prediction.
+        classes: K names.
+        title: above the picture.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ConfigError: if confusion and classes do not fit.
+    """
+    count = len(classes)
+    if confusion.shape != (count, count) or not count:
+        raise ConfigError(f"confusion is {confusion.shape} for {count} classes; expected one row and column a class")
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, 100.0 * confusion / np.maximum(totals, 1), np.nan)
+    numbered = count <= MOST_NUMBERED
+    cell = 0.36 if numbered else 0.11  # inches
+    letters = 8.0 if numbered else 6.0
+    names = [_shortened(name, 24) for name in classes]
+    # placed by hand: the automatic layout takes seconds with 300 names
+    side, names_take = count * cell, 0.4 + max(map(len, names)) * letters / 72 * 0.62
+    width, height = names_take + side + 1.2, names_take + side + 0.4
+    figure = Figure(figsize=(width, height), dpi=120)
+    axes = figure.add_axes((names_take / width, names_take / height, side / width, side / height))
+    scale = figure.add_axes(((names_take + side + 0.2) / width, names_take / height, 0.15 / width, side / height))
+    axes.set_facecolor(ABSENT_COLOUR)
+    # the square root keeps confusions of a few percent visible beside a diagonal near 100
+    picture = axes.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0.0, 100.0))
+    axes.set_xticks(range(count), names, rotation=90, fontsize=letters)
+    axes.set_yticks(range(count), names, fontsize=letters)
+    axes.tick_params(length=0, pad=2)
+    figure.text((names_take + side / 2) / width, 0.08 / height, "prediction", ha="center", va="bottom", fontsize=9)
+    figure.text(0.08 / width, (names_take + side / 2) / height, "truth", rotation=90, va="center", fontsize=9)
+    figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", fontsize=9)
+    figure.colorbar(picture, cax=scale, label="% of the truth")
+    for row, column in np.argwhere(shares >= 0.5) if numbered else ():
+        value = shares[row, column]
+        colour = "black" if value > 40 else "white"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def _shortened(label: str, most: int = 70) -> str:

@@ -109,3 +109,12 @@ def test_features_that_do_not_fit_are_refused(change, words):
     change(features)
     with pytest.raises(ConfigError, match=words):
         ConcatAmalgamation(BRANCHES)(features)
+
+
+@pytest.mark.parametrize("cls", MEMBERS)
+def test_what_is_no_map_is_refused_when_it_is_built(cls):
+    weights = {"a": {"up-level1-cross-map": FeatureInfo(8, 0), "fine": FeatureInfo(4, 8)}}
+    with pytest.raises(ConfigError, match=r"branch 'a' reads up-level1-cross-map, attention weights .*attn-up-cross"):
+        cls(weights)
+    with pytest.raises(ConfigError, match="attn-up-self, whose number of channels depends on the picture's size"):
+        cls({"a": {"attn-up-self": FeatureInfo(0, 8)}})

@@ -20,8 +20,8 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 
 
 def odd_pictures(backbone: Backbone) -> torch.Tensor:
-    # not square, and not divisible by the deepest stride
-    unit = backbone.latent_stride
+    # not square, and not divisible by the deepest stride where that is allowed
+    unit = backbone.size_multiple
     return pictures(2, unit * 9, unit * 14) if unit > 1 else pictures(2, 33, 50)
 
 
@@ -44,6 +44,20 @@ def test_feature_info_tells_what_every_layer_yields(backbone: Backbone) -> None:
             expected[layer] = (2, info.channels, -(-height // info.stride), -(-width // info.stride))
     maps = {layer: tuple(feature.shape) for layer, feature in features.items() if layer in expected}
     assert maps == expected
+
+
+def test_derived_layers_yield_what_feature_info_tells(backbone: Backbone) -> None:
+    names = [*backbone.derived, *backbone.aliases]
+    if not names:
+        assert backbone.family == "pixels"
+        return
+    images = odd_pictures(backbone)
+    height, width = images.shape[-2:]
+    features = run(backbone, images, names)
+    for layer, info in backbone.feature_info(names).items():
+        batch, channels, *sides = features[layer].shape
+        assert (batch, *sides) == (2, -(-height // info.stride), -(-width // info.stride)), layer
+        assert channels == (info.channels or channels), layer
 
 
 def test_attention_maps_are_heads_by_queries_by_keys_and_sum_to_one(backbone: Backbone) -> None:
@@ -69,8 +83,9 @@ def test_layers_fire_in_the_order_of_the_table(backbone: Backbone) -> None:
 
 def test_stopping_early_changes_nothing(backbone: Backbone) -> None:
     images = odd_pictures(backbone)
-    whole = run(backbone, images, list(backbone.layers), stop=False)
-    for layer in list(backbone.layers)[::17]:
+    layers = [*backbone.layers, *backbone.derived]
+    whole = run(backbone, images, layers, stop=False)
+    for layer in layers[::17]:
         assert torch.equal(run(backbone, images, [layer])[layer], whole[layer])
 
 

@@ -3,12 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from small_networks import build
 
-from gate_lightning.backbones.architectures import _stable_diffusion
 from gate_lightning.backbones.layer_table import unet_layers
 
 
@@ -45,20 +43,6 @@ def test_stable_diffusion_15_has_197_layers_with_the_published_shapes() -> None:
 def test_ids_and_their_order_are_those_of_the_fields_code(shared_dir: Path) -> None:
     manifest = json.loads((shared_dir / "golden" / "manifest_features.json").read_text())
     assert list(unet_layers(sd15_on_meta(), 8)) == manifest["facts"]["all_layer_ids"]
-
-
-def test_the_known_architectures_have_the_sizes_of_the_released_ones() -> None:
-    with torch.device("meta"):
-        millions = {
-            name: [round(sum(p.numel() for p in part.parameters()) / 1e6, 1) for part in _stable_diffusion(name)[:3]]
-            for name in ("sd15", "sd21")
-        }
-    # released: 859.5 and 865.9 (U-Net), 83.7 (autoencoder), 123.1 and 340.4 (text), the latter with 49408 tokens
-    tokens = {"sd15": 49408 * 768 / 1e6, "sd21": 49408 * 1024 / 1e6}
-    assert millions["sd15"][:2] == [859.5, 83.7]
-    assert millions["sd21"][:2] == [865.9, 83.7]
-    assert millions["sd15"][2] == pytest.approx(123.1 - tokens["sd15"], abs=0.5)
-    assert millions["sd21"][2] == pytest.approx(340.4 - tokens["sd21"], abs=0.6)
 
 
 def test_ids_follow_depth_and_repeats_of_the_network() -> None:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from composition import composed
+from hydra.utils import instantiate
 from small_networks import build, pictures
+from xl_networks import xl_like, xl_pipeline
 
 from gate_lightning.backbones.loading import load_unet_backbone
+from gate_lightning.backbones.sdxl import SDXLBackbone
 from gate_lightning.backbones.tiny import build_scheduler, write_folder
 from gate_lightning.errors import ConfigError, WeightsError
 
@@ -86,6 +91,59 @@ def test_random_weights_follow_their_seed() -> None:
     assert torch.equal(one.unet.conv_in.weight, same.unet.conv_in.weight)
 
 
+@pytest.fixture(scope="module")
+def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("xl")
+    pipeline = xl_pipeline(xl_like(seed=4))
+    pipeline.save_pretrained(folder)
+    pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
+    return folder
+
+
+def test_an_xl_folder_gives_the_network_that_was_saved(xl_folder: Path) -> None:
+    saved, loaded = xl_like(seed=4), load_unet_backbone(str(xl_folder))
+    assert isinstance(loaded, SDXLBackbone)
+    with torch.no_grad():
+        latents, embeds = saved.encode(pictures(1)), saved.encode_text(["a red house"])
+        assert torch.equal(loaded.encode(pictures(1)), latents)
+        assert torch.equal(loaded.encode_text(["a red house"]).pooled, embeds.pooled)
+        assert torch.equal(loaded.denoise(latents, 9, embeds), saved.denoise(latents, 9, embeds))
+    assert (loaded.tokenizer.pad_token, loaded.tokenizer_2.pad_token) == ("<|endoftext|>", "!")
+    assert loaded.schedule["_class_name"] == "EulerDiscreteScheduler"
+
+
+def test_an_xl_folder_in_half_precision_keeps_its_autoencoder_in_single(xl_folder: Path) -> None:
+    settings = {"variant": "fp16", "dtype": "float16", "size_conditions": {"original_size": [300, 400]}}
+    loaded = load_unet_backbone(str(xl_folder), **settings, channels_last=True)
+    assert isinstance(loaded, SDXLBackbone)
+    assert (loaded.dtype, loaded.text_encoder_2.dtype, loaded.vae.dtype) == (
+        torch.float16,
+        torch.float16,
+        torch.float32,
+    )
+    halves = xl_like(seed=4).vae.half().float()  # the file's own rounding, and no other
+    assert torch.equal(loaded.vae.encoder.conv_in.weight, halves.encoder.conv_in.weight)
+    assert loaded.vae.encoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert loaded.size_conditions.original_size == (300, 400)
+    assert loaded.identity.digest != load_unet_backbone(str(xl_folder)).identity.digest
+
+
+@pytest.mark.parametrize("part", ["text_encoder_2", "tokenizer_2"])
+def test_a_missing_part_of_an_xl_folder_is_named(xl_folder: Path, tmp_path: Path, part: str) -> None:
+    broken = shutil.copytree(xl_folder, tmp_path / "broken")
+    shutil.rmtree(broken / part)
+    with pytest.raises(WeightsError, match=rf"no {part} \(found: .*model_index\.json says StableDiffusionXL"):
+        load_unet_backbone(str(broken))
+
+
+def test_the_refiner_is_refused(xl_folder: Path, tmp_path: Path) -> None:
+    refiner = shutil.copytree(xl_folder, tmp_path / "refiner")
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(refiner / part)
+    with pytest.raises(WeightsError, match=r"SDXL refiner.*name the base model"):
+        load_unet_backbone(str(refiner))
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_a_missing_part_is_named(broken: Path, part: str) -> None:
     shutil.rmtree(broken / part)
@@ -94,7 +152,7 @@ def test_a_missing_part_is_named(broken: Path, part: str) -> None:
 
 
 def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no unet, vae, text_encoder.*from_single_file"):
+    with pytest.raises(WeightsError, match=r"no unet, vae, text_encoder.*backbone\.weights=<file>"):
         load_unet_backbone(str(tmp_path))
 
 
@@ -138,3 +196,14 @@ def test_an_unknown_type_or_architecture_is_refused() -> None:
         load_unet_backbone("random", dtype="half")
     with pytest.raises(ConfigError, match="architecture 'sd9'"):
         load_unet_backbone("random", architecture="sd9")
+
+
+@pytest.mark.parametrize("name", ["sdxl", "playground_v2"])
+def test_the_configurations_of_xl_models_build_them(xl_folder: Path, name: str) -> None:
+    given = [f"backbone={name}", f"backbone.weights={xl_folder}", "backbone.native_size=32", "backbone.offline=true"]
+    loaded = instantiate(composed(*given, "backbone.size_conditions.crop=[3,4]").backbone)
+    assert isinstance(loaded, SDXLBackbone)
+    assert loaded.size_conditions.crop == (3, 4)
+    # plain numbers, so that descriptions can be written as JSON
+    assert json.dumps(loaded.description["size_conditions"])
+    assert ("canny" in loaded.controlnet_sources) == (name == "sdxl")

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -40,18 +38,6 @@ def test_the_u_net_is_told_the_timestep_that_was_asked_for(backbone: UNetBackbon
 def test_sizes_that_the_autoencoder_cannot_halve_are_refused_with_the_nearest_ones(backbone: UNetBackbone) -> None:
     with pytest.raises(DataError, match=r"66 × 90 .* multiples of 4.* height 64 or 68, width 88 or 92"):
         backbone.check_images(torch.zeros(1, 3, 66, 90))
-
-
-def test_a_prompt_longer_than_the_encoder_reads_is_cut_with_a_warning(
-    backbone: UNetBackbone, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        short = backbone.encode_text(["a red house " * 12])
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        long = backbone.encode_text(["a red house " * 13])
-    assert "41 tokens is cut to the 40" in caplog.text
-    assert short.hidden.shape == long.hidden.shape == (1, 40, 128)
 
 
 def test_a_tokenizer_that_does_not_belong_to_the_text_encoder_is_refused(backbone: UNetBackbone) -> None:

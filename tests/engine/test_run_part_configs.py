@@ -13,8 +13,10 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.engine.parts import Parts
 from gate_lightning.tasks.inference import Inference
 from gate_lightning.tasks.segmentation import SegmentationTask
+from tests.segmentation_fakes import FakeData, make_task
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -57,6 +59,48 @@ def test_default_trainer_builds_on_the_cpu(tmp_path: Path) -> None:
     trainer = instantiate(composed("trainer=cpu").trainer, default_root_dir=str(tmp_path), logger=False)
     assert trainer.max_epochs == -1
     assert trainer.accelerator.__class__.__name__ == "CPUAccelerator"
+
+
+@pytest.mark.parametrize(("group", "option"), [("average", "ema"), ("early_stop", "plateau")])
+def test_further_callbacks_are_chosen_by_name(group: str, option: str) -> None:
+    for name in ("default", "quiet"):
+        assert composed(f"callbacks={name}").callbacks.get(group) is None
+        node = composed(f"callbacks={name}", f"callbacks/{group}={option}").callbacks[group]
+        assert isinstance(instantiate(node, _convert_="all"), Callback)
+
+
+def test_an_auxiliary_head_goes_with_any_head() -> None:
+    node = composed("head=bn_linear", "+head/auxiliary=fcn", "head.auxiliary.channels=16").head.auxiliary
+    head = instantiate(node, _convert_="all")(in_channels=[8, 8], strides=[8, 16], num_classes=3)
+    assert head.decode_head.channels == 16
+
+
+class Validations(Callback):
+    """The steps after which a validation came."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.steps.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, [2, 4, 6]), (3, [2, 4, 6]), (6, [2, 4, 6])])
+def test_the_validation_interval_counts_optimiser_steps(tmp_path: Path, accumulate: int, steps: list[int]) -> None:
+    given = ["trainer=cpu", "callbacks=quiet", "logger=none", "trainer.max_steps=6", "trainer.val_check_interval=2"]
+    config = composed(*given, f"trainer.accumulate_grad_batches={accumulate}")
+    OmegaConf.set_struct(config, False)
+    trainer, seen = Parts(config, str(tmp_path)).trainer, Validations()
+    trainer.callbacks.append(seen)
+    trainer.fit(make_task(), FakeData())
+    assert seen.steps == steps
+
+
+def test_a_share_of_an_epoch_stays_one(tmp_path: Path) -> None:
+    given = ["trainer=cpu", "callbacks=quiet", "logger=none", "trainer.check_val_every_n_epoch=1"]
+    config = composed(*given, "trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=4")
+    OmegaConf.set_struct(config, False)
+    assert Parts(config, str(tmp_path)).trainer.val_check_interval == 0.5
 
 
 def test_segmentation_task_knows_its_keys() -> None:

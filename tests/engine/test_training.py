@@ -49,7 +49,10 @@ def test_checkpoints_hold_no_frozen_weights(trained: Path) -> None:
 
 def test_evaluation_repeats_the_reported_metrics(trained: Path, tmp_path: Path) -> None:
     config = composed(f"run={trained}", f"output={tmp_path}", "split=test", name="eval")
+    history = (trained / "metrics.csv").read_text()
     metrics = evaluate(config, [f"run={trained}"], tmp_path)
+    assert (trained / "metrics.csv").read_text() == history
+    assert (tmp_path / "classes_test.csv").is_file()
     reported = json.loads((trained / "metrics.json").read_text())
     assert metrics["test/mIoU"] == pytest.approx(reported["test/mIoU"], abs=1e-9)
 

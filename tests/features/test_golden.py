@@ -7,6 +7,7 @@ the released code is one off on Stable Diffusion 1.5, this package is not).
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Technique
 from gate_lightning.techniques.controlnet import ControlNet
+from gate_lightning.techniques.denoise import Denoise
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
 
@@ -61,6 +63,9 @@ def read(backbone: UNetBackbone, stored: dict[str, Tensor], branch: Branch, imag
 def techniques(name: str, golden: Path) -> tuple[Technique, ...]:
     if name.startswith("d_"):
         return (Prompt(PROMPT), ControlNet())
+    if name.startswith("e_"):
+        # what the released code calls "from 60" starts at 61
+        return (Prompt(PROMPT), ControlNet(), Denoise(steps=11, sampler="pndm_released"))
     if name.startswith("g_"):
         kind = name.rpartition("_")[2]
         return (Prompt(PROMPT), LoRA(kind, str(golden / "tiny-lora" / f"lora_a_{kind}.safetensors")))
@@ -74,6 +79,7 @@ def techniques(name: str, golden: Path) -> tuple[Technique, ...]:
         "b_legacy_t50",
         "b_legacy_tensor_input",
         "d_legacy_canny_t50",
+        "e_legacy_canny_denoise60",
         "g_legacy_lora_a_diffusers",
         "g_legacy_lora_a_kohya",
     ],
@@ -101,8 +107,26 @@ def test_the_control_picture_and_its_residuals(golden: Path, backbone: UNetBackb
     assert max(relative(one, other) for one, other in zip((*down, middle), expected, strict=True)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("index", range(6))
-def test_prompt_embeddings(golden: Path, backbone: UNetBackbone, index: int) -> None:
+def test_two_controlnets_whose_scales_add_up_to_one(golden: Path) -> None:
+    sources = {name: str(golden / "tiny-controlnet") for name in ("canny", "again")}
+    twice = load_unet_backbone(str(golden / "tiny-sd"), controlnets=sources)
+    stored = arrays(golden / "d_legacy_canny_t50.npz")
+    expected = {key.removeprefix("feat/"): value for key, value in stored.items() if key.startswith("feat/")}
+    # the second one is given the stored control picture instead of making its own
+    both = (Prompt(PROMPT), ControlNet("canny", 0.3), ControlNet("again", 0.7, image="stored"))
+    images = stored["image_tensor"]
+    with torch.no_grad():
+        mean, std = twice.encode_moments(images)
+    given = {"stored": stored["control_image_0"].permute(0, 3, 1, 2) / 255}
+    conditions = Conditions(("0", "1"), noise=stored["diffusion_noise"], control_images=given)
+    extractor = FeatureExtractor(twice, [Branch("x", int(stored["unet_t"]), tuple(expected), both)])
+    actual = extractor.read(mean + std * stored["posterior_noise"], std, images, conditions)["x"]
+    assert max(relative(actual[layer], expected[layer]) for layer in expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_prompt_embeddings(golden: Path, backbone: UNetBackbone, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone, "long_prompts", "released")
     entries = json.loads((golden / "manifest_features.json").read_text())["entries"]
     prompts: list[Any] = next(entry["prompts"] for entry in entries if entry["file"] == "m_prompts.npz")
     expected = arrays(golden / "m_prompts.npz")[f"prompt_{index}_pos"]
@@ -125,3 +149,11 @@ def test_dift_of_the_released_code(
     branch = Branch("dift", int(stored["unet_t"]), (preset_layer,), prompt=prompt)
     ensemble = read(backbone, stored, branch, images)[preset_layer]
     assert relative(ensemble.mean(dim=0, keepdim=True), stored["unet_ft"]) <= TOLERANCE
+    # and by an ensemble branch, every draw with its own posterior sample
+    branch = replace(branch, ensemble=len(images))
+    noise = {
+        key: stored[f"{name}_noise"][None] for key, name in (("noise", "diffusion"), ("posterior_noise", "posterior"))
+    }
+    extractor = FeatureExtractor(backbone, [branch], posterior="sample", max_samples=3)
+    averaged = extractor(images[:1], Conditions(("0",), **noise))["dift"][preset_layer]
+    assert relative(averaged, stored["unet_ft"]) <= TOLERANCE

@@ -78,6 +78,62 @@ def test_attention_maps_are_the_networks_own_probabilities(backbone: UNetBackbon
     torch.testing.assert_close(recorder.features[layer].flatten(0, 1), expected)
 
 
+def test_an_interrupted_pass_leaves_no_hook(backbone: UNetBackbone) -> None:
+    def interrupt(module: nn.Module, inputs: object) -> None:
+        raise KeyboardInterrupt
+
+    handle = backbone.unet.mid_block.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt), FeatureRecorder(backbone, ["attn-up-cross", "vae-out", "us1"]):
+        denoise(backbone)
+    handle.remove()
+    assert hooks_of(backbone) == 0
+    with FeatureRecorder(backbone, ["us1"]) as recorder:  # and nobody is waited for any more
+        denoise(backbone)
+        pytest.fail("the pass went on")
+    assert list(recorder.features) == ["us1"]
+
+
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_nested_recorders_both_get_what_they_want(backbone: UNetBackbone, inner_first: bool) -> None:
+    layers = ["unet-in", "up-level0-upsampler-out"]
+    first, second = layers if inner_first else reversed(layers)
+    later = []
+    handle = backbone.unet.up_blocks[1].register_forward_pre_hook(lambda *_: later.append("block 1"))
+    with FeatureRecorder(backbone, [second]) as outer:
+        with FeatureRecorder(backbone, [first]) as inner:
+            denoise(backbone)
+            pytest.fail("the pass went on")
+        kept = outer.features[second]
+        denoise(backbone)  # nothing is wanted of it: it runs, and changes nothing
+        assert outer.features[second] is kept
+    handle.remove()
+    assert list(inner.features) == [first]
+    assert later == ["block 1"]
+    assert hooks_of(backbone) == 0
+
+
+def test_a_recorder_inside_does_not_end_the_pass_of_one_that_wants_it_all(backbone: UNetBackbone) -> None:
+    with FeatureRecorder(backbone, ["unet-out"], stop=False) as outer, FeatureRecorder(backbone, ["unet-in"]):
+        denoise(backbone)
+    assert list(outer.features) == ["unet-out"]
+
+
+def test_features_come_under_the_name_that_was_asked_for(backbone: UNetBackbone) -> None:
+    names = ["up_blocks[1]", "up_blocks.1", "up-level1-upsampler-out", "mid"]
+    with FeatureRecorder(backbone, names) as recorder:
+        denoise(backbone)
+    assert set(recorder.features) == set(names)
+    assert torch.equal(recorder.features["up_blocks[1]"], recorder.features["up-level1-upsampler-out"])
+    assert list(backbone.feature_info(names)) == names
+
+
+def test_unknown_layers_are_refused_with_a_hint(backbone: UNetBackbone) -> None:
+    with pytest.raises(ConfigError, match=r"no layer 'up_block\[1\]'; did you mean up_blocks\[1\]"):
+        FeatureRecorder(backbone, ["up_block[1]"])
+    with pytest.raises(ConfigError, match="did you mean attn-mid-cross-stride16"):
+        backbone.feature_info(["attn-mid-cross-stride64"])
+
+
 def test_reading_nothing_is_refused(backbone: UNetBackbone) -> None:
     with pytest.raises(ConfigError, match="no layers to read"):
         FeatureRecorder(backbone, [])

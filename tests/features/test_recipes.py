@@ -72,7 +72,7 @@ def test_all_is_the_recipe_of_the_data_set(backbone: Backbone) -> None:
 
 def test_ones_own_branches_override_what_they_name(backbone: Backbone) -> None:
     own = [
-        {"techniques": "prompt", "prompt": "a house", "timestep": 5, "layers": ["dift-up2"], "noise_seed": 9},
+        {"techniques": "prompt", "prompt": "a house", "timestep": 5, "layers": ["dift_geometric"], "noise_seed": 9},
         {"techniques": ["controlnet"], "controlnet": {"scale": 0.1}, "concatenated": True},
         {"techniques": ["lora"], "lora": {"role": "mine", "weights": "x.safetensors"}},
         {"techniques": ["prompt"], "prompt": {"source": "simple"}},

@@ -38,6 +38,25 @@ def test_batch_norm_makes_it_blind_to_the_scale_of_channels():
     assert not torch.allclose(plain(levels), plain(scaled), atol=0.1)
 
 
+def test_dropout_leaves_out_whole_channels_in_training_only():
+    torch.manual_seed(0)
+    head = LinearHead([200], [8], 2, dropout=0.25)
+    levels = [torch.ones(1, 200, 3, 4)]
+    torch.nn.init.ones_(head.classifiers[0].weight)
+    logits = head(levels)
+    assert (logits == logits[..., :1, :1]).all()
+    kept = logits[0, 0, 0, 0].item() * 0.75
+    assert kept == pytest.approx(round(kept), abs=1e-3)
+    assert 120 < kept < 180
+    assert head.eval()(levels)[0, 0, 0, 0].item() == 200
+
+
+@pytest.mark.parametrize("dropout", [1.0, -0.1])
+def test_a_dropout_out_of_range_is_refused(dropout):
+    with pytest.raises(ConfigError, match="dropout is"):
+        LinearHead([4], [8], 2, dropout=dropout)
+
+
 def test_levels_of_other_channels_are_refused():
     with pytest.raises(ConfigError, match=r"levels of \[3, 4\] channels; it was built for \[3, 5\]"):
         LinearHead([3, 5], [8, 16], 4)([torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 2, 2)])

@@ -10,13 +10,22 @@ import torch
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.losses.composite import CompositeLoss
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
+from gate_lightning.losses.dice import DiceLoss
+from gate_lightning.losses.focal import FocalLoss
 from gate_lightning.losses.lovasz import LovaszSoftmaxLoss
+from gate_lightning.losses.ohem import OhemCrossEntropyLoss
 
 LOSSES = {
     "cross_entropy": CrossEntropyLoss,
     "cross_entropy-weighted": partial(CrossEntropyLoss, class_weight=[1.0, 0.0, 2.0], label_smoothing=0.1),
     "lovasz": LovaszSoftmaxLoss,
     "lovasz-per_image": partial(LovaszSoftmaxLoss, per_image=True),
+    "dice": DiceLoss,
+    "dice-weighted": partial(DiceLoss, class_weight=[1.0, 0.0, 2.0], smooth=0.0, per_image=True),
+    "focal": FocalLoss,
+    "focal-weighted": partial(FocalLoss, gamma=0.5, class_weight=[1.0, 0.0, 2.0]),
+    "ohem": partial(OhemCrossEntropyLoss, min_kept=4),
+    "ohem-weighted": partial(OhemCrossEntropyLoss, threshold=0.1, min_kept=0.5, class_weight=[1.0, 0.0, 2.0]),
     "composite": partial(CompositeLoss, {"cross_entropy": CrossEntropyLoss, "lovasz": LovaszSoftmaxLoss}),
 }
 

@@ -28,16 +28,20 @@ def slow(predictions: np.ndarray, masks: np.ndarray, ignore: int, classes: int) 
     for label, called in zip(masks.ravel().tolist(), predictions.ravel().tolist(), strict=True):
         if label != ignore:
             confusion[label][called] += 1
-    ious, accuracies = [], []
+    ious, accuracies, precisions, dices = [], [], [], []
     for k in range(classes):
         labelled, called = sum(confusion[k]), sum(row[k] for row in confusion)
         union = labelled + called - confusion[k][k]
         ious.append(confusion[k][k] / union if union else float("nan"))
         accuracies.append(confusion[k][k] / labelled if labelled else float("nan"))
+        precisions.append(confusion[k][k] / called if called else float("nan"))
+        dices.append(2 * confusion[k][k] / (labelled + called) if union else float("nan"))
     total = sum(map(sum, confusion))
     return {
         "IoU": ious,
         "Acc": accuracies,
+        "Precision": precisions,
+        "Dice": dices,
         "share": [sum(row) / total for row in confusion],
         "aAcc": sum(confusion[k][k] for k in range(classes)) / total,
         "mIoU": float(np.mean([value for value in ious if value == value])),
@@ -58,7 +62,7 @@ def test_it_equals_a_loop_over_pixels(seed, ignore):
         {name: expected[name] for name in ("aAcc", "mIoU", "mAcc")}, abs=1e-7
     )
     table = metrics.per_class()
-    for column in ("IoU", "Acc", "share"):
+    for column in ("IoU", "Acc", "Precision", "Dice", "share"):
         assert [table[name][column] for name in "abcdef"] == pytest.approx(expected[column], abs=1e-12, nan_ok=True)
     assert np.isnan(table["f"]["IoU"])
     assert np.isnan(table["e"]["Acc"])
@@ -81,6 +85,36 @@ def test_it_equals_mmsegmentation(seed):
     assert ours["mIoU"].item() == pytest.approx(float(np.nanmean(theirs["IoU"])), abs=1e-6)
     assert ours["mAcc"].item() == pytest.approx(float(np.nanmean(theirs["Acc"])), abs=1e-6)
     assert [row["IoU"] for row in table] == pytest.approx(list(map(float, theirs["IoU"])), abs=1e-6, nan_ok=True)
+
+
+def test_it_reports_what_mmsegmentations_metric_does():
+    """Through its own collection over pictures, in percent, to its rounding to two decimals."""
+    from mmseg.evaluation.metrics import IoUMetric
+
+    theirs = IoUMetric(iou_metrics=["mIoU", "mDice", "mFscore"])
+    theirs.dataset_meta = {"classes": list("abcdef")}
+    metrics = SegmentationMetrics(CLASSES, class_names=list("abcdef"))
+    for seed in range(3):
+        predictions, masks = example(seed)
+        metrics.update(predictions, masks)
+        samples = [
+            {"pred_sem_seg": {"data": picture[None]}, "gt_sem_seg": {"data": mask[None]}}
+            for picture, mask in zip(predictions, masks, strict=True)
+        ]
+        theirs.process({}, samples)
+    reported, ours = theirs.compute_metrics(theirs.results), metrics.compute()
+    for name in ("aAcc", "mIoU", "mAcc"):
+        assert round(100 * ours[name].item(), 2) == pytest.approx(float(reported[name]), abs=1e-5)
+    rows = metrics.per_class().values()
+    for theirs_name, name in (("mDice", "Dice"), ("mPrecision", "Precision"), ("mRecall", "Acc")):
+        mean = float(np.nanmean([row[name] for row in rows]))
+        assert round(100 * mean, 2) == pytest.approx(float(reported[theirs_name]), abs=1e-5)
+
+
+def test_the_confusion_matrix_has_masks_in_rows():
+    metrics = SegmentationMetrics(2)
+    metrics.update(torch.tensor([[[1, 1, 0]]]), torch.tensor([[[0, 0, 0]]]))
+    assert metrics.confusion_matrix().tolist() == [[1, 2], [0, 0]]
 
 
 def test_logits_count_as_their_arg_max():
@@ -113,6 +147,7 @@ def test_two_processes_get_what_one_would():
             [list(row.values()) for row in whole.per_class().values()],
             equal_nan=True,
         )
+        assert torch.equal(rank.confusion_matrix(), whole.confusion)
         assert torch.equal(rank.confusion, own)
 
 

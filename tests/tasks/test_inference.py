@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.noise import batch_noise
 from gate_lightning.structures import Conditions
 from gate_lightning.tasks.inference import Inference
 
@@ -60,6 +62,10 @@ def test_window_is_by_default_the_native_size_and_the_stride_two_thirds() -> Non
         {"mode": "slide", "crop_size": 0},
         {"mode": "slide", "crop_size": (1, 2, 3)},
         {"mode": "slide", "stride": -1},
+        {"scales": []},
+        {"scales": [1.0, 1]},
+        {"scales": [0.0]},
+        {"scales": [float("inf")]},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
@@ -76,3 +82,77 @@ def test_explicit_noise_does_not_fit_windows() -> None:
     conditions = Conditions(("a",), noise=torch.zeros(1, 4, 2, 2))
     with pytest.raises(ConfigError, match="explicit noise"):
         Inference("slide", crop_size=4)(Recorder(), torch.zeros(1, 3, 8, 8), conditions, native_size=4)
+
+
+class Network:
+    """Logits that depend on place, direction and size of what is seen; remembers what that was."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, Conditions]] = []
+
+    def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
+        self.seen.append((images, conditions))
+        ramp = torch.linspace(0, 1, images.shape[-1]) * images.shape[-2] / 10
+        return torch.cat([3 * images, images.mean(1, keepdim=True) + ramp], dim=1)
+
+
+def test_views_are_averaged_as_probabilities_at_the_size_of_the_result() -> None:
+    images = torch.rand(2, 3, 8, 12) * 2 - 1
+    conditions, network = Conditions(("a", "b")), Network()
+    found = Inference(scales=[0.5, 1, 1.5], flip=True)(network, images, conditions, 8, size=(10, 15))
+    expected = torch.zeros(2, 4, 10, 15)
+    for height, width in ((4, 6), (8, 12), (12, 18)):
+        view = interpolate(images, size=(height, width), mode="bilinear", antialias=True) if height != 8 else images
+        for mirrored in (False, True):
+            logits = Network()(view.flip(-1) if mirrored else view, conditions)
+            chances = interpolate(logits, size=(10, 15), mode="bilinear").softmax(dim=1)
+            expected += (chances.flip(-1) if mirrored else chances) / 6
+    torch.testing.assert_close(found.softmax(dim=1), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, expected.log(), rtol=1e-4, atol=1e-5)
+    assert len(network.seen) == 6
+
+
+def test_every_view_has_noise_of_its_own_and_the_plain_one_the_usual() -> None:
+    images, network = torch.rand(2, 3, 8, 12), Network()
+    conditions = Conditions(("a", "b"), views=("", "draw3"), captions=("x", "y"))
+    Inference(scales=[1, 0.5], flip=True)(network, images, conditions, native_size=8)
+    keys = [c.views for _, c in network.seen]
+    assert keys[0] == ("", "draw3")
+    assert len(set(keys)) == 4
+    assert all(second == f"draw3{first}" for first, second in keys)
+    noises = [batch_noise((1, 2, 2), c, seed=0)[0] for _, c in network.seen]
+    assert all(not torch.equal(noises[i], noises[j]) for i in range(4) for j in range(i))
+    assert all(c.captions == ("x", "y") for _, c in network.seen)
+    again = Network()
+    Inference(scales=[0.5, 1], flip=True)(again, images, conditions, native_size=8)
+    assert {c.views for _, c in again.seen} == set(keys)
+
+
+def test_controls_are_scaled_and_mirrored_with_the_picture() -> None:
+    images, network = torch.rand(1, 3, 8, 12), Network()
+    conditions = Conditions(("a",), control_images={"canny": images})
+    Inference("slide", crop_size=6, stride=3, scales=[0.5, 1.25], flip=True)(
+        network, images, conditions, native_size=64
+    )
+    assert len({c.views[0] for _, c in network.seen}) == 4
+    assert len({(c.views[0], c.windows[0]) for _, c in network.seen}) == len(network.seen) > 4
+    for seen, at in network.seen:
+        assert torch.equal(at.control_images["canny"], seen)
+
+
+def test_mirroring_makes_the_prediction_of_the_mirrored_picture_the_mirrored_one() -> None:
+    images = torch.rand(1, 3, 8, 12)
+    inference = Inference(flip=True)
+    found = inference(Network(), images, Conditions(("a",)), native_size=8)
+    mirrored = inference(Network(), images.flip(-1), Conditions(("a",)), native_size=8)
+    torch.testing.assert_close(found, mirrored.flip(-1))
+    assert not torch.allclose(
+        Network()(images, Conditions(("a",))), Network()(images.flip(-1), Conditions(("a",))).flip(-1)
+    )
+
+
+@pytest.mark.parametrize("settings", [{"scales": [0.5]}, {"flip": True}])
+def test_explicit_noise_does_not_fit_views(settings: dict[str, Any]) -> None:
+    conditions = Conditions(("a",), posterior_noise=torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ConfigError, match="explicit noise"):
+        Inference(**settings)(Recorder(), torch.zeros(1, 3, 8, 8), conditions, native_size=4)

@@ -12,9 +12,11 @@ from torch.nn.functional import interpolate
 from gate_lightning.callbacks.checkpoint import RunCheckpoint
 from gate_lightning.data.predict import PredictionBatch
 from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.features.files import differences
 from gate_lightning.heads.linear import LinearHead
+from gate_lightning.metrics.boundary import BoundaryMetrics
+from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.structures import Conditions, SegmentationBatch
-from gate_lightning.tasks.base import differences
 from gate_lightning.tasks.inference import Inference
 from tests.segmentation_fakes import PROTOCOL, FakeData, FakeExtractor, make_task, make_trainer
 
@@ -90,6 +92,35 @@ def test_validation_counts_every_labelled_pixel_once(tmp_path: Path, val_size: t
     assert result["val/mAcc"] == pytest.approx(np.mean(confusion.diagonal() / confusion.sum(1)), abs=1e-6)
     assert result["val/loss"] == pytest.approx(losses / pixels, rel=1e-4)
     assert task.per_class["val"]["sea"]["IoU"] == pytest.approx(confusion[1, 1] / union[1], abs=1e-6)
+
+
+def test_boundary_iou_is_an_option(tmp_path: Path) -> None:
+    task, data = make_task(boundary_ratio=0.1).eval(), FakeData()
+    (result,) = make_trainer(tmp_path).validate(task, data, verbose=False)
+    expected = BoundaryMetrics(3, ratio=0.1)
+    for index in range(3):
+        sample = data.source("val").load(index)
+        image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            labels = task.labels(image, Conditions((sample.sample_id,)), (16, 16))
+        expected.update(labels, torch.from_numpy(sample.mask)[None].long())
+    assert result["val/boundary_mIoU"] == pytest.approx(expected.compute()["boundary_mIoU"].item())
+    assert task.per_class["val"]["sea"]["boundary_IoU"] == expected.per_class()["1"]["boundary_IoU"]
+    (again,) = make_trainer(tmp_path).validate(task, data, verbose=False)
+    assert again == pytest.approx(result)
+    with pytest.raises(ConfigError, match="boundary_ratio"):
+        make_task(boundary_ratio=2.0)
+
+
+def test_several_views_evaluate_and_predict_alike(tmp_path: Path) -> None:
+    task, data = make_task(inference=Inference(scales=[1, 1.5], flip=True)).eval(), FakeData((21, 30))
+    (result,) = make_trainer(tmp_path).validate(task, data, verbose=False)
+    assert len(task.extractor.seen) == 4 * len(data.val_dataloader())
+    metrics = SegmentationMetrics(3)
+    for batch in data.val_dataloader():
+        metrics.update(task.predict_step(batch, 0), batch.masks)
+    assert metrics.compute()["mIoU"].item() == pytest.approx(result["val/mIoU"], abs=1e-6)
+    assert 0.0 < result["val/loss"] < 10.0
 
 
 def test_masks_may_be_larger_than_the_pictures() -> None:

@@ -4,11 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.visualization.charts import BAR_COLOUR, comparison_chart, line_chart
+from gate_lightning.visualization.charts import (
+    ABSENT_COLOUR,
+    BAR_COLOUR,
+    comparison_chart,
+    confusion_picture,
+    line_chart,
+)
 
 
 def test_bars_are_as_long_as_their_means(tmp_path: Path) -> None:
@@ -42,3 +49,38 @@ def test_lines_are_drawn_and_checked(tmp_path: Path) -> None:
     for series in ({}, {"a": ([0, 1], [1])}):
         with pytest.raises(ConfigError):
             line_chart(series, "x", "y", tmp_path / "y.png")
+
+
+def cells(picture: np.ndarray, colour: tuple[float, ...]) -> np.ndarray:
+    """Pixels of about that colour."""
+    return np.abs(picture.astype(int) - np.round(255 * np.array(colour[:3]))).sum(axis=2) < 9
+
+
+def test_confusion_is_drawn_with_the_truth_in_rows() -> None:
+    # a quarter of a is called b, all of b is called c, no pixel is c
+    picture = confusion_picture(np.array([[6, 2, 0], [0, 0, 9], [0, 0, 0]]), ["a", "b", "c"])
+    grey = cells(picture, to_rgb(ABSENT_COLOUR))
+    bottom = np.flatnonzero(grey.sum(axis=1) > 60).max()  # the grey row is the last one; edges of letters are grey too
+    across = np.flatnonzero(grey[bottom - 5])
+    left, side = across.min(), (across.max() - across.min() + 1) / 3
+    shares = [[75, 25, 0], [0, 0, 100]]
+    for row, column in np.ndindex(2, 3):
+        # a corner of the cell: a number may be in its middle
+        y, x = round(bottom - (2.8 - row) * side), round(left + (column + 0.2) * side)
+        expected = colormaps["viridis"]((shares[row][column] / 100) ** 0.5)
+        assert cells(picture[y : y + 1, x : x + 1], expected).all(), (row, column)
+
+
+def test_many_classes_fit_a_screenful_of_screens() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"class with a name {number}" for number in range(150)]
+    large = confusion_picture(rng.integers(0, 1000, (150, 150)), names, "title")
+    small = confusion_picture(rng.integers(0, 1000, (19, 19)), names[:19])
+    assert small.shape[1] < 1400
+    assert 2000 < large.shape[1] <= 2500
+    assert large.dtype == np.uint8
+
+
+def test_confusion_needs_a_row_per_class() -> None:
+    with pytest.raises(ConfigError, match="expected one row"):
+        confusion_picture(np.zeros((2, 3), int), ["a", "b"])

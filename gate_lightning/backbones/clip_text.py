@@ -1,0 +1,177 @@
+"""Prompts as CLIP's text encoders read them: windows of tokens, and learned tokens among the ordinary ones.
+
+A text encoder reads at most 77 tokens, of which the first and last mark begin and end. Longer prompts are read as
+``backbone.long_prompts`` says:
+
+* ``windows``, the default: their tokens are cut into pieces that fit, each piece is read like a prompt of its own
+  (begin, end, padding), and the embeddings are put one behind another: T is a multiple of 77. Nothing is lost, and
+  every piece is what the encoder was trained on.
+* ``released``: as GATE's released code does. Prompts of more than 70 words (separated by single spaces) are tokenised
+  as a whole and read in consecutive stretches of 77 tokens, of which only the first has the begin and only the last
+  the end, without padding. Prompts of fewer words are cut.
+* ``cut``: tokens that do not fit are dropped, with a warning.
+
+Shorter prompts are read alike by all three, except that ``released`` goes by words whatever their number of tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gate_lightning.errors import ConfigError
+
+__all__ = ["LongPrompts", "TokenWindow", "check_long_prompts", "text_length", "token_windows"]
+
+log = logging.getLogger(__name__)
+
+LongPrompts = Literal["windows", "released", "cut"]
+
+_RELEASED_WORDS = 70
+#: stands where a learned vector goes; not the end's, by which some encoders find the end of the prompt
+_PLACEHOLDER = 0
+
+
+@dataclass(frozen=True)
+class TokenWindow:
+    """One pass of a text encoder.
+
+    Attributes:
+        ids: (B, n) int64, n at most what the encoder reads.
+        learned: (row, column, vector (C,)) of learned tokens, which take the place of the embeddings of their ids.
+    """
+
+    ids: Tensor
+    learned: tuple[tuple[int, int, Tensor], ...] = ()
+
+    @contextmanager
+    def placed(self, encoder: Any) -> Iterator[Tensor]:
+        """While open, the text encoder reads the learned vectors when called with the ids given, on its device."""
+
+        def place(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            changed = output.clone()
+            for row, column, vector in self.learned:
+                changed[row, column] = vector.to(changed)
+            return changed
+
+        embedding = encoder.get_input_embeddings()
+        handle = embedding.register_forward_hook(place) if self.learned else None
+        try:
+            yield self.ids.to(embedding.weight.device)
+        finally:
+            if handle is not None:
+                handle.remove()
+
+
+def check_long_prompts(long_prompts: str) -> LongPrompts:
+    """The setting, if it is one.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    known = get_args(LongPrompts)
+    if long_prompts not in known:
+        raise ConfigError(f"backbone.long_prompts={long_prompts!r}: expected one of {', '.join(known)}")
+    return next(name for name in known if name == long_prompts)
+
+
+def token_windows(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_tokens: int,
+    long_prompts: LongPrompts = "windows",
+    learned: Mapping[str, Tensor] | None = None,
+) -> list[TokenWindow]:
+    """What the text encoder reads for B prompts, pass by pass.
+
+    Args:
+        tokenizer: of CLIP.
+        prompts: all of one length in tokens, see `text_length`.
+        max_tokens: most tokens of a pass, begin and end included.
+        long_prompts: see the head of this module.
+        learned: tokens as they stand in prompts → vectors (n, C).
+
+    Raises:
+        ConfigError: the prompts are of different lengths.
+    """
+    laid = [_lay_out(tokenizer, prompt, max_tokens, long_prompts, learned or {}) for prompt in prompts]
+    lengths = {tuple(len(piece) for piece in pieces) for pieces in laid}
+    if len(lengths) != 1:
+        raise ConfigError(
+            f"prompts of {sorted(map(sum, lengths))} tokens in one batch; encode prompts of equal length together"
+        )
+    windows = []
+    for column in zip(*laid, strict=True):
+        ids = [[_PLACEHOLDER if isinstance(token, Tensor) else token for token in piece] for piece in column]
+        vectors = tuple(
+            (row, at, token)
+            for row, piece in enumerate(column)
+            for at, token in enumerate(piece)
+            if isinstance(token, Tensor)
+        )
+        windows.append(TokenWindow(torch.tensor(ids), vectors))
+    return windows
+
+
+def text_length(
+    tokenizer: Any,
+    prompt: str,
+    max_tokens: int,
+    long_prompts: LongPrompts = "windows",
+    learned: Mapping[str, Tensor] | None = None,
+) -> int:
+    """Tokens T of the embeddings of a prompt, padding included; arguments of `token_windows`."""
+    return sum(map(len, _lay_out(tokenizer, prompt, max_tokens, long_prompts, learned or {}, warn=False)))
+
+
+def _lay_out(
+    tokenizer: Any,
+    prompt: str,
+    max_tokens: int,
+    long_prompts: LongPrompts,
+    learned: Mapping[str, Tensor],
+    warn: bool = True,
+) -> list[list[int | Tensor]]:
+    """The passes for one prompt: ids, and vectors (C,) of learned tokens."""
+    tokens = _tokens(tokenizer, prompt, learned)
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    if long_prompts == "released" and len(prompt.split(" ")) > _RELEASED_WORDS:
+        whole = [begin, *tokens, end]
+        return [whole[start : start + max_tokens] for start in range(0, len(whole), max_tokens)]
+    room = max_tokens - 2
+    if len(tokens) > room and long_prompts != "windows":
+        if warn:
+            log.warning(
+                "A prompt of %d tokens is cut to the %d that the text encoder reads (backbone.long_prompts=%s): %.60s…",
+                len(tokens) + 2,
+                max_tokens,
+                long_prompts,
+                prompt,
+            )
+        tokens = tokens[:room]
+    pieces = [tokens[start : start + room] for start in range(0, max(len(tokens), 1), room)]
+    return [[begin, *piece, end, *[pad] * (room - len(piece))] for piece in pieces]
+
+
+def _tokens(tokenizer: Any, prompt: str, learned: Mapping[str, Tensor]) -> list[int | Tensor]:
+    """The prompt without begin and end."""
+    if not learned:
+        return _ids(tokenizer, prompt)
+    longest_first = sorted(learned, key=len, reverse=True)
+    # a token that is a word must not be found inside other words
+    pattern = "|".join(rf"(?<!\w){re.escape(token)}(?!\w)" for token in longest_first)
+    tokens: list[int | Tensor] = []
+    for piece in re.split(f"({pattern})", prompt):
+        tokens += learned[piece].unbind() if piece in learned else _ids(tokenizer, piece)
+    return tokens
+
+
+def _ids(tokenizer: Any, text: str) -> list[int | Tensor]:
+    return list(tokenizer(text, verbose=False).input_ids[1:-1])

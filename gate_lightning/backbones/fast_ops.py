@@ -1,0 +1,130 @@
+"""Faster ways to compute what a frozen network asks for, on an unmodified network and exact up to rounding.
+
+The network's own calls are answered differently while a context is open: no module, weight or hook is touched, and a
+hook on a convolution sees its output as ever. On a CPU
+
+* in float32, large 3 × 3 convolutions run by Winograd's algorithm (winograd.py);
+* in float32, activations are channels_last, which that and the other convolutions there prefer. In that format torch's
+  group norm sums up large maps too coarsely (32 groups of 128 × 512 × 512: relative error 2e-5): it is done here;
+* memory that a layer frees is kept for the next: with large maps, most of the time of an activation function is spent
+  on getting fresh pages from the system;
+
+and everywhere there is no division by one, which diffusers' blocks end with.
+
+Whatever does not fit (half precision, another device, small or strided convolutions, gradients) runs as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gate_lightning.backbones.winograd import winograd_conv2d
+
+__all__ = ["fast_ops"]
+
+#: below these a convolution gains nothing: transforming tiles and weights costs more than it saves
+_MIN_CHANNELS, _MIN_POSITIONS = 128, 2 * 16 * 16
+#: values per group up to which torch's group norm is exact enough in channels_last (4e-7)
+_GROUP_VALUES = 2**18
+#: of a convolution's stride, padding, dilation and groups
+_DEFAULTS = (1, 0, 1, 1)
+
+
+@contextmanager
+def fast_ops(enabled: bool = True) -> Iterator[None]:
+    """While open, the calls named above run in their faster form; nothing changes where gradients are wanted."""
+    if not enabled or torch.is_grad_enabled():
+        yield
+        return
+    with _kept_memory(), _FastOps():
+        yield
+
+
+class _FastOps(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _FASTER.get(func, func)(*args, **(kwargs or {}))
+
+
+def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any, **named: Any) -> Tensor:
+    if input.ndim == 4 and _plain(input, weight):
+        large = min(weight.shape[:2]) >= _MIN_CHANNELS and input[:, 0].numel() >= _MIN_POSITIONS
+        # stride, padding, dilation, groups
+        settings: list[Any] = [*geometry, *_DEFAULTS[len(geometry) :]]
+        usual = all(setting in (1, (1, 1), [1, 1]) for setting in settings)
+        if large and usual and not named and weight.shape[2:] == (3, 3):
+            return winograd_conv2d(input, weight, bias)
+        input = input.contiguous(memory_format=torch.channels_last)
+    return torch.conv2d(input, weight, bias, *geometry, **named)
+
+
+def _group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    large = input.ndim == 4 and input[0].numel() > num_groups * _GROUP_VALUES
+    if not large or weight is None or bias is None or not _plain(input, weight) or input.is_contiguous():
+        return F.group_norm(input, num_groups, weight, bias, eps)
+    maps = input.permute(0, 2, 3, 1)  # (B, H, W, C)
+    count, height, width, channels = maps.shape
+    size = height * width * channels // num_groups
+    # rows in float32, the few sums of rows in float64
+    sums = maps.sum(dim=2).double().sum(dim=1).view(count, num_groups, -1).sum(dim=2, keepdim=True)
+    squares = torch.linalg.vector_norm(maps, dim=2).double().square().sum(dim=1)
+    mean = sums / size
+    variance = squares.view(count, num_groups, -1).sum(dim=2, keepdim=True) / size - mean.square()
+    scale = (variance + eps).rsqrt() * weight.double().view(num_groups, -1)
+    shift = bias.double().view(num_groups, -1) - mean * scale
+    scale, shift = (term.to(input).view(count, 1, 1, channels) for term in (scale, shift))
+    return torch.addcmul(shift, maps, scale).permute(0, 3, 1, 2)
+
+
+def _divide(input: Any, other: Any, **named: Any) -> Any:
+    by_one = isinstance(input, Tensor) and input.is_floating_point() and isinstance(other, float | int) and other == 1
+    return input if by_one and not named else torch.Tensor.div(input, other, **named)
+
+
+_FASTER: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.conv2d: _conv2d,
+    F.group_norm: _group_norm,
+    torch.Tensor.div: _divide,
+}
+
+
+def _plain(*tensors: Tensor) -> bool:
+    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+
+
+@contextmanager
+def _kept_memory() -> Iterator[None]:
+    """While open, glibc keeps freed memory; afterwards its thresholds are those that it would grow to by itself."""
+    mallopt = _mallopt()
+    if mallopt is None:
+        yield
+        return
+    trim, threshold, maps = -1, -3, -4  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX of malloc.h
+    mallopt(trim, 2**31 - 1)
+    mallopt(maps, 0)
+    try:
+        yield
+    finally:
+        mallopt(maps, 65536)
+        mallopt(threshold, 32 * 2**20)
+        mallopt(trim, 64 * 2**20)
+
+
+def _mallopt() -> Callable[[int, int], int] | None:
+    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

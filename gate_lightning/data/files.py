@@ -1,0 +1,176 @@
+"""What data sets of picture and mask files share, whatever their folders are called: reading, checking, captions."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gate_lightning.data.captions import derangement, read_captions
+from gate_lightning.data.checks import LEVELS, DataReport, SplitReport, check_split
+from gate_lightning.data.datamodule import SegmentationDataModule
+from gate_lightning.data.folder_scan import Pair, SplitFiles
+from gate_lightning.data.labels import MaskReader
+from gate_lightning.data.pictures import picture_size, read_image
+from gate_lightning.data.samples import Sample, Transform
+from gate_lightning.data.transforms import Resize
+from gate_lightning.errors import ConfigError, DataError
+
+__all__ = ["CAPTIONS", "FileDataModule", "FileSource"]
+
+log = logging.getLogger(__name__)
+
+CAPTIONS = ("fine", "coarse", "shuffled")
+#: decoded pictures of a split are kept in RAM below this
+RAM_BYTES = 512 * 2**20
+
+
+class FileSource:
+    """A split of picture and mask files.
+
+    Args:
+        pairs: pictures and masks.
+        reader: of the masks.
+        captions: one per pair, or None.
+        ram_bytes: keep decoded pictures if all of them together need at most this.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], reader: MaskReader, captions: Sequence[str] | None = None, ram_bytes: int = 0
+    ) -> None:
+        self.pairs, self.reader, self.captions = tuple(pairs), reader, captions
+        self._sizes = [picture_size(pair.image) for pair in self.pairs]
+        self._keep = sum(height * width for height, width in self._sizes) * 4 <= ram_bytes
+        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def sample_id(self, index: int) -> str:
+        """Path of the picture relative to the root."""
+        return self.pairs[index].sample_id
+
+    def load(self, index: int) -> Sample:
+        """The picture and its mask as they are in the files.
+
+        Raises:
+            DataError: a file that does not decode, or an unknown label.
+        """
+        pair = self.pairs[index]
+        arrays = self._kept.get(index)
+        if arrays is None:
+            arrays = read_image(pair.image), self.reader.read(pair.mask)
+            if self._keep:
+                self._kept[index] = arrays
+        caption = None if self.captions is None else self.captions[index]
+        return Sample(pair.sample_id, *arrays, caption)
+
+    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
+        """(height, width) of the picture and of its mask, which the check has found equal."""
+        return self._sizes[index], self._sizes[index]
+
+
+class FileDataModule(SegmentationDataModule):
+    """Pictures and masks in files.
+
+    Subclasses set ``root``, ``protocol``, ``reader``, ``_train_transform``, ``_eval_resize`` and provide ``scan``.
+
+    Args:
+        captions: ``fine`` (the files, if there are any), ``coarse`` (``prompt_simple``) or ``shuffled`` (the control:
+            every picture gets another one's).
+        check_level: sanity check at start: ``quick`` or ``full``.
+        loading: `SegmentationDataModule`'s arguments.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+
+    root: Path
+    reader: MaskReader
+    _train_transform: Transform
+    _eval_resize: Resize
+
+    def __init__(self, captions: str = "fine", check_level: str = "quick", **loading: Any) -> None:
+        super().__init__(**loading)
+        if captions not in CAPTIONS:
+            raise ConfigError(f"captions={captions}: a folder knows {', '.join(CAPTIONS)}")
+        if check_level not in LEVELS:
+            raise ConfigError(f"dataset.check_level is {check_level!r}; expected {' or '.join(LEVELS)}")
+        self.captions, self.check_level = captions, check_level
+
+    @abstractmethod
+    def scan(self, split: str) -> SplitFiles:
+        """Which files of ``train``, ``val`` or ``test`` belong together.
+
+        Raises:
+            DataError: a folder is missing or holds no picture.
+        """
+
+    @property
+    def train_transform(self) -> Transform:
+        """See the class."""
+        return self._train_transform
+
+    @property
+    def eval_resize(self) -> Resize:
+        """See the class."""
+        return self._eval_resize
+
+    def make_source(self, split: str) -> FileSource:
+        """The checked pictures of a split.
+
+        Raises:
+            DataError: names the first broken file of the split.
+        """
+        files = self.scan(split)
+        report = DataReport(self.protocol.name, self.protocol.classes, (self._check(files, self.check_level),))
+        for warning in report.warnings:
+            log.warning("%s", warning)
+        report.raise_if_broken()
+        return FileSource(files.pairs, self.reader, self._captions_of(split, _names(files)), RAM_BYTES)
+
+    def check(self, level: str = "full") -> DataReport:
+        """Look at all splits without a run; errors are in the report, not raised.
+
+        Args:
+            level: ``quick`` or ``full``.
+
+        Raises:
+            DataError: a split's folder is missing.
+        """
+        splits = ("train", "val", "test")[: 3 if self.has_test else 2]
+        reports = tuple(self._check(self.scan(split), level) for split in splits)
+        return DataReport(str(self.root), self.protocol.classes, reports)
+
+    def _check(self, files: SplitFiles, level: str) -> SplitReport:
+        report = check_split(files, self.reader, level, self._too_small)
+        try:
+            self._captions_of(files.split, _names(files))
+        except DataError as error:
+            return SplitReport(**{**vars(report), "errors": (*report.errors, str(error))})
+        return report
+
+    def _too_small(self, height: int, width: int) -> str | None:
+        """Why pictures of this size cannot be trained on, or None; small ones are padded unless a subclass objects."""
+        return None
+
+    def _captions_of(self, split: str, names: Sequence[str]) -> list[str] | None:
+        if self.captions == "coarse":
+            return [self.protocol.prompt_simple] * len(names)
+        found = read_captions(self.root, split, names)
+        if self.captions == "fine":
+            return found
+        if found is None:
+            raise DataError(
+                f"captions=shuffled, but {self.root} has no captions to shuffle; expected captions/{split}/"
+                "<name>.txt or captions.txt"
+            )
+        return [found[index] for index in derangement(len(found), self.seed, split)]
+
+
+def _names(files: SplitFiles) -> list[str]:
+    return [pair.name for pair in files.pairs]

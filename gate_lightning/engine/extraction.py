@@ -1,0 +1,156 @@
+"""From a resolved configuration to branches and what reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.errors import ConfigError
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.cache import MemoryCache
+from gate_lightning.features.disk_cache import DiskCache
+from gate_lightning.features.edges import EdgesExtractor
+from gate_lightning.features.extractor import FeatureExtractor
+from gate_lightning.features.fused import FusedExtractor
+from gate_lightning.features.recipes import build_branches
+from gate_lightning.features.settings import Prompts
+from gate_lightning.techniques.controlnet import ControlFunction
+
+__all__ = ["MAIN", "Extractor", "branches_of", "extractor_of", "split_size"]
+
+#: what branches call the backbone of ``backbone`` where there are more in ``backbones``
+MAIN = "main"
+#: settings that the edge control shares with the ControlNet technique, so that both see the same edges
+CANNY = ("low", "high", "blur_sigma", "normalize")
+
+Extractor = FeatureExtractor | FusedExtractor | EdgesExtractor | DiskCache | MemoryCache
+#: a configuration node → the object it describes
+Build = Callable[[Any], Any]
+
+
+def branches_of(
+    config: DictConfig, plain: Mapping[str, Any], steering: Prompts, backbones: Mapping[str, Backbone], build: Build
+) -> list[Branch]:
+    """Branches as ``techniques technique timestep layers noise_draws ensemble`` say.
+
+    Args:
+        config: resolved configuration.
+        plain: the same as plain data.
+        steering: prompts and recipe.
+        backbones: by name; the first is the default.
+        build: makes control functions.
+    """
+    functions = _Functions(build)
+    return build_branches(
+        functions.built(plain["techniques"]),
+        protocol=steering,
+        backbone=backbones,
+        knobs=functions.built(plain["technique"]),
+        timestep=config.timestep,
+        layers=plain["layers"],
+        noise_draws=config.noise_draws,
+        ensemble=config.get("ensemble", 1),
+        seed=config.seed,
+    )
+
+
+def extractor_of(
+    config: DictConfig,
+    branches: Sequence[Branch],
+    backbones: Mapping[str, Backbone],
+    scales: Mapping[str, float],
+    canny: Mapping[str, Any],
+) -> Extractor:
+    """What reads the branches, with the edge control and the caches as ``edges`` and ``feature_cache*`` say.
+
+    Args:
+        config: resolved configuration.
+        branches: what is read.
+        backbones: by the names that branches give.
+        scales: of the backbones' pictures.
+        canny: settings of the ControlNet technique.
+
+    Raises:
+        ConfigError: a backbone that no branch reads.
+    """
+    made: FeatureExtractor | FusedExtractor
+    extractors = {}
+    for name, backbone in backbones.items():
+        own = [branch for branch in branches if branch.backbone == name]
+        if not own:
+            raise ConfigError(_unread(name))
+        extractors[name] = FeatureExtractor(
+            backbone, own, seed=config.seed, noise=config.noise, posterior=config.get("posterior", "mean")
+        )
+    if len(extractors) == 1:
+        made = next(iter(extractors.values()))
+    else:
+        made = FusedExtractor(extractors, scales, [branch.name for branch in branches])
+    if config.edges not in ("none", "input"):
+        raise ConfigError(f"edges={config.edges}: expected none or input")
+    edged: FeatureExtractor | FusedExtractor | EdgesExtractor = made
+    if config.edges == "input":
+        edged = EdgesExtractor(made, **{key: value for key, value in canny.items() if key in CANNY})
+    kept: FeatureExtractor | FusedExtractor | EdgesExtractor | DiskCache = edged
+    if config.get("feature_cache_dir"):
+        kept = DiskCache(edged, config.feature_cache_dir, config.feature_cache_dtype)
+    return MemoryCache(kept, config.feature_cache) if config.feature_cache else kept
+
+
+def split_size(name: str, node: Mapping[str, Any], native_size: int) -> tuple[dict[str, Any], float]:
+    """The configuration of a further backbone without its ``scale`` and ``size``, and its scale.
+
+    Args:
+        name: of the backbone.
+        node: its configuration.
+        native_size: of the first backbone, in pixels: what a picture has that is to become one of ``size``.
+    """
+    rest = {key: value for key, value in node.items() if key not in ("scale", "size")}
+    scale, size = node.get("scale"), node.get("size")
+    if scale is not None and size is not None:
+        raise ConfigError(f"backbones.{name} has a scale and a size; leave one of them out")
+    if size is not None:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"backbones.{name}.size={size!r}: expected pixels, at least 1")
+        return rest, size / native_size
+    return rest, 1.0 if scale is None else scale
+
+
+def _unread(name: str) -> str:
+    if name == MAIN:
+        return (
+            "no branch reads the backbone of `backbone`, which decides the size of pictures; put the one they read "
+            "there instead of into backbones"
+        )
+    return f"backbones.{name} is read by no branch; write `backbone: {name}` into a branch, or leave it out"
+
+
+class _Functions:
+    """Builds control functions, equal ones once, so that branches share their pictures."""
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+        self._built: dict[str, ControlFunction] = {}
+
+    def built(self, node: Any) -> Any:
+        """A copy of plain data in which every ``function: {_target_: …}`` is a ControlFunction."""
+        if isinstance(node, Mapping):
+            return {
+                key: self._function(value) if key == "function" and _is_target(value) else self.built(value)
+                for key, value in node.items()
+            }
+        return [self.built(item) for item in node] if isinstance(node, list) else node
+
+    def _function(self, node: Mapping[str, Any]) -> ControlFunction:
+        description = json.dumps(node, sort_keys=True)
+        if description not in self._built:
+            self._built[description] = ControlFunction(self._build(node), description)
+        return self._built[description]
+
+
+def _is_target(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value

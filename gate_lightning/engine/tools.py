@@ -1,0 +1,104 @@
+"""Run a tool: what ``eval.py tool=<name>`` does."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from gate_lightning.engine import runs
+from gate_lightning.engine.parts import Parts, call_with
+from gate_lightning.errors import ConfigError, GateError
+
+__all__ = ["run_tool"]
+
+log = logging.getLogger(__name__)
+
+#: parts that a tool's function may name; built only then
+PARTS = ("backbone", "extractor", "companions")
+
+
+def run_tool(config: DictConfig, output: Path) -> None:
+    """Call the function of ``tool`` with the parts it names, in ``tool.processes`` processes where that is set.
+
+    Args:
+        config: composed configuration.
+        output: where the tool writes if its own ``output`` is null.
+
+    Raises:
+        ConfigError: processes that cannot be started, or one of them failed.
+    """
+    resolved = runs.resolve(config)
+    if resolved.tool.get("output", "absent") is None:
+        resolved.tool.output = str(output)
+    processes = resolved.tool.pop("processes", 1)
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise ConfigError(f"tool.processes={processes!r}: expected an integer of 1 or more")
+    if processes == 1:
+        _call(resolved)
+    elif "WORLD_SIZE" in os.environ:
+        raise ConfigError("tool.processes is for one command that starts all processes; torchrun has started them")
+    else:
+        _in_processes(resolved, processes)
+
+
+def _call(resolved: DictConfig) -> None:
+    node = OmegaConf.create({**OmegaConf.to_container(resolved.tool), "_partial_": True})  # type: ignore[dict-item]
+    function: Callable[..., Any] = instantiate(node, _convert_="all")
+    # a tool that names the data set builds it itself, once it is known that it can be
+    dataset = resolved.get("dataset")
+    available: dict[str, Any] = {"dataset": None if dataset is None else OmegaConf.to_container(dataset)}
+    parts = Parts(resolved, run_folder="")
+    for name in PARTS:
+        if name in inspect.signature(function.func).parameters:  # type: ignore[attr-defined]
+            available[name] = getattr(parts, name)
+    report = call_with(function, **available)
+    if report is not None:
+        log.info("%s", report)
+
+
+def _in_processes(resolved: DictConfig, count: int) -> None:
+    """Start the processes and wait for them; where one fails, the others are stopped."""
+    # spawned, not forked: a child must not inherit threads, nor a GPU that was looked at
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=_process, args=(resolved, rank, count)) for rank in range(count)]
+    try:
+        for child in children:
+            child.start()
+        waiting = set(children)
+        while waiting:
+            multiprocessing.connection.wait([child.sentinel for child in waiting])
+            waiting = {child for child in waiting if child.is_alive()}
+            failed = [child for child in children if child.exitcode]
+            if failed:
+                raise ConfigError(
+                    f"{len(failed)} of {count} processes failed (exit status {failed[0].exitcode}); see above"
+                )
+    finally:
+        for child in children:
+            if child.is_alive():
+                child.terminate()
+        for child in children:
+            if child.pid is not None:
+                child.join()
+
+
+def _process(resolved: DictConfig, rank: int, count: int) -> None:
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)})
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        _call(resolved)
+    except GateError as error:
+        sys.stderr.write(f"\n{type(error).__name__}: {error}\n")
+        raise SystemExit(2) from None

@@ -1,0 +1,147 @@
+"""Denoising from a higher timestep before features are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from torch import Tensor
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import Conditions
+from gate_lightning.techniques.base import Conditioning, Predict
+from gate_lightning.techniques.schedule import NoiseSchedule, wide
+
+__all__ = ["SAMPLERS", "Denoise"]
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """The picture noised to a higher timestep, then denoised down to the one that is read (GATE §6.1).
+
+    What the denoiser invents on the way drifts from the picture unless a ControlNet holds it; the paper stays below ten
+    steps. Every step is a full pass.
+
+    Args:
+        steps: at least 1; the walk starts ``steps`` · ``stride`` timesteps above the one that is read.
+        sampler: who walks, of SAMPLERS; all without new noise. "pndm_released" is the walk of the released GATE code
+            on Stable Diffusion 1.5, one call short: its second call repeats the first step, and all later latents are
+            one step noisier than the denoiser is told. What it calls denoising from 60 to 50 starts at 61: steps=11.
+        stride: timesteps per step, at least 1.
+    """
+
+    steps: int = 10
+    sampler: str = "ddim"
+    stride: int = 1
+
+    name = "denoise"
+    order = 50
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "stride"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"denoise.{key}={value!r}: expected an integer of 1 or more")
+        if self.sampler not in SAMPLERS:
+            raise ConfigError(f"denoise.sampler={self.sampler!r}: expected one of {', '.join(SAMPLERS)}")
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Settings, JSON-able."""
+        return {"name": self.name, **asdict(self)}
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Check that there is a schedule to go down, in steps this sampler can make."""
+        length = len(NoiseSchedule(backbone, "denoising from a higher timestep"))
+        if self.sampler.startswith("pndm") and length // (length // min(self.stride, length)) != self.stride:
+            raise ConfigError(
+                f"denoise.stride={self.stride}: the PNDM sampler makes equal steps that divide the {length} timesteps "
+                f"of {backbone.identity.name}, like 1, 10 or 20; choose such a stride, or sampler=ddim"
+            )
+
+    def apply(
+        self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
+    ) -> Conditioning:
+        """Walk down before reading."""
+        return replace(conditioning, walk=self)
+
+    def check(self, backbone: Backbone, timestep: int) -> None:
+        """Refuse a start above the schedule."""
+        if self.start(timestep) >= backbone.num_train_timesteps:
+            raise ConfigError(
+                f"denoising by {self.steps} steps of {self.stride} to the timestep {timestep} starts at "
+                f"{self.start(timestep)}, outside 0 … {backbone.num_train_timesteps - 1}, the noise schedule of "
+                f"{backbone.identity.name}; choose a lower timestep or fewer steps"
+            )
+
+    def start(self, timestep: int) -> int:
+        """Where the walk starts."""
+        return timestep + self.steps * self.stride
+
+    def run(self, latents: Tensor, timestep: int, predict: Predict, backbone: Backbone) -> Tensor:
+        """Latents (B, c, h, w) at the level of ``timestep`` from those at that of ``start(timestep)``."""
+        schedule = NoiseSchedule(backbone, "denoising from a higher timestep")
+        levels = list(range(self.start(timestep), timestep - 1, -self.stride))
+        return SAMPLERS[self.sampler](wide(latents), levels, predict, schedule).to(latents)
+
+
+def _ddim(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
+    for level, target in pairwise(levels):
+        latents = schedule.move(latents, predict(latents, level), level, target)
+    return latents
+
+
+def _pndm(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
+    """The first step is made twice: its second pass, at its end, corrects it; so that level is visited twice too."""
+    return _pndm_visiting([*levels[:2], *levels[1:-1]], latents, levels, predict, schedule)
+
+
+def _pndm_released(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
+    """Every level visited once, as by code that starts in the middle of the scheduler's list."""
+    return _pndm_visiting(levels[:-1], latents, levels, predict, schedule)
+
+
+def _pndm_visiting(
+    visits: list[int], latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule
+) -> Tensor:
+    # it averages predictions of several levels, which only noise allows: other kinds are converted first
+    scheduler = PNDMScheduler(**{**schedule.config, "prediction_type": "epsilon"}, skip_prk_steps=True)
+    scheduler.set_timesteps(len(schedule) // (levels[0] - levels[1]))
+    for timestep in visits:
+        _, noise = schedule.split(latents, predict(latents, timestep), timestep)
+        latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+def _solver(kind: Any, scaled: bool) -> Callable[[Tensor, list[int], Predict, NoiseSchedule], Tensor]:
+    """A diffusers scheduler on the levels given; ``scaled``: its samples are latents · √(1 + σ²)."""
+
+    def walk(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
+        scheduler = kind(**schedule.config)
+        # the last level is reached, never visited; the scheduler needs it to know where the last step ends
+        scheduler.set_timesteps(timesteps=levels)
+        scheduler.set_begin_index(0)
+        if scaled:
+            latents = latents / math.sqrt(schedule.alphas[levels[0]])
+        for timestep in scheduler.timesteps[: (len(levels) - 1) * scheduler.order]:
+            prediction = predict(scheduler.scale_model_input(latents, timestep), int(timestep))
+            latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        return latents * math.sqrt(schedule.alphas[levels[-1]]) if scaled else latents
+
+    return walk
+
+
+#: name → (latents at the first level, levels, predict, schedule) → latents at the last level
+SAMPLERS: dict[str, Callable[[Tensor, list[int], Predict, NoiseSchedule], Tensor]] = {
+    "ddim": _ddim,
+    "pndm": _pndm,
+    "pndm_released": _pndm_released,
+    "euler": _solver(EulerDiscreteScheduler, scaled=True),
+    "heun": _solver(HeunDiscreteScheduler, scaled=True),
+    "dpmpp": _solver(DPMSolverMultistepScheduler, scaled=False),
+}

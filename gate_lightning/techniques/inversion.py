@@ -1,0 +1,88 @@
+"""DDIM inversion: noise that the denoiser itself finds in the picture, instead of drawn noise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import Conditions
+from gate_lightning.techniques.base import Conditioning, Predict
+from gate_lightning.techniques.schedule import NoiseSchedule, wide
+
+__all__ = ["Inversion"]
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Clean latents brought up to the timestep that is read by DDIM steps in reverse (Song et al. 2021, §4.3).
+
+    The denoiser is conditioned as when it is read: by the branch's prompt, ControlNets and LoRAs. In each step it is
+    told the timestep to be reached and sees the latents of the one before. No noise is drawn.
+
+    Args:
+        stride: timesteps per step, at least 1. The released GATE code takes 10.
+        first: the timestep whose level the clean latents are taken for, 0 or more.
+        last: "exact" ends with a shorter step on the timestep read; "grid" goes on to the next multiple of the stride,
+            as the released code does, so that the latents are noisier than the timestep says. Equal on the grid.
+    """
+
+    stride: int = 10
+    first: int = 1
+    last: Literal["exact", "grid"] = "exact"
+
+    name = "inversion"
+    order = 40
+
+    def __post_init__(self) -> None:
+        for key, least in (("stride", 1), ("first", 0)):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"inversion.{key}={value!r}: expected an integer of {least} or more")
+        if self.last not in ("exact", "grid"):
+            raise ConfigError(f"inversion.last={self.last!r}: expected exact or grid")
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Settings, JSON-able."""
+        return {"name": self.name, **asdict(self)}
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Check that there is a schedule to go up."""
+        NoiseSchedule(backbone, "DDIM inversion")
+
+    def apply(
+        self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
+    ) -> Conditioning:
+        """Walk up before reading."""
+        return replace(conditioning, walk=self)
+
+    def levels(self, timestep: int) -> list[int]:
+        """The timesteps of the latents on their way up, the first included."""
+        if self.last == "grid":
+            return list(range(self.first, timestep + self.stride, self.stride)) or [self.first]
+        return [*range(self.first, timestep, self.stride), max(timestep, self.first)]
+
+    def check(self, backbone: Backbone, timestep: int) -> None:
+        """Refuse a way that leads out of the schedule."""
+        last = self.levels(timestep)[-1]
+        if last >= backbone.num_train_timesteps:
+            raise ConfigError(
+                f"inversion from {self.first} by {self.stride} to the timestep {timestep} ends at {last}, outside 0 … "
+                f"{backbone.num_train_timesteps - 1}; choose a lower timestep, another stride, or last=exact"
+            )
+
+    def start(self, timestep: int) -> None:
+        """No noise is added."""
+
+    def run(self, latents: Tensor, timestep: int, predict: Predict, backbone: Backbone) -> Tensor:
+        """Latents (B, c, h, w) at the level of ``timestep`` from clean ones, one pass for each step."""
+        schedule = NoiseSchedule(backbone, "DDIM inversion")
+        state = wide(latents)
+        for level, target in pairwise(self.levels(timestep)):
+            state = schedule.move(state, predict(state, target), level, target)
+        return state.to(latents)

@@ -1,0 +1,47 @@
+"""How far a tool is, in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+__all__ = ["Progress", "human_size"]
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY = 10.0  # seconds
+
+
+class Progress:
+    """Says every few seconds how far this process is and how long the rest will take."""
+
+    def __init__(self, total: int, rank: int, world: int, what: str) -> None:
+        self.total, self.what = total, what
+        self.who = f"process {rank + 1} of {world}: " if world > 1 else ""
+        self.computed = self.there = self.bytes = 0
+        self.start = self.said = time.monotonic()
+
+    def step(self, computed: int, there: int) -> None:
+        """Count pictures."""
+        self.computed, self.there = self.computed + computed, self.there + there
+        now, done = time.monotonic(), self.computed + self.there
+        if now - self.said < _REPORT_EVERY or not self.computed:
+            return
+        self.said = now
+        rate = self.computed / (now - self.start)
+        minutes = (self.total - done) / rate / 60
+        log.info("%s%d/%d pictures, %.2f a second, %.1f minutes left", self.who, done, self.total, rate, minutes)
+
+    def summary(self) -> str:
+        """What was done."""
+        there = f", of {self.there} there already" if self.there else ""
+        return f"{self.who}{self.what} of {self.computed} pictures written ({human_size(self.bytes)}){there}"
+
+
+def human_size(count: float) -> str:
+    """A number of bytes, readable."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB" if count < 1000 else f"{count / 1000:.3g} TB"

@@ -1,0 +1,54 @@
+"""experiment=lora on the folder of a segmentation data set: pictures in several caption styles, no masks needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from composition import composed
+
+from gate_lightning.backbones.loading import load_unet_backbone
+from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.runs import resolve
+from gate_lightning.engine.training import train
+from gate_lightning.errors import DataError
+
+
+def write_pictures(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for index in range(2):
+        cv2.imwrite(str(folder / f"{index}.png"), np.full((40, 60, 3), 80 * index, np.uint8))
+
+
+def test_any_folder_of_pictures_trains_adapters_that_load(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "set" / "images" / "train")
+    (tmp_path / "set" / "captions_tags.txt").write_text("train/0.png\tnight\ntrain/1.png\tday\n")
+    given = ["experiment=lora", "backbone=tiny", "dataset=folder", f"dataset.root={tmp_path / 'set'}"]
+    given += ["dataset.batch_size=2", "task.rank=2", "task.targets=[attention]", "trainer.accelerator=cpu"]
+    given += ["trainer.max_steps=1", "trainer.val_check_interval=1", "logger=none"]
+    metrics = train(composed(*given), given, tmp_path / "run")
+    assert np.isfinite(metrics["val/eps_mse"])
+    assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "done"}
+    backbone = load_unet_backbone("tiny")
+    for name in ("adapter", "adapter.kohya"):
+        backbone.require_adapter(name[:7] + name[8:], str(tmp_path / "run" / "model" / f"{name}.safetensors"))
+        assert len(backbone.adapters[name[:7] + name[8:]].paths["unet"]) == 128  # 16 transformers × 2 × q, k, v, out
+
+
+@pytest.mark.parametrize(("inside", "pictures"), [("images/train", 2), ("images", 2), ("", 2)])
+def test_the_settings_of_the_data_set_reach_the_pictures(tmp_path: Path, inside: str, pictures: int) -> None:
+    write_pictures(tmp_path / "set" / inside)
+    given = ["experiment=lora", "backbone=sd15", "dataset=folder", f"dataset.root={tmp_path / 'set'}"]
+    module = Parts(resolve(composed(*given, "dataset.batch_size=3", "seed=5")), str(tmp_path)).datamodule
+    module.setup("fit")
+    assert (len(module.train_set), module.size, module.batch_size, module.seed) == (pictures, 512, 3, 5)
+    assert not module.flip
+
+
+def test_a_data_set_without_a_folder_is_refused(tmp_path: Path) -> None:
+    module = Parts(resolve(composed("experiment=lora", "dataset=scenes")), str(tmp_path)).datamodule
+    with pytest.raises(DataError, match=r"dataset\.root="):
+        module.setup("fit")

@@ -1,0 +1,91 @@
+"""The public API as the documentation shows it: every code block runs, on the embedded backbone."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gate_lightning
+from gate_lightning.errors import ConfigError, DataError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def blocks(name: str) -> list[str]:
+    """Python code blocks of a page."""
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the pictures that the documentation speaks of."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    (tmp_path / "my_pictures/sub").mkdir(parents=True)
+    for name in ("picture.jpg", "wide.jpg", "my_pictures/sub/picture.jpg"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_ten_lines_of_the_readme(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = blocks("README.md")[0]
+    assert example == blocks("docs/library.md")[0]
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    exec(compile(example, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["plain", "steered"]
+    assert all("'up-level1-upsampler-out': (1, " in line for line in lines)
+
+
+def test_all_blocks_of_the_page(here: Path) -> None:
+    space: dict[str, object] = {}
+    for number, block in enumerate(blocks("docs/library.md")):
+        exec(compile(block, f"docs/library.md, block {number}", "exec"), space)
+    assert (here / "features/sub/picture.safetensors").is_file()
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    page = (REPOSITORY / "docs/library.md").read_text(encoding="utf-8")
+    for name in gate_lightning.__all__:
+        assert getattr(gate_lightning, name) is not None
+        assert name in dir(gate_lightning)
+        assert name == "__version__" or f"`{name}" in page
+    with pytest.raises(AttributeError, match="FeatureExtracter"):
+        _ = gate_lightning.FeatureExtracter
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    script = "import sys, gate_lightning; print(sorted({'torch', 'hydra', 'diffusers', 'numpy'} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert result.stdout.strip() == "[]"
+
+
+def test_backbones_by_name() -> None:
+    backbone = gate_lightning.load_backbone("tiny", weights="random", seed=5)
+    assert backbone.identity.name
+    with pytest.raises(ConfigError, match=r"no backbone 'sd51'; expected one of .*sd15"):
+        gate_lightning.load_backbone("sd51")
+    with pytest.raises(ConfigError, match=r"no setting wieghts; it has .*weights"):
+        gate_lightning.load_backbone("tiny", wieghts="x")
+
+
+def test_reading_pictures(here: Path) -> None:
+    Image.new("RGB", (16, 8), (255, 0, 0)).save(here / "red.png")
+    images, conditions = gate_lightning.read_pictures("red.png")
+    assert images.shape == (1, 3, 8, 16)
+    assert [float(value) for value in images[0, :, 0, 0]] == [1.0, -1.0, -1.0]
+    assert conditions.sample_ids == ("red.png",)
+    both, told = gate_lightning.read_pictures(["red.png", "wide.jpg"], size=(8, 24), captions=["a", ""])
+    assert both.shape == (2, 3, 8, 24)
+    assert told.captions == ("a", "")
+    with pytest.raises(DataError, match="give read_pictures a size"):
+        gate_lightning.read_pictures(["red.png", "wide.jpg"])
+    with pytest.raises(DataError, match="captions for all or none"):
+        gate_lightning.read_pictures("red.png", captions=["a", "b"])
