@@ -60,9 +60,7 @@ def oracle(backbone: UNetBackbone, controls: dict[str, tuple[float, Tensor]]) ->
         down, middle = nets(latents, 50, embeds, list(given), list(scales), return_dict=False)
         caught = []
         handle = backbone.unet.get_submodule(PATH).register_forward_hook(lambda m, i, output: caught.append(output))
-        backbone.unet(
-            latents, 50, embeds, down_block_additional_residuals=down, mid_block_additional_residual=middle
-        )
+        backbone.unet(latents, 50, embeds, down_block_additional_residuals=down, mid_block_additional_residual=middle)
         handle.remove()
     return caught[0]
 

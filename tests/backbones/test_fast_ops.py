@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
+from small_networks import build, conditions, pictures, relative
+from torch import Tensor, nn
+
+from gate_lightning.backbones import fast_ops as module
+from gate_lightning.backbones.fast_ops import fast_ops
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.extractor import FeatureExtractor
+
+
+@pytest.fixture
+def winograd_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the convolutions that were computed by Winograd's algorithm."""
+    calls: list[tuple[int, ...]] = []
+    original: Callable[..., Tensor] = module.winograd_conv2d
+
+    def listened(inputs: Tensor, *others: Tensor) -> Tensor:
+        calls.append(tuple(inputs.shape))
+        return original(inputs, *others)
+
+    monkeypatch.setattr(module, "winograd_conv2d", listened)
+    return calls
+
+
+@torch.no_grad()
+def test_a_residual_block_gives_the_same_and_hooks_see_its_convolutions(winograd_calls: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    block = ResnetBlock2D(in_channels=128, out_channels=160, temb_channels=32).eval()
+    inputs, time = torch.randn(2, 128, 24, 20), torch.randn(2, 32)
+    seen: list[Tensor] = []
+    handle = block.conv2.register_forward_hook(lambda own, given, output: seen.append(output))
+    expected = block(inputs, time)
+    assert not winograd_calls
+    with fast_ops():
+        actual = block(inputs, time)
+    handle.remove()
+    assert winograd_calls == [(2, 128, 24, 20), (2, 160, 24, 20)]
+    assert relative(actual, expected) < 2e-6
+    assert relative(seen[1], seen[0]) < 2e-6
+    block(inputs, time)
+    assert len(winograd_calls) == 2  # the context is closed
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(128, 128, 3, stride=2, padding=1),
+        nn.Conv2d(128, 128, 3, padding=0),
+        nn.Conv2d(128, 128, 3, padding=2, dilation=2),
+        nn.Conv2d(256, 256, 3, padding=1, groups=2),
+        nn.Conv2d(128, 128, 3, padding="same"),
+        nn.Conv2d(128, 128, 1),
+        nn.Conv2d(4, 128, 3, padding=1),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_other_convolutions_run_as_they_are(layer: nn.Conv2d, winograd_calls: list[tuple[int, ...]]) -> None:
+    inputs = torch.randn(1, layer.in_channels, 32, 32)
+    with fast_ops():
+        actual = layer(inputs)
+    assert relative(actual, layer(inputs)) < 2e-6
+    assert not winograd_calls
+
+
+@torch.no_grad()
+def test_half_precision_is_bit_equal(winograd_calls: list[tuple[int, ...]]) -> None:
+    layer, inputs = nn.Conv2d(128, 128, 3, padding=1).bfloat16(), torch.randn(1, 128, 32, 32).bfloat16()
+    with fast_ops():
+        actual = layer(inputs)
+    assert torch.equal(actual, layer(inputs))
+    assert not winograd_calls
+
+
+def test_nothing_changes_where_gradients_are_wanted(winograd_calls: list[tuple[int, ...]]) -> None:
+    layer = nn.Conv2d(128, 128, 3, padding=1)
+    with fast_ops():
+        layer(torch.randn(1, 128, 32, 32)).sum().backward()
+    assert layer.weight.grad is not None
+    assert not winograd_calls
+
+
+@torch.no_grad()
+def test_large_maps_in_channels_last_are_normalised_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GROUP_VALUES", 64)
+    norm = nn.GroupNorm(4, 16, eps=1e-6)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    inputs = (torch.randn(2, 16, 30, 20) * 1.5 + 3).contiguous(memory_format=torch.channels_last)
+    expected = F.group_norm(inputs.double(), 4, norm.weight.double(), norm.bias.double(), 1e-6)
+    with fast_ops():
+        actual = norm(inputs)
+    assert relative(actual, expected) < 1e-6
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_only_a_division_by_one_is_left_out() -> None:
+    value, counts = torch.tensor([2.0, 3.0]), torch.tensor([2, 3])
+    with fast_ops():
+        assert (value / 1.0) is value
+        assert (value / 2.0).tolist() == [1.0, 1.5]
+        assert (counts / 1).dtype == torch.float32
+        assert (value / torch.ones(2)).tolist() == [2.0, 3.0]
+
+
+def test_features_are_the_same_without_it() -> None:
+    backbone = build("tiny")
+    branch = Branch("plain", 50, tuple(layer for layer in backbone.layers if layer.endswith("-out")))
+    images, given = pictures(2), conditions(2)
+    fast, slow = (FeatureExtractor(backbone, [branch], fast=fast)(images, given)["plain"] for fast in (True, False))
+    assert max(relative(fast[layer], slow[layer]) for layer in slow) < 1e-5
