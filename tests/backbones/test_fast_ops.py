@@ -102,6 +102,22 @@ def test_large_maps_in_channels_last_are_normalised_exactly(monkeypatch: pytest.
 
 
 @torch.no_grad()
+def test_attention_in_bfloat16_is_as_exact_as_the_fused_kernel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # as attention processors hand them over: (B, N, heads, d) underneath
+    query, key, value = (torch.randn(2, count, 3, 40, generator=generator) for count in (300, 320, 320))
+    given = [one.bfloat16().transpose(1, 2) for one in (query, key, value)]
+    expected = F.scaled_dot_product_attention(*(one.double() for one in given))
+    fused = F.scaled_dot_product_attention(*given, attn_mask=None, dropout_p=0.0, is_causal=False)
+    with fast_ops():
+        actual = F.scaled_dot_product_attention(*given, attn_mask=None, dropout_p=0.0, is_causal=False)
+        causal = F.scaled_dot_product_attention(*given, is_causal=True)
+    assert not torch.equal(actual, fused)  # it was computed in the other way
+    assert relative(actual, expected) < 3 * relative(fused, expected) < 0.02
+    assert torch.equal(causal, F.scaled_dot_product_attention(*given, is_causal=True))
+
+
+@torch.no_grad()
 def test_only_a_division_by_one_is_left_out() -> None:
     value, counts = torch.tensor([2.0, 3.0]), torch.tensor([2, 3])
     with fast_ops():
