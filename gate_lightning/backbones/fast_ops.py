@@ -7,6 +7,8 @@ hook on a convolution sees its output as ever. On a CPU
 * in float32, activations are channels_last, which that and the other convolutions there prefer. In that format torch's
   group norm sums up large maps too coarsely (32 groups of 128 × 512 × 512: relative error 2e-5): it is done here;
 * in bfloat16, attention over many keys runs block by block as plain matrix products, faster than torch's fused kernel;
+* in bfloat16, a 3 × 3 convolution of a map that was doubled to its nearest neighbours reads the map from before: four
+  convolutions of 2 × 2, one for each place within a doubled pixel, take 2.25 times fewer operations;
 * memory that a layer frees is kept for the next: with large maps, most of the time of an activation function is spent
   on getting fresh pages from the system;
 
@@ -34,12 +36,16 @@ __all__ = ["fast_ops"]
 
 #: below these a convolution gains nothing: transforming tiles and weights costs more than it saves
 _MIN_CHANNELS, _MIN_POSITIONS = 128, 2 * 16 * 16
+#: positions below which a doubled map is taken as it is: adding up the kernels would cost more
+_MIN_DOUBLED = 256
 #: values per group up to which torch's group norm is exact enough in channels_last (4e-7)
 _GROUP_VALUES = 2**18
 #: fewest keys and the queries at a time of attention in bfloat16: a block of scores stays in the cache
 _MIN_KEYS, _QUERIES = 256, 256
 #: columns that a processor multiplies at a time in bfloat16
 _COLUMNS = 16
+#: where a doubled map keeps the map it was made from
+_DOUBLED = "_gate_doubled_from"
 #: of a convolution's stride, padding, dilation and groups
 _DEFAULTS = (1, 0, 1, 1)
 
@@ -62,15 +68,43 @@ class _FastOps(TorchFunctionMode):
 
 
 def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, *geometry: Any, **named: Any) -> Tensor:
+    # stride, padding, dilation, groups
+    settings: list[Any] = [*geometry, *_DEFAULTS[len(geometry) :]]
+    usual = all(setting in (1, (1, 1), [1, 1]) for setting in settings) and not named and weight.shape[2:] == (3, 3)
     if input.ndim == 4 and _plain(input, weight):
         large = min(weight.shape[:2]) >= _MIN_CHANNELS and input[:, 0].numel() >= _MIN_POSITIONS
-        # stride, padding, dilation, groups
-        settings: list[Any] = [*geometry, *_DEFAULTS[len(geometry) :]]
-        usual = all(setting in (1, (1, 1), [1, 1]) for setting in settings)
-        if large and usual and not named and weight.shape[2:] == (3, 3):
+        if large and usual:
             return winograd_conv2d(input, weight, bias)
         input = input.contiguous(memory_format=torch.channels_last)
+    elif usual and _DOUBLED in input.__dict__ and weight.dtype == torch.bfloat16:
+        return _doubled_conv2d(input.__dict__[_DOUBLED], weight, bias)
     return torch.conv2d(input, weight, bias, *geometry, **named)
+
+
+def _interpolate(input: Tensor, *others: Any, **named: Any) -> Tensor:
+    output = F.interpolate(input, *others, **named)
+    doubled = tuple(output.shape[2:]) == tuple(2 * side for side in input.shape[2:])
+    nearest = not others and named.get("mode", "nearest") == "nearest"
+    large = input.ndim == 4 and input[:, 0].numel() >= _MIN_DOUBLED
+    if large and doubled and nearest and input.dtype == torch.bfloat16 and input.device.type == "cpu":
+        output.__dict__[_DOUBLED] = input
+    return output
+
+
+def _doubled_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The 3 × 3 convolution of ``input`` doubled to its nearest neighbours: (B, C, H, W) → (B, O, 2H, 2W)."""
+    count, _, height, width = input.shape
+    padded = F.pad(input, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+    output = padded.new_empty(count, 2 * height, 2 * width, len(weight)).permute(0, 3, 1, 2)
+    first, second, third = weight.float().unbind(dim=2)
+    # which rows of the kernel meet the upper and the lower of two neighbours; then the same for columns
+    for row, pair in enumerate(((first, second + third), (first + second, third))):
+        left, middle, right = torch.stack(pair, dim=2).unbind(dim=3)
+        for column, taps in enumerate(((left, middle + right), (left + middle, right))):
+            kernel = torch.stack(taps, dim=3).to(weight).contiguous(memory_format=torch.channels_last)
+            part = padded[:, :, row : row + height + 1, column : column + width + 1]
+            output[:, :, row::2, column::2] = torch.conv2d(part, kernel, bias)
+    return output
 
 
 def _group_norm(
@@ -125,6 +159,7 @@ def _divide(input: Any, other: Any, **named: Any) -> Any:
 _FASTER: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: _conv2d,
     F.group_norm: _group_norm,
+    F.interpolate: _interpolate,
     F.scaled_dot_product_attention: _attention,
     torch.Tensor.div: _divide,
 }

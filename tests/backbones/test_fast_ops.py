@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,33 @@ def test_attention_in_bfloat16_is_as_exact_as_the_fused_kernel() -> None:
     assert not torch.equal(actual, fused)  # it was computed in the other way
     assert relative(actual, expected) < 3 * relative(fused, expected) < 0.02
     assert torch.equal(causal, F.scaled_dot_product_attention(*given, is_causal=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 3), (1, 1)])
+def test_a_convolution_of_a_doubled_map_reads_the_map_itself(
+    height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MIN_DOUBLED", 1)
+    generator = torch.Generator().manual_seed(0)
+    upsampler = torch.nn.Conv2d(12, 20, 3, padding=1).bfloat16()
+    maps = torch.randn(2, 12, height, width, generator=generator).bfloat16()
+    doubled = F.interpolate(maps, scale_factor=2.0, mode="nearest")
+    expected = F.conv2d(doubled.double(), upsampler.weight.double(), upsampler.bias.double(), padding=1)
+    sizes: list[tuple[int, ...]] = []
+    plain = torch.conv2d
+
+    def counted(input: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        sizes.append(tuple(weight.shape[2:]))
+        return plain(input, weight, *others)
+
+    monkeypatch.setattr(torch, "conv2d", counted)
+    with fast_ops():
+        actual = upsampler(F.interpolate(maps, scale_factor=2.0, mode="nearest"))
+        changed = upsampler(F.interpolate(maps, scale_factor=2.0, mode="nearest") * 2)
+    assert sizes == [(2, 2)] * 4 + [(3, 3)]  # what was done to the doubled map in between is not lost
+    assert relative(actual, expected) < 0.01
+    assert relative(changed, upsampler(doubled * 2).double()) < 0.01
 
 
 @torch.no_grad()
