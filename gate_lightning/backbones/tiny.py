@@ -214,18 +214,21 @@ def write_folder(folder: Path, dtype: torch.dtype = torch.float16, **parts: Any)
             # nn.Module's own `to`: diffusers' warns about an empty list of modules
             part = nn.Module.to(copy.deepcopy(part), "cpu", dtype)
         part.save_pretrained(folder / name)
-        if isinstance(part, CLIPTextModel):
-            _load_in_single_precision(folder / name / "config.json")
+        if isinstance(part, nn.Module):
+            _mend(folder / name / "config.json", single_precision=isinstance(part, CLIPTextModel))
     if (folder / "unet").is_dir():
         (folder / "model_index.json").write_text(json.dumps(_PIPELINE, indent=2) + "\n", encoding="utf-8")
     log.info("Wrote %s to %s as %s.", ", ".join(parts), folder, dtype)
 
 
-def _load_in_single_precision(config: Path) -> None:
-    """Let transformers load the weights in float32 by default, as diffusers does with its own parts.
+def _mend(config: Path, single_precision: bool) -> None:
+    """Forget the folder on this machine that a part was loaded from; say which precision to load in.
 
-    Otherwise a plain ``StableDiffusionPipeline.from_pretrained`` mixes half and single precision and fails.
+    Without ``single_precision``, transformers would load half-precision weights as such, unlike diffusers its parts, and
+    a plain ``StableDiffusionPipeline.from_pretrained`` fails on the mixture.
     """
     values = json.loads(config.read_text(encoding="utf-8"))
-    values["dtype"] = "float32"
+    values.pop("_name_or_path", None)
+    if single_precision:
+        values["dtype"] = "float32"
     config.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

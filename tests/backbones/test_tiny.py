@@ -97,7 +97,10 @@ def test_plain_attention_gives_the_same(folder: Path) -> None:
 
 def test_controlnet_starts_silent_and_fits_the_latents(folder: Path, tmp_path: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True).eval()
-    tiny.write_folder(tmp_path, controlnet=tiny.build_controlnet(unet))
+    tiny.write_folder(tmp_path, controlnet=tiny.build_controlnet(unet), unet=unet)
+    written = (tmp_path / "unet" / "config.json").read_text()
+    assert '"block_out_channels"' in written
+    assert str(folder) not in written  # where a model was trained concerns nobody
     controlnet = ControlNetModel.from_pretrained(tmp_path / "controlnet", local_files_only=True)
     noisy, words = torch.randn(1, 4, 16, 16), torch.randn(1, MAX_TOKENS, tiny.TEXT_WIDTH)
     down, mid = controlnet(noisy, 10, words, torch.rand(1, 3, 64, 64), return_dict=False)
