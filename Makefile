@@ -6,6 +6,8 @@ STAMP   := $(VENV)/.installed
 # e.g. PIP_EXTRA_INDEX=<index with CPU builds of torch> make train
 PIP_ARGS := $(if $(PIP_EXTRA_INDEX),--extra-index-url $(PIP_EXTRA_INDEX),)
 ARGS    ?=
+# tests run in as many processes as there are cores, 8 at most
+PYTEST  := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-all check format lint types floors clean
@@ -25,10 +27,10 @@ train: $(STAMP)  ## run the main job; overrides: make train ARGS="dataset=... te
 	$(BIN)/python train.py $(ARGS)
 
 test: $(STAMP)  ## run the tests (no network, GPU or weights); selection: make test ARGS="-k metrics"
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: $(STAMP)  ## run the slow tests too
-	$(BIN)/python -m pytest -m "not gpu and not weights" $(ARGS)
+	$(PYTEST) -m "not gpu and not weights" $(ARGS)
 
 check: format lint types floors test  ## format, lint, types, import floors, tests
 

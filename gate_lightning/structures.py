@@ -19,6 +19,7 @@ __all__ = [
     "Features",
     "FeaturesInfo",
     "Identity",
+    "PixelBatch",
     "Pyramid",
     "SegmentationBatch",
 ]
@@ -126,11 +127,13 @@ class SegmentationBatch:
         images: (B, 3, H, W) float32 in [-1, 1], RGB.
         masks: (B, H, W) int64 class indices, ``ignore_index`` where unlabelled; None for unlabelled pictures.
         conditions: see Conditions.
+        features: of the pictures, padded as for the extractor, in any dtype, where they were computed before, or None.
     """
 
     images: Tensor
     masks: Tensor | None
     conditions: Conditions
+    features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -138,7 +141,34 @@ class SegmentationBatch:
     def to(self, device: torch.device | str, **kwargs: Any) -> SegmentationBatch:
         """A copy on ``device``."""
         masks = None if self.masks is None else self.masks.to(device, **kwargs)
-        return SegmentationBatch(self.images.to(device, **kwargs), masks, self.conditions.to(device, **kwargs))
+        features = self.features and {
+            branch: {layer: value.to(device, **kwargs) for layer, value in layers.items()}
+            for branch, layers in self.features.items()
+        }
+        images, conditions = self.images.to(device, **kwargs), self.conditions.to(device, **kwargs)
+        return SegmentationBatch(images, masks, conditions, features)
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Labelled pixels for members of an ensemble that are trained together, each on pixels of its own (M × P).
+
+    Attributes:
+        pictures: (M, P) int64 position of the picture in the training split.
+        positions: (M, P) int64 row · W + column of the pixel in the picture's mask.
+        labels: (M, P) int64 class indices; no void ones.
+    """
+
+    pictures: Tensor
+    positions: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> PixelBatch:
+        """A copy on ``device``."""
+        return PixelBatch(*(part.to(device, **kwargs) for part in (self.pictures, self.positions, self.labels)))
 
 
 @dataclass(frozen=True)
@@ -148,7 +178,8 @@ class Pyramid:
     Attributes:
         levels: (B, C_l, h_l, w_l) per level, stride growing.
         weights: per level (B or 1, assigners, branches) branch weights that sum to 1 over branches (last axis;
-            a further channel axis where weights are per channel), or () where the amalgamation has none.
+            further axes C where weights are per channel, and h, w where they vary over the picture), or () where the
+            amalgamation has none.
     """
 
     levels: tuple[Tensor, ...]

@@ -1,4 +1,4 @@
-"""The benchmark of the feature engine, end to end on the tiny architecture."""
+"""The benchmarks, end to end on the tiny architecture."""
 
 from __future__ import annotations
 
@@ -30,3 +30,59 @@ def test_the_engine_is_compared_with_the_naive_loop(
     assert float(rows["fp32"][-1]) <= 1e-5  # the features are those of the loop
     # operations: one encoding and a cut U-Net instead of three and a whole one; with one noise one ControlNet pass less
     assert float(rows["loop"][4]) > float(rows["fp32"][4]) > float(rows["fp32 one noise"][4])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it reads its memory by resource")
+def test_a_training_step_is_split_into_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    small = ["backbone=tiny", "dataset.crop_size=64", "dataset.scale=[128,64]", "head.decode.channels=16"]
+    own = ["backbone.weights=random", "dataset.num_workers=0", "trainer.accelerator=cpu"]
+    given = ["--steps", "1", "--validate", "--folder", str(tmp_path)]
+    module = importlib.import_module("segmentation")
+    monkeypatch.setitem(module.SIZES, "ade20k", (64, 96))
+    try:
+        module.main([*given, "experiment=gate/ade20k", *small, *own])
+    finally:
+        torch.set_num_threads(threads)
+    text = capsys.readouterr().out
+    rows = dict(re.findall(r"^([\w -]+?) +(-?\d+\.\d{3}) ", text, re.MULTILINE))
+    parts = ("data", "autoencoder", "text", "ControlNet", "U-Net", "other features", "head")
+    assert set(rows) == {*parts, "whole step"}
+    assert sum(float(rows[name]) for name in parts) == pytest.approx(float(rows["whole step"]), abs=0.01)
+    assert all(float(rows[name]) > 0 for name in ("autoencoder", "ControlNet", "U-Net", "head"))
+    assert float(rows["text"]) == 0  # read once per run, in the warm-up
+    assert "one batch of validation" in text
+    assert f"technique.lora.weights.moderate={tmp_path}" in text
+
+
+def test_a_label_scarce_split_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    given = ["--tiny", "--train", "2", "--test", "1", "--steps", "3", "--members", "2", "--folder", str(tmp_path)]
+    try:
+        importlib.import_module("label_scarce").main(given)
+    finally:
+        torch.set_num_threads(threads)
+    text = capsys.readouterr().out
+    assert "mean of 3" in text
+    # 272 channels upsampled to two masks of 32 pixels in float32
+    assert f"released: {2 * 32 * 32 * 272 * 4 / 1e9:.1f} GB" in text
+    assert float(re.search(r"peak RAM: (\d+\.\d+) GiB up to the end of: evaluation", text)[1]) > 0  # type: ignore[index]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_made_up_cityscapes_pass_the_check_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gate_lightning.data.cityscapes import CityscapesDataModule
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("segmentation")
+    monkeypatch.setitem(module.SIZES, "cityscapes", (64, 128))
+    (root,) = module.made_up_data(["dataset=cityscapes"], tmp_path)
+    report = CityscapesDataModule(root.removeprefix("dataset.root=")).check("full")
+    assert not report.errors
+    assert module.made_up_data(["dataset=cityscapes", root], tmp_path) == []

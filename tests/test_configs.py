@@ -42,7 +42,7 @@ def check(*overrides: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_resolve(name: str) -> None:
-    check(f"experiment={name}", *(["dataset.root=x"] if name.endswith("lora") else []))
+    check(f"experiment={name}", *(["dataset.root=x"] if name.endswith(("lora", "student", "student_tiny")) else []))
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -25,8 +25,8 @@ SCHEDULE: dict[str, Any] = {
 }
 
 
-def xl_like(seed: int = 0, numbers: int = 6, force_upcast: bool = True, **own: Any) -> SDXLBackbone:
-    """Three levels (no attention; 2 and 3 transformer blocks), two text encoders of different widths and marks."""
+def xl_like(seed: int = 0, numbers: int = 6, force_upcast: bool = True, depth: int = 3, **own: Any) -> SDXLBackbone:
+    """Three levels (no attention; 2 and ``depth`` transformer blocks), two text encoders of unequal width and marks."""
     first, second = build_tokenizer(WORDS), build_tokenizer(WORDS)
     second.pad_token = "!"
     with torch.random.fork_rng(devices=[]):
@@ -36,7 +36,7 @@ def xl_like(seed: int = 0, numbers: int = 6, force_upcast: bool = True, **own: A
             block_out_channels=(16, 32, 32),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 3),
+            transformer_layers_per_block=(1, 2, depth),
             attention_head_dim=(1, 2, 4),
             cross_attention_dim=24 + 32,
             use_linear_projection=True,

@@ -23,6 +23,9 @@ class WeightAssigner(nn.Module):
     softmax over branches follows, so whatever it adds to all branches alike has no effect: neither the linear layer
     nor the normalisation has a bias (it would be a parameter that never learns).
 
+    Without the mean it says so position by position: branches at several timesteps differ in what they know about a
+    part of the picture, coarse shapes or fine ones (MMDiff, arXiv 2606.16673, lets weights over timesteps vary so).
+
     Args:
         channels: C of the maps.
         outputs: logits per branch: 1 for a weight per branch, C for a weight per branch and channel.
@@ -31,12 +34,20 @@ class WeightAssigner(nn.Module):
         norm: GN, or BN as in the released code. BN's statistics are taken over pictures and branches together: over
             the pictures of one branch alone, the mean over positions that follows would be zero on average whatever
             the branch.
+        spatial: leave the mean over positions out.
     """
 
     def __init__(
-        self, channels: int, outputs: int = 1, hidden_channels: int = 128, dropout: float = 0.5, norm: Norm = "GN"
+        self,
+        channels: int,
+        outputs: int = 1,
+        hidden_channels: int = 128,
+        dropout: float = 0.5,
+        norm: Norm = "GN",
+        spatial: bool = False,
     ) -> None:
         super().__init__()
+        self.spatial = spatial
         self.conv = nn.Conv2d(channels, hidden_channels, 3, padding=1, bias=False)
         self.norm = build_norm(norm, hidden_channels)
         self.norm.register_parameter("bias", None)
@@ -44,9 +55,13 @@ class WeightAssigner(nn.Module):
         self.linear = nn.Linear(hidden_channels, outputs, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, branches, C, h, w) → logits (B, branches, outputs)."""
+        """Maps (B, branches, C, h, w) → logits (B, branches, outputs), ``spatial``: (B, branches, outputs, h, w)."""
         hidden = self.dropout(self.norm(self.conv(maps.flatten(0, 1)).relu()))
-        logits: Tensor = self.linear(hidden.mean(dim=(2, 3)))
+        logits: Tensor
+        if self.spatial:
+            logits = self.linear(hidden.movedim(1, -1)).movedim(-1, 1)
+        else:
+            logits = self.linear(hidden.mean(dim=(2, 3)))
         return logits.unflatten(0, maps.shape[:2])
 
 
@@ -62,6 +77,7 @@ class WeightedAmalgamation(Amalgamation):
         concatenated: branches that are concatenated rather than fused.
         num_assigners: n; the output has n times the channels of a branch. The paper advises fewer than three.
         per_channel: a weight per branch and channel, as in the released code, instead of one per branch.
+        spatial: weights of every position, for branches at several timesteps, instead of one for the whole picture.
         hidden_channels: width of the assigners.
         dropout: of the assigners, in [0, 1).
         norm: GN (does not depend on the batch) or BN (as released), of assigners and refiners.
@@ -80,6 +96,7 @@ class WeightedAmalgamation(Amalgamation):
         *,
         num_assigners: int = 1,
         per_channel: bool = False,
+        spatial: bool = False,
         hidden_channels: int = 128,
         dropout: float = 0.5,
         norm: Norm = "GN",
@@ -92,14 +109,15 @@ class WeightedAmalgamation(Amalgamation):
         branches = [branch for branch in feature_info if branch not in concatenated]
         channels = [_equal_channels(level, branches) for level in self.levels]
         self.num_assigners = num_assigners if len(branches) > 1 else 0
-        self.per_channel, self.sparsity, self.diversity = per_channel, sparsity, diversity
+        self.per_channel, self.spatial = per_channel, spatial
+        self.sparsity, self.diversity = sparsity, diversity
         self.refiners = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(count, norm) for _ in range(refiner_blocks if count else 0)))
             for count in channels
         )
         self.assigners = nn.ModuleList(
             nn.ModuleList(
-                WeightAssigner(count, count if per_channel else 1, hidden_channels, dropout, norm)
+                WeightAssigner(count, count if per_channel else 1, hidden_channels, dropout, norm, spatial)
                 for _ in range(self.num_assigners if count else 0)
             )
             for count in channels
@@ -113,25 +131,28 @@ class WeightedAmalgamation(Amalgamation):
         """Refine, weigh and add the branches of a level.
 
         Returns:
-            Map (B, assigners · C, h, w), and weights (B, assigners, branches), with ``per_channel``
-            (B, assigners, branches, C); for a single branch (1, 1, 1), all one.
+            Map (B, assigners · C, h, w), and weights (B, assigners, branches), with ``per_channel`` further ones over
+            C, with ``spatial`` over h and w: (B, assigners, branches[, C][, h, w]); for a single branch (1, 1, 1), all
+            one.
         """
         stack = torch.stack(tuple(maps), dim=1)  # (B, branches, C, h, w)
         refined = self.refiners[index](stack.flatten(0, 1)).unflatten(0, stack.shape[:2])
         assigners = self.assigners[index]
         if not isinstance(assigners, nn.ModuleList) or len(assigners) == 0:
             return refined[:, 0], refined.new_ones(1, 1, 1)
-        weights = torch.stack([assigner(refined).softmax(dim=1) for assigner in assigners], dim=1)  # (B, n, b, 1 or C)
-        if self.per_channel:
-            return torch.einsum("bjic,bichw->bjchw", weights, refined).flatten(1, 2), weights
-        weights = weights.squeeze(-1)
-        return torch.einsum("bji,bichw->bjchw", weights, refined).flatten(1, 2), weights
+        # (B, n, b, 1 or C[, h, w])
+        weights = torch.stack([assigner(refined).softmax(dim=1) for assigner in assigners], dim=1)
+        if not self.per_channel:
+            weights = weights.squeeze(3)
+        axes = ("c" if self.per_channel else "") + ("hw" if self.spatial else "")
+        return torch.einsum(f"bji{axes},bichw->bjchw", weights, refined).flatten(1, 2), weights
 
     def regularization(self, pyramid: Pyramid) -> Tensor | None:
         """- γ1 Σ_j ‖w^j‖₂ - (γ2 / 2) Σ_j Σ_{k≠j} ‖w^j - w^k‖₂, to be added to the loss (GATE A.4).
 
         The norms run over branches. The paper writes it for one set of maps; here it is the mean over pictures,
-        levels and, with ``per_channel``, channels, so that γ keeps its meaning when their number changes.
+        levels and, with ``per_channel``, channels, with ``spatial``, positions, so that γ keeps its meaning when their
+        number changes.
 
         Returns:
             Scalar ≤ 0; None where it is switched off or there is a single branch.
@@ -141,10 +162,10 @@ class WeightedAmalgamation(Amalgamation):
         return torch.stack([self._level_regularization(weights) for weights in pyramid.weights]).mean()
 
     def _level_regularization(self, weights: Tensor) -> Tensor:
-        sparse = torch.linalg.vector_norm(weights, dim=2)  # (B, n[, C])
+        sparse = torch.linalg.vector_norm(weights, dim=2)  # (B, n[, C][, h, w])
         first, second = torch.triu_indices(self.num_assigners, self.num_assigners, offset=1)
         # each unordered pair stands for two ordered ones, which takes up the formula's 1/2
-        diverse = torch.linalg.vector_norm(weights[:, first] - weights[:, second], dim=2)  # (B, pairs[, C])
+        diverse = torch.linalg.vector_norm(weights[:, first] - weights[:, second], dim=2)  # (B, pairs[, C][, h, w])
         value = -self.sparsity * sparse.sum(dim=1) - self.diversity * diverse.sum(dim=1)
         return value.mean()
 

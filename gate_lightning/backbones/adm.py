@@ -85,6 +85,10 @@ class ADMBackbone(Backbone):
         images = images.to(self.dtype)
         return images, torch.zeros_like(images)
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """The latents: they are pictures."""
+        return latents
+
     def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
         """Nothing: (B, 0, 0)."""
         return PromptEmbeds(torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype))

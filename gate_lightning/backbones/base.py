@@ -227,6 +227,12 @@ class Backbone(nn.Module, ABC):
         mean, std = self.encode_moments(images)
         return mean if posterior_noise is None else mean + std * posterior_noise.to(mean)
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), about [-1, 1], of scaled latents (B, c, h, w)."""
+        raise ConfigError(
+            f"{self.identity.name} makes no pictures; use a diffusion backbone: tiny, sd15, adm_lsun_horse …"
+        )
+
     def layer_id(self, name: str) -> str:
         """The layer id that ``name``, an id or an alias, stands for.
 

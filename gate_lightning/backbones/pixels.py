@@ -23,19 +23,21 @@ class PixelBackbone(Backbone):
     Args:
         strides: patch sizes in pixels, coarse to fine. The default is that of the tiny backbone's upsamplers.
         native_size: side in pixels of the windows that large pictures are read in: that of the backbone compared to.
+        position: whether each patch tells where it is. Off where a network reads the picture itself (stride 1).
     """
 
     family = "pixels"
     _place: Tensor
 
-    def __init__(self, strides: Sequence[int] = (16, 8, 4), native_size: int = 64) -> None:
+    def __init__(self, strides: Sequence[int] = (16, 8, 4), native_size: int = 64, position: bool = True) -> None:
         super().__init__()
         if not strides or list(strides) != sorted(set(strides), reverse=True) or strides[-1] < 1:
             raise ConfigError(f"strides={list(strides)}: expected different positive patch sizes, coarse to fine")
         self.identity = Identity("pixels", "", "")
-        self.patches = _Patches(strides)
+        self.patches = _Patches(strides, position)
+        self.position = position
         self.layers = {
-            f"pixels-stride{stride}": LayerSpec(f"stride{stride}", "output", 3 * stride * stride + 2, stride)
+            f"pixels-stride{stride}": LayerSpec(f"stride{stride}", "output", 3 * stride * stride + 2 * position, stride)
             for stride in strides
         }
         self.supports = frozenset()
@@ -56,6 +58,11 @@ class PixelBackbone(Backbone):
     def denoiser(self) -> nn.Module:
         """The module that cuts patches."""
         return self.patches
+
+    @property
+    def description(self) -> dict[str, object]:
+        """What the features depend on besides strides, JSON-able."""
+        return super().description if self.position else {**super().description, "position": False}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,10 +101,10 @@ class PixelBackbone(Backbone):
 
 
 class _Patches(nn.Module):
-    def __init__(self, strides: Sequence[int]) -> None:
+    def __init__(self, strides: Sequence[int], position: bool) -> None:
         super().__init__()
         for stride in strides:
-            self.add_module(f"stride{stride}", _Patch(stride))
+            self.add_module(f"stride{stride}", _Patch(stride, position))
 
     def forward(self, images: Tensor) -> None:
         for patch in self.children():
@@ -105,12 +112,14 @@ class _Patches(nn.Module):
 
 
 class _Patch(nn.Module):
-    def __init__(self, stride: int) -> None:
+    def __init__(self, stride: int, position: bool) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.position = stride, position
 
     def forward(self, images: Tensor) -> Tensor:
         patches = space_to_depth(images, self.stride)
+        if not self.position:
+            return patches
         batch, _, height, width = patches.shape
         rows, columns = (
             (torch.arange(count, device=images.device, dtype=images.dtype) + 0.5) / count * 2 - 1

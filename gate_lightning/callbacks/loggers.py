@@ -7,6 +7,7 @@ import importlib.util
 import io
 import netrc
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["RunLog", "wandb_logger"]
+__all__ = ["RunLog", "close_dashboards", "wandb_logger"]
 
 WANDB_HOST = "api.wandb.ai"
 
@@ -138,6 +139,13 @@ def wandb_logger(run_folder: str, project: str = "gate-lightning", name: str | N
         resume="allow",
         offline=offline,
     )
+
+
+def close_dashboards() -> None:
+    """End the run that wandb has open in this process; the next logger would go on in it."""
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 def _run_id(folder: Path) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gate_lightning.data.folder_scan import Pair, SplitFiles
 from gate_lightning.data.labels import MaskReader
-from gate_lightning.data.pictures import opened, picture_size, read_image
+from gate_lightning.data.pictures import picture_size, read_image, size_of_mask
 from gate_lightning.data.protocol import IGNORE_INDEX
 from gate_lightning.errors import ConfigError, DataError
 
@@ -55,11 +55,13 @@ class DataReport:
         name: data set or folder.
         classes: names.
         splits: one report each.
+        notes: further tables, printed below.
     """
 
     name: str
     classes: tuple[str, ...]
     splits: tuple[SplitReport, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -89,7 +91,7 @@ class DataReport:
             common = ", ".join(f"{w}×{h}" for (h, w), _ in Counter(split.sizes).most_common(3))
             sizes = f", {len(split.sizes)} size(s): {common}" if split.sizes else ""
             lines.append(f"  {split.split}: {split.count} pictures, {split.inspected} decoded{sizes}")
-        lines += _table(self.classes, self.splits)
+        lines += [*_table(self.classes, self.splits), *self.notes]
         for title, entries in (("errors", self.errors), ("warnings", self.warnings)):
             lines.append(f"  {len(entries)} {title}")
             lines += [f"    {entry}" for entry in entries[:50]]
@@ -137,6 +139,7 @@ def check_split(
     reader: MaskReader,
     level: str = "quick",
     too_small: Callable[[int, int], str | None] | None = None,
+    same_size: bool = True,
 ) -> SplitReport:
     """Check one split of a folder.
 
@@ -145,6 +148,7 @@ def check_split(
         reader: of its masks.
         level: ``quick`` or ``full``.
         too_small: says for a (height, width) why it is too small, or None.
+        same_size: masks must have the size of their pictures; else only the same shape.
 
     Raises:
         ConfigError: unknown level.
@@ -160,7 +164,7 @@ def check_split(
     inspected = 0
     for number, pair in enumerate(files.pairs):
         try:
-            sizes[_check_sizes(pair, too_small)] += 1
+            sizes[_check_sizes(pair, too_small, same_size)] += 1
             if number % step == 0:
                 inspected += 1
                 read_image(pair.image)
@@ -230,16 +234,15 @@ def _alone(paths: Sequence[Path], what: str, partner: str, split: str, place: st
     return [f"{paths[0]}: {what} without {partner}{total}; expected {place} of the same path and name"]
 
 
-def _check_sizes(pair: Pair, too_small: Callable[[int, int], str | None] | None) -> tuple[int, int]:
-    """(height, width) of a picture whose mask has the same.
+def _check_sizes(pair: Pair, too_small: Callable[[int, int], str | None] | None, same_size: bool) -> tuple[int, int]:
+    """(height, width) of a picture whose mask fits.
 
     Raises:
         DataError: it has not, or the picture is too small.
     """
-    size = picture_size(pair.image)
-    with opened(pair.mask) as mask:
-        mask_size = (mask.height, mask.width)
-    if size != mask_size:
+    size, mask_size = picture_size(pair.image), size_of_mask(pair.mask)
+    fits = size == mask_size if same_size else size[0] * mask_size[1] == size[1] * mask_size[0]
+    if not fits:
         turned = size == mask_size[::-1]
         hint = "the mask does not follow the EXIF rotation of the picture" if turned else "one of them was resized"
         raise DataError(

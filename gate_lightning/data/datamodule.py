@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from gate_lightning.data.checks import DataReport, SplitReport, count_pixels
 from gate_lightning.data.companions import Companions
@@ -23,6 +25,7 @@ from gate_lightning.data.samplers import BatchLoader, EvaluationBatches, Trainin
 from gate_lightning.data.samples import SampleSource, SegmentationViews, Transform, to_tensor
 from gate_lightning.data.transforms import Compose, Resize
 from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.structures import SegmentationBatch
 
 __all__ = ["SegmentationDataModule"]
 
@@ -55,6 +58,10 @@ class SegmentationDataModule(LightningDataModule):
     allow_changes = False
     #: whether ``train_transform`` draws random numbers
     random_views = False
+    #: views of a training picture, taken in turn by epoch; None for another one in every epoch
+    view_cycle: int | None = None
+    #: what the training loader reads instead: batches of the same views with features that were stored before
+    stored_views: Callable[[SegmentationViews], Dataset[SegmentationBatch]] | None = None
 
     def __init__(
         self, batch_size: int = 8, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
@@ -112,13 +119,18 @@ class SegmentationDataModule(LightningDataModule):
         trainer = self._fitting
         if trainer is not None and getattr(trainer, "overfit_batches", False):
             raise ConfigError("trainer.overfit_batches is not supported; use trainer.limit_train_batches=<number>")
-        random = self.random_views or self._companions.random_views
-        views = SegmentationViews(source, self.train_transform, self.seed, random, training=True)
+        views = self.training_views()
         sampler = TrainingBatches(len(source), self.batch_size, self.seed, None, *self._processes)
         if trainer is not None:
             align_loops(trainer, len(sampler))
             sampler.position = partial(position, trainer, len(sampler))
-        return self._loader(views, sampler)
+        return self._loader(views if self.stored_views is None else self.stored_views(views), sampler)
+
+    def training_views(self) -> SegmentationViews:
+        """The training pictures as they are trained on, batch by batch of one's own choice."""
+        random = self.random_views or self._companions.random_views
+        source = self.source("train")
+        return SegmentationViews(source, self.train_transform, self.seed, random, True, self.view_cycle)
 
     def val_dataloader(self) -> BatchLoader:
         """Every validation picture once."""
@@ -135,7 +147,7 @@ class SegmentationDataModule(LightningDataModule):
         views = SegmentationViews(source, self.eval_resize, self.seed)
         return self._loader(views, EvaluationBatches(batches, *self._processes))
 
-    def _loader(self, views: SegmentationViews, sampler: Any) -> BatchLoader:
+    def _loader(self, views: Dataset[SegmentationBatch], sampler: Any) -> BatchLoader:
         return BatchLoader(
             views, sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
         )

@@ -15,7 +15,7 @@ from gate_lightning.data.checks import LEVELS, DataReport, SplitReport, check_sp
 from gate_lightning.data.datamodule import SegmentationDataModule
 from gate_lightning.data.folder_scan import Pair, SplitFiles
 from gate_lightning.data.labels import MaskReader
-from gate_lightning.data.pictures import picture_size, read_image
+from gate_lightning.data.pictures import picture_size, read_image, size_of_mask
 from gate_lightning.data.samples import Sample, Transform
 from gate_lightning.data.transforms import Resize
 from gate_lightning.errors import ConfigError, DataError
@@ -37,12 +37,18 @@ class FileSource:
         reader: of the masks.
         captions: one per pair, or None.
         ram_bytes: keep decoded pictures if all of them together need at most this.
+        same_size: masks have the size of their pictures.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], reader: MaskReader, captions: Sequence[str] | None = None, ram_bytes: int = 0
+        self,
+        pairs: Sequence[Pair],
+        reader: MaskReader,
+        captions: Sequence[str] | None = None,
+        ram_bytes: int = 0,
+        same_size: bool = True,
     ) -> None:
-        self.pairs, self.reader, self.captions = tuple(pairs), reader, captions
+        self.pairs, self.reader, self.captions, self.same_size = tuple(pairs), reader, captions, same_size
         self._sizes = [picture_size(pair.image) for pair in self.pairs]
         self._keep = sum(height * width for height, width in self._sizes) * 4 <= ram_bytes
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -70,8 +76,9 @@ class FileSource:
         return Sample(pair.sample_id, *arrays, caption)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width) of the picture and of its mask, which the check has found equal."""
-        return self._sizes[index], self._sizes[index]
+        """(height, width) of the picture and of its mask."""
+        size = self._sizes[index]
+        return size, size if self.same_size else size_of_mask(self.pairs[index].mask)
 
 
 class FileDataModule(SegmentationDataModule):
@@ -93,6 +100,8 @@ class FileDataModule(SegmentationDataModule):
     reader: MaskReader
     _train_transform: Transform
     _eval_resize: Resize
+    #: masks must have the size of their pictures; else the same shape
+    same_size = True
 
     def __init__(self, captions: str = "fine", check_level: str = "quick", **loading: Any) -> None:
         super().__init__(**loading)
@@ -131,7 +140,8 @@ class FileDataModule(SegmentationDataModule):
         for warning in report.warnings:
             log.warning("%s", warning)
         report.raise_if_broken()
-        return FileSource(files.pairs, self.reader, self._captions_of(split, _names(files)), RAM_BYTES)
+        captions = self._captions_of(split, _names(files))
+        return FileSource(files.pairs, self.reader, captions, RAM_BYTES, self.same_size)
 
     def check(self, level: str = "full") -> DataReport:
         """Look at all splits without a run; errors are in the report, not raised.
@@ -147,7 +157,7 @@ class FileDataModule(SegmentationDataModule):
         return DataReport(str(self.root), self.protocol.classes, reports)
 
     def _check(self, files: SplitFiles, level: str) -> SplitReport:
-        report = check_split(files, self.reader, level, self._too_small)
+        report = check_split(files, self.reader, level, self._too_small, self.same_size)
         try:
             self._captions_of(files.split, _names(files))
         except DataError as error:

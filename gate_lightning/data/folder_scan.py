@@ -114,6 +114,7 @@ def pair_files(
     mask_folder: str,
     layout: str,
     endings: tuple[str, str] = ("", ""),
+    mask_suffixes: Sequence[str] = MASK_SUFFIXES,
 ) -> SplitFiles:
     """Pair the pictures of a folder with the masks of another one by their paths below it.
 
@@ -124,6 +125,7 @@ def pair_files(
         layout: what was expected, for messages.
         endings: of the names of pictures and of masks, before the suffix, by which the two differ
             (``_leftImg8bit``, ``_gtFine_labelIds``). Files with other endings belong to something else.
+        mask_suffixes: of masks. Pictures and masks may be in one folder if they share no suffix.
 
     Raises:
         DataError: a folder is missing or holds no picture.
@@ -134,7 +136,9 @@ def pair_files(
                 f"{root / folder} does not exist; expected the {what} of the {split} split there ({layout})"
             )
     images, other_images = _by_name(root / image_folder, PICTURE_SUFFIXES, endings[0])
-    masks, other_masks = _by_name(root / mask_folder, MASK_SUFFIXES, endings[1])
+    masks, other_masks = _by_name(root / mask_folder, mask_suffixes, endings[1])
+    if image_folder == mask_folder:
+        other_images, other_masks = [file for file in other_images if file in other_masks], []
     if not images:
         kind = f"*{endings[0]}" if endings[0] else "files"
         raise DataError(f"{root / image_folder} holds no pictures; expected {kind} with {', '.join(PICTURE_SUFFIXES)}")

@@ -40,6 +40,7 @@ class OfficialDataModule(FileDataModule):
         flip: probability of a mirror image.
         photometric: distort brightness, contrast, saturation and hue.
         augment: off: fitted and the middle cut out, the same in every epoch.
+        pad_label: class that padding is trained as, as in GATE's released configurations (1); None: padding is void.
         others: `FileDataModule`'s arguments.
 
     Raises:
@@ -58,10 +59,11 @@ class OfficialDataModule(FileDataModule):
         flip: float = 0.5,
         photometric: bool = True,
         augment: bool = True,
+        pad_label: int | None = None,
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        fit, pad = Fit(scale, with_mask=True), Pad(crop_size)
+        fit, pad = Fit(scale, with_mask=True), Pad(crop_size, pad_label)
         steps: list[Transform] = [fit, CenterCrop(crop_size)]
         if augment:
             resize = fit if ratio_range is None else RandomFit(scale, ratio_range)

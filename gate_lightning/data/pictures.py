@@ -12,11 +12,22 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from gate_lightning.errors import DataError
 
-__all__ = ["MASK_SUFFIXES", "PICTURE_SUFFIXES", "opened", "picture_size", "read_image", "read_mask_values"]
+__all__ = [
+    "ARRAY_SUFFIX",
+    "MASK_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "opened",
+    "picture_size",
+    "read_image",
+    "read_mask_values",
+    "size_of_mask",
+]
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 #: formats without loss
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+#: masks that are saved arrays (data sets in ddpm-segmentation's layout)
+ARRAY_SUFFIX = ".npy"
 
 _TURNED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 _INDEX_MODES = {"1", "L", "P", "I;16", "I;16B", "I"}
@@ -78,9 +89,13 @@ def read_image(path: Path) -> np.ndarray:
 def read_mask_values(path: Path) -> np.ndarray:
     """What a mask file holds: int32 (H, W) for index masks (palette PNGs are read as indices), uint8 (H, W, 3) for RGB.
 
+    A ``.npy`` file holds a 2-D array of whole numbers.
+
     Raises:
         DataError: missing, damaged, or of another kind.
     """
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return _whole_numbers(path, np.array(_array(path)))
     with opened(path) as image:
         if image.mode in _INDEX_MODES:
             return np.array(image).astype(np.int32)
@@ -92,6 +107,43 @@ def read_mask_values(path: Path) -> np.ndarray:
             f"{path} is a mask of mode {image.mode}; expected an index PNG with one channel, "
             "or opaque RGB with a palette file"
         )
+
+
+def size_of_mask(path: Path) -> tuple[int, int]:
+    """(height, width) of a mask file, from its header alone.
+
+    Raises:
+        DataError: missing, or not to be read.
+    """
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        height, width = _array(path).shape
+        return height, width
+    with opened(path) as mask:
+        return mask.height, mask.width
+
+
+def _array(path: Path) -> np.ndarray:
+    """A 2-D array, mapped and not read."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is no array that can be read ({error}); save masks with numpy.save") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "buif":
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "several arrays"
+        raise DataError(f"{path} holds {found}; expected whole numbers of shape (height, width)")
+    return array
+
+
+def _whole_numbers(path: Path, values: np.ndarray) -> np.ndarray:
+    whole = np.rint(values) if values.dtype.kind == "f" else values
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.array_equal(whole, values)):
+        raise DataError(f"{path} holds fractions ({values.dtype}); expected class numbers, which are whole")
+    low, high = (int(whole.min()), int(whole.max())) if whole.size else (0, 0)
+    if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
+        raise DataError(f"{path} holds values from {low} to {high}; expected class numbers")
+    return whole.astype(np.int32)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -41,7 +41,7 @@ class PredictionBatch(SegmentationBatch):
     def to(self, device: torch.device | str, **kwargs: Any) -> PredictionBatch:
         """A copy on ``device``."""
         moved = super().to(device, **kwargs)
-        return PredictionBatch(moved.images, None, moved.conditions, self.paths, self.sizes)
+        return PredictionBatch(moved.images, None, moved.conditions, paths=self.paths, sizes=self.sizes)
 
 
 class PictureSource:
@@ -111,7 +111,7 @@ class _PictureViews(Dataset[PredictionBatch]):
         batch = self.views[draws]
         paths = tuple(str(self.source.paths[draw.index]) for draw in draws)
         sizes = tuple(self.source.sizes(draw.index)[0] for draw in draws)
-        return PredictionBatch(batch.images, None, batch.conditions, paths, sizes)
+        return PredictionBatch(batch.images, None, batch.conditions, paths=paths, sizes=sizes)
 
 
 class PredictionDataModule(LightningDataModule):

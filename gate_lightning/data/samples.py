@@ -109,8 +109,10 @@ class SegmentationViews(Dataset[SegmentationBatch]):
         source: the split.
         transform: applied to every sample.
         seed: of the augmentation.
-        random: whether something is drawn anew in every epoch. If so, the view of a sample is ``draw<epoch>``, else "".
+        random: whether something is drawn anew in every epoch. If so, the view of a sample is ``draw<epoch>`` (see
+            ``cycle``), else "".
         training: whether a head is trained on these batches (``Conditions.training``).
+        cycle: how many views of a picture there are, taken in turn by epoch; None for another one in every epoch.
     """
 
     def __init__(
@@ -120,18 +122,25 @@ class SegmentationViews(Dataset[SegmentationBatch]):
         seed: int = 0,
         random: bool = False,
         training: bool = False,
+        cycle: int | None = None,
     ) -> None:
         self.source, self.transform, self.seed, self.random = source, transform, seed, random
-        self.training = training
+        self.training, self.cycle = training, cycle
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, draws: Sequence[Draw]) -> SegmentationBatch:
         """The batch of ``draws``, one picture each."""
-        views = tuple(f"draw{draw.epoch}" if self.random else "" for draw in draws)
+        views = tuple(self.view(draw.epoch) for draw in draws)
         samples = [self._read(draw, view) for draw, view in zip(draws, views, strict=True)]
         return collate(samples, views, self.training)
+
+    def view(self, epoch: int) -> str:
+        """Name of the view that an epoch sees; noise and augmentation are keyed by it."""
+        if not self.random:
+            return ""
+        return f"draw{epoch if self.cycle is None else epoch % self.cycle}"
 
     def _read(self, draw: Draw, view: str) -> Sample:
         sample = self.source.load(draw.index)

@@ -212,12 +212,19 @@ class RandomFlip:
 
 
 class Pad:
-    """Grey below and to the right up to ``size``, a side or (height, width); void in masks, black in controls."""
+    """Grey below and to the right up to ``size``, a side or (height, width); void in masks, black in controls.
+
+    Args:
+        size: side in pixels, or (height, width).
+        label: class of the padding in masks, 0 to 254; None for void.
+    """
 
     GREY = 128  # 0 in [-1, 1], as where normalised pictures are padded with zeros
 
-    def __init__(self, size: int | Sequence[int]) -> None:
-        self.size = _check_crop(size)
+    def __init__(self, size: int | Sequence[int], label: int | None = None) -> None:
+        if label is not None and (isinstance(label, bool) or label not in range(IGNORE_INDEX)):
+            raise ConfigError(f"pad_label is {label!r}; expected a class number, or null for padding that is void")
+        self.size, self.label = _check_crop(size), IGNORE_INDEX if label is None else label
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The padded sample."""
@@ -231,7 +238,7 @@ class Pad:
             sample,
             image=np.pad(sample.image, widths, constant_values=self.GREY),
             controls={name: np.pad(control, widths) for name, control in sample.controls.items()},
-            mask=None if mask is None else np.pad(mask, widths[:2], constant_values=IGNORE_INDEX),
+            mask=None if mask is None else np.pad(mask, widths[:2], constant_values=self.label),
         )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from gate_lightning.callbacks.ema import averaged_weights
@@ -18,6 +19,7 @@ from gate_lightning.callbacks.submission import SubmissionWriter
 from gate_lightning.data.pictures import read_image
 from gate_lightning.engine import runs
 from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.repeats import split_folders, summarize
 from gate_lightning.engine.tools import run_tool
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
@@ -42,6 +44,8 @@ class Run:
     def __init__(self, folder: Path, config: DictConfig, checkpoint: str = "best") -> None:
         self.folder = folder
         self.config = config
+        if checkpoint == "best" and not config.get("trainer", {}).get("limit_val_batches", 1.0):
+            checkpoint = "last"  # without validation there is no best one
         self.checkpoint = runs.checkpoint_of(folder, checkpoint)
         self.parts = Parts(config, str(folder))
         self.task: Any = self.parts.task
@@ -121,19 +125,13 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         Metrics of an evaluation, else an empty mapping.
     """
     if config.tool is not None and "_target_" in config.tool:
-        run_tool(config, output)
+        run_tool(config, output, partial(_loaded, config, overrides))
         return {}
-    resolved = runs.resolve(config)
-    if config.run is None:
-        raise ConfigError("nothing to evaluate: give run=<run folder>, or tool=<name> (see conf/tool/)")
-    folder = Path(config.run)
-    saved = runs.load_config(folder)
-    patched = runs.patch(saved, resolved, [item for item in overrides if not item.startswith("tool")])
-    for change in runs.changed_keys(saved, patched):
-        log.warning("evaluated with a change: %s", change)
-    lightning.seed_everything(patched.seed, workers=True, verbose=False)
-    run = Run(folder, patched, config.checkpoint)
-    log.info("checkpoint: %s", run.checkpoint)
+    measuring = not config.submission and config.input is None
+    if measuring and config.run is not None and runs.load_config(Path(config.run)).get("repeats", 1) > 1:
+        return _measure_splits(config, overrides, Path(config.run))
+    run = _loaded(config, overrides)
+    folder = run.folder
     if config.submission:
         if config.input is not None:
             raise ConfigError("submission=true predicts the pictures of split; leave out input")
@@ -144,6 +142,27 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         _label(run, Path(config.input), target)
         return {}
     return _measure(run, config.split, Path(config.output) if config.output else folder)
+
+
+def _loaded(config: DictConfig, overrides: Sequence[str]) -> Run:
+    """The run of ``run``, with what the command line changes about it."""
+    resolved = runs.resolve(config)
+    if config.run is None:
+        raise ConfigError("nothing to evaluate: give run=<run folder>, or tool=<name> (see conf/tool/)")
+    folder = Path(config.run)
+    saved = runs.load_config(folder)
+    if saved.get("repeats", 1) > 1:
+        inside = ", ".join(str(path) for path in split_folders(folder)) or "none yet"
+        raise ConfigError(
+            f"{folder} holds several re-splits, each with a model of its own; name one: run=… of {inside}"
+        )
+    patched = runs.patch(saved, resolved, [item for item in overrides if not item.startswith("tool")])
+    for change in runs.changed_keys(saved, patched):
+        log.warning("evaluated with a change: %s", change)
+    lightning.seed_everything(patched.seed, workers=True, verbose=False)
+    run = Run(folder, patched, config.checkpoint)
+    log.info("checkpoint: %s", run.checkpoint)
+    return run
 
 
 def _submit(run: Run, split: str, output: Path) -> None:
@@ -158,9 +177,24 @@ def _submit(run: Run, split: str, output: Path) -> None:
     trainer.predict(run.task, loader, return_predictions=False)
 
 
+def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, float]:
+    """Every re-split of a protocol, and what they give together."""
+    if config.output is not None:
+        raise ConfigError(f"{folder} holds several re-splits; their results stay there, leave out output")
+    for inside in split_folders(folder):
+        log.info("%s", inside)
+        one = OmegaConf.merge(config, {"run": str(inside)})
+        assert isinstance(one, DictConfig)
+        _measure(_loaded(one, overrides), config.split, inside)
+    return summarize(folder, "metrics_test.json")
+
+
 def _measure(run: Run, split: str, output: Path) -> dict[str, float]:
     if split not in SPLITS:
         raise ConfigError(f"split={split}: expected {' or '.join(SPLITS)}")
+    measured = getattr(run.task, "final_splits", ())
+    if measured and split not in measured:
+        split = measured[0]  # of a protocol without validation: the test split
     # tables and pictures go where the metrics go; loggers would begin at step 0, and drop the training's rows behind it
     run.parts.run_folder, run.parts.config.logger = str(output), None
     datamodule, trainer = run.parts.datamodule, run.parts.trainer

@@ -12,10 +12,12 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.cache import MemoryCache
+from gate_lightning.features.cached_views import CachedViews
 from gate_lightning.features.disk_cache import DiskCache
 from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.features.fused import FusedExtractor
+from gate_lightning.features.pooled import PooledExtractor
 from gate_lightning.features.recipes import build_branches
 from gate_lightning.features.settings import Prompts
 from gate_lightning.techniques.controlnet import ControlFunction
@@ -27,7 +29,7 @@ MAIN = "main"
 #: settings that the edge control shares with the ControlNet technique, so that both see the same edges
 CANNY = ("low", "high", "blur_sigma", "normalize")
 
-Extractor = FeatureExtractor | FusedExtractor | EdgesExtractor | DiskCache | MemoryCache
+Extractor = FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor | DiskCache | CachedViews | MemoryCache
 #: a configuration node → the object it describes
 Build = Callable[[Any], Any]
 
@@ -64,6 +66,7 @@ def extractor_of(
     backbones: Mapping[str, Backbone],
     scales: Mapping[str, float],
     canny: Mapping[str, Any],
+    views: Mapping[str, Any] | None = None,
 ) -> Extractor:
     """What reads the branches, with the edge control and the caches as ``edges`` and ``feature_cache*`` say.
 
@@ -71,11 +74,12 @@ def extractor_of(
         config: resolved configuration.
         branches: what is read.
         backbones: by the names that branches give.
-        scales: of the backbones' pictures.
+        scales: of the pictures of all backbones but the first, whose is ``picture_scale``.
         canny: settings of the ControlNet technique.
+        views: what decides how training views look, where these are to be stored (`engine.views`), or None.
 
     Raises:
-        ConfigError: a backbone that no branch reads.
+        ConfigError: a backbone that no branch reads, or a number out of range.
     """
     made: FeatureExtractor | FusedExtractor
     extractors = {}
@@ -86,18 +90,24 @@ def extractor_of(
         extractors[name] = FeatureExtractor(
             backbone, own, seed=config.seed, noise=config.noise, posterior=config.get("posterior", "mean")
         )
-    if len(extractors) == 1:
+    scale = config.get("picture_scale", 1.0)
+    if len(extractors) == 1 and scale == 1:
         made = next(iter(extractors.values()))
     else:
+        scales = {next(iter(extractors)): scale, **scales}
         made = FusedExtractor(extractors, scales, [branch.name for branch in branches])
     if config.edges not in ("none", "input"):
         raise ConfigError(f"edges={config.edges}: expected none or input")
     edged: FeatureExtractor | FusedExtractor | EdgesExtractor = made
     if config.edges == "input":
         edged = EdgesExtractor(made, **{key: value for key, value in canny.items() if key in CANNY})
-    kept: FeatureExtractor | FusedExtractor | EdgesExtractor | DiskCache = edged
-    if config.get("feature_cache_dir"):
-        kept = DiskCache(edged, config.feature_cache_dir, config.feature_cache_dtype)
+    pooling = (config.get("features") or {}).get("pooling", 1)
+    pooled = edged if pooling == 1 else PooledExtractor(edged, pooling)
+    kept: FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor | DiskCache | CachedViews = pooled
+    if views is not None:
+        kept = CachedViews(pooled, config.get("feature_cache_dir"), config.feature_cache_dtype, views)
+    elif config.get("feature_cache_dir"):
+        kept = DiskCache(pooled, config.feature_cache_dir, config.feature_cache_dtype)
     return MemoryCache(kept, config.feature_cache) if config.feature_cache else kept
 
 

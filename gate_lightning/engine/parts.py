@@ -23,12 +23,15 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.companions import Companions
 from gate_lightning.data.protocol import gate_recipe
 from gate_lightning.engine.extraction import MAIN, Extractor, branches_of, extractor_of, split_size
+from gate_lightning.engine.runs import located
+from gate_lightning.engine.views import view_settings
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.needs import companions_of
+from gate_lightning.features.pixel_store import bucket_widths
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 
-__all__ = ["Parts", "call_with"]
+__all__ = ["Parts", "call_with", "dataset_node"]
 
 
 class Parts:
@@ -37,6 +40,7 @@ class Parts:
     Args:
         config: resolved configuration (see ``engine.runs.resolve``).
         run_folder: where callbacks and loggers write.
+        training: whether the parts are to train. Only then ``features.cached_views`` counts.
     """
 
     #: names a task's constructor may ask for
@@ -51,11 +55,13 @@ class Parts:
         "optimizer",
         "scheduler",
         "protocol",
+        "buckets",
     )
 
-    def __init__(self, config: DictConfig, run_folder: str) -> None:
+    def __init__(self, config: DictConfig, run_folder: str, training: bool = False) -> None:
         self.config = config
         self.run_folder = run_folder
+        self.training = training
 
     @cached_property
     def datamodule(self) -> Any:
@@ -63,7 +69,9 @@ class Parts:
         own = self.config.get("pictures")
         if own is not None and own._target_ != self.config.dataset._target_:
             return self._instantiate("pictures")
-        return self._instantiate("dataset")
+        if self.config.get("dataset") is None:
+            return self._instantiate("dataset")
+        return _built(dataset_node(self.config))
 
     @property
     def protocol(self) -> Any:
@@ -121,16 +129,35 @@ class Parts:
             self.datamodule.accompany(self.companions)
         scales = {name: scale for name, (_, scale) in self._further.items()}
         canny = _plain(self.config.technique.controlnet)
-        return extractor_of(self.config, self.branches, self.backbones, scales, canny)
+        views = view_settings(self.config, self.datamodule) if self.training else None
+        config = OmegaConf.merge(
+            self.config, {"feature_cache_dir": located(self.config.get("feature_cache_dir"), self.run_folder)}
+        )
+        return extractor_of(config, self.branches, self.backbones, scales, canny, views)  # type: ignore[arg-type]
 
     @cached_property
     def amalgamation(self) -> nn.Module:
         """Fuses the branches; its channel numbers come from the extractor."""
-        return call_with(
-            self._instantiate("amalgamation"),
-            feature_info=self.extractor.feature_info,
-            concatenated=self.extractor.concatenated,
-        )
+        made = self._instantiate("amalgamation")
+        info = self.extractor.feature_info
+        if isinstance(made, partial) and "buckets" in inspect.signature(made.func).parameters:
+            return call_with(made, buckets=bucket_widths(info, self.buckets))
+        return call_with(made, feature_info=info, concatenated=self.extractor.concatenated)
+
+    @cached_property
+    def buckets(self) -> dict[str, tuple[str, ...]]:
+        """Bucket → branches that an amalgamation of pixels stacks: those of one backbone.
+
+        Those that are to be concatenated are alone, all of them where the amalgamation does nothing else.
+        """
+        made = self._instantiate("amalgamation")
+        separate = getattr(getattr(made, "func", made), "separate_branches", False)
+        of_branch = {branch.name: branch.backbone or MAIN for branch in self.branches}
+        found: dict[str, list[str]] = {}
+        for branch in self.extractor.feature_info:
+            alone = separate or branch in self.extractor.concatenated or branch not in of_branch
+            found.setdefault(f"branch {branch}" if alone else of_branch[branch], []).append(branch)
+        return {bucket: tuple(branches) for bucket, branches in found.items()}
 
     @cached_property
     def head(self) -> nn.Module:
@@ -147,7 +174,7 @@ class Parts:
         return call_with(
             _built(node),
             in_channels=self.amalgamation.out_channels,
-            strides=self.amalgamation.strides,
+            strides=getattr(self.amalgamation, "strides", ()),  # pixels have none
             num_classes=len(self.protocol.classes),
         )
 
@@ -180,7 +207,7 @@ class Parts:
         """The LightningModule of ``task``, given the parts it names."""
         node = self.config.task
         target = get_class(node._target_)
-        own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_")}
+        own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_", "data")}
         wanted = inspect.signature(target).parameters
         injected = {name: getattr(self, name) for name in self.INJECTED if name in wanted and name not in own}
         return target(**injected, **_built(OmegaConf.create(own)))
@@ -220,6 +247,17 @@ class Parts:
         if node is None:
             raise ConfigError(f"the configuration has no {group}; choose one: {group}=<name> (see conf/{group}/)")
         return _built(node, **arguments)
+
+
+def dataset_node(config: DictConfig) -> DictConfig:
+    """The node of ``dataset``; inside that of ``task.data`` where a task reads other data sets in its own way."""
+    wrapper = config.task.get("data") if config.get("task") is not None else None
+    if wrapper is None or "_target_" not in wrapper:
+        node: DictConfig = config.dataset
+        return node
+    made = OmegaConf.create({**_plain(wrapper), "dataset": _plain(config.dataset)})
+    assert isinstance(made, DictConfig)
+    return made
 
 
 def call_with(function: Callable[..., Any], **available: Any) -> Any:

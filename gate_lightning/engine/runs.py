@@ -26,9 +26,11 @@ from omegaconf.errors import OmegaConfBaseException
 from gate_lightning.errors import ConfigError, ResumeError
 
 __all__ = [
+    "INSIDE",
     "changed_keys",
     "checkpoint_of",
     "load_config",
+    "located",
     "patch",
     "read_json",
     "resolve",
@@ -40,11 +42,20 @@ __all__ = [
 INVOCATION_KEYS = frozenset(
     {"resume", "run", "allow_changes", "input", "output", "checkpoint", "split", "submission", "tool"}
 )
+#: what a path inside the run folder begins with in a configuration, so that a run folder can be moved
+INSIDE = "run:"
 #: a run's task is fixed: re-composing with another data set would flip it silently
 FIXED_GROUPS = frozenset({"task"})
 #: groups whose files set values all over the configuration
 COLLECTIONS = frozenset({"experiment", "control"})
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "torchmetrics", "numpy")
+
+
+def located(place: str | None, folder: str | Path) -> str | None:
+    """A path of a configuration, that of ``run:name`` inside the run folder; None there where there is no run."""
+    if place is None or not place.startswith(INSIDE):
+        return place
+    return str(Path(folder) / place.removeprefix(INSIDE)) if str(folder) else None
 
 
 def write_json(path: Path, value: Any) -> None:

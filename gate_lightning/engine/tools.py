@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import runs
-from gate_lightning.engine.parts import Parts, call_with
+from gate_lightning.engine.parts import Parts, call_with, dataset_node
 from gate_lightning.errors import ConfigError, GateError
 
 __all__ = ["run_tool"]
@@ -24,15 +24,16 @@ __all__ = ["run_tool"]
 log = logging.getLogger(__name__)
 
 #: parts that a tool's function may name; built only then
-PARTS = ("backbone", "extractor", "companions")
+PARTS = ("backbone", "extractor", "companions", "datamodule", "trained")
 
 
-def run_tool(config: DictConfig, output: Path) -> None:
+def run_tool(config: DictConfig, output: Path, trained: Callable[[], Any] | None = None) -> None:
     """Call the function of ``tool`` with the parts it names, in ``tool.processes`` processes where that is set.
 
     Args:
         config: composed configuration.
         output: where the tool writes if its own ``output`` is null.
+        trained: loads the run that ``run`` names, for tools that read one.
 
     Raises:
         ConfigError: processes that cannot be started, or one of them failed.
@@ -44,22 +45,28 @@ def run_tool(config: DictConfig, output: Path) -> None:
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ConfigError(f"tool.processes={processes!r}: expected an integer of 1 or more")
     if processes == 1:
-        _call(resolved)
+        _call(resolved, trained)
     elif "WORLD_SIZE" in os.environ:
         raise ConfigError("tool.processes is for one command that starts all processes; torchrun has started them")
     else:
         _in_processes(resolved, processes)
 
 
-def _call(resolved: DictConfig) -> None:
+def _call(resolved: DictConfig, trained: Callable[[], Any] | None = None) -> None:
     node = OmegaConf.create({**OmegaConf.to_container(resolved.tool), "_partial_": True})  # type: ignore[dict-item]
     function: Callable[..., Any] = instantiate(node, _convert_="all")
     # a tool that names the data set builds it itself, once it is known that it can be
-    dataset = resolved.get("dataset")
+    dataset = None if resolved.get("dataset") is None else dataset_node(resolved)
     available: dict[str, Any] = {"dataset": None if dataset is None else OmegaConf.to_container(dataset)}
     parts = Parts(resolved, run_folder="")
     for name in PARTS:
-        if name in inspect.signature(function.func).parameters:  # type: ignore[attr-defined]
+        if name not in inspect.signature(function.func).parameters:  # type: ignore[attr-defined]
+            continue
+        if name == "trained":
+            available[name] = None if trained is None else trained()
+        elif name == "datamodule" and dataset is None:
+            available[name] = None
+        else:
             available[name] = getattr(parts, name)
     report = call_with(function, **available)
     if report is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.data.datamodule import SegmentationDataModule
 from gate_lightning.engine import runs
 from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.repeats import repeats_of, train_repeats
+from gate_lightning.engine.views import train_on_stored_views
 from gate_lightning.errors import ResumeError
 from gate_lightning.tasks.base import BaseTask
 
@@ -44,26 +47,41 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
         _once(runs.save_config, described, run_folder)
         _once(runs.write_json, run_folder / "overrides.json", list(overrides))
     else:
-        described = _resumed_config(resolved, overrides, run_folder)
+        checkpoint, described = None, _resumed_config(resolved, overrides, run_folder)
+    if repeats_of(described) > 1:
+        _once(runs.write_json, run_folder / "status.json", {"status": "running"})
+        one = partial(_train, allow_changes=config.allow_changes)
+        metrics = train_repeats(described, overrides, run_folder, one)
+        _once(runs.write_json, run_folder / "status.json", {"status": "done"})
+        return metrics
+    if config.resume is not None:
         checkpoint = runs.checkpoint_of(run_folder, "last")
+    return _train(described, run_folder, checkpoint, config.allow_changes)
+
+
+def _train(described: DictConfig, run_folder: Path, checkpoint: Path | None, allow_changes: bool) -> dict[str, float]:
+    """One run, from its beginning or from a checkpoint."""
     _once(runs.write_json, run_folder / "status.json", {"status": "running"})
     lightning.seed_everything(described.seed, workers=True, verbose=False)
-    parts = Parts(described, str(run_folder))
+    parts = Parts(described, str(run_folder), training=True)
     datamodule = parts.datamodule
-    if config.allow_changes:
+    if allow_changes:
         datamodule.allow_changes = True
     if isinstance(datamodule, SegmentationDataModule):
         datamodule.setup("fit")  # broken data are found before the backbone is loaded
     task = parts.task
-    if config.allow_changes and isinstance(task, BaseTask):
+    if allow_changes and isinstance(task, BaseTask):
         task.allowed_changes = frozenset({"frozen", "world_size"})
     if isinstance(task, BaseTask):
         _once(runs.write_json, run_folder / "frozen.json", task.frozen_description())
-    _check_world_size(parts, run_folder, resuming=checkpoint is not None, allowed=config.allow_changes)
+    _check_world_size(parts, run_folder, resuming=checkpoint is not None, allowed=allow_changes)
+    train_on_stored_views(described, task, datamodule, parts.trainer, run_folder)
     log.info("run folder: %s", run_folder)
     with warnings.catch_warnings():
         # our own data module resumes mid-epoch exactly, which Lightning cannot know
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
+        # on purpose: a protocol without validation
+        warnings.filterwarnings("ignore", message=".*passed in a `val_dataloader` but have no `validation_step`.*")
         parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
     metrics = _final_metrics(parts, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
@@ -79,8 +97,8 @@ def _with_steering(config: DictConfig, folder: Path) -> DictConfig:
     if protocol is None:
         return config
     steering = {"name": protocol.name, "prompt_simple": protocol.prompt_simple, "prompt_fine": protocol.prompt_fine}
-    recipe = [dict(branch) for branch in protocol.recipe]
-    return OmegaConf.create({**OmegaConf.to_container(config), "steering": {**steering, "recipe": recipe}})  # type: ignore[dict-item]
+    lists = {"recipe": [dict(branch) for branch in protocol.recipe], "classes": list(getattr(protocol, "classes", ()))}
+    return OmegaConf.create({**OmegaConf.to_container(config), "steering": {**steering, **lists}})  # type: ignore[dict-item]
 
 
 def _resumed_config(resolved: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.cached_views import CachedViews
 from gate_lightning.features.disk_cache import DiskCache
 from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.features.fused import FusedExtractor
+from gate_lightning.features.pooled import PooledExtractor
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 
 __all__ = ["MemoryCache"]
@@ -45,7 +47,9 @@ class MemoryCache(nn.Module):
     """
 
     def __init__(
-        self, extractor: FeatureExtractor | FusedExtractor | EdgesExtractor | DiskCache, gigabytes: float
+        self,
+        extractor: FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor | DiskCache | CachedViews,
+        gigabytes: float,
     ) -> None:
         super().__init__()
         if not gigabytes > 0:

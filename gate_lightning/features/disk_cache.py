@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,10 +16,11 @@ from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.features.feature_folder import FeatureFolder
 from gate_lightning.features.fused import FusedExtractor
+from gate_lightning.features.pooled import PooledExtractor
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.version import __version__
 
-__all__ = ["DiskCache", "full_description", "picture_key", "row"]
+__all__ = ["DiskCache", "file_name", "full_description", "picture_key", "read_through", "row"]
 
 
 class DiskCache(nn.Module):
@@ -45,7 +46,7 @@ class DiskCache(nn.Module):
 
     def __init__(
         self,
-        extractor: FeatureExtractor | FusedExtractor | EdgesExtractor,
+        extractor: FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor,
         folder: str | Path,
         dtype: str = "float16",
         preprocessing: Mapping[str, Any] | None = None,
@@ -84,28 +85,56 @@ class DiskCache(nn.Module):
         if conditions.noise is not None or conditions.posterior_noise is not None or any(conditions.views):
             return self.extractor(images, conditions)  # type: ignore[no-any-return]
         keys = [picture_key(images[index], conditions, index) for index in range(len(images))]
-        names = [_file_name(sample_id, key) for sample_id, key in zip(conditions.sample_ids, keys, strict=True)]
-        stored = [self.store.read(name, key) for name, key in zip(names, keys, strict=True)]
-        if any(entry is None for entry in stored):
-            computed: Features = self.extractor(images, conditions)
-            for index, (name, key) in enumerate(zip(names, keys, strict=True)):
-                if stored[index] is None:
-                    stored[index] = self._keep(name, key, row(computed, index))
-        entries = [entry for entry in stored if entry is not None]
-        return {
-            branch: {
-                layer: torch.stack([entry[branch][layer] for entry in entries]).to(images.device, images.dtype)
-                for layer in layers
-            }
-            for branch, layers in self.feature_info.items()
-        }
+        names = [file_name(sample_id, key) for sample_id, key in zip(conditions.sample_ids, keys, strict=True)]
+        return read_through(self.store, names, keys, self.extractor, images, conditions)
 
-    def _keep(self, name: str, key: str, features: Features) -> Features:
-        self.store.write(name, key, features)
-        return {
-            branch: {layer: value.to("cpu", self.store.dtype) for layer, value in layers.items()}
-            for branch, layers in features.items()
+
+def read_through(
+    store: FeatureFolder,
+    names: Sequence[str],
+    keys: Sequence[str],
+    extractor: Callable[[Tensor, Conditions], Features],
+    images: Tensor,
+    conditions: Conditions,
+) -> Features:
+    """Features of a batch from a folder; where a picture lacks there, the batch is computed and the picture written.
+
+    Args:
+        store: the folder.
+        names: B file names in it.
+        keys: B keys, see `picture_key`.
+        extractor: computes the features of the whole batch.
+        images: (B, 3, H, W).
+        conditions: of the batch.
+
+    Returns:
+        Branch → layer id → (B, C, h, w) on the device and in the dtype of ``images``, rounded to that of the folder.
+
+    Raises:
+        CacheError: features cannot be written.
+    """
+    stored = [store.read(name, key) for name, key in zip(names, keys, strict=True)]
+    if any(entry is None for entry in stored):
+        computed = extractor(images, conditions)
+        for index, (name, key) in enumerate(zip(names, keys, strict=True)):
+            if stored[index] is None:
+                stored[index] = _kept(store, name, key, row(computed, index))
+    entries = [entry for entry in stored if entry is not None]
+    return {
+        branch: {
+            layer: torch.stack([entry[branch][layer] for entry in entries]).to(images.device, images.dtype)
+            for layer in layers
         }
+        for branch, layers in entries[0].items()
+    }
+
+
+def _kept(store: FeatureFolder, name: str, key: str, features: Features) -> Features:
+    store.write(name, key, features)
+    return {
+        branch: {layer: value.to("cpu", store.dtype) for layer, value in layers.items()}
+        for branch, layers in features.items()
+    }
 
 
 def full_description(extractor: Mapping[str, Any], preprocessing: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -153,7 +182,7 @@ def _add(digest: Any, name: str, value: object) -> None:
         digest.update(f"{name}={value!r};".encode())
 
 
-def _file_name(sample_id: str, key: str) -> str:
-    """A readable path inside the folder, whatever the sample's name; the key makes it unique."""
+def file_name(sample_id: str, key: str) -> str:
+    """A readable path inside a folder, whatever the sample's name; the key makes it unique."""
     parts = [part[:80] for part in PurePosixPath(sample_id).parts if part not in ("/", "..", ".")]
     return "/".join([*parts[:-1], f"{parts[-1] if parts else 'picture'}.{key}"])

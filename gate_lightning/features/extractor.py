@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from gate_lightning.features.passes import SteeredBranch, group_branches, run_pa
 from gate_lightning.features.text import TextCache
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource, Walk
+from gate_lightning.techniques.prompt import Prompt
 
 __all__ = ["FeatureExtractor"]
 
@@ -81,7 +83,7 @@ class FeatureExtractor(nn.Module):
         self._texts = TextCache()
         #: branch → layer id → FeatureInfo, in the order of branches and layers
         self.feature_info: dict[str, dict[str, FeatureInfo]] = {
-            branch.name: backbone.feature_info(branch.layers) for branch in branches
+            branch.name: _feature_info(backbone, branch) for branch in branches
         }
         self.register_load_state_dict_post_hook(_miss_no_frozen_weights)
 
@@ -223,6 +225,18 @@ def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
             f"branch {branch.name!r} {reason}, so that all its draws would be equal (ensemble={branch.ensemble}, "
             f"draw={branch.draw}); leave ensembles and noise_draws out, or set posterior=sample"
         )
+
+
+def _feature_info(backbone: Backbone, branch: Branch) -> dict[str, FeatureInfo]:
+    """Channels and stride of each layer. Averaged cross-attention has a channel per token of the branch's prompt."""
+    info = backbone.feature_info(branch.layers)
+    prompt = next((technique for technique in branch.techniques if isinstance(technique, Prompt)), None)
+    tokens = backbone.text_length(branch.prompt) if prompt is None else prompt.length(backbone)
+    for layer in branch.layers if tokens else ():
+        spec = backbone.layer_spec(layer)
+        if spec.kind == "averaged" and spec.channels:
+            info[layer] = replace(info[layer], channels=tokens * len(spec.sources))
+    return info
 
 
 def _walk(branch: Branch) -> Walk | None:

@@ -34,7 +34,7 @@ _SHORT = {"prompt": "text", "controlnet": "name", "lora": "role", "denoise": "st
 _SEVERAL = {"controlnet": "name", "lora": "role"}
 #: settings that exclude each other: a branch that gives one of them drops the shared others
 _CHOICES = {"prompt": ("source", "text", "file", "embedding"), "controlnet": ("function", "folder", "image")}
-_SOURCES = ("caption", "fine", "simple", "category")
+_SOURCES = ("caption", "fine", "simple", "category", "classes")
 _CANNY = ("low", "high", "blur_sigma", "normalize")
 
 DEFAULT_TEMPLATE = "a photo of a {category}"
@@ -171,7 +171,20 @@ def _prompt(settings: Mapping[str, Any], protocol: Prompts, seed: int, where: st
         return Prompt(None, fallback, template=str(settings.get("template") or DEFAULT_TEMPLATE), tokens=learned)
     if source == "caption":
         return Prompt(None, fallback or protocol.prompt_fine or None, tokens=learned)
+    if source == "classes":
+        return Prompt(_class_names(protocol), tokens=learned)
     return Prompt(protocol.prompt_fine if source == "fine" else protocol.prompt_simple, tokens=learned)
+
+
+def _class_names(protocol: Prompts) -> str:
+    # runs of earlier versions did not save them, tools without a data set have none
+    classes = getattr(protocol, "classes", None)
+    if not classes:
+        raise ConfigError(
+            f"technique.prompt.source=classes, but {protocol.name} has no list of classes here; give the prompt as "
+            f"technique.prompt.text=<text>"
+        )
+    return ", ".join(classes)
 
 
 def _controlnet(settings: Mapping[str, Any], protocol: Prompts, seed: int, where: str) -> Technique:

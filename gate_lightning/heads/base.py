@@ -48,14 +48,19 @@ class Head(nn.Module, ABC):
     def predict(self, levels: Sequence[Tensor]) -> Tensor:
         """Logits (B, K, h, w) at any resolution, from levels that are checked."""
 
+    @property
+    def resolution(self) -> int:
+        """Which level's resolution the logits have: 0, the finest, unless a head is told otherwise."""
+        return 0
+
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Logits of every position of the finest level.
+        """Logits of every position of the finest level (of level ``resolution``).
 
         Args:
             levels: (B, C_l, h_l, w_l) per level, finest first, as ``in_channels`` says.
 
         Returns:
-            (B, K, h_0, w_0).
+            (B, K, h_0, w_0), 0 standing for ``resolution``.
 
         Raises:
             ConfigError: if number or channels of the levels are not those of the constructor.
@@ -66,5 +71,5 @@ class Head(nn.Module, ABC):
                 f"{type(self).__name__} got levels of {list(found)} channels; it was built for "
                 f"{list(self.in_channels)} at strides {list(self.strides)}"
             )
-        height, width = levels[0].shape[-2:]
+        height, width = levels[self.resolution].shape[-2:]
         return resize(self.predict(levels), (height, width))

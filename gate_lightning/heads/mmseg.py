@@ -18,7 +18,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.heads.base import Head
 from gate_lightning.ops.normalization import group_count
 
-__all__ = ["WORKING_TYPES", "MMSegHead"]
+__all__ = ["WORKING_TYPES", "MMSegHead", "norm_config", "quiet"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ WORKING_TYPES: tuple[str, ...] = tuple(_KINDS)
 # options that follow from the pyramid, or belong to the task
 _COMPUTED = ("in_index", "input_transform", "loss_decode", "norm_cfg", "out_channels", "sampler", "ignore_index")
 _PLACES = ("all", "finest", "middle", "coarsest")
+_ORDERS = ("fine_first", "coarse_first")
 
 
 class _GroupNorm(nn.GroupNorm):
@@ -96,11 +97,14 @@ class MMSegHead(Head):
         levels: which levels it reads: "all", "finest", "middle", "coarsest" or a list of indices (0 is the finest,
             negative ones count from the coarsest). A head that reads one map gets several levels resized to the finest
             of them and concatenated.
+        order: "fine_first", as mmsegmentation means its heads to be used, or "coarse_first", as GATE's released
+            configurations list their levels: the head takes the coarsest level for the finest, works at its resolution
+            (UPerHead then pools the finest level) and leaves the logits there.
         options: what else the type takes, for example ``pool_scales`` of UPerHead, ``num_convs`` of FCNHead and
             ``dropout_ratio`` of all of them.
 
     Raises:
-        ConfigError: for a type, norm, level or option that does not work, naming those that do.
+        ConfigError: for a type, norm, level, order or option that does not work, naming those that do.
     """
 
     def __init__(
@@ -113,31 +117,45 @@ class MMSegHead(Head):
         channels: int = 256,
         norm: Literal["GN", "BN", "SyncBN"] = "GN",
         levels: str | Sequence[int] = "all",
+        order: Literal["fine_first", "coarse_first"] = "fine_first",
         **options: Any,
     ) -> None:
         super().__init__(in_channels, strides, num_classes)
+        if order not in _ORDERS:
+            raise ConfigError(f"order={order!r}; expected {' or '.join(_ORDERS)}")
+        self.order = order
         if type not in _KINDS:
             raise ConfigError(f"head type {type!r} does not work{_did_you_mean(type, _KINDS)}; {', '.join(_KINDS)} do")
         kind = _KINDS[type]
         read = _levels_read(levels, len(self.in_channels))
+        channels_read, strides_read = ([given[index] for index in read] for given in (self.in_channels, self.strides))
+        if order == "coarse_first":
+            # what the head gets is the reversed list of levels
+            channels_read, strides_read = channels_read[::-1], strides_read[::-1]
+            read = [len(self.in_channels) - 1 - index for index in reversed(read)]
         head_class = _head_class(type)
         _check_options(type, head_class, options)
         arguments = {
-            **_inputs([self.in_channels[index] for index in read], read, kind),
-            **{name: compute([self.strides[index] for index in read]) for name, compute in kind.derived.items()},
+            **_inputs(channels_read, read, kind),
+            **{name: compute(strides_read) for name, compute in kind.derived.items()},
             **options,
         }
         self.decode_head = _build(
-            head_class, channels=channels, num_classes=num_classes, norm_cfg=_norm_config(norm), **arguments
+            head_class, channels=channels, num_classes=num_classes, norm_cfg=norm_config(norm), **arguments
         )
         frozen = kind.frozen if norm == "GN" else (*kind.frozen, *kind.frozen_with_batch_norm)
         for name, parameter in self.decode_head.named_parameters():
             if name.endswith(frozen):
                 parameter.requires_grad_(False)
 
+    @property
+    def resolution(self) -> int:
+        """See Head: the coarsest level where that comes first."""
+        return 0 if self.order == "fine_first" else len(self.in_channels) - 1
+
     def predict(self, levels: Sequence[Tensor]) -> Tensor:
         """Logits (B, K, h, w) at the resolution the head works at."""
-        logits = self.decode_head(list(levels))
+        logits = self.decode_head(list(levels) if self.order == "fine_first" else list(levels)[::-1])
         # some heads return intermediate outputs behind the one that counts
         chosen: Tensor = logits[0] if isinstance(logits, (tuple, list)) else logits
         return chosen
@@ -163,7 +181,8 @@ def _inputs(in_channels: list[int], read: list[int], kind: _Kind) -> dict[str, o
     return {"in_channels": in_channels, "in_index": read, "input_transform": "resize_concat"}
 
 
-def _norm_config(norm: str) -> dict[str, object]:
+def norm_config(norm: str) -> dict[str, object]:
+    """mmsegmentation's description of the normalisation "GN", "BN" or "SyncBN"; raises ConfigError for another."""
     # fresh dictionaries: mmsegmentation may keep and change what it is given
     configs: dict[str, dict[str, object]] = {
         "GN": {"type": _GroupNorm},
@@ -176,7 +195,7 @@ def _norm_config(norm: str) -> dict[str, object]:
 
 
 def _head_class(type_name: str) -> Callable[..., nn.Module]:
-    with _quiet():
+    with quiet():
         import mmseg.models  # noqa: F401 - registers the heads; seconds, so only when a head is built
         from mmseg.registry import MODELS
     head_class: Callable[..., nn.Module] = MODELS.get(type_name)
@@ -185,7 +204,7 @@ def _head_class(type_name: str) -> Callable[..., nn.Module]:
 
 def _build(head_class: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
     try:
-        with _quiet():
+        with quiet():
             head = head_class(**arguments)
             head.init_weights()  # type: ignore[operator]
     except (AssertionError, TypeError, ValueError) as error:
@@ -220,7 +239,7 @@ def _did_you_mean(word: str, known: Any) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep mmsegmentation's lines about optional packages and initialisation off the terminal."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

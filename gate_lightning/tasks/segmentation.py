@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,16 +13,18 @@ from torch.optim import Optimizer
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.data.predict import PredictionBatch
 from gate_lightning.data.protocol import DatasetProtocol
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.heads.base import Head, resize
 from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.ops.padding import pad_to_multiple
-from gate_lightning.structures import Conditions, Pyramid, SegmentationBatch
+from gate_lightning.structures import Conditions, Features, Pyramid, SegmentationBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.inference import Inference
 
 __all__ = ["SegmentationTask"]
+
+log = logging.getLogger(__name__)
 
 
 class SegmentationTask(BaseTask):
@@ -99,9 +102,52 @@ class SegmentationTask(BaseTask):
         description: dict[str, Any] = self.extractor.description
         return description
 
-    def pyramid(self, images: Tensor, conditions: Conditions) -> Pyramid:
-        """Fused features of pictures whose sides are multiples of the backbone's ``size_multiple``."""
-        result: Pyramid = self.amalgamation(self.extractor(images, conditions))
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the names of the classes."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["classes"] = list(self.protocol.classes)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See BaseTask; a checkpoint of another number of classes is refused before its weights are compared.
+
+        Raises:
+            ResumeError: other classes, frozen parts, trainable weights, or another number of processes.
+        """
+        self._check_classes(checkpoint.get("classes"))
+        super().on_load_checkpoint(checkpoint)
+
+    def _check_classes(self, saved: list[str] | None) -> None:
+        own = list(self.protocol.classes)
+        if saved is None or saved == own:  # None: of an earlier version
+            return
+        if len(saved) != len(own):
+            raise ResumeError(
+                f"the checkpoint was trained on {len(saved)} classes ({_listed(saved)}), {self.protocol.name} has "
+                f"{len(own)} ({_listed(own)}). Use the data set it was trained on, with its settings, or train anew."
+            )
+        other = next(index for index, name in enumerate(own) if saved[index] != name)
+        log.warning(
+            "class %d was %r when the checkpoint was trained and is %r in %s: the numbers mean something only if these "
+            "are the same",
+            *(other, saved[other], own[other], self.protocol.name),
+        )
+
+    def pyramid(self, images: Tensor, conditions: Conditions, features: Features | None = None) -> Pyramid:
+        """Fused features of pictures whose sides are multiples of the backbone's ``size_multiple``.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            conditions: what belongs to them.
+            features: of these pictures, where they are known already; then the backbone is not asked.
+        """
+        if features is None:
+            features = self.extractor(images, conditions)
+        else:
+            features = {
+                branch: {layer: value.to(images.dtype) for layer, value in layers.items()}
+                for branch, layers in features.items()
+            }
+        result: Pyramid = self.amalgamation(features)
         return result
 
     def infer(self, images: Tensor, conditions: Conditions, size: tuple[int, int] | None = None) -> Tensor:
@@ -125,7 +171,7 @@ class SegmentationTask(BaseTask):
         """Loss of a batch: head + auxiliary head + the amalgamation's regularization."""
         masks = _masks(batch)
         images, conditions = self._padded(batch.images, batch.conditions)
-        pyramid = self.pyramid(images, conditions)
+        pyramid = self.pyramid(images, conditions, batch.features)
         parts = {"head": self.loss(self._to_masks(self.head(pyramid.levels), images, batch), masks)}
         if self.auxiliary_head is not None:
             logits = self._to_masks(self.auxiliary_head(pyramid.levels), images, batch)
@@ -227,6 +273,10 @@ class SegmentationTask(BaseTask):
             if len(means) > 1:
                 found |= {f"weights/stride{level.stride}/{name}": means[i] for i, name in enumerate(level.fused)}
         return found
+
+
+def _listed(classes: list[str]) -> str:
+    return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
 
 
 def _masks(batch: SegmentationBatch) -> Tensor:

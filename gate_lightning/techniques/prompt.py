@@ -83,6 +83,11 @@ class Prompt:
         for name, file, kind in self._learned:
             backbone.require_adapter(name, file, kind)
 
+    def length(self, backbone: Backbone) -> int:
+        """Tokens of the prompt, where all pictures have one; else 0. After ``prepare``."""
+        text = "" if self.embedding is not None else self.text
+        return 0 if text is None else backbone.text_length(text, tuple((name, 1.0) for name, _, _ in self._learned))
+
     def check_pictures(self, sample_ids: Sequence[str]) -> None:
         """Raise DataError unless all these pictures have an entry in the caption file, where one is needed."""
         if self._captions is not None and self.fallback is None:

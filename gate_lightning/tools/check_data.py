@@ -43,12 +43,20 @@ def check_data(
 
 
 def _build(config: Mapping[str, Any]) -> SegmentationDataModule:
-    module, _, name = str(config.get("_target_", "")).rpartition(".")
-    made: Any = None
-    if module.startswith("gate_lightning.data"):
-        arguments = {str(key): value for key, value in config.items() if not str(key).startswith("_")}
-        made = getattr(importlib.import_module(module), name)(**arguments)
+    made = _made(config)
     if not isinstance(made, SegmentationDataModule):
-        known = "folder, ade20k, cityscapes or scenes"
+        known = "folder, ade20k, cityscapes, scenes or horse21"
         raise ConfigError(f"tool=check_data cannot check {config.get('_target_')!r}; use dataset={known}")
     return made
+
+
+def _made(config: Mapping[str, Any]) -> Any:
+    """The object of a configuration, or None where its class is none of ours; a wrapped data set is made first."""
+    module, _, name = str(config.get("_target_", "")).rpartition(".")
+    if not module.startswith("gate_lightning.data"):
+        return None
+    arguments = {str(key): value for key, value in config.items() if not str(key).startswith("_")}
+    inner = arguments.get("dataset")
+    if isinstance(inner, Mapping):
+        arguments["dataset"] = _build(inner)
+    return getattr(importlib.import_module(module), name)(**arguments)

@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.tools.compare_grid import grid_of, write_grid
 from gate_lightning.visualization.charts import comparison_chart
 
 __all__ = ["ComparedRun", "Row", "compare", "find_runs", "group_runs"]
@@ -23,6 +24,9 @@ __all__ = ["ComparedRun", "Row", "compare", "find_runs", "group_runs"]
 UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_changes", "hydra")
 #: rows that differences refer to if the caller names none, first match wins
 BASELINES = ("techniques=none", "control=plain")
+
+#: what `callbacks.throughput` logs during training
+PACE = "train/pictures_per_second"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class ComparedRun:
         seed: its seed, pairs differences.
         status: done, failed, interrupted, running.
         message: why it failed or stopped.
-        metrics: final metrics by name (fractions).
+        metrics: final metrics by name (fractions), and the median pace of training where the run logged it.
         settings: its overrides without seed and bookkeeping.
     """
 
@@ -66,6 +70,9 @@ class Row:
 def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", baseline: str | None = None) -> str:
     """Compare run folders; writes ``comparison.csv``, ``comparison_summary.csv`` and ``comparison.png``.
 
+    Where the runs differ in two settings (a sweep over layers and timesteps, say), the table over the two goes to
+    ``comparison_grid.csv`` and ``comparison_grid.png``.
+
     Args:
         runs: a run folder, a folder that contains run folders (a sweep), or several of these.
         output: folder to write to.
@@ -88,6 +95,9 @@ def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", ba
     if finished:
         values = [list(row.values.values()) for row in finished]
         comparison_chart([row.label for row in finished], values, metric, target / "comparison.png")
+    grid = grid_of([(run.settings, run.metrics.get(metric)) for run in found])
+    if grid is not None:
+        write_grid(grid, metric, target)
     return f"{metric} of {len(found)} runs (written to {target}/comparison.*)\n{_text(rows)}"
 
 
@@ -105,7 +115,7 @@ def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
         inside = inside or sorted((p.parent for p in place.glob("**/status.json")), key=_natural)
         if not inside:
             raise ConfigError(f"{place} holds no run: no status.json or config.yaml in it or below")
-        found += [_read(folder) for folder in inside]
+        found += [_read(folder) for run in inside for folder in _splits(run)]
     if not found:
         raise ConfigError("no run given: run=<sweep folder> or run=[<run>,<run>]")
     return _labelled(found)
@@ -151,6 +161,12 @@ def _values(members: Sequence[ComparedRun], metric: str) -> dict[str, float]:
     return {run.seed: run.metrics[metric] for run in members if run.status == "done" and metric in run.metrics}
 
 
+def _splits(run: Path) -> list[Path]:
+    """The runs of a protocol's re-splits, which count like seeds; a run that is none is itself."""
+    splits = [path.parent for path in run.glob("split*/status.json")]
+    return sorted(splits, key=lambda path: (len(path.name), path.name)) or [run]
+
+
 def _is_run(folder: Path) -> bool:
     return (folder / "status.json").is_file() or (folder / "config.yaml").is_file()
 
@@ -169,8 +185,16 @@ def _read(folder: Path) -> ComparedRun:
     seed = next((item.split("=", 1)[1] for item in overrides if item.startswith("seed=")), "default")
     kept = [item for item in overrides if item.split("=", 1)[0].lstrip("+~").split(".")[0] not in UNLABELLED]
     label = " ".join(kept) or ("defaults" if overrides or _is_done(status) else folder.name)
-    metrics = _json(folder / "metrics.json") or {}
+    metrics = {**_pace(folder / "metrics.csv"), **(_json(folder / "metrics.json") or {})}
     return ComparedRun(folder, label, seed, status["status"], status.get("message", ""), metrics, tuple(kept))
+
+
+def _pace(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        paces = [float(row[PACE]) for row in csv.DictReader(file) if row.get(PACE)]
+    return {PACE: median(paces)} if paces else {}
 
 
 def _is_done(status: dict[str, str]) -> bool:

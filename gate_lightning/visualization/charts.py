@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["comparison_chart", "confusion_picture", "line_chart"]
+__all__ = ["comparison_chart", "confusion_picture", "heat_chart", "line_chart"]
 
 BAR_COLOUR = "#4c78a8"
 POINT_COLOUR = "#111111"
@@ -85,6 +85,47 @@ def line_chart(
     if len(series) > 1:
         axes.legend(fontsize=9, frameon=False)
     _write(figure, axes, path)
+
+
+def heat_chart(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: NDArray[np.float64],
+    titles: tuple[str, str, str],
+    path: Path,
+) -> None:
+    """A table of numbers as colours, the numbers in the cells: mIoU by layer and timestep.
+
+    Args:
+        rows, columns: what they stand for; the first row is drawn at the top.
+        values: (rows, columns) fractions, drawn in percent; NaN leaves a cell grey.
+        titles: of the rows, of the columns, and of the values.
+        path: PNG file; its folder is created.
+
+    Raises:
+        ConfigError: if the values are no such table, or all are NaN.
+    """
+    percent = 100.0 * np.asarray(values, dtype=np.float64)
+    if percent.shape != (len(rows), len(columns)) or np.isnan(percent).all():
+        raise ConfigError(f"values are {percent.shape} for {len(rows)} rows and {len(columns)} columns, or all missing")
+    longest = max(len(_shortened(row)) for row in rows)
+    size = (2.2 + 0.62 * len(columns) + 0.085 * longest, 1.3 + 0.3 * len(rows))
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_facecolor(ABSENT_COLOUR)
+    picture = axes.imshow(percent, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), [_shortened(column, 24) for column in columns], fontsize=9)
+    axes.set_yticks(range(len(rows)), [_shortened(row) for row in rows], fontsize=9)
+    axes.set_ylabel(titles[0])
+    axes.set_xlabel(titles[1])
+    figure.colorbar(picture, ax=axes, label=f"{titles[2]} (%)")
+    middle = (np.nanmin(percent) + np.nanmax(percent)) / 2
+    for row, column in np.argwhere(~np.isnan(percent)):
+        value = percent[row, column]
+        colour = "black" if value > middle else "white"
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path))
 
 
 def confusion_picture(confusion: NDArray[np.int64], classes: Sequence[str], title: str = "") -> NDArray[np.uint8]:

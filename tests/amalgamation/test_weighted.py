@@ -53,6 +53,43 @@ def test_output_is_the_concatenation_of_weighted_sums(num_assigners, per_channel
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
+def test_weights_may_vary_over_the_picture(per_channel):
+    amalgamation, features = build(num_assigners=2, per_channel=per_channel, spatial=True), random_features()
+    pyramid = amalgamation(features)
+    assert amalgamation.out_channels == (12, 8)
+    for layer, level, weights in zip(("fine", "coarse"), pyramid.levels, pyramid.weights, strict=True):
+        maps = np.stack([features[branch][layer].numpy() for branch in INFO], axis=1)
+        w, channels = weights.detach().numpy(), maps.shape[2]
+        w = w if per_channel else np.repeat(w[:, :, :, None], channels, axis=3)
+        assert w.shape == (2, 2, 3, channels, *maps.shape[-2:])
+        np.testing.assert_allclose(w.sum(axis=2), 1.0, rtol=0, atol=1e-12)
+        assert w.std(axis=(-2, -1)).min() > 1e-4  # and vary they do
+        expected = np.concatenate([(w[:, j] * maps).sum(axis=1) for j in range(2)], axis=1)
+        np.testing.assert_allclose(level.detach().numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_the_mean_of_spatial_logits_is_the_logit_of_the_picture():
+    whole, spatial = (
+        WeightAssigner(6, 2, hidden_channels=8, spatial=spatial).double().eval() for spatial in (False, True)
+    )
+    spatial.load_state_dict(whole.state_dict())
+    maps = torch.stack([layers["fine"] for layers in random_features().values()], dim=1)
+    torch.testing.assert_close(spatial(maps).mean(dim=(3, 4)), whole(maps))
+
+
+def test_spatial_regularization_is_the_mean_over_positions():
+    amalgamation = WeightedAmalgamation(INFO, num_assigners=2, spatial=True, sparsity=0.3, diversity=0.7)
+    weights = torch.rand(2, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    at_positions = [
+        amalgamation.regularization(Pyramid(levels=(), weights=(weights[..., row, column],))).item()
+        for row in range(4)
+        for column in range(5)
+    ]
+    value = amalgamation.regularization(Pyramid(levels=(), weights=(weights,))).item()
+    assert value == pytest.approx(np.mean(at_positions), abs=1e-6)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
 def test_weights_sum_to_one_over_branches_and_are_not_equal(per_channel):
     for weights in build(num_assigners=2, per_channel=per_channel)(random_features()).weights:
         assert weights.shape[:3] == (2, 2, 3)

@@ -26,6 +26,17 @@ def test_a_patch_holds_its_own_pixels_and_its_position() -> None:
     np.testing.assert_allclose(feature[1, -2:, row, column], [(44 / 48) * 2 - 1, (20 / 32) * 2 - 1], rtol=1e-6)
 
 
+def test_without_positions_there_are_pixels_alone() -> None:
+    images = pictures(1, 16, 24)
+    whole = PixelBackbone([1], 16, position=False)
+    feature = FeatureExtractor(whole, [Branch("none", 50, ("pixels-stride1",))])(images, conditions(1))
+    assert torch.equal(feature["none"]["pixels-stride1"], images)
+    assert whole.feature_info(["pixels-stride1"])["pixels-stride1"].channels == 3
+    assert whole.description != PixelBackbone([1], 16).description
+    with pytest.raises(ConfigError, match="makes no pictures"):
+        whole.decode(images)
+
+
 def test_timestep_and_prompt_change_nothing() -> None:
     images = pictures(1, 32, 32)
     one, other = (

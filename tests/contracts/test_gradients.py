@@ -17,10 +17,12 @@ import gate_lightning.amalgamation
 import gate_lightning.heads
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
+from gate_lightning.amalgamation.released import ReleasedConcat, ReleasedWeighted
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
 from gate_lightning.heads.base import Head
 from gate_lightning.heads.linear import LinearHead
 from gate_lightning.heads.mmseg import WORKING_TYPES, MMSegHead
+from gate_lightning.heads.resnet import ResNetHead
 from gate_lightning.structures import FeatureInfo
 
 THRESHOLD = 1e-9
@@ -52,6 +54,9 @@ AMALGAMATIONS = {
         {"num_assigners": 3, "per_channel": True, "sparsity": 0.1, "diversity": 0.1, "hidden_channels": 10},
     ),
     "weighted-refined": (WeightedAmalgamation, {"refiner_blocks": 2}),
+    "weighted-spatial": (WeightedAmalgamation, {"spatial": True, "num_assigners": 2, "diversity": 0.1}),
+    "released_concat": (ReleasedConcat, {}),
+    "released_weighted": (ReleasedWeighted, {}),
 }
 
 HEAD_OPTIONS = {
@@ -109,7 +114,8 @@ def _seed() -> None:
 
 def test_every_amalgamation_and_head_of_the_package_is_in_this_contract():
     assert subclasses(gate_lightning.amalgamation, Amalgamation) == {cls for cls, _ in AMALGAMATIONS.values()}
-    assert subclasses(gate_lightning.heads, Head) == {LinearHead, MMSegHead}
+    # ResNetHead reads pictures only: its test is in tests/heads/test_resnet_head.py
+    assert subclasses(gate_lightning.heads, Head) == {LinearHead, MMSegHead, ResNetHead}
 
 
 @pytest.mark.parametrize("name", AMALGAMATIONS)

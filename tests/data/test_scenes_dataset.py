@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from gate_lightning.data.latents import TRAIN_SEED, VAL_SEED
+from gate_lightning.data.protocol import IGNORE_INDEX
+from gate_lightning.data.samples import Draw
 from gate_lightning.data.scenes import (
     LEAK_FREE_KINDS,
     MERGED,
@@ -44,6 +46,18 @@ def test_samples_are_the_rendered_scenes() -> None:
     assert (sample.image == drawn.image).all()
     assert (sample.mask == drawn.parts).all()
     assert sample.caption == caption(spec, "fine")
+
+
+def test_augmented_pictures_are_new_in_every_epoch_and_never_padded() -> None:
+    plain, augmented = scenes().training_views(), scenes(augment=True, batch_size=2).training_views()
+    draws = [[Draw(index, epoch) for index in range(6)] for epoch in range(3)]
+    assert (plain[draws[0]].images == plain[draws[1]].images).all()
+    seen = [augmented[one] for one in draws]
+    assert (seen[0].images != seen[1].images).any()
+    assert (augmented[draws[2]].images == seen[2].images).all()
+    assert {tuple(batch.images.shape) for batch in seen} == {(6, 3, 32, 32)}
+    assert all((batch.masks != IGNORE_INDEX).all() for batch in seen)
+    assert (scenes(augment=True).source("val").load(0).image == scenes().source("val").load(0).image).all()
 
 
 def test_merged_labels_and_other_domain_show_the_same_scenes() -> None:

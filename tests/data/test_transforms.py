@@ -158,6 +158,15 @@ def test_padding_is_void_and_grey_below_and_to_the_right() -> None:
     assert (sample.controls["copy"][outside] == 0).all()
 
 
+def test_padding_may_be_a_class() -> None:
+    sample = Sample("a", np.zeros((3, 5, 3), np.uint8), np.zeros((3, 5), np.uint8))
+    padded = Pad((4, 6), label=1)(sample, np.random.default_rng(0))
+    assert padded.mask is not None
+    assert padded.mask.sum() == 4 * 6 - 3 * 5
+    with pytest.raises(ConfigError, match="pad_label is 255; expected a class number"):
+        Pad(4, label=255)
+
+
 def test_center_crop() -> None:
     whole = numbered(12, 20)
     assert (CenterCrop(8)(whole, keyed_generator(0)).image == whole.image[2:10, 6:14]).all()

@@ -18,6 +18,7 @@ from gate_lightning.engine.extraction import split_size
 from gate_lightning.engine.parts import Parts
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.structures import Conditions
 from gate_lightning.techniques.controlnet import ControlNet
 from tests.fixtures.folders import make_folder, make_image, write
 
@@ -170,3 +171,16 @@ def test_the_branches_of_the_documentation_are_built(tmp_path: Path) -> None:
     assert [branch.name for branch in branches] == ["plain", "caption", "held", "styled", "walked", "inverted", "dift"]
     held = branches[2].techniques
     assert [technique.control for technique in held if isinstance(technique, ControlNet)] == ["canny", "depth"]
+
+
+def test_the_backbone_may_see_pictures_at_another_size() -> None:
+    halved = parts("techniques=none", "picture_scale=0.5", "dataset.size=128")
+    plain = parts("techniques=none", "dataset.size=128")
+    strides = [{info.stride for info in made.extractor.feature_info["none"].values()} for made in (plain, halved)]
+    assert strides[1] == {2 * stride for stride in strides[0]}
+    images = torch.rand(1, 3, 128, 128) * 2 - 1
+    small = torch.nn.functional.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+    features = halved.extractor(images, Conditions(("a",)))["none"]
+    for layer, value in plain.extractor(small, Conditions(("a",)))["none"].items():
+        torch.testing.assert_close(features[layer], value)
+    assert halved.extractor.description != plain.extractor.description

@@ -13,15 +13,29 @@ from omegaconf import OmegaConf
 from gate_lightning.structures import FeatureInfo
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+#: what works on single pixels, and what reads the picture itself
+PIXELS = {
+    "amalgamation": ("concat_pixels", "released_pixels", "weighted_pixels"),
+    "head": ("nearest_pixels", "pixel_ensemble"),
+}
+PICTURES = ("deeplab",)
 LAYERS = {"fine": FeatureInfo(16, 4), "middle": FeatureInfo(24, 8), "coarse": FeatureInfo(32, 16)}
 
 
-def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+def names(group: str, *, without: tuple[str, ...] = ()) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem not in without)
+
+
+def at_its_place(group: str, name: str):
+    """The node below its key, as in the composed configuration, so that interpolations are tried as well."""
+    return OmegaConf.create({group: load(group, name), "seed": 0})[group]
 
 
 def load(group: str, name: str):
-    return OmegaConf.load(CONF / group / f"{name}.yaml")
+    node = OmegaConf.load(CONF / group / f"{name}.yaml")
+    for base in node.pop("defaults", ["_self_"]):
+        node = node if base == "_self_" else OmegaConf.merge(load(group, base), node)
+    return node
 
 
 def build(node, **given):
@@ -30,7 +44,7 @@ def build(node, **given):
     return made(**given)
 
 
-@pytest.mark.parametrize("name", names("amalgamation"))
+@pytest.mark.parametrize("name", names("amalgamation", without=PIXELS["amalgamation"]))
 def test_amalgamations(name):
     amalgamation = build(load("amalgamation", name), feature_info={"a": LAYERS, "b": LAYERS}, concatenated=())
     features = {
@@ -40,11 +54,33 @@ def test_amalgamations(name):
     assert tuple(level.shape[1] for level in amalgamation(features).levels) == amalgamation.out_channels
 
 
+@pytest.mark.parametrize("name", PIXELS["amalgamation"])
+def test_amalgamations_of_pixels(name):
+    amalgamation = build(at_its_place("amalgamation", name), buckets={"a": (2, 16), "b": (1, 24)})
+    fused = amalgamation({"a": torch.randn(10, 3, 2, 16), "b": torch.randn(10, 3, 1, 24)}).features
+    assert fused.shape == (10, 3, amalgamation.out_channels)
+
+
+@pytest.mark.parametrize("name", PIXELS["head"])
+def test_heads_of_pixels(name):
+    head = build(at_its_place("head", name).decode, in_channels=16, num_classes=3)
+    if name == "nearest_pixels":
+        head.add(torch.randn(1, 30, 16), torch.randint(3, (1, 30)))
+    assert head(torch.randn(1, 5, 16)).shape[-2:] == (5, 3)
+    assert load("head", name).auxiliary is None
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_networks_on_pictures(name):
+    node = OmegaConf.merge(at_its_place("head", name).decode, {"depth": 18, "width": 8, "decoder": {"channels": 8}})
+    head = build(node, in_channels=(3,), strides=(1,), num_classes=3)
+    assert head([torch.randn(2, 3, 64, 64)]).shape == (2, 3, 64, 64)
+
+
 @pytest.mark.parametrize("part", ["decode", "auxiliary"])
-@pytest.mark.parametrize("name", names("head"))
+@pytest.mark.parametrize("name", names("head", without=(*PIXELS["head"], *PICTURES)))
 def test_heads(name, part):
-    # below a key, as in the composed configuration, so that relative interpolations are tried as well
-    node = OmegaConf.create({"head": load("head", name)}).head[part]
+    node = at_its_place("head", name)[part]
     if node is None:
         assert part == "auxiliary"
         return

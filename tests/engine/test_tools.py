@@ -98,7 +98,7 @@ def test_training_keeps_features_on_disk(tmp_path: Path) -> None:
         _ = Parts(runs.resolve(composed(*settings, "timestep=51")), str(tmp_path)).extractor
 
 
-@pytest.mark.parametrize("name", ["extract", "caption"])
+@pytest.mark.parametrize("name", ["extract", "caption", "generate", "pseudo_label", "student_set"])
 def test_a_tool_s_settings_are_its_function_s(name: str) -> None:
     """Every key is a parameter, with the function's own default; parts are injected, processes are the engine's."""
     node = composed(f"tool={name}", name="eval").tool

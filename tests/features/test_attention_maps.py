@@ -110,6 +110,22 @@ def test_channels_are_told_beforehand_and_follow_longer_prompts() -> None:
     assert backbone.feature_info(["attn-up-self"])["attn-up-self"].channels == 0
 
 
+@pytest.mark.parametrize("source", ["branch", "technique", "none"])
+def test_a_long_prompt_of_all_pictures_is_counted_before_the_pass(source: str) -> None:
+    backbone = network()
+    long = "a photo of a house " * backbone.max_tokens
+    techniques = {"branch": (), "technique": (Prompt(long),), "none": (Prompt(None, fallback=long),)}[source]
+    branch = Branch("a", 50, ("attn", "up-level1-repeat0-vit-out"), techniques, prompt=long)
+    extractor = FeatureExtractor(backbone, [branch])
+    given = extractor(torch.zeros(1, 3, 64, 64), Conditions(("s",)))["a"]
+    told = {layer: info.channels for layer, info in extractor.feature_info["a"].items()}
+    assert given["attn"].shape[1] > 2 * backbone.max_tokens
+    if source == "none":  # captions would be of different lengths
+        assert told["attn"] == 2 * backbone.max_tokens
+    else:
+        assert told == {layer: value.shape[1] for layer, value in given.items()}
+
+
 def test_a_few_heads_at_a_time_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = ["attn-up-self", "up-level3-repeat0-vit-block0-self-map"]
     whole = read(network(), layers)

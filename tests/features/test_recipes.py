@@ -151,3 +151,13 @@ def test_a_data_set_without_recipe_has_no_all(backbone: Backbone) -> None:
     empty = SimpleNamespace(**{**vars(PROTOCOL), "recipe": ()})
     with pytest.raises(ConfigError, match="scenes has no recipe"):
         build_branches("all", protocol=empty, backbone=backbone)
+
+
+def test_class_names_make_a_prompt(backbone: Backbone) -> None:
+    named = SimpleNamespace(**{**vars(PROTOCOL), "classes": ("wall", "night stand")})
+    (branch,) = build_branches("prompt", protocol=named, backbone=backbone, knobs={"prompt": {"source": "classes"}})
+    assert branch.techniques == (Prompt("wall, night stand"),)
+    with pytest.raises(
+        ConfigError, match=r"source=classes, but scenes has no list of classes.*technique\.prompt\.text"
+    ):
+        branches(backbone, "prompt", {"prompt": {"source": "classes"}})

@@ -55,6 +55,24 @@ def test_upernet_takes_its_width_from_the_finest_level_not_the_coarsest():
     assert moved[7, 5] > 10 * moved[0, 11]
 
 
+def test_in_the_released_order_logits_are_those_of_the_coarsest_level():
+    released, levels = build(order="coarse_first").eval(), pyramid(batch=1)
+    assert released(levels).shape == (1, CLASSES, 4, 3)
+    # mmsegmentation's own head, given the reversed list
+    torch.manual_seed(0)
+    own = MMSegHead(CHANNELS[::-1], [4, 8, 16], CLASSES, type="UPerHead", channels=32).decode_head.eval()
+    own.load_state_dict(released.decode_head.state_dict())
+    torch.testing.assert_close(released(levels), own(levels[::-1]))
+
+
+@pytest.mark.parametrize(("levels", "read"), [("middle", 1), ("finest", 0), ("coarsest", 2)])
+def test_in_the_released_order_a_place_is_the_same_level(levels, read):
+    head = build("FCNHead", levels=levels, order="coarse_first").eval()
+    inputs = [level.requires_grad_() for level in pyramid()]
+    head(inputs).sum().backward()
+    assert [level.grad is not None for level in inputs].index(True) == read
+
+
 @pytest.mark.parametrize(
     ("levels", "read"),
     [("all", {0, 1, 2}), ("finest", {0}), ("middle", {1}), ("coarsest", {2}), ([0, 2], {0, 2}), ([-1], {2})],
@@ -106,6 +124,7 @@ def test_the_state_dict_loads_into_a_second_head():
         ({"type_": "Mask2FormerHead"}, "'Mask2FormerHead' does not work.*UPerHead"),
         ({"type_": "PSAHead"}, "'PSAHead' does not work"),
         ({"norm": "LN"}, "norm='LN'; expected GN, BN, SyncBN"),
+        ({"order": "down"}, "order='down'; expected fine_first or coarse_first"),
         ({"levels": "third"}, "levels='third'; expected all, finest"),
         ({"levels": [3]}, "levels 0 … 2"),
         ({"levels": [0, -3]}, "at most once"),

@@ -60,11 +60,11 @@ def test_sliding_windows_key_the_noise_by_their_offset() -> None:
 def test_prediction_has_the_size_of_the_file() -> None:
     task, batch = make_task().eval(), random_batch(16, 24, masked=False)
     assert task.predict_step(batch, 0).shape == (2, 16, 24)
-    of_files = PredictionBatch(batch.images, None, batch.conditions, ("a.png", "b.png"), ((40, 61), (40, 61)))
+    of_files = PredictionBatch(batch.images, None, batch.conditions, None, ("a.png", "b.png"), ((40, 61), (40, 61)))
     labels = task.predict_step(of_files, 0)
     assert labels.shape == (2, 40, 61)
     assert labels.dtype == torch.int64
-    mixed = PredictionBatch(batch.images, None, batch.conditions, ("a.png", "b.png"), ((40, 61), (61, 40)))
+    mixed = PredictionBatch(batch.images, None, batch.conditions, None, ("a.png", "b.png"), ((40, 61), (61, 40)))
     with pytest.raises(ConfigError, match="sizes"):
         task.predict_step(mixed, 0)
 

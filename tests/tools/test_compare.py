@@ -58,6 +58,15 @@ def test_text_and_files(sweep: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
 
 
+def test_the_pace_of_training_is_a_column_where_it_was_logged(sweep: Path, tmp_path: Path) -> None:
+    log = "step,train/pictures_per_second,val/mIoU\n10,4.0,\n20,8.0,\n20,,0.1\n30,9.0,\n"
+    (sweep / "0" / "metrics.csv").write_text(log)
+    compare(runs=str(sweep), output=str(tmp_path / "out"))
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        paces = [row["train/pictures_per_second"] for row in csv.DictReader(file)]
+    assert paces == ["8.0", "", "", "", ""]
+
+
 def test_labels_leave_out_what_all_runs_share(tmp_path: Path) -> None:
     for number, technique in enumerate(["none", "all"]):
         make_run(tmp_path / str(number), [f"techniques={technique}", "trainer.max_steps=5", "seed=0"], 0.1 + number)

@@ -14,6 +14,7 @@ from gate_lightning.visualization.charts import (
     BAR_COLOUR,
     comparison_chart,
     confusion_picture,
+    heat_chart,
     line_chart,
 )
 
@@ -84,3 +85,18 @@ def test_many_classes_fit_a_screenful_of_screens() -> None:
 def test_confusion_needs_a_row_per_class() -> None:
     with pytest.raises(ConfigError, match="expected one row"):
         confusion_picture(np.zeros((2, 3), int), ["a", "b"])
+
+
+def test_a_heat_chart_colours_from_lowest_to_highest_and_leaves_gaps_grey(tmp_path: Path) -> None:
+    values = np.array([[0.1, 0.2, 0.3], [0.5, np.nan, 0.4]])
+    heat_chart(["a", "b"], ["1", "2", "3"], values, ("layer", "timestep", "mIoU"), tmp_path / "new" / "heat.png")
+    picture = np.asarray(Image.open(tmp_path / "new/heat.png").convert("RGB"))
+    table = picture[:, : int(picture.shape[1] * 0.8)]  # without the scale
+    for colour, below in ((colormaps["viridis"](0.0), False), (colormaps["viridis"](1.0), True)):
+        rows, columns = np.nonzero(cells(table, colour))
+        assert len(rows) > 500
+        assert (rows.mean() > picture.shape[0] * 0.45) == below
+        assert columns.mean() < picture.shape[1] * 0.45
+    assert cells(picture, to_rgb(ABSENT_COLOUR)).sum() > 500
+    with pytest.raises(ConfigError, match="2 rows"):
+        heat_chart(["a", "b"], ["1"], values, ("", "", ""), tmp_path / "x.png")

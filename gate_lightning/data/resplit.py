@@ -1,0 +1,124 @@
+"""Splitting a pool of pictures anew at random, and the file that says which picture went where.
+
+The published means and deviations of label-scarce segmentation are over five random splits of the shipped training
+and test pictures (the author's word in an issue of ddpm-segmentation); which ones was never published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gate_lightning.data.samples import keyed_generator
+from gate_lightning.errors import ConfigError, DataError
+
+__all__ = ["Split", "random_split", "read_split", "shipped_split", "write_split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions in a pool.
+
+    Attributes:
+        train: pictures whose labels are used.
+        test: pictures that are measured.
+        unused: pictures of the training part beyond the number that was asked for.
+    """
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    unused: tuple[int, ...] = ()
+
+    def labelled(self, count: int | None) -> Split:
+        """The first ``count`` training pictures only; the test pictures stay, so that numbers can be compared.
+
+        Raises:
+            ConfigError: there are fewer.
+        """
+        if count is None:
+            return self
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigError(f"labelled is {count!r}; expected a number of pictures from 1, or null for all")
+        if count > len(self.train):
+            raise ConfigError(
+                f"labelled={count}, but the training part has {len(self.train)} pictures; ask for that many or fewer, "
+                "or give the data set more training pictures"
+            )
+        return Split(self.train[:count], self.test, self.train[count:] + self.unused)
+
+
+def shipped_split(train: int, total: int) -> Split:
+    """The first ``train`` pictures for training, the rest for testing."""
+    return Split(tuple(range(train)), tuple(range(train, total)))
+
+
+def random_split(train: int, total: int, seed: int) -> Split:
+    """As many training pictures, drawn at random: a function of the three numbers.
+
+    Raises:
+        ConfigError: a negative or broken seed.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"split_seed is {seed!r}; expected a whole number from 0, or null for the split as shipped")
+    order = [int(place) for place in keyed_generator("label-scarce split", seed).permutation(total)]
+    return Split(tuple(order[:train]), tuple(order[train:]))
+
+
+def write_split(path: Path, split: Split, names: Sequence[str], about: Mapping[str, Any]) -> None:
+    """Write sample ids by part, atomically.
+
+    Args:
+        path: ``….json``.
+        split: what to write.
+        names: sample ids of the pool.
+        about: further entries (the seed, …).
+    """
+    parts = {part: [names[place] for place in getattr(split, part)] for part in ("train", "test", "unused")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps({**about, **parts}, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_split(path: str | Path, names: Sequence[str]) -> Split:
+    """A split as `write_split` writes it: ``{"train": [sample id, …], "test": […]}``.
+
+    Args:
+        path: the file.
+        names: sample ids of the pool.
+
+    Raises:
+        DataError: missing, of another form, of pictures that are not there, or with a picture twice.
+    """
+    file = Path(path).expanduser()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"split_file {file} cannot be read: {error}") from error
+    except ValueError as error:
+        raise DataError(f"split_file {file} is no JSON ({error})") from error
+    parts = {part: content.get(part, []) if isinstance(content, dict) else None for part in ("train", "test", "unused")}
+    if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in parts.values()):
+        raise DataError(f'split_file {file}: expected {{"train": [sample id, …], "test": [sample id, …]}}')
+    if not parts["train"] or not parts["test"]:
+        raise DataError(f"split_file {file} names no {'test' if parts['train'] else 'train'} pictures")
+    places = {name: place for place, name in enumerate(names)}
+    unknown = [name for part in parts.values() for name in part or () if name not in places]
+    if unknown:
+        raise DataError(
+            f"split_file {file} names {len(unknown)} pictures that the data set does not have, first {unknown[0]!r}; "
+            f"its pictures are called like {names[0]!r}"
+        )
+    twice = [
+        name for name, count in Counter(name for part in parts.values() for name in part or ()).items() if count > 1
+    ]
+    if twice:
+        raise DataError(
+            f"split_file {file} names {twice[0]!r} more than once; training and test must not share pictures"
+        )
+    train, test, unused = (tuple(places[name] for name in part or ()) for part in parts.values())
+    return Split(train, test, unused)

@@ -1,0 +1,53 @@
+"""Whether there is room for what is about to be made: said before the work, not by the system in its middle."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+
+from gate_lightning.errors import ConfigError
+
+__all__ = ["check_disk", "check_memory", "gib"]
+
+_GIB = 2**30
+
+
+def gib(count: float) -> str:
+    """Bytes for people: ``1.73 GiB``."""
+    return f"{count / _GIB:.2f} GiB" if count >= 0.01 * _GIB else f"{count / 2**20:.2f} MiB"
+
+
+def check_memory(parts: dict[str, float], limit_gib: float | None, advice: str) -> None:
+    """Refuse what does not fit into memory.
+
+    Args:
+        parts: what is made → bytes.
+        limit_gib: most memory the whole process may take, what it takes already included; None for what is free now.
+        advice: what to lower.
+
+    Raises:
+        ConfigError: it does not fit; says how much is needed for what, and the advice.
+    """
+    needed = sum(parts.values())
+    if limit_gib is None:
+        room, where = float(psutil.virtual_memory().available), "are free"
+    else:
+        room = limit_gib * _GIB - psutil.Process().memory_info().rss
+        where = f"are left of the {limit_gib:g} GiB allowed"
+    if needed > room:
+        listed = ", ".join(f"{gib(count)} for {name}" for name, count in parts.items())
+        raise ConfigError(f"this needs {gib(needed)} of memory ({listed}), and {gib(max(room, 0))} {where}. {advice}")
+
+
+def check_disk(needed: float, folder: Path, what: str, advice: str) -> None:
+    """Refuse what does not fit onto the disk of ``folder``, which need not exist yet.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise ConfigError(f"{what} need {gib(needed)} below {folder}, and {gib(free)} are free there. {advice}")

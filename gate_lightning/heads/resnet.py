@@ -1,0 +1,103 @@
+"""A whole segmentation network behind the contract of a head: it reads the picture itself, and no diffusion model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.heads.base import Head
+from gate_lightning.heads.mmseg import MMSegHead, norm_config, quiet
+
+__all__ = ["ResNetHead"]
+
+#: depth → channels that come out of a block per channel inside
+_EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4, 152: 4}
+_STAGES = 4
+_STEM_STRIDE = 4
+#: of the pictures that ImageNet classifiers are trained on, in [0, 1]
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class ResNetHead(Head):
+    """A residual network with a decode head of mmsegmentation: DeepLabV3 (arXiv 1706.05587) with the defaults.
+
+    The student of DatasetDDPM: it learns from pictures that an ensemble has labelled, and needs no diffusion model to
+    run. Stages whose stride would go beyond ``output_stride`` keep the resolution and are dilated instead. Weights
+    are random: nothing is downloaded.
+
+    Args:
+        in_channels, strides: of the one level it reads: the picture in [-1, 1], (3,) and (1,).
+        num_classes: K.
+        depth: layers: 18, 34, 50, 101 or 152.
+        width: channels of the first stage (64 in the published networks).
+        output_stride: pixels per position of the last stage: 4, 8, 16 or 32.
+        norm: "BN" (batch), "GN" (group, does not depend on the batch) or "SyncBN".
+        decoder: options of `MMSegHead`, which reads the last stage of every stride, finest first.
+
+    Raises:
+        ConfigError: a level that is no picture, or settings out of range.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        *,
+        depth: int = 101,
+        width: int = 64,
+        output_stride: int = 8,
+        norm: Literal["GN", "BN", "SyncBN"] = "BN",
+        decoder: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(in_channels, strides, num_classes)
+        if (self.in_channels, self.strides) != ((3,), (1,)):
+            raise ConfigError(
+                f"ResNetHead reads pictures, and got channels {list(in_channels)} at strides {list(strides)}; use it "
+                "with backbone=pixels backbone.strides=[1] backbone.position=false techniques=none amalgamation=concat"
+            )
+        if depth not in _EXPANSION or output_stride not in (4, 8, 16, 32):
+            raise ConfigError(
+                f"depth={depth}, output_stride={output_stride}; expected a depth of {', '.join(map(str, _EXPANSION))} "
+                "and an output stride of 4, 8, 16 or 32"
+            )
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ConfigError(f"width={width!r}; expected channels, at least 1")
+        whole = [_STEM_STRIDE * 2**stage for stage in range(_STAGES)]
+        reached = [min(stride, output_stride) for stride in whole]
+        dilations = [stride // got for stride, got in zip(whole, reached, strict=True)]
+        last = [stage for stage in range(_STAGES) if reached[stage] not in reached[stage + 1 :]]
+        channels = [_EXPANSION[depth] * width * 2**stage for stage in last]
+        options: dict[str, Any] = {"type": "ASPPHead", "levels": "coarsest", "norm": norm, **(decoder or {})}
+        self.decoder = MMSegHead(channels, [reached[stage] for stage in last], num_classes, **options)
+        with quiet():
+            from mmseg.models.backbones import ResNet  # seconds, so only where one is built
+
+            self.network = ResNet(
+                depth,
+                stem_channels=width,
+                base_channels=width,
+                strides=[1, *(after // before for before, after in pairwise(reached))],
+                dilations=dilations,
+                out_indices=last,
+                norm_cfg=norm_config(norm),
+                contract_dilation=True,
+                zero_init_residual=False,  # as in the network that DatasetDDPM trains
+            )
+            self.network.init_weights()
+        self.register_buffer("_mean", torch.tensor(_MEAN).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(_STD).view(1, -1, 1, 1), persistent=False)
+
+    def predict(self, levels: Sequence[Tensor]) -> Tensor:
+        """Logits (B, K, h, w) at stride 4, or at the output stride where the first stage has it."""
+        pictures = (levels[0] + 1.0) / 2.0
+        logits: Tensor = self.decoder(self.network((pictures - self._mean) / self._std))
+        return logits

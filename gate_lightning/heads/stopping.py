@@ -1,0 +1,97 @@
+"""When a member of the ensemble has trained enough (ddpm-segmentation's rule)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gate_lightning.errors import ConfigError, ResumeError
+
+__all__ = ["StoppingRule"]
+
+
+class StoppingRule:
+    """Stops a member once its loss of a single batch has not reached a new minimum for a while.
+
+    Counting starts with epoch ``start_epoch`` (0-based; 4 in the paper's code: four full epochs always run); a member
+    stops at the batch that makes more than ``patience`` in a row without a new minimum. ``max_epochs`` is left to the
+    trainer. Members are judged apart from each other.
+
+    Args:
+        members: M.
+        patience: batches without a new minimum that are put up with.
+        start_epoch: first epoch that counts.
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+
+    def __init__(self, members: int, patience: int = 50, start_epoch: int = 4) -> None:
+        if members < 1 or patience < 0 or start_epoch < 0:
+            raise ConfigError(
+                f"members is {members}, patience {patience}, start_epoch {start_epoch}; expected one or more members "
+                "and numbers that are not negative"
+            )
+        self.patience, self.start_epoch = patience, start_epoch
+        #: (M,) lowest loss since counting started
+        self.best = torch.full((members,), torch.inf, dtype=torch.float64)
+        #: (M,) batches since
+        self.waited = torch.zeros(members, dtype=torch.int64)
+        #: (M,) steps a member has made, whether they counted or not
+        self.steps = torch.zeros(members, dtype=torch.int64)
+        #: (M,) bool, members that still train
+        self.active = torch.ones(members, dtype=torch.bool)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all members have stopped."""
+        return not bool(self.active.any())
+
+    def update(self, losses: Tensor, epoch: int) -> Tensor:
+        """Look at the losses of one step.
+
+        Args:
+            losses: (A,) of the members that still train, in the order of their numbers.
+            epoch: 0-based epoch the step belongs to.
+
+        Returns:
+            Bool (A,) on the CPU: True for the members for which this step was the last. From the next call on they are
+            not part of ``losses``.
+
+        Raises:
+            ConfigError: if there are not as many losses as members that train.
+        """
+        active = self.active.nonzero().flatten()
+        if losses.shape != active.shape:
+            raise ConfigError(f"got losses {tuple(losses.shape)}; expected ({len(active)},): {len(active)} still train")
+        self.steps[active] += 1
+        if epoch < self.start_epoch:
+            return torch.zeros(len(active), dtype=torch.bool)  # without looking: on a GPU that would wait for the step
+        values = losses.detach().double().cpu()
+        better = values < self.best[active]
+        self.best[active] = torch.where(better, values, self.best[active])
+        self.waited[active] = torch.where(better, torch.zeros_like(active), self.waited[active] + 1)
+        stopped = self.waited[active] > self.patience
+        self.active[active[stopped]] = False
+        return stopped
+
+    def state_dict(self) -> dict[str, Any]:
+        """What ``load_state_dict`` takes."""
+        names = ("best", "waited", "steps", "active")
+        return {name: getattr(self, name).clone() for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another rule was.
+
+        Raises:
+            ResumeError: if it had another number of members.
+        """
+        if len(state["active"]) != len(self.active):
+            raise ResumeError(
+                f"the checkpoint has {len(state['active'])} members, this run {len(self.active)}; resume with the "
+                "same number of members"
+            )
+        for name, value in state.items():
+            setattr(self, name, value.clone())

@@ -1,0 +1,72 @@
+"""What an ensemble says together, and how much its members disagree (ddpm-segmentation, arXiv 2112.03126).
+
+Shapes: M members, K classes, then any shape of pixels, (H, W) or (N,).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gate_lightning.errors import ConfigError
+
+__all__ = ["js_divergence", "majority_vote", "mean_probability", "picture_uncertainty"]
+
+
+def majority_vote(labels: Tensor, num_classes: int) -> Tensor:
+    """The class most members name; of several that are named equally often, the one of the smallest number.
+
+    Args:
+        labels: int64 (M, ...), classes 0 … K - 1.
+        num_classes: K.
+
+    Returns:
+        int64 (...).
+    """
+    counts = torch.zeros(num_classes, *labels.shape[1:], dtype=torch.int16, device=labels.device)
+    counts.scatter_add_(0, labels, torch.ones_like(labels, dtype=torch.int16))
+    return counts.argmax(dim=0)  # the first of equal ones
+
+
+def mean_probability(logits: Tensor) -> Tensor:
+    """Mean of the members' softmax probabilities: logits (M, K, ...) → (K, ...)."""
+    return logits.softmax(dim=1).mean(dim=0)
+
+
+def js_divergence(logits: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the members' class distributions: entropy of their mean - mean of their entropies.
+
+    In nats, from 0 (all members alike, however unsure) to log min(M, K).
+
+    Args:
+        logits: (M, K, ...).
+
+    Returns:
+        (...).
+    """
+    logs = logits.log_softmax(dim=1)
+    probabilities = logs.exp()
+    mean = probabilities.mean(dim=0)
+    entropies = -(probabilities * logs).nan_to_num().sum(dim=1)  # 0 · log 0 is 0
+    return torch.special.entr(mean).sum(dim=0) - entropies.mean(dim=0)
+
+
+def picture_uncertainty(divergence: Tensor, share: float = 0.1) -> Tensor:
+    """How unsure an ensemble is of a picture: mean of the most uncertain pixels.
+
+    Args:
+        divergence: of every pixel, any shape.
+        share: of the pixels that count, in (0, 1]; rounded down to whole pixels, at least one.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ConfigError: if ``share`` is out of range.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"share is {share}; expected a share of the pixels in (0, 1], for example 0.1")
+    count = max(1, math.floor(divergence.numel() * share + 1e-9))
+    return divergence.flatten().topk(count).values.mean()

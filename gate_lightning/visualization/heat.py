@@ -1,0 +1,33 @@
+"""Values of pixels as colours: where an ensemble disagrees."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+
+from gate_lightning.errors import ConfigError
+
+__all__ = ["heat_map"]
+
+
+def heat_map(values: NDArray[np.floating], highest: float, colours: str = "inferno") -> NDArray[np.uint8]:
+    """The picture of a map of values, dark where they are 0.
+
+    Args:
+        values: (H, W).
+        highest: what gets the brightest colour, as does all beyond; one number for all pictures that are compared.
+        colours: name of a matplotlib colour map.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ConfigError: if ``highest`` is not positive or the values are no map.
+    """
+    if values.ndim != 2 or not highest > 0:
+        raise ConfigError(f"values are {values.shape}, the highest is {highest}; expected (H, W) and a positive number")
+    table = (colormaps[colours](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+    places = np.rint(np.clip(values / highest, 0.0, 1.0) * 255).astype(np.int64)
+    picture: NDArray[np.uint8] = table[places]
+    return picture

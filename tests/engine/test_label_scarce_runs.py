@@ -1,0 +1,209 @@
+"""The label-scarce protocol as one command: splits, members that stop, resume, evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composition import composed
+
+from gate_lightning.callbacks.interrupt import Interrupted
+from gate_lightning.engine.evaluation import evaluate, load_run
+from gate_lightning.engine.repeats import of_split, repeats_of
+from gate_lightning.engine.training import train
+from gate_lightning.errors import ConfigError
+from gate_lightning.tasks.label_scarce import LabelScarceTask
+from gate_lightning.tools.compare import find_runs
+
+SMALL = (
+    "task=label_scarce",
+    "backbone.weights=random",
+    "techniques=[{name: a, techniques: []}, {name: b, techniques: []}]",  # two noises of the same branch
+    "layers=[up-level1-upsampler-out,up-level2-upsampler-out]",
+    *("dataset.train=3", "dataset.val=1", "dataset.test=2"),
+    *("task.data.members=3", "task.data.pixels_per_batch=16", "task.start_epoch=0", "task.patience=4"),
+    *("trainer.accelerator=cpu", "logger=csv"),
+)
+
+
+class Stop(Exception):  # noqa: N818 - no error
+    pass
+
+
+def run(folder: Path, *overrides: str) -> dict[str, float]:
+    given = [*SMALL, *overrides]
+    return train(composed(*given), given, folder)
+
+
+def resume(folder: Path) -> dict[str, float]:
+    given = [f"resume={folder}"]
+    return train(composed(*given), given, folder)
+
+
+def killed(folder: Path, step: int, seed: int, *overrides: str) -> None:
+    """A run that dies before ``step`` of the split with this seed."""
+    original = LabelScarceTask.training_step
+
+    def dying(self: LabelScarceTask, batch: object, batch_idx: int) -> object:
+        if self.global_step == step and self.trainer.datamodule.split_seed == seed:  # type: ignore[attr-defined]
+            raise Stop
+        return original(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelScarceTask, "training_step", dying)
+        with pytest.raises(Stop):
+            run(folder, "callbacks=quiet", "callbacks.checkpoint.every_n_steps=1", *overrides)
+
+
+def state(folder: Path) -> dict[str, object]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("protocol") / "run"
+    run(folder, "repeats=2")
+    return folder
+
+
+def test_every_split_is_a_run_of_its_own_and_the_protocol_their_mean(protocol: Path) -> None:
+    singles = [json.loads((protocol / f"split{number}" / "metrics.json").read_text()) for number in range(2)]
+    together = json.loads((protocol / "metrics.json").read_text())
+    for name in ("test/mIoU_ddpm", "test/mIoU", "test/uncertainty"):
+        values = [single[name] for single in singles]
+        assert together[name] == pytest.approx(statistics.mean(values))
+        assert together[f"{name}_std"] == pytest.approx(statistics.stdev(values))
+    assert singles[0] != singles[1]
+    with (protocol / "splits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["split"] for row in rows] == ["split0", "split1", "mean", "std"]
+    assert [rows[number]["task.data.split_seed"] for number in range(2)] == ["0", "1"]
+    with (protocol / "classes_test.csv").open() as file:
+        assert {"class", "IoU_ddpm", "IoU_ddpm std"} <= set(next(csv.DictReader(file)))
+    for name in ("split.json", "classes_test.csv", "uncertainty_test.csv", "pictures/uncertainty_test.png"):
+        assert (protocol / "split1" / name).stat().st_size > 0
+
+
+def test_every_picture_is_extracted_once_for_all_splits(protocol: Path) -> None:
+    assert len(list((protocol / "features").rglob("*.safetensors"))) == 5
+    assert not list(protocol.glob("split*/features"))
+
+
+def test_members_stop_by_themselves_at_different_steps(protocol: Path) -> None:
+    stopping = state(protocol / "split0")["stopping"]
+    assert not stopping["active"].any()
+    assert len(set(stopping["steps"].tolist())) > 1
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(protocol: Path, tmp_path: Path) -> None:
+    steps = sorted(state(protocol / "split1")["stopping"]["steps"].tolist())
+    middle = steps[0] + 1  # one member has stopped
+    assert middle < steps[-1]
+    folder = tmp_path / "killed"
+    killed(folder, middle, 1, "repeats=2")
+    assert state(folder / "split1")["stopping"]["active"].sum() in (1, 2)
+    untouched = (folder / "split0" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert resume(folder) == json.loads((protocol / "metrics.json").read_text())
+    assert (folder / "split0" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == untouched
+    for name, value in state(protocol / "split1")["state_dict"].items():
+        assert torch.equal(value, state(folder / "split1")["state_dict"][name]), name
+
+
+def test_an_interrupt_says_how_all_splits_go_on(tmp_path: Path) -> None:
+    original = LabelScarceTask.training_step
+
+    def asked(self: LabelScarceTask, batch: object, batch_idx: int) -> object:
+        if self.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch, batch_idx)  # type: ignore[arg-type]
+
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelScarceTask, "training_step", asked)
+        with pytest.raises(Interrupted, match=f"with all splits: python train.py resume={folder}$"):
+            run(folder, "callbacks=quiet", "repeats=2")
+    assert json.loads((folder / "split0" / "status.json").read_text())["status"] == "interrupted"
+    assert state(folder / "split0")["global_step"] == 3
+    assert not (folder / "split1").exists()
+
+
+def test_a_run_that_had_only_its_evaluation_left_trains_no_more(protocol: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "late"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def dying(*args: object, **kwargs: object) -> None:
+            raise Stop
+
+        patch.setattr(LabelScarceTask, "test_step", dying)
+        with pytest.raises(Stop):
+            run(folder, "callbacks=quiet", "repeats=1")
+    before = state(folder)["global_step"]
+    metrics = resume(folder)
+    assert metrics == pytest.approx(json.loads((protocol / "split0" / "metrics.json").read_text()))
+    assert state(folder)["global_step"] == before
+
+
+def test_evaluation_repeats_the_reported_metrics(protocol: Path, tmp_path: Path) -> None:
+    reported = json.loads((protocol / "metrics.json").read_text())
+    config = composed(f"run={protocol}", name="eval")
+    assert evaluate(config, [f"run={protocol}"], tmp_path) == pytest.approx(reported)
+    single = protocol / "split1"
+    config = composed(f"run={single}", f"output={tmp_path}", name="eval")
+    found = evaluate(config, [f"run={single}"], tmp_path)
+    assert found == pytest.approx(json.loads((single / "metrics.json").read_text()))
+
+
+def test_pictures_are_labelled_by_one_split(protocol: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (80, 80, 3), dtype=np.uint8)
+    labels = load_run(protocol / "split0").predict(picture)
+    assert labels.shape == (80, 80)
+    with pytest.raises(ConfigError, match="split0"):
+        evaluate(composed(f"run={protocol}", "input=x", name="eval"), [f"run={protocol}"], tmp_path)
+
+
+def test_splits_are_compared_like_seeds(protocol: Path) -> None:
+    found = find_runs([protocol])
+    assert [one.folder.name for one in found] == ["split0", "split1"]
+    assert len({one.seed for one in found}) == 2
+    assert len({one.label for one in found}) == 1
+
+
+def test_a_cap_stops_all_members(tmp_path: Path) -> None:
+    run(tmp_path / "run", "callbacks=quiet", "repeats=1", "task.max_steps_per_member=3", "task.patience=100")
+    saved = state(tmp_path / "run")
+    assert saved["stopping"]["steps"].tolist() == [3, 3, 3]
+    assert saved["global_step"] == 3
+
+
+def test_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"this needs .* for the features of 3 labelled pictures.*labelled"):
+        run(tmp_path / "run", "repeats=1", "task.memory_gib=0.01")
+
+
+def test_concatenation_takes_branches_of_any_width(tmp_path: Path) -> None:
+    branches = (
+        "techniques=[{name: a, layers: [up-level1-upsampler-out]}, {name: b, layers: [up-level3-repeat0-vit-out]}]"
+    )
+    settings = ("callbacks=quiet", "repeats=1", branches, "amalgamation=concat_pixels", "task.max_steps_per_member=2")
+    assert 0 <= run(tmp_path / "run", *settings)["test/mIoU_ddpm"] <= 1
+    with pytest.raises(ConfigError, match="concat_pixels"):
+        run(tmp_path / "other", "repeats=1", branches)
+
+
+def test_seeds_of_a_split_and_what_cannot_be_split() -> None:
+    config = composed(*SMALL)
+    third = of_split(config, 3)
+    assert (third.repeats, third.seed, third.task.data.split_seed, third.head.decode.seed) == (1, 0, 3, 3)
+    assert third.feature_cache_dir == "run:../features"
+    with pytest.raises(ConfigError, match="split is fixed"):
+        repeats_of(composed(*SMALL, "task.data.split_seed=null"))
+    with pytest.raises(ConfigError, match="1 or more"):
+        repeats_of(composed(*SMALL, "repeats=0"))
