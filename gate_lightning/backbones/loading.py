@@ -92,17 +92,13 @@ def load_unet_backbone(
     if weights == "random":
         backbone = build_random_backbone(architecture, seed, size_conditions=sizes).to(DTYPES[dtype])
     else:
-        advice = "Name it: backbone.weights=<folder, file or id>"
         source = f"{ASSET}tiny" if weights == "tiny" else str(weights)
+        advice = "Name it: backbone.weights=<folder, file or id>"
         path = find_weights(source, revision, _patterns(variant), offline, advice)
         if path.is_file():
             backbone = load_single_file(path, str(weights), DTYPES[dtype], tokenizer, prediction_type, sizes, offline)
-        elif tokenizer or prediction_type:
-            raise ConfigError(
-                f"{weights} is a folder with its own tokenizer and scheduler; backbone.tokenizer and "
-                f"backbone.prediction_type are for single-file checkpoints"
-            )
         else:
+            _refuse_for_folders(weights, tokenizer, prediction_type)
             backbone = _load_folder(path, str(weights), revision or "", variant, DTYPES[dtype], sizes)
         log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
     if weights != "random" and native_size is not None and native_size != backbone.native_size:
@@ -116,6 +112,14 @@ def load_unet_backbone(
     if channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     return backbone
+
+
+def _refuse_for_folders(weights: str, tokenizer: str | None, prediction_type: str | None) -> None:
+    if tokenizer or prediction_type:
+        raise ConfigError(
+            f"{weights} is a folder with its own tokenizer and scheduler; backbone.tokenizer and "
+            f"backbone.prediction_type are for single-file checkpoints"
+        )
 
 
 def _size_conditions(settings: Mapping[str, Any] | None) -> SizeConditions | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.features.feature_folder import DTYPES, FeatureFolder
 from gate_lightning.features.fused import FusedExtractor
 from gate_lightning.ops.padding import pad_to_multiple
-from gate_lightning.structures import Conditions, FeatureInfo, Features
+from gate_lightning.structures import Conditions, FeatureInfo, Features, SegmentationBatch
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.tools.feature_arrays import ArrayFolder
 from gate_lightning.tools.progress import Progress, human_size
@@ -86,11 +86,8 @@ def extract(
     sizes = [sizing.size(*source.sizes(index)[0]) for index in range(len(source))]
     preprocessing = {**sizing.description, "pooling": pooling}
     description = full_description(extractor.description, preprocessing)
-    store: FeatureFolder | ArrayFolder
-    if layout == "safetensors":
-        store = FeatureFolder(output, description, dtype)
-    else:
-        store = ArrayFolder(output, description, dtype, layout)
+    arrays = layout != "safetensors"
+    store = ArrayFolder(output, description, dtype, layout) if arrays else FeatureFolder(output, description, dtype)
     if rank == 0:
         _announce(extractor, sizes, pooling, dtype, layout == "npy_joined", store.folder)
     extractor.to(device_of(device))
@@ -100,15 +97,25 @@ def extract(
     total = sum(len(draws) for draws in sampler)
     progress = Progress(total, rank, world, "features")
     for batch in BatchLoader(views, sampler=sampler, num_workers=num_workers):
-        ids = batch.conditions.sample_ids
-        keys = [picture_key(batch.images[index], batch.conditions, index) for index in range(len(ids))]
-        missing = [index for index, one in enumerate(ids) if not store.holds(names[one], keys[index])]
-        if missing:
-            features = _features(extractor, batch.images, batch.conditions, pooling)
-            for index in missing:
-                progress.bytes += store.write(names[ids[index]], keys[index], row(features, index))
-        progress.step(len(missing), len(ids) - len(missing))
+        written = _write_missing(extractor, batch, names, store, pooling)
+        progress.bytes += sum(written)
+        progress.step(len(written), len(batch) - len(written))
     return f"{progress.summary()}: {store.folder}"
+
+
+def _write_missing(
+    extractor: Extractor,
+    batch: SegmentationBatch,
+    names: Mapping[str, str],
+    store: FeatureFolder | ArrayFolder,
+    pooling: int,
+) -> list[int]:
+    """Bytes of the features that were not there; the batch is computed whole if there are some."""
+    ids = batch.conditions.sample_ids
+    keys = [picture_key(batch.images[index], batch.conditions, index) for index in range(len(ids))]
+    missing = [index for index, one in enumerate(ids) if not store.holds(names[one], keys[index])]
+    features = _features(extractor, batch.images, batch.conditions, pooling) if missing else {}
+    return [store.write(names[ids[index]], keys[index], row(features, index)) for index in missing]
 
 
 @torch.no_grad()

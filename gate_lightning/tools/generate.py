@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,12 +103,8 @@ def generate(
         backbone.require_adapter(_ADAPTER, adapter)
     rank, world = place()
     folder = Path(output).expanduser()
-    description = {
-        **asdict(how),
-        "batch_size": batch_size,
-        "prompts": digest_of(texts),
-        "backbone": backbone.description,
-    }
+    texts_digest = digest_of(texts)
+    description = {**asdict(how), "batch_size": batch_size, "prompts": texts_digest, "backbone": backbone.description}
     claim(folder / "manifest.json", description, "pictures", lambda: any(folder.glob("*.png")))
     clean_leftovers(folder)
     if rank == 0:
@@ -116,17 +113,20 @@ def generate(
     firsts = range(0, count, batch_size)[rank::world]
     progress = Progress(sum(min(batch_size, count - first) for first in firsts), rank, world, "generated pictures")
     for first in firsts:
+        # the whole batch, whichever of it are missing: its size has a say in the last bits
+        asked = [texts[(first + row) % len(texts)] for row in range(batch_size)]
         wanted = range(first, min(first + batch_size, count))
-        missing = [index for index in wanted if not _picture(folder, index).is_file()]
-        if missing:
-            # the whole batch, whichever of it are missing: its size has a say in the last bits
-            made = sample_pictures(
-                backbone, [texts[(first + row) % len(texts)] for row in range(batch_size)], first, how
-            )
-            for index in missing:
-                progress.bytes += write_png(_picture(folder, index), made[index - first])
-        progress.step(len(missing), len(wanted) - len(missing))
+        written = _write_missing(folder, wanted, partial(sample_pictures, backbone, asked, first, how))
+        progress.bytes += sum(written)
+        progress.step(len(written), len(wanted) - len(written))
     return f"{progress.summary()}: {folder}"
+
+
+def _write_missing(folder: Path, wanted: range, made: Callable[[], np.ndarray]) -> list[int]:
+    """Sizes in bytes of the pictures that were not there; the batch is only made if there are some."""
+    missing = [index for index in wanted if not _picture(folder, index).is_file()]
+    pictures = made() if missing else np.empty(0)
+    return [write_png(_picture(folder, index), pictures[index - wanted.start]) for index in missing]
 
 
 def prompts_of(datamodule: Any) -> list[str]:
