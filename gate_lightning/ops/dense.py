@@ -59,19 +59,25 @@ def resize_rows(maps: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     Returns:
         (C, rows, width); equal to those rows of ``interpolate(maps, size)``.
     """
-    height, width = size
-    if tuple(maps.shape[1:]) == (height, width):
+    if tuple(maps.shape[1:]) == size:
         return maps[:, rows]
+    between, across = _factors(maps, size, rows)
+    return between @ across
+
+
+def _factors(maps: Tensor, size: tuple[int, int], rows: slice) -> tuple[Tensor, Tensor]:
+    """(C, rows, w) and (w, width), whose product is the rows: with many channels `interpolate` spends its time on
+    changing their order."""
+    height, width = size
     below = maps.shape[1] - 1
     centres = torch.arange(rows.start, rows.stop, dtype=torch.float64, device=maps.device) + 0.5
     source = (centres * (maps.shape[1] / height) - 0.5).clamp(min=0)
     upper = source.floor().long().clamp(max=below)
     share = (source - upper).to(maps.dtype).view(-1, 1)
     between = torch.lerp(maps[:, upper], maps[:, (upper + 1).clamp(max=below)], share)
-    # a product with a thin matrix: with thousands of channels `interpolate` spends its time on changing their order
     ones = torch.eye(maps.shape[2], dtype=maps.dtype, device=maps.device)
     across = interpolate(ones.unsqueeze(0), size=(width,), mode="linear", align_corners=False)[0]
-    return between @ across
+    return between, across
 
 
 def resized_sum(maps: Sequence[Tensor], size: tuple[int, int], rows: slice) -> Tensor:
@@ -85,7 +91,12 @@ def resized_sum(maps: Sequence[Tensor], size: tuple[int, int], rows: slice) -> T
     Returns:
         (C, rows, width). May share memory with a map that has that size already.
     """
-    total = resize_rows(maps[0], size, rows)
-    for map_ in maps[1:]:
-        total = total + resize_rows(map_, size, rows)
+    whole = [map_[:, rows] for map_ in maps if tuple(map_.shape[1:]) == size]
+    others = [_factors(map_, size, rows) for map_ in maps if tuple(map_.shape[1:]) != size]
+    if not others:
+        return torch.stack(whole).sum(dim=0) if len(whole) > 1 else whole[0]
+    # one product for all: the result, which is large, is written once
+    total = torch.cat([between for between, _ in others], dim=2) @ torch.cat([across for _, across in others])
+    for part in whole:
+        total += part
     return total

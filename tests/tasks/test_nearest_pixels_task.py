@@ -29,7 +29,7 @@ def test_a_run_fills_the_bank_and_is_evaluated(tmp_path):
     metrics = train(composed(*SMALL), SMALL, tmp_path)
     assert 0 < metrics["test/mIoU_ddpm"] <= metrics["test/mIoU"]
     assert metrics["train/steps_most"] == 4  # 4 · 64 ≥ 200
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert saved["head.kept"].item() == 200
     norms = saved["head.features"].norm(dim=2)
     assert ((norms - 1).abs() < 1e-5).logical_or(norms == 0).all()  # black pixels have no direction
