@@ -104,8 +104,8 @@ def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """ControlNet (2.4 M parameters) that starts as a copy of the U-Net's encoder.
 
     The picture-to-latent embedding halves the size once per entry after the first: three entries take the 64 px
-    control picture to the 16 px latents. Its last convolution does not start at zero, as it does in diffusers: behind
-    zero convolutions, a second zero lets no gradient through, and the control is ignored for thousands of samples.
+    control picture to the 16 px latents. Its last convolution does not start at zero, as it does in diffusers: in
+    front of zero convolutions, a second zero gets hardly any gradient, and the control is ignored for long.
     """
     controlnet = ControlNetModel.from_unet(
         unet, conditioning_channels=3, conditioning_embedding_out_channels=(8, 16, 32)
