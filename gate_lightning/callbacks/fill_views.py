@@ -209,6 +209,7 @@ def _evaluation_bytes(module: Any, datamodule: SegmentationDataModule, views: Ca
 
 def _advice(views: CachedViews) -> str:
     """What makes views smaller."""
-    ways = ["features.pooling=2 (a quarter)", "fewer layers (layers=)", "fewer branches (techniques=)"]
+    pooling = 2 * int(views.description.get("pooling", 1))
+    ways = [f"features.pooling={pooling} (a quarter)", "fewer layers (layers=)", "fewer branches (techniques=)"]
     half = ["feature_cache_dtype=float16 (half)"] if views.dtype == torch.float32 else []
     return ", ".join([*half, *ways, "fewer views (features.cached_views=)"])

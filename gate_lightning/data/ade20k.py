@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from gate_lightning.data.checks import DataReport
-from gate_lightning.data.folder_scan import SplitFiles, pair_files, require_root
 from gate_lightning.data.labels import LabelMap, MaskReader
 from gate_lightning.data.official import OfficialDataModule, class_file
 from gate_lightning.data.protocol import DatasetProtocol, gate_recipe
 
 __all__ = ["ADE20KDataModule", "protocol"]
 
-LAYOUT = "images/{training,validation} and annotations/{training,validation} of ADEChallengeData2016.zip"
 FOLDERS = {"train": "training", "val": "validation"}
 #: GATE's prompt, of all branches; its appendix adds all labels, its configuration does not
 PROMPT = (
@@ -77,6 +75,8 @@ class ADE20KDataModule(OfficialDataModule):
         ConfigError: a setting out of range.
     """
 
+    layout = "images/{training,validation} and annotations/{training,validation} of ADEChallengeData2016.zip"
+
     def __init__(
         self,
         root: str,
@@ -86,8 +86,7 @@ class ADE20KDataModule(OfficialDataModule):
         crop_size: int | Sequence[int] = 512,
         **others: Any,
     ) -> None:
-        super().__init__(scale, crop_size, **others)
-        self.root, self.protocol = require_root(root, LAYOUT), protocol()
+        super().__init__(root, protocol(), scale, crop_size, **others)
         void = 255 if ignore_index is None and not reduce_zero_label else ignore_index
         self.reader = MaskReader(
             self.protocol.classes,
@@ -101,15 +100,9 @@ class ADE20KDataModule(OfficialDataModule):
             return "images/testing", "release_test/testing"
         return (f"images/{FOLDERS[split]}",)
 
-    def scan(self, split: str) -> SplitFiles:
-        """The files of ``train`` or ``val``.
-
-        Raises:
-            DataError: a folder is missing, or the test split, which has no masks.
-        """
-        self._refuse_test(split)
-        folder = FOLDERS[split]
-        return pair_files(self.root, split, f"images/{folder}", f"annotations/{folder}", LAYOUT)
+    def mask_folder(self, split: str) -> str:
+        """See `OfficialDataModule`."""
+        return f"annotations/{FOLDERS[split]}"
 
     def check(self, level: str = "full") -> DataReport:
         """As `FileDataModule.check`, with a look at whether the labels have been shifted twice."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gate_lightning.data.folder_scan import SplitFiles, pair_files, require_root
 from gate_lightning.data.labels import LabelMap, MaskReader
 from gate_lightning.data.official import OfficialDataModule, class_file
 from gate_lightning.data.protocol import IGNORE_INDEX, DatasetProtocol, gate_recipe
@@ -18,10 +17,6 @@ from gate_lightning.errors import ConfigError
 
 __all__ = ["LABEL_IDS", "CityscapesDataModule", "protocol"]
 
-LAYOUT = (
-    "leftImg8bit/{train,val[,test]}/<city>/*_leftImg8bit.png and gtFine/{train,val}/<city>/*_gtFine_labelIds.png "
-    "(or _labelTrainIds.png)"
-)
 #: label id of every class, in the order of the train ids (cityscapesScripts, labels.py)
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 #: label ids are 0 … 33
@@ -91,6 +86,10 @@ class CityscapesDataModule(OfficialDataModule):
         ConfigError: a setting out of range.
     """
 
+    layout = (
+        "leftImg8bit/{train,val[,test]}/<city>/*_leftImg8bit.png and gtFine/{train,val}/<city>/*_gtFine_labelIds.png "
+        "(or _labelTrainIds.png)"
+    )
     picture_ending = "_leftImg8bit"
 
     def __init__(
@@ -101,11 +100,11 @@ class CityscapesDataModule(OfficialDataModule):
         crop_size: int | Sequence[int] = (512, 1024),
         **others: Any,
     ) -> None:
-        super().__init__(scale, crop_size, **others)
+        super().__init__(root, protocol(), scale, crop_size, **others)
         if encoding not in (None, *ENCODINGS):
             raise ConfigError(f"dataset.encoding is {encoding!r}; expected {' or '.join(ENCODINGS)}, or null")
-        self.root, self.protocol = require_root(root, LAYOUT, "leftImg8bit"), protocol()
         self.encoding = encoding or self._found()
+        self.mask_ending = f"_gtFine_{self.encoding}"
         kind, void = (_LabelIds, None) if self.encoding == "labelIds" else (_TrainIds, IGNORE_INDEX)
         self.reader = MaskReader(
             self.protocol.classes,
@@ -117,15 +116,9 @@ class CityscapesDataModule(OfficialDataModule):
         """See `OfficialDataModule`."""
         return (f"leftImg8bit/{split}",)
 
-    def scan(self, split: str) -> SplitFiles:
-        """The files of ``train`` or ``val``.
-
-        Raises:
-            DataError: a folder is missing, or the test split, whose masks hold no label.
-        """
-        self._refuse_test(split)
-        endings = (self.picture_ending, f"_gtFine_{self.encoding}")
-        return pair_files(self.root, split, f"leftImg8bit/{split}", f"gtFine/{split}", LAYOUT, endings)
+    def mask_folder(self, split: str) -> str:
+        """See `OfficialDataModule`."""
+        return f"gtFine/{split}"
 
     def _found(self) -> str:
         """The first encoding of which there is a file; the official one where there is none, for the message."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = ["CAPTIONS", "FileDataModule", "FileSource"]
 log = logging.getLogger(__name__)
 
 CAPTIONS = ("fine", "coarse", "shuffled")
+SPLITS = ("train", "val", "test")
 #: decoded pictures of a split are kept in RAM below this
 RAM_BYTES = 512 * 2**20
 
@@ -90,6 +92,8 @@ class FileDataModule(SegmentationDataModule):
         captions: ``fine`` (the files, if there are any), ``coarse`` (``prompt_simple``) or ``shuffled`` (the control:
             every picture gets another one's).
         check_level: sanity check at start: ``quick`` or ``full``.
+        subset: take at most so many pictures of every split, spread evenly over its sorted names; or split → number,
+            for some splits; None for all. Always the same ones, so they can be compared, resumed and cached.
         loading: `SegmentationDataModule`'s arguments.
 
     Raises:
@@ -103,13 +107,19 @@ class FileDataModule(SegmentationDataModule):
     #: masks must have the size of their pictures; else the same shape
     same_size = True
 
-    def __init__(self, captions: str = "fine", check_level: str = "quick", **loading: Any) -> None:
+    def __init__(
+        self,
+        captions: str = "fine",
+        check_level: str = "quick",
+        subset: int | Mapping[str, int] | None = None,
+        **loading: Any,
+    ) -> None:
         super().__init__(**loading)
         if captions not in CAPTIONS:
             raise ConfigError(f"captions={captions}: a folder knows {', '.join(CAPTIONS)}")
         if check_level not in LEVELS:
             raise ConfigError(f"dataset.check_level is {check_level!r}; expected {' or '.join(LEVELS)}")
-        self.captions, self.check_level = captions, check_level
+        self.captions, self.check_level, self.subset = captions, check_level, _per_split(subset)
 
     @abstractmethod
     def scan(self, split: str) -> SplitFiles:
@@ -135,7 +145,7 @@ class FileDataModule(SegmentationDataModule):
         Raises:
             DataError: names the first broken file of the split.
         """
-        files = self.scan(split)
+        files = _some(self.scan(split), self.subset.get(split))
         report = DataReport(self.protocol.name, self.protocol.classes, (self._check(files, self.check_level),))
         for warning in report.warnings:
             log.warning("%s", warning)
@@ -152,7 +162,7 @@ class FileDataModule(SegmentationDataModule):
         Raises:
             DataError: a split's folder is missing.
         """
-        splits = ("train", "val", "test")[: 3 if self.has_test else 2]
+        splits = SPLITS[: 3 if self.has_test else 2]
         reports = tuple(self._check(self.scan(split), level) for split in splits)
         return DataReport(str(self.root), self.protocol.classes, reports)
 
@@ -184,3 +194,19 @@ class FileDataModule(SegmentationDataModule):
 
 def _names(files: SplitFiles) -> list[str]:
     return [pair.name for pair in files.pairs]
+
+
+def _per_split(subset: int | Mapping[str, int] | None) -> dict[str, int]:
+    numbers = dict(subset or {}) if isinstance(subset, Mapping | None) else dict.fromkeys(SPLITS, subset)
+    if not set(numbers) <= set(SPLITS) or not all(type(number) is int and number > 0 for number in numbers.values()):
+        raise ConfigError(f"dataset.subset is {subset}; expected a number of pictures, {{train: …, val: …}}, or null")
+    return numbers
+
+
+def _some(files: SplitFiles, count: int | None) -> SplitFiles:
+    """At most ``count`` of the pairs, evenly spread."""
+    total = len(files.pairs)
+    if count is None or count >= total:
+        return files
+    log.info("%s: %d of %d pictures (dataset.subset)", files.split, count, total)
+    return replace(files, pairs=tuple(files.pairs[number * total // count] for number in range(count)))

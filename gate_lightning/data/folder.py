@@ -55,7 +55,7 @@ class FolderDataModule(FileDataModule):
         ratio_range, cat_max_ratio, flip, photometric: see `gate_lightning.data.transforms`.
         prompt_simple, prompt_fine: prompts of the protocol; None names the classes.
         check_level: sanity check at start: ``quick`` or ``full``.
-        loading: `SegmentationDataModule`'s arguments.
+        loading: `FileDataModule`'s further arguments: ``subset`` and `SegmentationDataModule`'s.
 
     Raises:
         DataError: the folder or its class list is missing or contradicts itself.

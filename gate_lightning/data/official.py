@@ -9,8 +9,9 @@ from typing import Any
 
 from gate_lightning.data.files import FileDataModule
 from gate_lightning.data.fit import Fit, RandomFit
+from gate_lightning.data.folder_scan import SplitFiles, pair_files, require_root
 from gate_lightning.data.predict import PictureSource
-from gate_lightning.data.protocol import RGB
+from gate_lightning.data.protocol import RGB, DatasetProtocol
 from gate_lightning.data.samples import Transform
 from gate_lightning.data.transforms import CenterCrop, Compose, Pad, PhotometricDistortion, RandomCrop, RandomFlip
 from gate_lightning.errors import ConfigError, DataError
@@ -32,7 +33,11 @@ class OfficialDataModule(FileDataModule):
     distortion, padding that is void. Evaluation: as large as fits into ``scale``, mask at the size of its file.
     mmsegmentation's pipelines to the pixel, but for the padding's grey: 128 of 255, where it has 127.5.
 
+    Subclasses set ``layout`` and the endings, set ``reader`` and provide ``picture_folders`` and ``mask_folder``.
+
     Args:
+        root: the data set's folder.
+        protocol: what is fixed about the data set.
         scale: two sides in pixels of the box that pictures are fitted into; the longer one is for their longer side.
         crop_size: of training pictures in pixels, one number or (height, width).
         ratio_range: smallest and largest factor on the box, or None for no random factor (GATE's Cityscapes runs).
@@ -44,14 +49,19 @@ class OfficialDataModule(FileDataModule):
         others: `FileDataModule`'s arguments.
 
     Raises:
+        DataError: no such folder.
         ConfigError: a setting out of range.
     """
 
-    #: of the names of pictures, before the suffix
-    picture_ending = ""
+    #: what the root should hold, for messages; its first folder must be there
+    layout: str
+    #: of the names of pictures and of masks, before the suffix
+    picture_ending, mask_ending = "", ""
 
     def __init__(
         self,
+        root: str,
+        protocol: DatasetProtocol,
         scale: Sequence[int],
         crop_size: int | Sequence[int],
         ratio_range: Sequence[float] | None = (0.5, 2.0),
@@ -63,6 +73,7 @@ class OfficialDataModule(FileDataModule):
         **others: Any,
     ) -> None:
         super().__init__(**others)
+        self.root, self.protocol = require_root(root, self.layout, self.layout.split("/", 1)[0]), protocol
         fit, pad = Fit(scale, with_mask=True), Pad(crop_size, pad_label)
         steps: list[Transform] = [fit, CenterCrop(crop_size)]
         if augment:
@@ -81,6 +92,10 @@ class OfficialDataModule(FileDataModule):
     @abstractmethod
     def picture_folders(self, split: str) -> Sequence[str]:
         """Folders below the root that may hold the pictures of ``train``, ``val`` or ``test``."""
+
+    @abstractmethod
+    def mask_folder(self, split: str) -> str:
+        """Folder below the root with the masks of ``train`` or ``val``."""
 
     @property
     def has_test(self) -> bool:
@@ -102,9 +117,16 @@ class OfficialDataModule(FileDataModule):
         source.captions = self._captions_of(split, [name.removesuffix(self.picture_ending) for name in names])
         return source
 
-    def _refuse_test(self, split: str) -> None:
+    def scan(self, split: str) -> SplitFiles:
+        """The files of ``train`` or ``val``.
+
+        Raises:
+            DataError: a folder is missing, or the test split, whose masks the servers keep.
+        """
         if split == "test":
             raise DataError(
                 f"the test masks of {self.protocol.name} are not public, so there is nothing to measure; write "
                 "predictions for the server with: python eval.py run=<run folder> split=test submission=true"
             )
+        (pictures,), masks = self.picture_folders(split), self.mask_folder(split)
+        return pair_files(self.root, split, pictures, masks, self.layout, (self.picture_ending, self.mask_ending))

@@ -76,6 +76,10 @@ class CachedViews(WrappedExtractor):
         #: whether plain pictures are kept too; off where they will not come again
         self.keeps_pictures = True
 
+    def keeps(self, pictures: float) -> bool:
+        """See ``keeps_pictures``."""
+        return self.keeps_pictures and super().keeps(pictures)
+
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
         """Features as the extractor gives them, rounded to the stored dtype; see there.

@@ -8,65 +8,28 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.heads.base import Head
+from gate_lightning.heads.base import Head, resize
+from gate_lightning.heads.mmseg_kinds import KINDS, REFUSED, Kind, Read
 from gate_lightning.ops.normalization import group_count
 
 __all__ = ["WORKING_TYPES", "MMSegHead", "norm_config", "quiet"]
 
-
-@dataclass(frozen=True)
-class _Kind:
-    """What a head type reads, and what must be known to build it.
-
-    Attributes:
-        reads: "levels": a list of levels. "map": one map, for which several levels are resized and concatenated.
-        derived: option → function of the strides read.
-        frozen: suffixes of parameters that no gradient can ever reach and that are therefore not trained: biases that
-            a softmax or a centring takes out again, and classifiers of intermediate outputs that are not used here.
-        frozen_with_batch_norm: the same, where the reason is a batch normalisation further on.
-    """
-
-    reads: Literal["levels", "map"]
-    derived: dict[str, Callable[[Sequence[int]], object]] = field(default_factory=dict)
-    frozen: tuple[str, ...] = ()
-    frozen_with_batch_norm: tuple[str, ...] = ()
-
-
-# Types that build without compiled operators, run without a further network's output and learn. Each is in the tests.
-_KINDS: dict[str, _Kind] = {
-    "APCHead": _Kind("map"),
-    "ASPPHead": _Kind("map"),
-    "DAHead": _Kind("map", frozen=("pam.key_project.bias", "am_conv_seg.weight", "am_conv_seg.bias")),
-    "DMHead": _Kind("map"),
-    "DNLHead": _Kind(
-        "map",
-        frozen=("theta.conv.bias", "phi.conv.bias", "conv_mask.bias"),
-        frozen_with_batch_norm=("g.conv.bias",),
-    ),
-    "DepthwiseSeparableFCNHead": _Kind("map", frozen_with_batch_norm=("depthwise_conv.bn.bias",)),
-    "EMAHead": _Kind("map"),
-    "FCNHead": _Kind("map"),
-    "FPNHead": _Kind("levels", derived={"feature_strides": list}),
-    "GCHead": _Kind("map", frozen=("conv_mask.bias",)),
-    "ISAHead": _Kind("map", frozen_with_batch_norm=("value_project.bias",)),
-    "NLHead": _Kind("map", frozen=("phi.conv.bias",), frozen_with_batch_norm=("g.conv.bias",)),
-    "PSPHead": _Kind("map"),
-    "SETRUPHead": _Kind("map"),
-    "SegformerHead": _Kind("levels"),
-    "UPerHead": _Kind("levels"),
-}
 #: mmsegmentation's decode heads that ``MMSegHead`` builds.
-WORKING_TYPES: tuple[str, ...] = tuple(_KINDS)
+WORKING_TYPES: tuple[str, ...] = tuple(KINDS)
 
 # options that follow from the pyramid, or belong to the task
-_COMPUTED = ("in_index", "input_transform", "loss_decode", "norm_cfg", "out_channels", "sampler", "ignore_index")
+_COMPUTED = (
+    *("in_index", "input_transform", "loss_decode", "loss_se_decode", "norm_cfg", "out_channels"),
+    *("sampler", "ignore_index"),
+)
+_GROUP_NORM = "GateLightningGroupNorm"
 _PLACES = ("all", "finest", "middle", "coarsest")
 _ORDERS = ("fine_first", "coarse_first")
 
@@ -95,8 +58,8 @@ class MMSegHead(Head):
         channels: width of the head.
         norm: "GN" (group, does not depend on the batch), "BN" (batch) or "SyncBN" (batch over processes, GPU only).
         levels: which levels it reads: "all", "finest", "middle", "coarsest" or a list of indices (0 is the finest,
-            negative ones count from the coarsest). A head that reads one map gets several levels resized to the finest
-            of them and concatenated.
+            negative ones count from the coarsest). What a type makes of several levels is in `KINDS`: most resize them
+            to the finest of them and concatenate, or take each for itself.
         order: "fine_first", as mmsegmentation means its heads to be used, or "coarse_first", as GATE's released
             configurations list their levels: the head takes the coarsest level for the finest, works at its resolution
             (UPerHead then pools the finest level) and leaves the logits there.
@@ -124,25 +87,29 @@ class MMSegHead(Head):
         if order not in _ORDERS:
             raise ConfigError(f"order={order!r}; expected {' or '.join(_ORDERS)}")
         self.order = order
-        if type not in _KINDS:
-            raise ConfigError(f"head type {type!r} does not work{_did_you_mean(type, _KINDS)}; {', '.join(_KINDS)} do")
-        kind = _KINDS[type]
-        read = _levels_read(levels, len(self.in_channels))
-        channels_read, strides_read = ([given[index] for index in read] for given in (self.in_channels, self.strides))
-        if order == "coarse_first":
-            # what the head gets is the reversed list of levels
-            channels_read, strides_read = channels_read[::-1], strides_read[::-1]
-            read = [len(self.in_channels) - 1 - index for index in reversed(read)]
-        head_class = _head_class(type)
-        _check_options(type, head_class, options)
-        arguments = {
-            **_inputs(channels_read, read, kind),
-            **{name: compute(strides_read) for name, compute in kind.derived.items()},
-            **options,
-        }
-        self.decode_head = _build(
-            head_class, channels=channels, num_classes=num_classes, norm_cfg=norm_config(norm), **arguments
+        _check_type(type)
+        kind = KINDS[type]
+        chosen = _levels_read(levels, len(self.in_channels))
+        #: indices of the levels in the order in which the head gets them
+        self.levels_read = _of_kind(chosen if order == "fine_first" else chosen[::-1], kind)
+        read = Read(
+            [self.in_channels[i] for i in self.levels_read], [self.strides[i] for i in self.levels_read], channels
         )
+        self.reads = kind.reads
+        head_class = _head_class(type, kind)
+        _check_options(type, head_class, options)
+        arguments: dict[str, Any] = {
+            "channels": channels,
+            **_inputs(read.channels, kind),
+            **{name: default(read) for name, default in kind.defaults.items()},
+            **options,
+            **{name: derive(read) for name, derive in kind.derived.items()},
+        }
+        if kind.norm:
+            arguments["norm_cfg"] = norm_config(norm)
+        self.decode_head = _build(head_class, num_classes=num_classes, **arguments)
+        if kind.finish is not None:
+            kind.finish(self.decode_head)
         frozen = kind.frozen if norm == "GN" else (*kind.frozen, *kind.frozen_with_batch_norm)
         for name, parameter in self.decode_head.named_parameters():
             if name.endswith(frozen):
@@ -155,7 +122,12 @@ class MMSegHead(Head):
 
     def predict(self, levels: Sequence[Tensor]) -> Tensor:
         """Logits (B, K, h, w) at the resolution the head works at."""
-        logits = self.decode_head(list(levels) if self.order == "fine_first" else list(levels)[::-1])
+        given = [levels[index] for index in self.levels_read]
+        if self.reads in ("map", "equal"):
+            given = [resize(level, (given[0].shape[-2], given[0].shape[-1])) for level in given]
+        if self.reads == "map":
+            given = [torch.cat(given, dim=1) if len(given) > 1 else given[0]]
+        logits = self.decode_head(given)
         # some heads return intermediate outputs behind the one that counts
         chosen: Tensor = logits[0] if isinstance(logits, (tuple, list)) else logits
         return chosen
@@ -173,31 +145,54 @@ def _levels_read(levels: str | Sequence[int], count: int) -> list[int]:
     return read
 
 
-def _inputs(in_channels: list[int], read: list[int], kind: _Kind) -> dict[str, object]:
-    if kind.reads == "levels":
-        return {"in_channels": in_channels, "in_index": read}
-    if len(read) == 1:
-        return {"in_channels": in_channels[0], "in_index": read[0]}
-    return {"in_channels": in_channels, "in_index": read, "input_transform": "resize_concat"}
+def _of_kind(read: list[int], kind: Kind) -> list[int]:
+    """Of the levels asked for, in the order of the head, those that a type reads."""
+    if kind.reads == "pair":
+        return [read[0], read[0]] if len(read) == 1 else read[-2:]
+    if kind.reads == "detail" and len(read) > 1:
+        return [read[0], read[-1]]
+    return read
+
+
+def _inputs(channels: Sequence[int], kind: Kind) -> dict[str, object]:
+    if kind.reads == "map":
+        return {"in_channels": sum(channels), "in_index": 0}
+    if kind.reads == "detail":
+        return {"in_channels": channels[-1], "in_index": len(channels) - 1}
+    return {"in_channels": list(channels), "in_index": list(range(len(channels)))}
 
 
 def norm_config(norm: str) -> dict[str, object]:
     """mmsegmentation's description of the normalisation "GN", "BN" or "SyncBN"; raises ConfigError for another."""
-    # fresh dictionaries: mmsegmentation may keep and change what it is given
-    configs: dict[str, dict[str, object]] = {
-        "GN": {"type": _GroupNorm},
-        "BN": {"type": "BN"},
-        "SyncBN": {"type": "SyncBN"},
-    }
-    if norm not in configs:
-        raise ConfigError(f"norm={norm!r}; expected {', '.join(configs)}")
-    return configs[norm]
+    from mmengine.registry import MODELS
+
+    if _GROUP_NORM not in MODELS:
+        # by name: some heads look into the name of a norm
+        MODELS.register_module(name=_GROUP_NORM, module=_GroupNorm)
+    names = {"GN": _GROUP_NORM, "BN": "BN", "SyncBN": "SyncBN"}
+    if norm not in names:
+        raise ConfigError(f"norm={norm!r}; expected {', '.join(names)}")
+    # a fresh dictionary: mmsegmentation may keep and change what it is given
+    return {"type": names[norm]}
 
 
-def _head_class(type_name: str) -> Callable[..., nn.Module]:
+def _check_type(type_name: str) -> None:
+    if type_name in REFUSED:
+        raise ConfigError(f"head type {type_name!r} does not work: {REFUSED[type_name]}. {', '.join(KINDS)} do")
+    if type_name not in KINDS:
+        raise ConfigError(
+            f"head type {type_name!r} is unknown{_did_you_mean(type_name, KINDS)}; mmsegmentation's that work: "
+            f"{', '.join(KINDS)}"
+        )
+
+
+def _head_class(type_name: str, kind: Kind) -> Callable[..., nn.Module]:
     with quiet():
         import mmseg.models  # noqa: F401 - registers the heads; seconds, so only when a head is built
         from mmseg.registry import MODELS
+
+        if kind.prepare is not None:
+            kind.prepare()
     head_class: Callable[..., nn.Module] = MODELS.get(type_name)
     return head_class
 
@@ -211,7 +206,7 @@ def _build(head_class: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
         name = getattr(head_class, "__name__", head_class)
         shown = {key: value for key, value in arguments.items() if key != "norm_cfg"}
         raise ConfigError(
-            f"{name} cannot be built: {error or 'it refuses these settings'}; it was given {shown}"
+            f"{name} cannot be built: {str(error) or 'it refuses these settings'}; it was given {shown}"
         ) from error
     return head
 
@@ -224,7 +219,7 @@ def _check_options(type_name: str, head_class: Callable[..., nn.Module], options
         for name, parameter in inspect.signature(base).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-    accepted -= {"in_channels", "num_classes", "channels", *_COMPUTED, *_KINDS[type_name].derived}
+    accepted -= {"in_channels", "num_classes", "channels", *_COMPUTED, *KINDS[type_name].derived}
     for option in options:
         if option not in accepted:
             raise ConfigError(
@@ -233,9 +228,10 @@ def _check_options(type_name: str, head_class: Callable[..., nn.Module], options
             )
 
 
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    names = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), names, n=1)
+    return f" (did you mean {names[close[0]]}?)" if close else ""
 
 
 @contextlib.contextmanager

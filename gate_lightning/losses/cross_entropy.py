@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from gate_lightning.errors import ConfigError
-from gate_lightning.losses.inputs import ClassWeights, checked, full_precision
+from gate_lightning.losses.base import PixelLoss, require
 
 __all__ = ["CrossEntropyLoss"]
 
 
-class CrossEntropyLoss(nn.Module):
+class CrossEntropyLoss(PixelLoss):
     """Mean cross-entropy of the labelled pixels; 0 if there are none.
 
     With class weights the mean is weighted: Σ w_y · loss / Σ w_y.
@@ -35,27 +34,12 @@ class CrossEntropyLoss(nn.Module):
         class_weight: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ConfigError(f"label_smoothing is {label_smoothing}; expected a share in [0, 1), for example 0.1")
-        self.ignore_index = ignore_index
+        super().__init__(ignore_index, class_weight)
+        require(0.0 <= label_smoothing < 1.0, "label_smoothing", label_smoothing, "a share in [0, 1), for example 0.1")
         self.label_smoothing = label_smoothing
-        self.class_weights = ClassWeights(class_weight)
 
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Scalar loss.
-
-        Args:
-            logits: (B, K, H, W).
-            masks: (B, H, W) int64, 0 … K - 1 or ``ignore_index``.
-
-        Raises:
-            ConfigError: if shapes do not fit, or there are not K class weights.
-            DataError: if a mask value is neither a class nor ``ignore_index``.
-        """
-        valid = checked(logits, masks, self.ignore_index)
-        logits = full_precision(logits)
-        weight = self.class_weights.fitting(logits)
+    def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
+        """See PixelLoss."""
         total = cross_entropy(
             logits,
             masks,

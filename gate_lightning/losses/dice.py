@@ -6,16 +6,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gate_lightning.errors import ConfigError
-from gate_lightning.losses.inputs import ClassWeights, checked, full_precision
+from gate_lightning.losses.base import PixelLoss, mean_over_shares, require
 
 __all__ = ["DiceLoss"]
 
 
-class DiceLoss(nn.Module):
-    """1 − (2 Σ p y + s) / (Σ p + Σ y + s), averaged over the classes present.
+class DiceLoss(PixelLoss):
+    """1 − (2 Σ p y + s) / (Σ p + Σ y + s), averaged over the classes present: in [0, 1].
 
     The sums run over the labelled pixels of the batch (or picture), p is the softmax of the class and y is 1 where the
     mask has it. Classes without a labelled pixel are left out, as for ``LovaszSoftmaxLoss``: what they take away from
@@ -40,27 +39,13 @@ class DiceLoss(nn.Module):
         smooth: float = 1.0,
         per_image: bool = False,
     ) -> None:
-        super().__init__()
-        if not 0.0 <= smooth < math.inf:
-            raise ConfigError(f"smooth is {smooth}; expected a finite number of pixels ≥ 0, for example 1")
-        self.ignore_index, self.smooth, self.per_image = ignore_index, smooth, per_image
-        self.class_weights = ClassWeights(class_weight)
+        super().__init__(ignore_index, class_weight)
+        require(0.0 <= smooth < math.inf, "smooth", smooth, "a finite number of pixels ≥ 0, for example 1")
+        self.smooth, self.per_image = smooth, per_image
 
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Scalar loss in [0, 1]; 0 if no pixel is labelled.
-
-        Args:
-            logits: (B, K, H, W).
-            masks: (B, H, W) int64, 0 … K - 1 or ``ignore_index``.
-
-        Raises:
-            ConfigError: if shapes do not fit, or there are not K class weights.
-            DataError: if a mask value is neither a class nor ``ignore_index``.
-        """
-        valid = checked(logits, masks, self.ignore_index)
-        chances = full_precision(logits).softmax(dim=1)
-        weight = self.class_weights.fitting(chances)
-        chances = torch.where(valid[:, None], chances, 0.0)
+    def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
+        """See PixelLoss."""
+        chances = torch.where(valid[:, None], logits.softmax(dim=1), 0.0)
         classes = torch.arange(chances.shape[1], device=masks.device)[:, None, None]
         here = (masks[:, None] == classes) & valid[:, None]  # (B, K, H, W)
         # (B, K); sums over the axes of a picture add pairwise, a scatter would lose digits over a million pixels
@@ -73,6 +58,5 @@ class DiceLoss(nn.Module):
         # where nothing is present the divisor may be 0: replaced before the division, so that gradients stay finite
         score = (2.0 * overlap + self.smooth) / torch.where(present, total + self.smooth, 1.0)
         shares = present.to(score) if weight is None else present * weight
-        count = shares.sum(dim=1)
-        losses = ((1.0 - score) * shares).sum(dim=1) / torch.where(count > 0, count, 1.0)
-        return losses.sum() / (count > 0).sum().clamp(min=1)
+        losses = mean_over_shares(1.0 - score, shares)
+        return losses.sum() / (shares.sum(dim=1) > 0).sum().clamp(min=1)

@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gate_lightning.errors import ConfigError
-from gate_lightning.losses.inputs import ClassWeights, checked, full_precision
+from gate_lightning.losses.base import PixelLoss, mean_over_pixels, require
 
 __all__ = ["FocalLoss"]
 
 
-class FocalLoss(nn.Module):
+class FocalLoss(PixelLoss):
     """Mean of −(1 − p_y)^γ · log p_y over the labelled pixels, p being the softmax; 0 if there are none.
 
     With class weights (α of the paper) the mean is Σ w_y · loss / Σ w_y, so γ = 0 is ``CrossEntropyLoss``.
@@ -32,28 +31,14 @@ class FocalLoss(nn.Module):
     def __init__(
         self, ignore_index: int = 255, *, gamma: float = 2.0, class_weight: Sequence[float] | None = None
     ) -> None:
-        super().__init__()
-        if not 0.0 <= gamma < math.inf:
-            raise ConfigError(f"gamma is {gamma}; expected a finite number ≥ 0, for example 2")
-        self.ignore_index, self.gamma = ignore_index, gamma
-        self.class_weights = ClassWeights(class_weight)
+        super().__init__(ignore_index, class_weight)
+        require(0.0 <= gamma < math.inf, "gamma", gamma, "a finite number ≥ 0, for example 2")
+        self.gamma = gamma
 
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Scalar loss.
-
-        Args:
-            logits: (B, K, H, W).
-            masks: (B, H, W) int64, 0 … K - 1 or ``ignore_index``.
-
-        Raises:
-            ConfigError: if shapes do not fit, or there are not K class weights.
-            DataError: if a mask value is neither a class nor ``ignore_index``.
-        """
-        valid = checked(logits, masks, self.ignore_index)
-        logits = full_precision(logits)
-        weight = self.class_weights.fitting(logits)
+    def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
+        """See PixelLoss."""
         targets = torch.where(valid, masks, 0)
         log_chances = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0][valid]
         # 1 − p without cancellation; a power below 1 has no slope at 0, where the loss is 0 anyway
         missing = (-torch.expm1(log_chances)).clamp(min=torch.finfo(log_chances.dtype).tiny)
-        return self.class_weights.mean(-(missing**self.gamma) * log_chances, masks[valid], weight)
+        return mean_over_pixels(-(missing**self.gamma) * log_chances, masks[valid], weight)

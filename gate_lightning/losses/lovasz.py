@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Sequence
 
-from gate_lightning.losses.inputs import checked, full_precision
+import torch
+from torch import Tensor
+
+from gate_lightning.losses.base import PixelLoss, mean_over_shares
 
 __all__ = ["LovaszSoftmaxLoss", "lovasz_gradient"]
 
 
-class LovaszSoftmaxLoss(nn.Module):
-    """Mean over the classes present of the Lovász extension of their Jaccard loss (eq. 11 there).
+class LovaszSoftmaxLoss(PixelLoss):
+    """Mean over the classes present of the Lovász extension of their Jaccard loss (eq. 11 there): in [0, 1].
 
     Args:
         ignore_index: mask value of pixels that do not count.
-        per_image: take the loss of every picture and average over the pictures that have a labelled pixel, instead of
-            one loss over all pixels of the batch.
+        class_weight: K non-negative weights of the classes in the mean, or None for equal ones.
+        per_image: take the loss of every picture and average over the pictures that have a labelled pixel of a weight
+            above 0, instead of one loss over all pixels of the batch.
+
+    Raises:
+        ConfigError: if a weight is out of range.
     """
 
-    def __init__(self, ignore_index: int = 255, *, per_image: bool = False) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
+    def __init__(
+        self, ignore_index: int = 255, *, class_weight: Sequence[float] | None = None, per_image: bool = False
+    ) -> None:
+        super().__init__(ignore_index, class_weight)
         self.per_image = per_image
 
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Scalar loss in [0, 1]; 0 if no pixel is labelled.
-
-        Args:
-            logits: (B, K, H, W).
-            masks: (B, H, W) int64, 0 … K - 1 or ``ignore_index``.
-
-        Raises:
-            ConfigError: if shapes do not fit.
-            DataError: if a mask value is neither a class nor ``ignore_index``.
-        """
-        valid = checked(logits, masks, self.ignore_index)
-        probabilities = full_precision(logits).softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
+    def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
+        """See PixelLoss."""
+        probabilities = logits.softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
         if not self.per_image:
-            return _lovasz_softmax(probabilities.flatten(1), masks.flatten(), valid.flatten())
+            return _lovasz_softmax(probabilities.flatten(1), masks.flatten(), valid.flatten(), weight)
+        counts = valid if weight is None else valid & (weight > 0)[torch.where(valid, masks, 0)]
         pictures = [
-            _lovasz_softmax(probabilities[:, index].flatten(1), masks[index].flatten(), valid[index].flatten())
+            _lovasz_softmax(probabilities[:, index].flatten(1), masks[index].flatten(), valid[index].flatten(), weight)
             for index in range(len(masks))
-            if bool(valid[index].any())
+            if bool(counts[index].any())
         ]
         return torch.stack(pictures).mean() if pictures else probabilities.sum() * 0.0
 
@@ -76,7 +74,7 @@ def lovasz_gradient(errors: Tensor, foreground: Tensor) -> Tensor:
         return torch.empty_like(slope).scatter_(1, order, slope)
 
 
-def _lovasz_softmax(probabilities: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+def _lovasz_softmax(probabilities: Tensor, targets: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
     """Loss of (K, P) probabilities against (P,) targets, over the pixels that are valid (P,)."""
     targets = targets[valid]
     if len(targets) == 0:
@@ -86,4 +84,5 @@ def _lovasz_softmax(probabilities: Tensor, targets: Tensor, valid: Tensor) -> Te
     chances = probabilities[present][:, valid]
     errors = torch.where(foreground, 1.0 - chances, chances)
     # the slopes are constant between changes of the order, so autograd needs them only as factors
-    return (errors * lovasz_gradient(errors, foreground)).sum(dim=1).mean()
+    losses = (errors * lovasz_gradient(errors, foreground)).sum(dim=1)
+    return losses.mean() if weight is None else mean_over_shares(losses, weight[present])

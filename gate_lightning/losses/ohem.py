@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gate_lightning.errors import ConfigError
-from gate_lightning.losses.inputs import ClassWeights, checked, full_precision
+from gate_lightning.losses.base import PixelLoss, mean_over_pixels, require
 
 __all__ = ["OhemCrossEntropyLoss"]
 
 
-class OhemCrossEntropyLoss(nn.Module):
+class OhemCrossEntropyLoss(PixelLoss):
     """Mean cross-entropy of the pixels whose true class has a low probability; 0 if no pixel is labelled.
 
     A pixel counts if the softmax of its true class is below ``threshold``. Where these are fewer than ``min_kept``,
@@ -40,32 +39,18 @@ class OhemCrossEntropyLoss(nn.Module):
         min_kept: float = 100_000,
         class_weight: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        if not 0.0 < threshold <= 1.0:
-            raise ConfigError(f"threshold is {threshold}; expected a probability in (0, 1], for example 0.7")
-        if not 0.0 < min_kept < math.inf or (min_kept >= 1 and min_kept != int(min_kept)):
-            raise ConfigError(f"min_kept is {min_kept}; expected a number of pixels ≥ 1, or a share in (0, 1)")
-        self.ignore_index, self.threshold, self.min_kept = ignore_index, threshold, min_kept
-        self.class_weights = ClassWeights(class_weight)
+        super().__init__(ignore_index, class_weight)
+        require(0.0 < threshold <= 1.0, "threshold", threshold, "a probability in (0, 1], for example 0.7")
+        countable = 0.0 < min_kept < math.inf and (min_kept < 1 or min_kept == int(min_kept))
+        require(countable, "min_kept", min_kept, "a number of pixels ≥ 1, or a share in (0, 1)")
+        self.threshold, self.min_kept = threshold, min_kept
 
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Scalar loss.
-
-        Args:
-            logits: (B, K, H, W).
-            masks: (B, H, W) int64, 0 … K - 1 or ``ignore_index``.
-
-        Raises:
-            ConfigError: if shapes do not fit, or there are not K class weights.
-            DataError: if a mask value is neither a class nor ``ignore_index``.
-        """
-        valid = checked(logits, masks, self.ignore_index)
-        logits = full_precision(logits)
-        weight = self.class_weights.fitting(logits)
+    def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
+        """See PixelLoss."""
         targets = torch.where(valid, masks, 0)
         log_chances = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0][valid]
         hard = self._hard(log_chances.detach())
-        return self.class_weights.mean(-log_chances[hard], masks[valid][hard], weight)
+        return mean_over_pixels(-log_chances[hard], masks[valid][hard], weight)
 
     def _hard(self, log_chances: Tensor) -> Tensor:
         """(P,) bool: which of the labelled pixels count."""

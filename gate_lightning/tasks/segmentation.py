@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -45,7 +46,8 @@ class SegmentationTask(BaseTask):
         boundary_ratio: width of the bands of boundary IoU over the picture's diagonal, or None to leave it out.
 
     Raises:
-        ConfigError: if ``auxiliary_weight`` is negative or ``boundary_ratio`` not in (0, 1).
+        ConfigError: if ``auxiliary_weight`` is negative, ``boundary_ratio`` not in (0, 1), or a loss is for
+            other classes.
     """
 
     final_splits = ("val", "test")
@@ -79,6 +81,9 @@ class SegmentationTask(BaseTask):
         self.auxiliary_loss = auxiliary_loss or loss
         self.auxiliary_weight = auxiliary_weight
         self.protocol = protocol
+        # tried on a void pixel: class weights of other classes are refused here, not after hours of computing features
+        for each in (self.loss, self.auxiliary_loss):
+            each(torch.zeros(1, len(protocol.classes), 1, 1), torch.full((1, 1, 1), protocol.ignore_index))
         self.inference = inference or Inference()
         self.metrics = nn.ModuleDict(
             {

@@ -17,6 +17,7 @@ from gate_lightning.callbacks.fill_views import FillViews
 from gate_lightning.callbacks.interrupt import Interrupted
 from gate_lightning.errors import CacheError
 from gate_lightning.features.cached_views import CachedViews, StoredViews, describe, padded_batch
+from gate_lightning.features.pooled import PooledExtractor
 from gate_lightning.features.view_plan import ViewPlan
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.tasks.inference import Inference
@@ -183,3 +184,8 @@ def test_a_folder_of_other_pictures_is_refused(tmp_path: Path) -> None:
             CacheError, match=r"views of other pictures .* .*5 of 5 looked at differ.*feature_cache_dir"
         ):
             cached_run(tmp_path, 1, max_steps=EPOCH)
+
+
+def test_the_advice_goes_on_from_the_pooling_there_is(tmp_path: Path) -> None:
+    pooled = CachedViews(PooledExtractor(FakeExtractor(), 2), tmp_path)  # type: ignore[arg-type]
+    assert "features.pooling=4 (a quarter)" in fill_views._advice(pooled)

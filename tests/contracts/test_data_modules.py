@@ -96,7 +96,8 @@ def test_configuration_shows_every_argument_with_its_default(name: str, kind: ty
     config = loaded["dataset"]
     target = config.pop("_target_")
     assert target == f"{kind.__module__}.{kind.__qualname__}"
-    parameters = {**inspect.signature(SegmentationDataModule).parameters, **inspect.signature(kind).parameters}
+    family = [base for base in reversed(kind.__mro__) if issubclass(base, SegmentationDataModule)]
+    parameters = {name: found for base in family for name, found in inspect.signature(base).parameters.items()}
     assert set(config) == set(parameters) - {"loading"}
     chosen = {"eval_batch_size"}  # all scenes have one size
     for key, value in config.items():

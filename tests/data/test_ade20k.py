@@ -17,6 +17,7 @@ from gate_lightning.data.ade20k import ADE20KDataModule
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.tools.check_data import check_data
 from tests.fixtures.benchmarks import ADE_SIZES, blocks, make_ade20k
 from tests.fixtures.folders import make_image, write
@@ -182,6 +183,31 @@ def test_real_pictures(shared_dir: Path) -> None:
         values = np.array(Image.open(root / f"annotations/validation/ADE_val_0000000{index + 1}.png"))
         np.testing.assert_array_equal(mask == 255, values == 0)
         np.testing.assert_array_equal(mask[mask != 255] + 1, values[values != 0])
+
+
+def test_corrupted_masks_score_as_a_second_computation_says(shared_dir: Path) -> None:
+    """The second one counts in the files' own values, class by class, and never sees 255 or a confusion matrix."""
+    root = shared_dir / "data/ADEChallengeData2016"
+    source, metrics = ADE20KDataModule(str(root)).source("val"), SegmentationMetrics(150)
+    rng = np.random.default_rng(0)
+    overlap, union, labelled = (dict.fromkeys(range(1, 151), 0) for _ in range(3))
+    for index in range(len(source)):
+        truth = np.array(Image.open(root / "annotations/validation" / f"{Path(source.sample_id(index)).stem}.png"))
+        # moved by some pixels, a tenth of the pixels anything; 0 is no answer, so it becomes the last class
+        called = np.where(rng.random(truth.shape) < 0.1, rng.integers(1, 151, truth.shape), np.roll(truth, 9, (0, 1)))
+        called[called == 0] = 150
+        for value in range(1, 151):
+            right, said = truth == value, (called == value) & (truth > 0)
+            overlap[value] += int((right & said).sum())
+            union[value] += int((right | said).sum())
+            labelled[value] += int(right.sum())
+        mask = torch.from_numpy(source.load(index).mask.astype(np.int64))
+        metrics.update(torch.from_numpy(called.astype(np.int64) - 1)[None], mask[None])
+    found = {name: value.item() for name, value in metrics.compute().items()}
+    assert 0.001 < found["mIoU"] < 0.9
+    assert found["mIoU"] == pytest.approx(np.mean([overlap[v] / union[v] for v in union if union[v]]), abs=1e-6)
+    assert found["mAcc"] == pytest.approx(np.mean([overlap[v] / labelled[v] for v in union if labelled[v]]), abs=1e-6)
+    assert found["aAcc"] == pytest.approx(sum(overlap.values()) / sum(labelled.values()), abs=1e-6)
 
 
 def test_a_run_reaches_a_submission_that_scores_the_same(root: Path, tmp_path: Path) -> None:

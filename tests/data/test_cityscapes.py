@@ -178,7 +178,7 @@ def test_configurations_show_every_argument(name: str, kind: type) -> None:
     assert config._target_ == f"{kind.__module__}.{kind.__qualname__}"
     chain = [inspect.signature(made).parameters for made in kind.__mro__ if "__init__" in vars(made)][:4]
     parameters = {name: parameter for link in reversed(chain) for name, parameter in link.items()}
-    assert set(config) - {"_target_"} == set(parameters) - {"others", "loading"}
+    assert set(config) - {"_target_"} == set(parameters) - {"others", "loading", "protocol"}
     for key in ("scale", "crop_size", "ratio_range", "cat_max_ratio", "flip", "photometric", "augment", "check_level"):
         shown = config[key] if isinstance(config[key], int | float | str) else tuple(config[key])
         assert shown == parameters[key].default, key

@@ -105,6 +105,21 @@ def test_unaugmented_pictures_are_the_same_in_every_epoch(tmp_path: Path) -> Non
     assert all(torch.equal(epochs[0][name], epochs[1][name]) for name in epochs[0])
 
 
+@pytest.mark.parametrize(
+    ("subset", "train", "val"), [(None, 4, 2), (1, 1, 1), (3, 3, 2), ({"train": 2}, 2, 2), ({"val": 1}, 4, 1)]
+)
+def test_a_run_may_look_at_a_part_of_the_data(tmp_path: Path, subset: Any, train: int, val: int) -> None:
+    module = folder(make_folder(tmp_path, captions="files"), subset=subset)
+    assert (len(module.source("train")), len(module.source("val"))) == (train, val)
+    assert module.check().splits[0].count == 4
+
+
+def test_a_part_of_the_data_is_spread_over_it_and_keeps_its_captions(tmp_path: Path) -> None:
+    source = folder(make_folder(tmp_path, captions="files"), subset=2).source("train")
+    assert [source.sample_id(n) for n in range(2)] == ["images/train/001.png", "images/train/003.png"]
+    assert [source.load(n).caption for n in range(2)] == ["a road of train 1, really.", "a sky of train 3, really."]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_change_nothing(tmp_path: Path, num_workers: int) -> None:
     batches = list(folder(make_folder(tmp_path), num_workers=num_workers, seed=5).train_dataloader())
@@ -259,6 +274,9 @@ def test_captions_to_shuffle_must_exist(tmp_path: Path) -> None:
     [
         ({"captions": "noisy"}, "captions=noisy: a folder knows fine, coarse, shuffled"),
         ({"check_level": "no"}, "dataset.check_level is 'no'"),
+        ({"subset": 0}, "dataset.subset is 0; expected a number of pictures"),
+        ({"subset": {"trian": 3}}, "dataset.subset is {'trian': 3}"),
+        ({"subset": "all"}, "dataset.subset is all"),
         ({"crop_size": 0}, "crop_size is 0"),
         ({"ratio_range": (2, 1)}, "ratio_range"),
         ({"cat_max_ratio": 2}, "cat_max_ratio is 2"),

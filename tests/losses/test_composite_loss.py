@@ -20,6 +20,7 @@ LOSSES = {
     "cross_entropy-weighted": partial(CrossEntropyLoss, class_weight=[1.0, 0.0, 2.0], label_smoothing=0.1),
     "lovasz": LovaszSoftmaxLoss,
     "lovasz-per_image": partial(LovaszSoftmaxLoss, per_image=True),
+    "lovasz-weighted": partial(LovaszSoftmaxLoss, class_weight=[1.0, 0.0, 2.0], per_image=True),
     "dice": DiceLoss,
     "dice-weighted": partial(DiceLoss, class_weight=[1.0, 0.0, 2.0], smooth=0.0, per_image=True),
     "focal": FocalLoss,

@@ -36,26 +36,29 @@ def slow_class_loss(errors: np.ndarray, truth: set[int]) -> float:
     return total
 
 
-def slow(logits: np.ndarray, masks: np.ndarray, ignore: int) -> float | None:
-    """Loss of pixels (K, P) and labels (P,); None without a labelled pixel."""
+def slow(logits: np.ndarray, masks: np.ndarray, ignore: int, weights=None) -> float | None:
+    """Loss of pixels (K, P) and labels (P,); None without a labelled pixel of a weight above 0."""
     keep = masks != ignore
     logits, masks = logits[:, keep], masks[keep]
     if masks.size == 0:
         return None
     chances = np.exp(logits) / np.exp(logits).sum(axis=0)
-    losses = []
+    losses, shares = [], []
     for label in np.unique(masks):
+        shares.append(1.0 if weights is None else weights[label])
         truth = set(np.flatnonzero(masks == label).tolist())
         errors = np.array([1 - p if index in truth else p for index, p in enumerate(chances[label])])
         losses.append(slow_class_loss(errors, truth))
-    return float(np.mean(losses))
+    return float(np.dot(losses, shares) / np.sum(shares)) if np.sum(shares) else None
 
 
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 0.0, 1.0, 3.0]])
 @pytest.mark.parametrize("ignore", [255, -1, 4])
-def test_one_loss_over_the_batch_equals_the_definition(ignore):
+def test_one_loss_over_the_batch_equals_the_definition(ignore, weights):
     logits, masks = example(ignore=ignore)
-    expected = slow(logits.movedim(1, 0).flatten(1).numpy(), masks.flatten().numpy(), ignore)
-    assert LovaszSoftmaxLoss(ignore)(logits, masks).item() == pytest.approx(expected, abs=1e-12)
+    expected = slow(logits.movedim(1, 0).flatten(1).numpy(), masks.flatten().numpy(), ignore, weights)
+    loss = LovaszSoftmaxLoss(ignore, class_weight=weights)(logits, masks)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_per_image_is_the_mean_over_pictures_with_a_label():
@@ -63,6 +66,15 @@ def test_per_image_is_the_mean_over_pictures_with_a_label():
     single = [slow(logits[b].flatten(1).numpy(), masks[b].flatten().numpy(), 255) for b in range(3)]
     assert single[2] is None
     assert LovaszSoftmaxLoss(per_image=True)(logits, masks).item() == pytest.approx(np.mean(single[:2]), abs=1e-12)
+
+
+def test_per_image_leaves_pictures_without_a_weighted_class_out():
+    logits, masks = example()
+    masks[1] = 2
+    weights = [0.5, 2.0, 0.0, 1.0, 3.0]
+    expected = slow(logits[0].flatten(1).numpy(), masks[0].flatten().numpy(), 255, weights)
+    loss = LovaszSoftmaxLoss(class_weight=weights, per_image=True)(logits, masks)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("per_image", [False, True])
