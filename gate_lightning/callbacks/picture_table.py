@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from gate_lightning.callbacks.joined import of_all_processes
 from gate_lightning.metrics.segmentation import confusion_counts, scores
 from gate_lightning.structures import SegmentationBatch
 
@@ -79,7 +79,7 @@ class PictureTable(Callback):
                 self._rows.append((name, float(values["mIoU"]), float(values["aAcc"]), labelled))
 
     def _report(self, trainer: Trainer, split: str) -> None:
-        rows, self._rows = _of_all_processes(self._rows, trainer.world_size), []
+        rows, self._rows = of_all_processes(self._rows, trainer.world_size), []
         if not trainer.is_global_zero or not rows:
             return
         rows.sort(key=lambda row: (row[1], row[0]))
@@ -91,11 +91,3 @@ class PictureTable(Callback):
             writer.writerows(rows)
         worst = ", ".join(f"{name} {100 * miou:.1f}" for name, miou, *_ in rows[:WORST])
         log.info("pictures of %s with the lowest mIoU: %s (all: %s)", split, worst, path)
-
-
-def _of_all_processes(rows: list[_Row], world_size: int) -> list[_Row]:
-    if world_size == 1:
-        return list(rows)
-    gathered: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(gathered, rows)
-    return [row for part in gathered for row in part]

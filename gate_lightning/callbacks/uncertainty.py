@@ -14,27 +14,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gate_lightning.callbacks.dashboards import publish_picture
+from gate_lightning.callbacks.joined import of_all_processes
 from gate_lightning.callbacks.predictions import to_picture
 from gate_lightning.errors import ConfigError
 from gate_lightning.metrics.segmentation import confusion_counts, scores
 from gate_lightning.ops.votes import picture_uncertainty
 from gate_lightning.structures import SegmentationBatch
 from gate_lightning.visualization.grid import picture_grid
+from gate_lightning.visualization.heat import heat_map
 from gate_lightning.visualization.overlay import error_map, legend_entries
 from gate_lightning.visualization.palette import colorize
 
-__all__ = ["UncertaintyPictures", "UncertaintyTable", "heat"]
+__all__ = ["UncertaintyPictures", "UncertaintyTable"]
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("picture", "ground truth", "prediction", "uncertainty", "errors (red)")
+#: sample id, uncertainty, mIoU, aAcc
+_Row = tuple[str, float, float, float]
 
 
 class UncertaintyPictures(Callback):
     """Draws ``pictures/uncertainty_test.png``: picture, truth, prediction, disagreement of the members, errors.
 
-    Of the disagreement (nats) black is none and white the largest of all pictures drawn. It reads the task's
-    ``uncertainty`` (B, H, W) after every test batch.
+    Of the disagreement black is none; the brightest colour is the largest of all pictures drawn, which the title of the
+    column says in nats. It reads the task's ``uncertainty`` (B, H, W) after every test batch.
 
     Args:
         count: pictures shown, at least 1; the first ones of the split.
@@ -77,25 +80,23 @@ class UncertaintyPictures(Callback):
         protocol: Any = pl_module.protocol
         palette, void = protocol.palette, protocol.ignore_index
         largest = max(float(unsure.max()) for *_, unsure in rows)
+        highest = largest if largest > 0 else 1.0  # members that all agree, or one alone: black
         cells: list[list[NDArray[np.uint8] | None]] = [
             [
                 image,
                 colorize(truth, palette, void),
                 colorize(labels, palette),
-                heat(unsure, largest),
+                heat_map(unsure, highest),
                 error_map(image, labels, truth, void),
             ]
             for _, image, truth, labels, unsure in rows
         ]
         maps = [labels for _, _, _, labels, _ in rows] + [truth[truth != void] for _, _, truth, _, _ in rows]
         legend = legend_entries(maps, protocol.classes, palette)
+        titles = ("picture", "ground truth", "prediction", f"uncertainty 0 … {largest:.2f}", "errors (red)")
         smooth = (True, False, False, False, False)
-        publish_picture(
-            trainer,
-            "uncertainty",
-            picture_grid(cells, COLUMNS, [row[0] for row in rows], legend, smooth=smooth),
-            "_test",
-        )
+        grid = picture_grid(cells, titles, [row[0] for row in rows], legend, smooth=smooth)
+        publish_picture(trainer, "uncertainty", grid, "_test")
 
 
 class UncertaintyTable(Callback):
@@ -107,7 +108,7 @@ class UncertaintyTable(Callback):
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[str, float, float, float]] = []
+        self._rows: list[_Row] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what a broken-off evaluation left."""
@@ -127,7 +128,8 @@ class UncertaintyTable(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
-        rows, self._rows = sorted(self._rows, key=lambda row: (-row[1], row[0])), []
+        everyone, self._rows = of_all_processes(self._rows, trainer.world_size), []
+        rows = sorted(everyone, key=lambda row: (-row[1], row[0]))
         if not rows or not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / "uncertainty_test.csv"
@@ -137,15 +139,3 @@ class UncertaintyTable(Callback):
             writer.writerow(["picture", "uncertainty", "mIoU", "aAcc"])
             writer.writerows(rows)
         log.info("most uncertain picture of test: %s, least: %s (all: %s)", rows[0][0], rows[-1][0], path)
-
-
-def heat(values: NDArray[np.floating], largest: float) -> NDArray[np.uint8]:
-    """Numbers ≥ 0 as colours, black over red and yellow to white: (H, W) → (H, W, 3) uint8.
-
-    Args:
-        values: (H, W).
-        largest: what is white.
-    """
-    scaled = np.clip(values / largest if largest > 0 else values * 0.0, 0.0, 1.0)
-    ramps = (np.clip(3 * scaled - shift, 0.0, 1.0) for shift in (0.0, 1.0, 2.0))
-    return np.stack([np.rint(255 * ramp) for ramp in ramps], axis=-1).astype(np.uint8)

@@ -67,8 +67,9 @@ def read_captions(root: Path, split: str, names: Sequence[str], kind: str = "cap
         return None
     missing = [name for name in names if name not in found]
     if missing:
+        where = f" of {split}" if split else ""
         raise DataError(
-            f"{source} has no caption for {missing[0]!r} of {split} ({len(missing)} of {len(names)} are missing); "
+            f"{source} has no caption for {missing[0]!r}{where} ({len(missing)} of {len(names)} are missing); "
             "every picture needs one, an empty one counts"
         )
     return [found[name] for name in names]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from lightning import Trainer
-from torch import Tensor
 
 from gate_lightning.data.checks import DataReport
 from gate_lightning.data.datamodule import SegmentationDataModule
@@ -27,10 +26,11 @@ from gate_lightning.data.presence import ClassPresence, pixels_by_picture
 from gate_lightning.data.resplit import Split, random_split, read_split, shipped_split, write_split
 from gate_lightning.data.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.samplers import BatchLoader, EvaluationBatches
-from gate_lightning.data.samples import SegmentationViews
+from gate_lightning.data.samples import Sample, SegmentationViews
 from gate_lightning.data.squares import DropSmallAnnotations, Square, drop_small
 from gate_lightning.data.transforms import Compose, resize_mask
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.structures import SegmentationBatch
 
 __all__ = ["LabelScarceDataModule"]
 
@@ -93,7 +93,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         self.size, self.picture_size = size, size if picture_size is None else picture_size
         self.refuses = square == "refuse" or (square is None and bool(getattr(self.protocol, "square", False)))
         self.members, self.pixels_per_batch = members, pixels_per_batch
-        self._warned = False
+        self._looked = False
         self._square, self._drop = Square(self.picture_size, size), DropSmallAnnotations(small_annotations)
 
     # ------------------------------------------------------------------ the pool and its split
@@ -140,11 +140,12 @@ class LabelScarceDataModule(SegmentationDataModule):
             DataError: broken data.
         """
         self.source("test")
-        if stage not in ("fit", None):
+        if stage not in ("fit", None) or self._looked:
             return
+        self.masks("test")  # decodes all of them: a broken one must not be found when training has been paid for
         missing = self.presence("train").missing("train")
-        if missing and not self._warned:
-            self._warned = True
+        self._looked = True
+        if missing:
             log.warning(
                 "no pixel of class %s in the %d labelled pictures of this split; it is never predicted, its IoU is 0",
                 ", ".join(missing),
@@ -181,7 +182,8 @@ class LabelScarceDataModule(SegmentationDataModule):
         places = range(len(source))
         batches = [places[at : at + at_once] for at in range(0, len(source), at_once)]
         views = SegmentationViews(source, transform, self.seed)
-        return self._loader(views, EvaluationBatches(batches, *processes))
+        # never padded: what is predicted at void pixels counts in this protocol, and no process waits for another here
+        return self._loader(views, EvaluationBatches(batches, *processes, pad=False))
 
     def masks(self, split: str) -> list[np.ndarray]:
         """uint8 (size, size) masks of ``train`` or ``test`` with 255 for void, as ``pictures`` gives them.
@@ -244,21 +246,16 @@ class LabelScarceDataModule(SegmentationDataModule):
             Pool(self.protocol.name, {"input": loader.pictures}).require_squares()
         return loader
 
-    def prepare_image(self, image: np.ndarray) -> Tensor:
-        """One picture as the model gets it.
-
-        Args:
-            image: uint8 (H, W, 3) RGB.
-
-        Returns:
-            float32 (1, 3, picture_size, picture_size) in [-1, 1].
+    def prepare(self, sample: Sample) -> SegmentationBatch:
+        """One picture, with what belongs to it, as the model gets it: (1, 3, picture_size, picture_size).
 
         Raises:
             DataError: it is no square, where those are refused.
         """
-        if self.refuses and image.shape[0] != image.shape[1]:
-            raise DataError(not_square("the picture", image.shape[:2], self.protocol.name))
-        return super().prepare_image(image)
+        height, width = sample.image.shape[:2]
+        if self.refuses and height != width:
+            raise DataError(not_square("the picture", (height, width), self.protocol.name))
+        return super().prepare(sample)
 
     # ------------------------------------------------------------------ reports
 

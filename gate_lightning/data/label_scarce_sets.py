@@ -56,7 +56,8 @@ class ScarceProtocol(DatasetProtocol):
 
 @dataclass(frozen=True)
 class _Facts:
-    """Counts, variant and backbone as published; subject and fine prompt for steering; number of LoRA branches."""
+    """Counts, variant and backbone as published; subject and fine prompt for steering; number of LoRA branches, and
+    timesteps over which the branch with ControlNet is denoised."""
 
     train: int
     test: int
@@ -65,30 +66,32 @@ class _Facts:
     subject: str
     fine: str = ""
     loras: int = 2
+    denoise_steps: int = 10
     first_value: int = 0
 
 
 SETS: Mapping[str, _Facts] = {
-    "bedroom_28": _Facts(40, 20, "small", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, loras=1, first_value=1),
+    "bedroom_28": _Facts(40, 20, "small", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, 1, 0, first_value=1),
     "ffhq_34": _Facts(20, 20, "large", "adm_ffhq", "a face"),
     "cat_15": _Facts(30, 20, "small", "adm_lsun_cat", "a cat"),
     "horse_21": _Facts(30, 30, "small", "adm_lsun_horse", "a horse"),
     "celeba_19": _Facts(20, 500, "small", "adm_ffhq", "a face"),
-    "ade_bedroom_30": _Facts(50, 650, "large", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, loras=1),
+    "ade_bedroom_30": _Facts(50, 650, "large", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, 1, 0),
 }
 
 
-def recipe(loras: int = 2) -> tuple[dict[str, Any], ...]:
+def recipe(loras: int = 2, denoise_steps: int = 10) -> tuple[dict[str, Any], ...]:
     """Stable Diffusion branches of ``techniques=all`` in label-scarce segmentation (GATE's README).
 
-    One with the fine prompt, one with ControlNet that is denoised over ten timesteps before it is read, and one or two
-    with a LoRA. The branch of a pixel diffusion model that GATE adds belongs to an experiment, as it needs a second
-    backbone.
+    One with the fine prompt, one with ControlNet, and one or two with a LoRA. The branch with ControlNet is denoised
+    over ``denoise_steps`` timesteps before it is read: ten on Horse-21, none on bedrooms. The branch of a pixel
+    diffusion model that GATE adds belongs to an experiment, as it needs a second backbone.
     """
     roles = ("moderate", "overtrained")[:loras]
+    denoised = {"denoise_steps": denoise_steps} if denoise_steps else {}
     return (
         {"name": "prompt", "techniques": ["prompt"]},
-        {"name": "controlnet", "techniques": ["controlnet"], "denoise_steps": 10},
+        {"name": "controlnet", "techniques": ["controlnet"], **denoised},
         *({"name": role, "techniques": ["lora"], "lora": {"role": role}} for role in roles),
     )
 
@@ -112,7 +115,7 @@ def protocol(key: str) -> ScarceProtocol:
         palette=palette,
         prompt_simple=facts.subject,
         prompt_fine=facts.fine or f"{facts.subject}, {QUALITY}",
-        recipe=recipe(facts.loras),
+        recipe=recipe(facts.loras, facts.denoise_steps),
         citation="Baranchuk et al., Label-Efficient Semantic Segmentation with Diffusion Models, ICLR 2022",
         train=facts.train,
         test=facts.test,

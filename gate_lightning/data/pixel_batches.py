@@ -32,7 +32,7 @@ def pixel_order(length: int, seed: int, member: int, epoch: int) -> np.ndarray:
 class LabelledPixels(Dataset[PixelBatch]):
     """All labelled pixels of the training masks; batch (epoch, number) by index.
 
-    Holds 5 bytes per labelled pixel and, while an epoch lasts, 4 per pixel and member: 90 MB for 30 masks of 256² and
+    Holds 5 bytes per labelled pixel and, once asked for a batch, 4 per pixel and member: 90 MB for 30 masks of 256² and
     10 members.
 
     Args:
@@ -57,9 +57,14 @@ class LabelledPixels(Dataset[PixelBatch]):
         if len(self.places) < batch_size:
             raise ConfigError(
                 f"a batch has {batch_size} labelled pixels per member and the {len(masks)} training masks hold "
-                f"{len(self.places)}; label more, or use fewer pixels per batch"
+                f"{len(self.places)}; label more, or lower task.data.pixels_per_batch"
             )
         self._epoch, self._orders = -1, np.empty((members, 0), dtype=np.uint32)
+
+    @staticmethod
+    def bytes_for(pixels: int, members: int) -> int:
+        """Memory that so many labelled pixels take."""
+        return pixels * (5 + 4 * members)
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -69,8 +74,11 @@ class LabelledPixels(Dataset[PixelBatch]):
         """Batch ``number`` of ``epoch``, both from 0."""
         epoch, number = key
         if epoch != self._epoch:
-            orders = [pixel_order(len(self.places), self.seed, member, epoch) for member in range(self.members)]
-            self._epoch, self._orders = epoch, np.stack(orders)
+            if not self._orders.size:
+                self._orders = np.empty((self.members, len(self.places)), dtype=np.uint32)
+            for member in range(self.members):  # in place: the orders of two epochs are never there at once
+                self._orders[member] = pixel_order(len(self.places), self.seed, member, epoch)
+            self._epoch = epoch
         chosen = self._orders[:, number * self.batch_size : (number + 1) * self.batch_size]
         pictures, positions = np.divmod(self.places[chosen].astype(np.int64), self._area)
         labels = self.labels[chosen].astype(np.int64)

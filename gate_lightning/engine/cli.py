@@ -153,8 +153,9 @@ def _guarded(job: Callable[..., Any]) -> int:
     try:
         job()
     except (GateError, HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__
-        detail = cause if isinstance(cause, GateError) else error
+        # what Hydra wrapped says more than Hydra; an error of ours says all it has to
+        wrapped = not isinstance(error, GateError) and isinstance(error.__cause__, GateError)
+        detail = error.__cause__ if wrapped else error
         sys.stderr.write(f"\n{type(detail).__name__}: {detail}{_near_miss(str(error))}\n")
         return 130 if isinstance(detail, Interrupted) else 2
     except KeyboardInterrupt as error:

@@ -13,6 +13,7 @@ import csv
 import gc
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -22,10 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.callbacks.interrupt import Interrupted
 from gate_lightning.callbacks.loggers import close_dashboards
+from gate_lightning.callbacks.progress import duration
 from gate_lightning.engine import runs
-from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.errors import ConfigError, GateError, ResumeError
 
-__all__ = ["of_split", "repeats_of", "split_folders", "summarize", "train_repeats"]
+__all__ = ["of_split", "repeats_of", "require_same_splits", "split_folders", "summarize", "train_repeats"]
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,29 @@ def split_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
+def require_same_splits(config: DictConfig, folder: Path) -> None:
+    """Refuse a folder whose splits have other settings: those that are done would be taken for this protocol's.
+
+    Args:
+        config: resolved configuration of the protocol that is about to begin.
+        folder: of the protocol.
+
+    Raises:
+        ResumeError: names what differs.
+    """
+    if repeats_of(config) == 1 or config.get("allow_changes"):
+        return
+    for inside in split_folders(folder):
+        changes = runs.changed_keys(runs.load_config(inside), of_split(config, int(inside.name[5:])))
+        differs = [change for change in changes if change.split(":")[0] not in runs.INVOCATION_KEYS]
+        if differs:
+            listed = "\n  ".join(differs)
+            raise ResumeError(
+                f"{inside} was trained with other settings (there → now):\n  {listed}\n"
+                f"Use another hydra.run.dir, or go on with what is there: python train.py resume={folder}"
+            )
+
+
 def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, train_one: TrainOne) -> dict[str, float]:
     """Run the splits one after another; those that are done are left alone, one that was stopped goes on.
 
@@ -94,6 +119,7 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
         Interrupted: a signal stopped a split; its state is saved, and the message says how to go on.
     """
     repeats = repeats_of(config)
+    taken: list[float] = []
     for number in range(repeats):
         one, inside = of_split(config, number), folder / f"split{number}"
         status = (runs.read_json(inside / "status.json") or {}).get("status")
@@ -101,12 +127,13 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             log.info("split %d of %d: done before", number + 1, repeats)
             continue
         log.info("split %d of %d: %s", number + 1, repeats, inside)
+        started, last = time.monotonic(), inside / "checkpoints" / "last.ckpt"
         runs.save_config(one, inside)
         kept = [item for item in overrides if not item.startswith("seed=")]
         runs.write_json(inside / "overrides.json", [*kept, f"seed={config.seed}.{number}"])
-        last = inside / "checkpoints" / "last.ckpt"
+        resumed = last.is_file()
         try:
-            train_one(one, inside, last if last.is_file() else None)
+            train_one(one, inside, last if resumed else None)
         except Interrupted as error:
             runs.write_json(inside / "status.json", {"status": "interrupted", "message": str(error)})
             raise Interrupted(f"{error} (this split), or with all splits: python train.py resume={folder}") from error
@@ -115,9 +142,18 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             raise
         close_dashboards()
         gc.collect()  # a trainer and its parts are a cycle; the next split needs their memory
+        if not resumed:
+            taken.append(time.monotonic() - started)
         if number + 1 < repeats:
             summarize(folder)
+            _foretell(taken, repeats - number - 1)
     return summarize(folder)
+
+
+def _foretell(taken: Sequence[float], left: int) -> None:
+    """Say what the remaining splits will take, from those that ran from beginning to end (seconds each)."""
+    if taken:
+        log.info("a split took %s: about %s for the other %d", duration(taken[-1]), duration(left * mean(taken)), left)
 
 
 def summarize(folder: Path, metrics_name: str = "metrics.json") -> dict[str, float]:

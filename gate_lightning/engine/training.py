@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.callbacks.interrupt import Interrupted
 from gate_lightning.data.datamodule import SegmentationDataModule
 from gate_lightning.engine import runs
 from gate_lightning.engine.parts import Parts
-from gate_lightning.engine.repeats import repeats_of, train_repeats
+from gate_lightning.engine.repeats import repeats_of, require_same_splits, train_repeats
 from gate_lightning.engine.views import train_on_stored_views
 from gate_lightning.errors import ResumeError
 from gate_lightning.tasks.base import BaseTask
@@ -44,6 +49,7 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
     resolved = runs.resolve(config)
     if config.resume is None:
         checkpoint, described = None, _with_steering(resolved, run_folder)
+        require_same_splits(described, run_folder)
         _once(runs.save_config, described, run_folder)
         _once(runs.write_json, run_folder / "overrides.json", list(overrides))
     else:
@@ -55,7 +61,7 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
         _once(runs.write_json, run_folder / "status.json", {"status": "done"})
         return metrics
     if config.resume is not None:
-        checkpoint = runs.checkpoint_of(run_folder, "last")
+        checkpoint = _last_state(run_folder)
     return _train(described, run_folder, checkpoint, config.allow_changes)
 
 
@@ -82,13 +88,47 @@ def _train(described: DictConfig, run_folder: Path, checkpoint: Path | None, all
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
         # on purpose: a protocol without validation
         warnings.filterwarnings("ignore", message=".*passed in a `val_dataloader` but have no `validation_step`.*")
-        parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
-    metrics = _final_metrics(parts, run_folder)
+        with _stoppable(run_folder, parts.trainer):
+            parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
+    with _stoppable(run_folder, parts.trainer):
+        metrics = _final_metrics(parts, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})
     for name, value in sorted(metrics.items()):
         log.info("%-24s %.4f", name, value)
     return metrics
+
+
+@contextmanager
+def _stoppable(folder: Path, trainer: lightning.Trainer) -> Iterator[None]:
+    """Ctrl-C where there is no step to finish, or a second one: Lightning tears down and leaves with an exit status.
+
+    Raises:
+        Interrupted: instead of that.
+    """
+    own = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if own else None
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)  # Lightning switched it off
+        when = "in the final evaluation"
+        if trainer.state.fn == TrainerFn.FITTING:
+            step = trainer.global_step
+            when = f"at step {step}, which is not saved," if step else "before the first step"
+        raise Interrupted(f"stopped {when} by SIGINT. Go on with: python train.py resume={folder}") from None
+
+
+def _last_state(folder: Path) -> Path | None:
+    """The checkpoint to go on from; None for a run that was stopped before it had made a step."""
+    status = (runs.read_json(folder / "status.json") or {}).get("status")
+    if status == "interrupted" and not (folder / "checkpoints").exists():
+        log.info("%s was stopped before its first step: training begins", folder)
+        return None
+    return runs.checkpoint_of(folder, "last")
 
 
 def _with_steering(config: DictConfig, folder: Path) -> DictConfig:

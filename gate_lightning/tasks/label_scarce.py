@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from gate_lightning.amalgamation.pixels import BucketMaps, PixelAmalgamation, PixelFusion
 from gate_lightning.data.predict import PredictionBatch
@@ -107,7 +109,7 @@ class LabelScarceTask(BaseTask):
         self.confusion: dict[str, Tensor] = {}
         self._store: PixelStore | None = None
         self._losses = torch.zeros(head.members)
-        self._picture_uncertainty: list[float] = []
+        self._picture_uncertainty = MeanMetric()
 
     def frozen_description(self) -> dict[str, Any]:
         """The extractor's description."""
@@ -115,6 +117,14 @@ class LabelScarceTask(BaseTask):
         return description
 
     # training ---------------------------------------------------------------------------------------------------
+
+    @property
+    def steps_bounds(self) -> tuple[float, float]:
+        """Steps after which training ends: at least, and at most as far as the task knows."""
+        most = math.inf if self.max_steps_per_member is None else float(self.max_steps_per_member)
+        # the first batch that counts is a minimum
+        rule = self.stopping.start_epoch * self.trainer.num_training_batches + self.stopping.patience + 2
+        return min(float(rule), most), most
 
     def on_fit_start(self) -> None:
         """Get the features of the labelled pictures ready.
@@ -239,7 +249,8 @@ class LabelScarceTask(BaseTask):
         assert batch.masks is not None
         labels, self.uncertainty = self.ensemble(batch.images, batch.conditions, _size(batch.masks))
         self.metrics.update(labels, batch.masks)
-        self._picture_uncertainty += [float(picture_uncertainty(one)) for one in self.uncertainty]
+        for one in self.uncertainty:
+            self._picture_uncertainty.update(picture_uncertainty(one))
         return labels
 
     def predict_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -254,9 +265,8 @@ class LabelScarceTask(BaseTask):
         self.per_class["test"] = self.metrics.per_class()
         self.confusion["test"] = self.metrics.confusion_matrix().cpu()
         self.metrics.reset()
-        if self._picture_uncertainty:
-            self.log("test/uncertainty", sum(self._picture_uncertainty) / len(self._picture_uncertainty))
-        self._picture_uncertainty = []
+        self.log("test/uncertainty", self._picture_uncertainty.compute())
+        self._picture_uncertainty.reset()
         steps = self.stopping.steps.double()
         self.log_dict({"train/steps_mean": steps.mean(), "train/steps_most": steps.max()})
 

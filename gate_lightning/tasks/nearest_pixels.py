@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError
@@ -20,6 +23,13 @@ class NearestPixelsTask(LabelScarceTask):
     """
 
     head: NearestPixels  # type: ignore[assignment]
+
+    @property
+    def steps_bounds(self) -> tuple[float, float]:
+        """Steps after which the bank is full."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        steps = float(math.ceil(self.head.bank / datamodule.pixels_per_batch))
+        return steps, steps
 
     def configure_optimizers(self) -> None:
         """None: nothing is trained.

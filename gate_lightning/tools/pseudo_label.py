@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gate_lightning.data.predict import PictureSource
 from gate_lightning.data.protocol import DatasetProtocol
 from gate_lightning.data.transforms import resize_mask
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.files import claim, clean_leftovers, write_atomically
 from gate_lightning.ops.votes import picture_uncertainty
 from gate_lightning.tools.devices import device_of
@@ -24,6 +25,8 @@ __all__ = ["pseudo_label"]
 
 #: pixels of the largest picture that is labelled as it is: logits of all members and classes are in memory at once
 MOST_PIXELS = 512 * 512
+#: broken pictures that a message names
+MOST_NAMED = 20
 
 
 @torch.no_grad()
@@ -40,8 +43,8 @@ def pseudo_label(
     The pictures and their masks are written in a data set's layout, with pictures of the labels and of where the
     members disagree (dark: not at all, brightest: Jensen-Shannon divergence of log 2 nats and more) and, at the end, a
     table of all pictures. The most uncertain come first: correcting those first is worth most. Masks that are there,
-    corrected or not, are never written again. Pictures of more than 512² pixels are labelled at about that size, and
-    the labels enlarged.
+    corrected or not, are never written again. The members vote at the size that the backbone sees, 512² pixels at
+    most, or at the picture's where that is smaller; the labels are then enlarged.
 
     Args:
         trained: run of ``task=label_scarce``.
@@ -64,7 +67,9 @@ def pseudo_label(
     if input is None:
         raise ConfigError("nothing to label: give input=<a picture or a folder of pictures>")
     task, protocol = _ensemble_of(trained), trained.parts.protocol
-    loader = trained.parts.datamodule.prediction(input)
+    pictures = PictureSource(input)
+    _require_readable(pictures)
+    loader = trained.parts.datamodule.prediction(pictures)
     store = _opened(trained, output, layout, numbering)
     task.to(device_of(device))
     names, captions = loader.pictures.names, loader.pictures.captions
@@ -84,6 +89,24 @@ def pseudo_label(
         lines = (f"train/{name}\t{text}\n" for name, text in zip(names, captions, strict=True))
         write_atomically(store.folder / "captions.txt", "".join(lines).encode())
     return f"{progress.summary()}: {store.folder}; the most uncertain first: {table}"
+
+
+def _require_readable(pictures: PictureSource) -> None:
+    """Look at the headers of all pictures: whoever collects some hundred has more than one broken file among them.
+
+    Raises:
+        DataError: names the broken ones.
+    """
+    broken = []
+    for index in range(len(pictures)):
+        try:
+            pictures.sizes(index)
+        except DataError as error:
+            broken.append(str(error))
+    if broken:
+        more = [f"and {len(broken) - MOST_NAMED} more"] if len(broken) > MOST_NAMED else []
+        listed = "\n  ".join([*broken[:MOST_NAMED], *more])
+        raise DataError(f"{len(broken)} of {len(pictures)} pictures cannot be labelled:\n  {listed}")
 
 
 def _opened(trained: Any, output: str | Path, layout: str, numbering: str | None) -> LabelledFolder:

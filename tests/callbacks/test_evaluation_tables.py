@@ -15,9 +15,10 @@ from lightning import Callback
 from omegaconf import OmegaConf
 from PIL import Image
 
-from gate_lightning.callbacks import picture_table, throughput
+from gate_lightning.callbacks import throughput
 from gate_lightning.callbacks.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.confusion import ConfusionPicture, worst_pairs
+from gate_lightning.callbacks.joined import of_all_processes
 from gate_lightning.callbacks.loggers import RunLog
 from gate_lightning.callbacks.picture_table import PictureTable
 from gate_lightning.callbacks.throughput import Throughput
@@ -105,7 +106,7 @@ def test_tables_of_several_processes_are_joined(monkeypatch: pytest.MonkeyPatch)
         parts[:] = [own, other]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    joined = picture_table._of_all_processes([("a", 0.5, 0.5, 2)], 2)
+    joined = of_all_processes([("a", 0.5, 0.5, 2)], 2)
     assert joined == [("a", 0.5, 0.5, 2), *other]
 
 
@@ -146,7 +147,12 @@ class Scripted(Callback):
         pl_module.log("score", self.values.pop(0))
 
 
-def test_training_stops_when_nothing_gets_better(tmp_path: Path) -> None:
+def test_training_stops_when_nothing_gets_better_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("lightning.pytorch.callbacks.early_stopping")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])  # Lightning's loggers may not propagate
+    caplog.set_level(logging.INFO, logger.name)
     node = OmegaConf.load(CONF / "callbacks" / "early_stop" / "plateau.yaml")
     settings = OmegaConf.to_container(node, resolve=False)
     assert isinstance(settings, dict)
@@ -155,6 +161,7 @@ def test_training_stops_when_nothing_gets_better(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, scripted, stop, keeper, max_steps=40, max_epochs=-1, val_check_interval=4)
     trainer.fit(make_task(), FakeData())
     assert trainer.global_step == 16
+    assert "score did not improve in the last 2 records" in caplog.text
     assert (keeper.best_score, keeper.best_step) == (pytest.approx(0.6), 8)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 16
 

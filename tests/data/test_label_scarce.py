@@ -18,6 +18,7 @@ from gate_lightning.data.companions import Companions
 from gate_lightning.data.folder import FolderDataModule
 from gate_lightning.data.label_scarce import LabelScarceDataModule
 from gate_lightning.data.label_scarce_sets import DDPMSegmentationDataModule
+from gate_lightning.data.samples import Sample
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.engine.parts import Parts, dataset_node
 from gate_lightning.engine.runs import resolve
@@ -102,7 +103,7 @@ def test_pictures_may_be_larger_than_masks(tmp_path: Path) -> None:
     assert batch.images.shape == (1, 3, 48, 48)
     assert batch.masks is not None
     assert batch.masks.shape == (1, 32, 32)
-    assert data.prepare_image(make_image(32, 32)).shape == (1, 3, 48, 48)
+    assert data.prepare(Sample("a", make_image(32, 32), None)).images.shape == (1, 3, 48, 48)
 
 
 def test_a_number_of_labelled_pictures() -> None:
@@ -151,12 +152,30 @@ def test_pictures_that_are_not_square(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png has 10×20 pixels"):
         horses(make_scarce(tmp_path / "whole")).prediction(pictures)
     with pytest.raises(DataError, match="the picture has 10×20 pixels"):
-        horses(tmp_path / "whole").prepare_image(make_image(20, 10))
+        horses(tmp_path / "whole").prepare(Sample("a", make_image(20, 10), None))
     batch = next(iter(stretched.prediction(pictures).predict_dataloader()))
     assert batch.images.shape == (1, 3, 16, 16)
     folder_of_mine = FolderDataModule(str(make_folder(tmp_path / "mine")), crop_size=16)
     with pytest.raises(DataError, match="5 of 6 pictures are not"):
         LabelScarceDataModule(folder_of_mine, square="refuse", **SMALL).setup("fit")
+
+
+def test_a_broken_test_picture_is_found_before_training(tmp_path: Path) -> None:
+    """The quick check of a data set looks at every second of 34 pictures."""
+    root = make_scarce(tmp_path, test=34, side=16)
+    np.save(root / "horse_21/real/test/img_001.npy", np.full((16, 16), 77))
+    data = LabelScarceDataModule(DDPMSegmentationDataModule(str(root), "horse_21", train=4, test=34), **SMALL)
+    with pytest.raises(DataError, match=r"img_001\.npy: .*77"):
+        data.setup("fit")
+
+
+def test_processes_share_the_test_pictures_and_measure_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding is void, and what is predicted at void pixels counts in the data sets' own mIoU."""
+    seen = []
+    for rank in range(3):
+        monkeypatch.setattr(LabelScarceDataModule, "_processes", (rank, 3))
+        seen += [name for batch in scenes().test_dataloader() for name in batch.conditions.sample_ids]
+    assert sorted(seen) == sorted(ids(scenes(), "test"))
 
 
 def test_companions_see_the_files(tmp_path: Path) -> None:

@@ -43,6 +43,16 @@ def test_facts_of_every_set(key: str) -> None:
     assert [branch["name"] for branch in found.recipe][:2] == ["prompt", "controlnet"]
 
 
+@pytest.mark.parametrize(
+    ("key", "experiment"), [("horse_21", "recipe/gate_horse21"), ("bedroom_28", "experiment/gate/bedroom28")]
+)
+def test_the_recipe_is_that_of_the_experiment_without_the_second_backbone(key: str, experiment: str) -> None:
+    """Bedroom-28 is read without denoising, and with one LoRA (GATE's README)."""
+    written = yaml.safe_load((CONF / f"{experiment}.yaml").read_text())["techniques"]
+    told = [{k: v for k, v in branch.items() if k != "name"} for branch in written if "backbone" not in branch]
+    assert [{k: v for k, v in branch.items() if k != "name"} for branch in protocol(key).recipe] == told
+
+
 def test_every_set_has_a_name_on_the_command_line() -> None:
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("dataset/*.yaml")}
     module_path = f"{DDPMSegmentationDataModule.__module__}.{DDPMSegmentationDataModule.__name__}"

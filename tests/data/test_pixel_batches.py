@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,16 @@ def test_orders_differ_by_member_epoch_and_seed_and_by_nothing_else() -> None:
     # neither what was asked before nor how many members there are
     assert first == triples(pixels[0, 0], 0)
     assert triples(pixels[2, 3], 1) == triples(LabelledPixels(masks(), 4, 5, seed=0)[2, 3], 1)
+
+
+def test_orders_of_two_epochs_are_never_there_at_once() -> None:
+    pixels = LabelledPixels([np.zeros((128, 128), np.uint8)] * 4, members=10)
+    pixels[0, 0]
+    tracemalloc.start()
+    pixels[1, 0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.3 * LabelledPixels.bytes_for(4 * 128 * 128, 10)
 
 
 def test_the_loader_yields_whole_batches_and_goes_on_where_it_is_told() -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from composition import SMALL, composed
+from hydra.errors import HydraException
 
+from gate_lightning.callbacks.interrupt import Interrupted
 from gate_lightning.engine import cli
 from gate_lightning.errors import ConfigError
 
@@ -36,6 +38,27 @@ def test_our_own_error_is_one_line(
     assert "'magic'" in error
     assert "Traceback" not in error
     assert '"failed"' in (tmp_path / "status.json").read_text()
+
+
+def test_an_error_of_ours_that_has_a_cause_says_what_it_says(capfd: pytest.CaptureFixture[str]) -> None:
+    """A protocol of several splits knows more than the split that was stopped."""
+
+    def job() -> None:
+        try:
+            raise Interrupted("stopped, resume=split0")
+        except Interrupted as error:
+            raise Interrupted(f"{error}, or all splits: resume=protocol") from error
+
+    assert cli._guarded(job) == 130
+    assert "or all splits: resume=protocol" in capfd.readouterr().err
+
+
+def test_what_hydra_wraps_is_said_without_hydra(capfd: pytest.CaptureFixture[str]) -> None:
+    def job() -> None:
+        raise HydraException("Error in call to target") from ConfigError("too small")
+
+    assert cli._guarded(job) == 2
+    assert capfd.readouterr().err == "\nConfigError: too small\n"
 
 
 def test_a_sweep_with_a_failed_run_ends_with_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ import torch
 from composition import composed
 
 from gate_lightning.callbacks.interrupt import Interrupted
-from gate_lightning.engine.evaluation import evaluate, load_run
+from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.repeats import of_split, repeats_of
+from gate_lightning.engine.trained import load_run
 from gate_lightning.engine.training import train
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.tasks.label_scarce import LabelScarceTask
 from gate_lightning.tools.compare import find_runs
 
@@ -150,6 +151,23 @@ def test_a_run_that_had_only_its_evaluation_left_trains_no_more(protocol: Path, 
     assert state(folder)["global_step"] == before
 
 
+@pytest.mark.parametrize(("where", "words"), [("on_fit_start", "before the first step"), ("test_step", "evaluation")])
+def test_ctrl_c_where_no_step_is_made(where: str, words: str, protocol: Path, tmp_path: Path) -> None:
+    """While features are computed, and while pictures are measured, both of which take long with a large model."""
+
+    def ctrl_c(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    folder, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelScarceTask, where, ctrl_c)
+        with pytest.raises(Interrupted, match=rf"{words} by SIGINT.*resume={folder}$"):
+            run(folder, "callbacks=quiet", "repeats=1")
+    assert signal.getsignal(signal.SIGINT) == handler
+    (folder / "status.json").write_text('{"status": "interrupted"}')  # as the command line writes it
+    assert resume(folder) == pytest.approx(json.loads((protocol / "split0" / "metrics.json").read_text()))
+
+
 def test_evaluation_repeats_the_reported_metrics(protocol: Path, tmp_path: Path) -> None:
     reported = json.loads((protocol / "metrics.json").read_text())
     config = composed(f"run={protocol}", name="eval")
@@ -167,6 +185,19 @@ def test_pictures_are_labelled_by_one_split(protocol: Path, tmp_path: Path) -> N
     assert labels.shape == (80, 80)
     with pytest.raises(ConfigError, match="split0"):
         evaluate(composed(f"run={protocol}", "input=x", name="eval"), [f"run={protocol}"], tmp_path)
+
+
+def test_the_same_command_in_the_same_folder_trains_nothing_again(protocol: Path) -> None:
+    before = (protocol / "split0/checkpoints/last.ckpt").stat().st_mtime_ns
+    assert run(protocol, "repeats=2") == json.loads((protocol / "metrics.json").read_text())
+    assert (protocol / "split0/checkpoints/last.ckpt").stat().st_mtime_ns == before
+
+
+def test_splits_of_other_settings_are_not_taken_for_one_s_own(protocol: Path) -> None:
+    written = (protocol / "config.yaml").read_text()
+    with pytest.raises(ResumeError, match=r"split0 was trained with other settings(?s:.)*task\.patience: 4 → 9"):
+        run(protocol, "repeats=2", "task.patience=9")
+    assert (protocol / "config.yaml").read_text() == written
 
 
 def test_splits_are_compared_like_seeds(protocol: Path) -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 
 from gate_lightning.engine import runs
 from gate_lightning.engine.cli import config_folder, register_resolvers
-from gate_lightning.engine.evaluation import evaluate, load_run
+from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.trained import load_run
 from gate_lightning.engine.training import train
 from tests.fixtures.folders import make_folder
 

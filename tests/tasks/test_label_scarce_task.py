@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from gate_lightning.features.room import check_disk, check_memory
 from gate_lightning.heads.pixel_ensemble import PixelEnsemble
 from gate_lightning.structures import Conditions, FeatureInfo, Features, SegmentationBatch
 from gate_lightning.tasks.label_scarce import LabelScarceTask
+from gate_lightning.tasks.pixel_features import StoreSettings, check_room
 
 SIZE = (16, 16)
 INFO = {
@@ -134,9 +137,36 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], message:
         task(**settings)
 
 
+def test_it_knows_when_training_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four epochs, one batch that is the first minimum, and 51 that are none."""
+    monkeypatch.setattr(LabelScarceTask, "trainer", SimpleNamespace(num_training_batches=1000))
+    assert task().steps_bounds == (4052, math.inf)
+    assert task(max_steps_per_member=5000).steps_bounds == (4052, 5000)
+    assert task(max_steps_per_member=300).steps_bounds == (300, 300)
+    rule = task(start_epoch=0, patience=3).stopping
+    steps = 0
+    while not rule.finished:
+        steps += 1
+        rule.update(torch.full((3,), 0.5), 0)
+    assert task(start_epoch=0, patience=3).steps_bounds[0] == steps
+
+
 def test_room_says_how_much_for_what(tmp_path: object) -> None:
     check_memory({"nothing": 1.0}, None, "")
     with pytest.raises(ConfigError, match=r"needs 5.00 GiB .*2.00 GiB for maps, 3.00 GiB for weights.*Lower it"):
         check_memory({"maps": 2.0 * 2**30, "weights": 3.0 * 2**30}, 4.0, "Lower it")
     with pytest.raises(ConfigError, match=r"maps need .*Lower it"):
         check_disk(2.0**60, tmp_path / "not" / "there", "maps", "Lower it")  # type: ignore[operator]
+
+
+def test_large_masks_need_room_for_orders() -> None:
+    """30 masks of 4096² and ten members: 22 GB of numbers of pixels beside a few MB of features."""
+    data = SimpleNamespace(
+        pictures=lambda split: SimpleNamespace(dataset=range(30)),
+        picture_size=16,
+        size=4096,
+        members=10,
+        pixels_per_batch=64,
+    )
+    with pytest.raises(ConfigError, match=r"21\.09 GiB for the orders of pixels.*task\.data\.size"):
+        check_room(Colours(), data, StoreSettings(memory_gib=8.0), 0)

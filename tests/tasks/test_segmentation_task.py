@@ -14,6 +14,7 @@ from gate_lightning.data.predict import PredictionBatch
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.features.files import differences
 from gate_lightning.heads.linear import LinearHead
+from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.structures import Conditions, SegmentationBatch
@@ -266,6 +267,12 @@ def test_differences_name_where_and_what() -> None:
 def test_negative_auxiliary_weight_is_refused() -> None:
     with pytest.raises(ConfigError, match="auxiliary_weight"):
         make_task(auxiliary_weight=-0.1)
+
+
+@pytest.mark.parametrize("which", ["loss", "auxiliary_loss"])
+def test_a_loss_for_other_classes_is_refused_before_anything_is_computed(which: str) -> None:
+    with pytest.raises(ConfigError, match="class_weight has 2 entries for 3 classes"):
+        make_task(**{which: CrossEntropyLoss(PROTOCOL.ignore_index, class_weight=[1.0, 2.0])})
 
 
 def test_protocol_of_the_fakes_is_the_one_the_metrics_use() -> None:

@@ -115,6 +115,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert PictureSource(tmp_path).captions == prompts_of(ScenesDataModule(train=2))[:1]
 
 
+def test_the_command_without_a_data_set(tmp_path: Path) -> None:
+    small = ("backbone.weights=random", "tool.count=1", "tool.steps=1", "tool.batch_size=1")
+    config = composed("tool=generate", "~dataset", f"output={tmp_path}", "tool.device=cpu", *small, name="eval")
+    evaluate(config, [], tmp_path / "unused")
+    assert PictureSource(tmp_path).captions == ["a photo"]
+
+
 def test_what_cannot_be_generated_is_refused(backbone: Backbone, tmp_path: Path) -> None:
     for name in ("pixels", "cleandift"):
         with pytest.raises(ConfigError, match="makes no pictures"):

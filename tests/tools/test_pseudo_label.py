@@ -174,6 +174,17 @@ def test_what_cannot_be_labelled_is_refused(trained, pictures, tmp_path: Path) -
         pseudo_label(trained, pictures, tmp_path / "out")
 
 
+def test_all_broken_pictures_are_named_before_anything_is_labelled(trained, pictures, tmp_path: Path) -> None:
+    (pictures / "captions.txt").unlink()
+    for name in ("a_page.jpg", "deep/empty.png"):
+        (pictures / name).write_bytes(b"<html>"[: 6 * (name == "a_page.jpg")])
+    (pictures / "notes.md").write_text("no picture, and none that claims to be one")
+    with pytest.raises(DataError, match=r"2 of 6 pictures(?s:.)*a_page\.jpg(?s:.)*empty\.png"):
+        pseudo_label(trained, pictures, tmp_path / "out")
+    assert trained.task.calls == 0
+    assert not (tmp_path / "out").exists()
+
+
 def entries(count: int) -> list[Entry]:
     order = np.random.default_rng(0).permutation(count)
     return [Entry(float(value), 0.0, f"{value}.png", f"{value}", "") for value in order]
