@@ -20,7 +20,7 @@ _PUBLIC = {
     "Prompt": "gate_lightning.techniques.prompt",
     "extract": "gate_lightning.tools.extract",
     "load_backbone": "gate_lightning.engine.library",
-    "load_run": "gate_lightning.engine.evaluation",
+    "load_run": "gate_lightning.engine.trained",
     "read_features": "gate_lightning.features.feature_folder",
     "read_pictures": "gate_lightning.data.predict",
     "resolve_layers": "gate_lightning.features.presets",

@@ -89,3 +89,17 @@ def test_reading_pictures(here: Path) -> None:
         gate_lightning.read_pictures(["red.png", "wide.jpg"])
     with pytest.raises(DataError, match="captions for all or none"):
         gate_lightning.read_pictures("red.png", captions=["a", "b"])
+
+
+def test_reading_control_pictures(here: Path) -> None:
+    Image.new("RGB", (96, 80), (255, 0, 51)).save(here / "depth.png")
+    given = {"depth": ["depth.png", "depth.png"]}
+    images, conditions = gate_lightning.read_pictures(["picture.jpg", "wide.jpg"], size=(8, 16), control_images=given)
+    depth = conditions.control_images["depth"]
+    assert depth.shape == images.shape == (2, 3, 8, 16)
+    assert depth[1, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+    with pytest.raises(DataError, match="'depth': 1 files for 2 pictures; give one for each"):
+        gate_lightning.read_pictures(["picture.jpg", "wide.jpg"], control_images={"depth": "depth.png"})
+    Image.new("RGB", (16, 8)).save(here / "depth.png")
+    with pytest.raises(DataError, match=r"depth\.png has 16×8 pixels .*'picture\.jpg' has 96×80"):
+        gate_lightning.read_pictures("picture.jpg", control_images={"depth": "depth.png"})

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gate_lightning.backbones.base import Adapters
+from gate_lightning.backbones.specs import Adapters
 from gate_lightning.errors import ConfigError
 
 __all__ = ["Adapter", "AdapterBank", "LowRank"]

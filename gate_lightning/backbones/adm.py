@@ -11,7 +11,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from gate_lightning.backbones.adm_layers import adm_layers
-from gate_lightning.backbones.base import Adapters, Backbone, PromptEmbeds, Residuals
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds, Residuals
 from gate_lightning.errors import WeightsError
 from gate_lightning.structures import Identity
 

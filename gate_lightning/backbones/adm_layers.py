@@ -20,7 +20,7 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 
-from gate_lightning.backbones.base import LayerSpec
+from gate_lightning.backbones.specs import LayerSpec
 from gate_lightning.errors import WeightsError
 
 __all__ = ["adm_layers"]

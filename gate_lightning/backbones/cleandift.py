@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gate_lightning.backbones.base import Adapters, PromptEmbeds, Residuals
 from gate_lightning.backbones.checkpoint_files import read_checkpoint
 from gate_lightning.backbones.loading import load_unet_backbone
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds, Residuals
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.backbones.weights import align_weights, file_digest, find_weights
 from gate_lightning.errors import ConfigError, WeightsError

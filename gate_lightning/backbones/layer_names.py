@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 
-from gate_lightning.backbones.base import LayerSpec
+from gate_lightning.backbones.specs import LayerSpec
 
 __all__ = ["averaged_attention", "unet_aliases"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-from gate_lightning.backbones.base import LayerSpec
+from gate_lightning.backbones.specs import LayerSpec
 
 __all__ = ["unet_layers"]
 

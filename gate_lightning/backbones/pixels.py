@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gate_lightning.backbones.base import Adapters, Backbone, LayerSpec, PromptEmbeds, Residuals
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import Adapters, LayerSpec, PromptEmbeds, Residuals
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
 

@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from gate_lightning.backbones.base import Adapters, PromptEmbeds
 from gate_lightning.backbones.compatibility import check_parts
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity

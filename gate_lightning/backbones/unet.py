@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from gate_lightning.backbones.adapters import AdapterBank
-from gate_lightning.backbones.base import AdapterKind, Adapters, Backbone, LayerSpec, PromptEmbeds, Residuals
+from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.clip_text import LongPrompts, text_length, token_windows
 from gate_lightning.backbones.compatibility import check_controlnet, check_parts, check_schedule
 from gate_lightning.backbones.layer_names import averaged_attention, unet_aliases
 from gate_lightning.backbones.layer_table import unet_layers
 from gate_lightning.backbones.learned_embeddings import read_learned_prompt, read_learned_tokens
 from gate_lightning.backbones.lora_files import read_adapter
+from gate_lightning.backbones.specs import AdapterKind, Adapters, LayerSpec, PromptEmbeds, Residuals
 from gate_lightning.backbones.weights import PART_PATTERNS, find_weights, folder_digest, open_part, weight_files
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
+from gate_lightning.callbacks.measuring import ComputingClock, prediction_seconds, synchronize
 from gate_lightning.callbacks.progress import duration
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.wrapping import WrappedExtractor
 
 __all__ = ["CostReport"]
 
@@ -31,11 +31,34 @@ GIB = 2**30
 STATES_AT_ONCE = 2
 
 
+@dataclass(frozen=True)
+class _Pace:
+    """Seconds of a batch.
+
+    Attributes:
+        rest: without computing features.
+        computing: features of a training batch.
+        new_batches: training batches to come whose features are not known; None: all of them.
+        validation: of a validation batch.
+        recalled: how much of that a later validation does not take.
+    """
+
+    rest: float
+    computing: float
+    new_batches: int | None
+    validation: float
+    recalled: float
+
+
 class CostReport(Callback):
     """Measures the first steps after a warm-up and says what the rest will take: time, memory, disk.
 
     What is measured are steps of the training itself, data loading included, so nothing is run twice and no weight,
     random number or order of data is touched. Validation is judged by one prediction of its first batch.
+
+    Where a cache keeps the features of all pictures, the backbone is needed until all are known: its share of the
+    measured time is measured by itself and foretold for that long only. What reading a large cache takes is not known
+    before. With several processes, each of which remembers in a memory of its own, nothing is foretold to get cheaper.
 
     Args:
         warmup: batches that are not measured, at least 1.
@@ -50,40 +73,63 @@ class CostReport(Callback):
             raise ConfigError(f"warmup is {warmup}, measured {measured}; expected at least 1 batch each")
         self.warmup, self.measured = warmup, measured
         self.report: dict[str, float] = {}
-        self._seen = 0
+        self._seen = self._batches = 0
         self._started = 0.0
+        self._computing = ComputingClock()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A trainer that fits again is measured again."""
-        self.report, self._seen = {}, 0
+        self.report, self._seen, self._batches = {}, 0, 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Steps around a validation cannot be measured: begin again."""
         if not self.report:
             self._seen = 0
+            self._computing.stop()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A training too short to be measured leaves nothing behind."""
+        self._computing.stop()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Count; report after the last measured batch."""
         if self.report:
             return
         self._seen += 1
+        self._batches += 1
         if self._seen == self.warmup:
-            _synchronize(pl_module.device)
+            synchronize(pl_module.device)
+            self._computing.start(pl_module)
             self._started = time.perf_counter()
         elif self._seen == self.warmup + self.measured:
-            _synchronize(pl_module.device)
-            batch_seconds = (time.perf_counter() - self._started) / self.measured
-            self._report(trainer, pl_module, batch_seconds)
+            synchronize(pl_module.device)
+            elapsed = time.perf_counter() - self._started
+            self._computing.stop()
+            self._report(trainer, pl_module, self._pace(trainer, pl_module, elapsed, batch))
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, batch_seconds: float) -> None:
-        step_seconds = batch_seconds * trainer.accumulate_grad_batches
-        total = trainer.estimated_stepping_batches
-        steps_left = max(float(total) - trainer.global_step, 0.0)
+    def _pace(self, trainer: Trainer, pl_module: LightningModule, elapsed: float, batch: Any) -> _Pace:
+        computing = self._computing.seconds / max(self._computing.calls, 1)
+        rest = (elapsed - self._computing.seconds) / self.measured
+        validation, validation_computing = prediction_seconds(trainer, pl_module)
+        # asked after the prediction, which tells a cache in memory how large a picture's features are
+        train_kept, val_kept = _kept(trainer, pl_module, batch)
+        new = max(_batches_of_new_pictures(trainer, batch) - self._batches, 0) if train_kept else None
+        return _Pace(rest, computing, new, validation, validation_computing if val_kept else 0.0)
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, pace: _Pace) -> None:
+        window = trainer.accumulate_grad_batches
+        fewest, steps_left = _steps_left(trainer, pl_module)
+        new_steps = steps_left if pace.new_batches is None else min(-(-pace.new_batches // window), steps_left)
         validations, batches = _validations_left(trainer, steps_left)
+        computing = pace.computing * window
         self.report = {
-            "seconds_per_step": step_seconds,
-            "training_seconds": step_seconds * steps_left,
-            "validation_seconds": validations * batches * _prediction_seconds(trainer, pl_module),
+            "seconds_per_step": pace.rest * window + computing,
+            "seconds_per_known_step": pace.rest * window + (computing if new_steps == steps_left else 0.0),
+            "new_steps": new_steps,
+            "training_seconds": pace.rest * window * steps_left + (computing * new_steps if computing else 0.0),
+            "validation_seconds": batches * (validations * pace.validation - max(validations - 1, 0) * pace.recalled),
             "memory_gib": psutil.Process().memory_info().rss / GIB,
             "memory_peak_gib": _peak_bytes() / GIB,
             "memory_free_gib": psutil.virtual_memory().available / GIB,
@@ -94,21 +140,64 @@ class CostReport(Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics({f"cost/{k}": v for k, v in self.report.items()}, step=trainer.global_step)
-            log.info("%s", self._text(steps_left, validations, batches))
+            log.info("%s", self._text(fewest, steps_left, validations, batches))
             if self.report["disk_free_gib"] < self.report["checkpoints_gib"]:
                 log.warning("the disk of %s has no room for the checkpoints", trainer.default_root_dir)
 
-    def _text(self, steps_left: float, validations: int, batches: int) -> str:
+    def _text(self, fewest: float, steps_left: float, validations: int, batches: int) -> str:
         r = self.report
         whole = duration(r["training_seconds"] + r["validation_seconds"]) if steps_left < float("inf") else "no end set"
+        steps = f"{steps_left:.0f}"
+        if fewest < steps_left:
+            whole = f"{duration(r['training_seconds'] * fewest / steps_left)} to {whole}"
+            steps = f"{fewest:.0f} to {steps}"
+        pace = f"{duration(r['seconds_per_step'])} a step"
+        if r["seconds_per_known_step"] < r["seconds_per_step"]:
+            pace += f" for {r['new_steps']:.0f} steps, then {duration(r['seconds_per_known_step'])} (features known)"
         device = f", accelerator {r['device_peak_gib']:.2f} GiB at most" if "device_peak_gib" in r else ""
         return (
-            f"cost: {duration(r['seconds_per_step'])} a step, {steps_left:.0f} steps to go, "
+            f"cost: {pace}, {steps} steps to go, "
             f"{validations} validations of {batches} batches ({duration(r['validation_seconds'])}): "
             f"about {whole} in all; memory {r['memory_gib']:.2f} GiB now, {r['memory_peak_gib']:.2f} at most, "
             f"{r['memory_free_gib']:.1f} free{device}; disk {1024 * r['checkpoints_gib']:.1f} MiB for checkpoints, "
             f"{r['disk_free_gib']:.1f} GiB free"
         )
+
+
+def _kept(trainer: Trainer, pl_module: LightningModule, batch: Any) -> tuple[bool, bool]:
+    """Whether features of all pictures are known after a while: of training, of validation."""
+    extractor = getattr(pl_module, "extractor", None)
+    if not isinstance(extractor, WrappedExtractor):
+        return False, False
+    train, val = _pictures(trainer.train_dataloader), _pictures(trainer.val_dataloaders)
+    conditions = getattr(batch, "conditions", None)
+    plain = conditions is not None and not any(conditions.views)  # an augmented view does not come again
+    # part of an epoch is another part every time
+    whole = plain and trainer.num_training_batches == len(trainer.train_dataloader or ())
+    # every process sees other pictures in every epoch: of what each remembers by itself nothing is sure
+    wanted = train + val if trainer.world_size == 1 else math.inf
+    return whole and extractor.keeps(wanted), extractor.keeps(train * plain + val)
+
+
+def _pictures(loader: Any) -> int:
+    return len(loader.dataset) if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") else 0
+
+
+def _batches_of_new_pictures(trainer: Trainer, batch: Any) -> int:
+    """At most so many batches, from the beginning of an epoch, hold a picture that did not come before.
+
+    Pictures that do not fill a batch of an epoch come in later ones, each of them in another batch at worst.
+    """
+    batches = int(trainer.num_training_batches)
+    return batches + max(_pictures(trainer.train_dataloader) - batches * len(batch) * trainer.world_size, 0)
+
+
+def _steps_left(trainer: Trainer, pl_module: LightningModule) -> tuple[float, float]:
+    """Steps to come, at least and at most: a task that stops by itself says when (``steps_bounds``)."""
+    bounds: tuple[float, float] = getattr(pl_module, "steps_bounds", (math.inf, math.inf))
+    planned = float(trainer.estimated_stepping_batches)
+    fewest, most = (max(min(bound, planned) - trainer.global_step, 0.0) for bound in bounds)
+    return fewest, most
 
 
 def _validations_left(trainer: Trainer, steps_left: float) -> tuple[int, int]:
@@ -133,40 +222,6 @@ def _validations(trainer: Trainer, train_batches: int) -> int:
     return epochs // every_epochs * (length // every) + begun
 
 
-def _prediction_seconds(trainer: Trainer, pl_module: LightningModule) -> float:
-    """Time of one validation batch, 0 where the task cannot predict or the data cannot be indexed."""
-    loader = trainer.val_dataloaders
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return 0.0
-    if not is_overridden("predict_step", pl_module, LightningModule):
-        return 0.0
-    with isolate_rng(), _evaluating(pl_module), torch.no_grad():
-        started = time.perf_counter()
-        batch = trainer.strategy.batch_to_device(_first_batch(loader))
-        pl_module.predict_step(batch, 0)
-        _synchronize(pl_module.device)
-        return time.perf_counter() - started
-
-
-def _first_batch(loader: DataLoader[Any]) -> Any:
-    """The first batch, read in this process: no workers are started for it."""
-    if loader.batch_sampler is None:
-        return loader.collate_fn(loader.dataset[next(iter(loader.sampler))])
-    return loader.collate_fn([loader.dataset[index] for index in next(iter(loader.batch_sampler))])
-
-
-@contextmanager
-def _evaluating(module: LightningModule) -> Iterator[None]:
-    """Evaluation mode; afterwards every part is in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
 def _checkpoint_bytes(trainer: Trainer, pl_module: LightningModule) -> int:
     """Size of the files in ``checkpoints/``: two full states at most, and the best weights."""
     weights = sum(p.numel() * p.element_size() for p in pl_module.parameters() if p.requires_grad)
@@ -185,9 +240,3 @@ def _device_memory(device: torch.device) -> dict[str, float]:
         return {}
     peak = getattr(torch.get_device_module(device.type), "max_memory_allocated", None)
     return {} if peak is None else {"device_peak_gib": peak() / GIB}
-
-
-def _synchronize(device: torch.device) -> None:
-    """Wait for the accelerator, whose work is only queued when a step returns."""
-    if device.type != "cpu":
-        torch.get_device_module(device.type).synchronize()

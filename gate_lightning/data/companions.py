@@ -12,7 +12,7 @@ from gate_lightning.data.pictures import PICTURE_SUFFIXES, picture_size, read_im
 from gate_lightning.data.samples import Sample, SampleSource
 from gate_lightning.errors import DataError
 
-__all__ = ["Companions", "ControlledSource"]
+__all__ = ["Companions", "ControlledSource", "check_control_size"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ControlledSource:
             table.check(sample_ids)
             for index in range(len(source)):
                 path = self._path(name, index)
-                _check_size(name, path, picture_size(path), sample_ids[index], source.sizes(index)[0])
+                check_control_size(name, path, picture_size(path), sample_ids[index], source.sizes(index)[0])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -79,7 +79,7 @@ class ControlledSource:
         read = {name: read_image(self._path(name, index)) for name in self._tables}
         for name, picture in read.items():
             path = self._path(name, index)
-            _check_size(name, path, picture.shape[:2], sample.sample_id, sample.image.shape[:2])
+            check_control_size(name, path, picture.shape[:2], sample.sample_id, sample.image.shape[:2])
         return replace(sample, controls={**sample.controls, **read})
 
     def _path(self, name: str, index: int) -> Path:
@@ -93,14 +93,20 @@ def _table(name: str, folder: str) -> PathTable[Path]:
     if not root.is_dir():
         raise DataError(f"the folder of {name} control pictures {root} (= {root.resolve()}) does not exist")
     entries = {path.relative_to(root).as_posix(): path for path in pictures_in(root)}
-    advice = f"every picture needs one at its own path below that folder ({', '.join(PICTURE_SUFFIXES)})"
+    advice = (
+        f"every picture needs one at its own path below that folder ({', '.join(PICTURE_SUFFIXES)}); a trained run "
+        f"finds those of other pictures where control_images={{{name}: <folder>}} says"
+    )
     return PathTable(entries, str(root), f"{name} control picture", advice)
 
 
-def _check_size(name: str, path: Path, found: Sequence[int], sample_id: str, expected: Sequence[int]) -> None:
+def check_control_size(
+    name: str, place: str | Path, found: Sequence[int], sample_id: str, expected: Sequence[int]
+) -> None:
+    """Raise DataError unless a control picture has the (height, width) of its picture; ``place`` says where it is."""
     if tuple(found) != tuple(expected):
         raise DataError(
-            f"the {name} control picture {path} has {found[1]}×{found[0]} pixels (width×height) and its picture "
+            f"the {name} control picture {place} has {found[1]}×{found[0]} pixels (width×height) and its picture "
             f"{sample_id!r} has {expected[1]}×{expected[0]}; make them the same size, they are resized and cropped "
             f"together"
         )

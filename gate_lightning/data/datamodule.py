@@ -10,10 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from gate_lightning.data.checks import DataReport, SplitReport, count_pixels
@@ -22,7 +20,7 @@ from gate_lightning.data.predict import PictureSource, PredictionDataModule
 from gate_lightning.data.protocol import DatasetProtocol
 from gate_lightning.data.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.samplers import BatchLoader, EvaluationBatches, TrainingBatches, group_by_size
-from gate_lightning.data.samples import SampleSource, SegmentationViews, Transform, to_tensor
+from gate_lightning.data.samples import Sample, SampleSource, SegmentationViews, Transform, collate, keyed_generator
 from gate_lightning.data.transforms import Compose, Resize
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.structures import SegmentationBatch
@@ -171,16 +169,9 @@ class SegmentationDataModule(LightningDataModule):
         """
         return PredictionDataModule(pictures, self.eval_resize, eval_batch_size, self.num_workers, self._companions)
 
-    def prepare_image(self, image: np.ndarray) -> Tensor:
-        """One picture as the model gets it in evaluation.
-
-        Args:
-            image: uint8 (H, W, 3) RGB.
-
-        Returns:
-            float32 (1, 3, h, w) in [-1, 1].
-        """
-        return to_tensor(self.eval_resize.picture(image))[None]
+    def prepare(self, sample: Sample) -> SegmentationBatch:
+        """One picture, with what belongs to it, as the model gets it in evaluation."""
+        return collate([self.eval_resize(sample, keyed_generator())])  # resizing draws nothing
 
     def check(self, level: str = "full") -> DataReport:
         """Look at the data without a run.

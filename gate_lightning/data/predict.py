@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
 from gate_lightning.data.captions import read_captions
-from gate_lightning.data.companions import Companions
+from gate_lightning.data.companions import Companions, check_control_size
 from gate_lightning.data.folder_scan import pictures_in
 from gate_lightning.data.pictures import PICTURE_SUFFIXES, picture_size, read_image
 from gate_lightning.data.samplers import BatchLoader, EvaluationBatches, group_by_size
@@ -163,6 +163,7 @@ def read_pictures(
     paths: str | Path | Sequence[str | Path],
     size: int | tuple[int, int] | None = None,
     captions: Sequence[str] | None = None,
+    control_images: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
 ) -> tuple[torch.Tensor, Conditions]:
     """Picture files as a batch for a feature extractor.
 
@@ -171,25 +172,41 @@ def read_pictures(
         size: (height, width) in pixels to resize to, aspect not kept; a number for a square; None keeps the files'
             size, which must then be the same for all.
         captions: one per picture, for the prompt technique.
+        control_images: name → B files, each of its picture's size, for ControlNets; they are resized with the pictures.
 
     Returns:
         images (B, 3, H, W) float32 in [-1, 1], and their Conditions: sample ids are the file names.
 
     Raises:
-        DataError: a file is missing or broken, or the pictures are of different sizes.
+        DataError: a file is missing or broken, pictures of different sizes, or not one caption or control picture each.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files or (captions is not None and len(captions) != len(files)):
         raise DataError(f"{len(files)} pictures and captions={captions!r}; give pictures, and captions for all or none")
-    images = [read_image(path) for path in files]
+    texts = [None] * len(files) if captions is None else list(captions)
+    samples = [Sample(path.name, read_image(path), None, text) for path, text in zip(files, texts, strict=True)]
+    for name, places in (control_images or {}).items():
+        samples = _with_controls(samples, name, places)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        images = [resize_picture(image, height, width) for image in images]
-    for path, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            shapes = f"{files[0]} has {images[0].shape[:2]} pixels (height, width), {path} {image.shape[:2]}"
+        samples = [sample.map_pictures(lambda image: resize_picture(image, height, width)) for sample in samples]
+    shape = samples[0].image.shape
+    for path, sample in zip(files, samples, strict=True):
+        if sample.image.shape != shape:
+            shapes = f"{files[0]} has {shape[:2]} pixels (height, width), {path} {sample.image.shape[:2]}"
             raise DataError(f"{shapes}; give read_pictures a size, or read them one by one")
-    texts = [None] * len(files) if captions is None else list(captions)
-    samples = [Sample(path.name, image, None, text) for path, image, text in zip(files, images, texts, strict=True)]
     batch = collate(samples)
     return batch.images, batch.conditions
+
+
+def _with_controls(samples: Sequence[Sample], name: str, files: str | Path | Sequence[str | Path]) -> list[Sample]:
+    """The pictures, each with its control picture of that name."""
+    given = [files] if isinstance(files, str | Path) else files
+    if len(given) != len(samples):
+        raise DataError(f"control_images {name!r}: {len(given)} files for {len(samples)} pictures; give one for each")
+    made = []
+    for sample, file in zip(samples, given, strict=True):
+        control = read_image(Path(file))
+        check_control_size(name, file, control.shape[:2], sample.sample_id, sample.image.shape[:2])
+        made.append(replace(sample, controls={**sample.controls, name: control}))
+    return made

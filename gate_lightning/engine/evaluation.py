@@ -1,4 +1,4 @@
-"""Load a run, evaluate it, predict pictures: what ``eval.py`` does, and the Python interface to a trained run."""
+"""What ``eval.py`` does: evaluate a run, label pictures with it, or run a tool."""
 
 from __future__ import annotations
 
@@ -9,108 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 
-from gate_lightning.callbacks.ema import averaged_weights
 from gate_lightning.callbacks.submission import SubmissionWriter
 from gate_lightning.data.pictures import read_image
 from gate_lightning.engine import runs
-from gate_lightning.engine.parts import Parts
 from gate_lightning.engine.repeats import split_folders, summarize
 from gate_lightning.engine.tools import run_tool
+from gate_lightning.engine.trained import Run
 from gate_lightning.errors import ConfigError
-from gate_lightning.structures import Conditions
 from gate_lightning.visualization.overlay import write_prediction
 
-__all__ = ["Run", "evaluate", "load_run"]
+__all__ = ["evaluate"]
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("val", "test")
-
-
-class Run:
-    """A trained run: its configuration, its parts, and its weights.
-
-    Args:
-        folder: run folder written by ``train.py``.
-        config: resolved configuration, possibly patched.
-        checkpoint: ``best``, ``last`` or a path.
-    """
-
-    def __init__(self, folder: Path, config: DictConfig, checkpoint: str = "best") -> None:
-        self.folder = folder
-        self.config = config
-        if checkpoint == "best" and not config.get("trainer", {}).get("limit_val_batches", 1.0):
-            checkpoint = "last"  # without validation there is no best one
-        self.checkpoint = runs.checkpoint_of(folder, checkpoint)
-        self.parts = Parts(config, str(folder))
-        self.task: Any = self.parts.task
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self.task.on_load_checkpoint(state)
-        # the last state has the average of the weights, if there is one, beside them; the best one holds it in place
-        self.task.load_state_dict({**state["state_dict"], **averaged_weights(state)}, strict=False)
-        self.task.eval()
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; a prediction's values index them."""
-        return tuple(self.parts.protocol.classes)
-
-    def predict(self, picture: str | Path | Image.Image | np.ndarray, caption: str | None = None) -> np.ndarray:
-        """Label map of one picture.
-
-        Args:
-            picture: a path, a PIL picture, or an array (H, W, 3) uint8 RGB.
-            caption: description for the ``prompt`` technique; None for the data set's fine prompt.
-
-        Returns:
-            (H, W) uint8 class indices at the picture's own size.
-        """
-        if isinstance(picture, Image.Image):
-            picture = np.asarray(picture.convert("RGB"))
-        # the noise is keyed by the name: the same as for this file in a folder given to eval.py
-        name = Path(picture).name if isinstance(picture, str | Path) else "picture"
-        array = picture if isinstance(picture, np.ndarray) else read_image(Path(picture))
-        if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-            raise ConfigError(f"picture is {array.dtype} {array.shape}; expected uint8 (height, width, 3) RGB")
-        conditions = Conditions(sample_ids=(name,), captions=None if caption is None else (caption,))
-        return self.label(self.parts.datamodule.prepare_image(array), conditions, array.shape[:2])
-
-    @torch.no_grad()
-    def label(self, images: torch.Tensor, conditions: Conditions, size: tuple[int, ...]) -> np.ndarray:
-        """Label map of one prepared picture.
-
-        Args:
-            images: (1, 3, h, w) in [-1, 1], as the data module prepares them.
-            conditions: of that picture.
-            size: (H, W) of the result.
-
-        Returns:
-            (H, W) uint8 class indices.
-        """
-        device = self.task.device
-        found = self.task.labels(images.to(device), conditions.to(device), (int(size[0]), int(size[1])))
-        labels: np.ndarray = found[0].to(torch.uint8).cpu().numpy()
-        return labels
-
-
-def load_run(folder: str | Path, checkpoint: str = "best") -> Run:
-    """A trained run, ready to predict.
-
-    Args:
-        folder: run folder.
-        checkpoint: ``best``, ``last`` or a path.
-
-    Raises:
-        ConfigError: if the folder is no run folder.
-        ResumeError: if it has no such checkpoint, or one made with other frozen weights.
-    """
-    folder = Path(folder)
-    return Run(folder, runs.load_config(folder), checkpoint)
 
 
 def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict[str, float]:
@@ -124,6 +38,8 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
     Returns:
         Metrics of an evaluation, else an empty mapping.
     """
+    if config.get("control_images") and config.run is None:
+        raise ConfigError("control_images belongs to run=<run folder>; without one, set technique.controlnet.folder")
     if config.tool is not None and "_target_" in config.tool:
         run_tool(config, output, partial(_loaded, config, overrides))
         return {}
@@ -160,8 +76,12 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> Run:
     for change in runs.changed_keys(saved, patched):
         log.warning("evaluated with a change: %s", change)
     lightning.seed_everything(patched.seed, workers=True, verbose=False)
-    run = Run(folder, patched, config.checkpoint)
+    run = Run(folder, patched, config.checkpoint, bool(config.get("allow_changes")))
     log.info("checkpoint: %s", run.checkpoint)
+    folders = config.get("control_images") or {}
+    if not isinstance(folders, DictConfig | dict):
+        raise ConfigError(f"control_images={folders}: expected folders by name, for example {{depth: my_depth/}}")
+    run.find_controls({str(name): str(folder) for name, folder in folders.items()})
     return run
 
 

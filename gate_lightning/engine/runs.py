@@ -40,7 +40,7 @@ __all__ = [
 
 #: overrides that steer this invocation and are no part of a run's description
 INVOCATION_KEYS = frozenset(
-    {"resume", "run", "allow_changes", "input", "output", "checkpoint", "split", "submission", "tool"}
+    {"resume", "run", "allow_changes", "input", "control_images", "output", "checkpoint", "split", "submission", "tool"}
 )
 #: what a path inside the run folder begins with in a configuration, so that a run folder can be moved
 INSIDE = "run:"
@@ -167,7 +167,10 @@ def checkpoint_of(folder: Path, which: str = "best") -> Path:
     found = sorted(checkpoints.glob(f"{which}*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         there = sorted(path.name for path in checkpoints.glob("*")) if checkpoints.is_dir() else "no checkpoints/"
-        raise ResumeError(f"{folder} has no {which} checkpoint (found: {there}); did it stop before its first one?")
+        other = "; checkpoint=last takes the last one" if "last.ckpt" in there else ""
+        raise ResumeError(
+            f"{folder} has no {which} checkpoint (found: {there}); did it stop before its first one?{other}"
+        )
     return found[-1]
 
 

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gate_lightning.backbones.base import LayerSpec
+from gate_lightning.backbones.specs import LayerSpec
 
 __all__ = ["AttentionWeights", "AveragedAttention", "Grids"]
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.cached_views import CachedViews
 from gate_lightning.features.disk_cache import DiskCache
@@ -21,7 +19,8 @@ from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.features.fused import FusedExtractor
 from gate_lightning.features.pooled import PooledExtractor
-from gate_lightning.structures import Conditions, FeatureInfo, Features
+from gate_lightning.features.wrapping import WrappedExtractor
+from gate_lightning.structures import Conditions, Features
 
 __all__ = ["MemoryCache"]
 
@@ -31,7 +30,7 @@ _Key = tuple[object, ...]
 _GIGABYTE = 1 << 30
 
 
-class MemoryCache(nn.Module):
+class MemoryCache(WrappedExtractor):
     """A feature extractor that remembers.
 
     Only plain pictures are kept (``Conditions.views`` empty): an augmented view does not come again. A batch with a
@@ -51,38 +50,22 @@ class MemoryCache(nn.Module):
         extractor: FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor | DiskCache | CachedViews,
         gigabytes: float,
     ) -> None:
-        super().__init__()
+        super().__init__(extractor)
         if not gigabytes > 0:
             raise ConfigError(f"feature_cache={gigabytes}: expected gigabytes of memory above 0, or 0 for no cache")
-        self.extractor = extractor
         self.limit = int(gigabytes * _GIGABYTE)
         self.bytes_used = 0
         self._known: dict[_Key, dict[str, dict[str, Tensor]]] = {}
         self._full = False
 
-    @property
-    def backbone(self) -> Backbone:
-        """The frozen network."""
-        return self.extractor.backbone
-
-    @property
-    def feature_info(self) -> dict[str, dict[str, FeatureInfo]]:
-        """Branch → layer id → FeatureInfo."""
-        return self.extractor.feature_info
-
-    @property
-    def concatenated(self) -> tuple[str, ...]:
-        """Names of the branches to be concatenated after amalgamation."""
-        return self.extractor.concatenated
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """The extractor's: remembering changes no feature."""
-        return self.extractor.description
-
     def __len__(self) -> int:
         """Pictures remembered."""
         return len(self._known)
+
+    def keeps(self, pictures: float) -> bool:
+        """Whether so many are remembered at once, judged by the size of those that are, or kept below."""
+        room = not self._full and 0 < self.bytes_used * pictures <= self.limit * len(self)
+        return room or super().keeps(pictures)
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:

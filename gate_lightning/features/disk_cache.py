@@ -9,21 +9,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gate_lightning.backbones.base import Backbone
 from gate_lightning.features.edges import EdgesExtractor
 from gate_lightning.features.extractor import FeatureExtractor
 from gate_lightning.features.feature_folder import FeatureFolder
 from gate_lightning.features.fused import FusedExtractor
 from gate_lightning.features.pooled import PooledExtractor
-from gate_lightning.structures import Conditions, FeatureInfo, Features
+from gate_lightning.features.wrapping import WrappedExtractor
+from gate_lightning.structures import Conditions, Features
 from gate_lightning.version import __version__
 
 __all__ = ["DiskCache", "file_name", "full_description", "picture_key", "read_through", "row"]
 
 
-class DiskCache(nn.Module):
+class DiskCache(WrappedExtractor):
     """A feature extractor that reads what it has written before, at native resolution.
 
     Only plain pictures are kept (``Conditions.views`` empty and no explicit noise). What is returned went through the
@@ -51,29 +51,12 @@ class DiskCache(nn.Module):
         dtype: str = "float16",
         preprocessing: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.extractor = extractor
+        super().__init__(extractor)
         self.store = FeatureFolder(folder, full_description(extractor.description, preprocessing), dtype)
 
-    @property
-    def backbone(self) -> Backbone:
-        """The frozen network."""
-        return self.extractor.backbone
-
-    @property
-    def feature_info(self) -> dict[str, dict[str, FeatureInfo]]:
-        """Branch → layer id → FeatureInfo."""
-        return self.extractor.feature_info
-
-    @property
-    def concatenated(self) -> tuple[str, ...]:
-        """Names of the branches to be concatenated after amalgamation."""
-        return self.extractor.concatenated
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """The extractor's: a run can be evaluated where its cache is not."""
-        return self.extractor.description
+    def keeps(self, pictures: float) -> bool:
+        """All plain pictures."""
+        return True
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from gate_lightning.backbones.base import Backbone, PromptEmbeds
+from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.fast_ops import fast_ops
+from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch, check_branches
 from gate_lightning.features.gathering import GatheredFeatures

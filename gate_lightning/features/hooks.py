@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gate_lightning.backbones.base import Backbone, LayerSpec
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import LayerSpec
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.attention_maps import AttentionWeights, AveragedAttention, Grids, Keep
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from gate_lightning.data.companions import Companions
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
-from gate_lightning.techniques.controlnet import CannyEdges, ControlNet
+from gate_lightning.techniques.controlnet import CannyEdges, ControlNet, GivenControl
 from gate_lightning.techniques.prompt import Prompt
 
-__all__ = ["companions_of"]
+__all__ = ["companions_of", "control_images_of"]
 
 
 def companions_of(branches: Sequence[Branch]) -> Companions:
@@ -20,7 +20,7 @@ def companions_of(branches: Sequence[Branch]) -> Companions:
         ConfigError: two folders for control images of one name.
     """
     techniques = [technique for branch in branches for technique in branch.techniques]
-    controls = [technique for technique in techniques if isinstance(technique, ControlNet)]
+    controls = _controls(branches)
     folders: dict[str, str] = {}
     for control in controls:
         if not control.folder:
@@ -41,3 +41,17 @@ def companions_of(branches: Sequence[Branch]) -> Companions:
         checks=tuple(one.check_pictures for one in dict.fromkeys(techniques) if isinstance(one, Prompt) and one.file),
         random_views=any(control.dropout for control in controls),
     )
+
+
+def control_images_of(branches: Sequence[Branch]) -> dict[str, bool]:
+    """Names of ``Conditions.control_images`` that the branches read → whether they must be given.
+
+    Canny edges need not: they are made of the picture where nobody gives them.
+    """
+    sources = [control.source() for control in _controls(branches)]
+    optional = {"canny": False} if any(isinstance(source, CannyEdges) for source in sources) else {}
+    return {**optional, **{source.name: True for source in sources if isinstance(source, GivenControl)}}
+
+
+def _controls(branches: Sequence[Branch]) -> list[ControlNet]:
+    return [technique for branch in branches for technique in branch.techniques if isinstance(technique, ControlNet)]

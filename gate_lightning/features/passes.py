@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gate_lightning.backbones.base import Backbone, PromptEmbeds, Residuals
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import PromptEmbeds, Residuals
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.hooks import FeatureRecorder
 from gate_lightning.structures import BranchFeatures

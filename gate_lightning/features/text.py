@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from gate_lightning.backbones.base import Adapters, Backbone, PromptEmbeds
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds
 
 __all__ = ["TextCache"]
 

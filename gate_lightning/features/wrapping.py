@@ -46,3 +46,13 @@ class WrappedExtractor(nn.Module):
         """All that the features depend on besides the pictures, JSON-able."""
         description: dict[str, Any] = self.extractor.description
         return description
+
+    @property
+    def computing(self) -> nn.Module:
+        """What computes, below all that stands in front of it."""
+        inner: nn.Module = self.extractor
+        return inner.computing if isinstance(inner, WrappedExtractor) else inner
+
+    def keeps(self, pictures: float) -> bool:
+        """Whether features of so many plain pictures are computed only once, however often the pictures come."""
+        return isinstance(self.extractor, WrappedExtractor) and self.extractor.keeps(pictures)

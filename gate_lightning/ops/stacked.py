@@ -95,7 +95,7 @@ class StackedBatchNorm(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(M, C, N) → the same shape; in training N has to be at least 2."""
         if self.training and rows.shape[-1] < 2:
-            raise ConfigError("batch normalisation needs at least 2 pixels a batch; raise dataset.batch_size")
+            raise ConfigError("batch normalisation needs at least 2 pixels a batch; raise task.data.pixels_per_batch")
         normed = batch_norm(
             rows.reshape(1, -1, rows.shape[-1]),
             self.running_mean.view(-1),  # views: the running values are updated in place

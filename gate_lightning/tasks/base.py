@@ -6,6 +6,7 @@ description of the frozen parts instead of their weights.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from gate_lightning.features.files import differences, plain_json
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
 
 __all__ = ["BaseTask"]
+
+log = logging.getLogger(__name__)
 
 
 class BaseTask(LightningModule):
@@ -125,12 +128,16 @@ class BaseTask(LightningModule):
 
     def _check_frozen(self, saved: Any) -> None:
         changes = differences(saved, plain_json(self.frozen_description()))
-        if changes and "frozen" not in self.allowed_changes:
-            listed = "\n  ".join(changes)
+        if not changes:
+            return
+        listed = "\n  ".join(changes)
+        text = f"the checkpoint was trained on other features than this run has (checkpoint → now):\n  {listed}"
+        if "frozen" not in self.allowed_changes:
             raise ResumeError(
-                f"the checkpoint was trained on other features than this run has (checkpoint → now):\n  {listed}\n"
-                "Use the backbone, techniques and layers it was trained with, or train anew."
+                f"{text}\nUse the backbone, techniques and layers it was trained with, or train anew; or add "
+                f"allow_changes=true if you mean it."
             )
+        log.warning("%s", text)
 
     def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
         own = dict(self._saved_tensors(self.state_dict()))

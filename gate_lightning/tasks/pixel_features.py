@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gate_lightning.data.pixel_batches import LabelledPixels
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.disk_cache import DiskCache
 from gate_lightning.features.feature_folder import DTYPES
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 #: seconds between two lines about pictures that are extracted
 _LINE_EVERY = 20.0
 _LOWER = "Lower task.data.labelled (pictures) or the number of branches or timesteps, or take smaller layers"
+_SMALLER = f"{_LOWER} or, with task.data.size, smaller masks"
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,14 @@ def check_room(extractor: Any, datamodule: Any, settings: StoreSettings, trained
     sampled = datamodule.members * datamodule.pixels_per_batch * 4.0 * channels
     # float32 maps beside stored ones, twice while they are copied; sampled values, their sums and gradients
     parts = {"one picture": 6.0 * one, "training": 3.0 * trained_bytes + 4.0 * sampled}
+    parts["the orders of pixels"] = float(LabelledPixels.bytes_for(labelled * datamodule.size**2, datamodule.members))
     features = f"the features of {labelled} labelled pictures"
     if settings.folder is None:
         parts[features] = float(labelled * one)
-        advice = f"{_LOWER}; or keep the features on disk: task.store_folder=<folder>."
+        advice = f"{_SMALLER}; or keep the features on disk: task.store_folder=<folder>."
     else:
-        advice = f"{_LOWER}."
-        check_disk(labelled * one, Path(settings.folder), features, advice)
+        advice = f"{_SMALLER}."
+        check_disk(labelled * one, Path(settings.folder), features, f"{_LOWER}.")
     check_memory(parts, settings.memory_gib, advice)
     cache = next((part for part in extractor.modules() if isinstance(part, DiskCache)), None)
     if cache is not None:

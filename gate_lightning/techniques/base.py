@@ -8,7 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from gate_lightning.backbones.base import Adapters, Backbone
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import Adapters
 from gate_lightning.structures import Conditions
 
 __all__ = ["Conditioning", "Control", "ControlSource", "Predict", "Technique", "Walk"]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gate_lightning.backbones.base import AdapterKind, Backbone
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import AdapterKind
 from gate_lightning.data.caption_files import CaptionFile
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions

@@ -157,18 +157,25 @@ def caption(
     progress.step(0, len(source) - len(missing))
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
-        sentences = captioner([source.load(index).image for index in batch])
-        for index, sentence in zip(batch, sentences, strict=True):
-            known[source.sample_id(index)] = sentence
-            if not sentence:
-                log.warning("%s: the model said nothing", source.sample_id(index))
-        lines = b"".join(_line(source.sample_id(index), known) for index in batch)
+        told = _described(captioner, source, batch)
+        known.update(told)
+        lines = b"".join(_line(image, told) for image in told)
         append(partial, lines)
         progress.bytes += len(lines)
         progress.step(len(batch), 0)
     write_atomically(path, b"".join(_line(image, known) for image in sorted(known)))
     partial.unlink(missing_ok=True)
     return f"{progress.summary()}: {path}"
+
+
+def _described(captioner: Captioner, source: PictureSource, batch: Sequence[int]) -> dict[str, str]:
+    """Picture → what the model says of it."""
+    images = [source.sample_id(index) for index in batch]
+    told = dict(zip(images, captioner([source.load(index).image for index in batch]), strict=True))
+    for image in images:
+        if not told[image]:
+            log.warning("%s: the model said nothing", image)
+    return told
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:

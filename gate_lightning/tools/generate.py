@@ -13,7 +13,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from gate_lightning.backbones.base import Adapters, Backbone, PromptEmbeds
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.files import claim, clean_leftovers, digest_of, write_atomically
 from gate_lightning.tools.devices import device_of, place

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gate_lightning.backbones.base import Backbone, LayerSpec
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import LayerSpec
 
 __all__ = ["Costs", "layer_costs"]
 

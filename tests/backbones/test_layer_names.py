@@ -9,9 +9,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from small_networks import build
 
-from gate_lightning.backbones.base import LayerSpec
 from gate_lightning.backbones.layer_names import averaged_attention, unet_aliases
 from gate_lightning.backbones.layer_table import unet_layers
+from gate_lightning.backbones.specs import LayerSpec
 from gate_lightning.features.hooks import FeatureRecorder
 
 XL = {

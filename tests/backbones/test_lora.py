@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from small_networks import adapted_layers, build, merge, random_pairs, relative, save_diffusers, save_kohya
 from torch import Tensor
 
-from gate_lightning.backbones.base import PromptEmbeds
+from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.tasks.denoising.adapter_files import write_diffusers, write_kohya

@@ -12,8 +12,8 @@ from small_networks import merge, pictures, random_pairs, relative, save_diffuse
 from torch import Tensor, nn
 from xl_networks import xl_like, xl_pipeline
 
-from gate_lightning.backbones.base import PromptEmbeds
 from gate_lightning.backbones.sdxl import SDXLBackbone, SizeConditions
+from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.errors import ConfigError, WeightsError
 
 PROMPTS = ["a red circle", "photo of a house on grass"]

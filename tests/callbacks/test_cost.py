@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,30 +9,37 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback
+from torch import Tensor
 
-from gate_lightning.callbacks import cost
+from gate_lightning.callbacks import cost, measuring
 from gate_lightning.callbacks.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.cost import CostReport
 from gate_lightning.callbacks.loggers import RunLog
 from gate_lightning.errors import ConfigError
-from tests.segmentation_fakes import FakeData, make_task, make_trainer
+from gate_lightning.features.cache import MemoryCache
+from gate_lightning.features.disk_cache import DiskCache
+from gate_lightning.structures import Conditions, Features
+from tests.segmentation_fakes import FakeData, FakeExtractor, make_task, make_trainer
 
 
 class Clock(Callback):
-    """Time as the module under test sees it: 0.1 s a batch, 0.5 s the first one, 0.3 s a prediction."""
+    """Time as the modules under test see it: 0.1 s a batch, 0.5 s the first one, 0.3 s a prediction or validation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        for module in (cost, measuring):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        predict = pl_module.predict_step
+        for name in ("predict_step", "validation_step"):
+            setattr(pl_module, name, self._slow(getattr(pl_module, name)))
 
-        def slow_predict(batch: Any, batch_idx: int) -> Any:
+    def _slow(self, step: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+        def slow(batch: Any, batch_idx: int) -> Any:
             self.now += 0.3
-            return predict(batch, batch_idx)
+            return step(batch, batch_idx)
 
-        pl_module.predict_step = slow_predict
+        return slow
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.now += 0.1 if self.now else 0.5
@@ -81,6 +89,22 @@ def test_epochs_are_counted_in_steps_and_validations(tmp_path: Path, clock: Cloc
     assert callback.report["validation_seconds"] == pytest.approx(8 * 2 * 0.3)
 
 
+def test_a_task_that_stops_by_itself_says_when(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "gate_lightning")
+    callback, task = CostReport(), make_task()
+    monkeypatch.setattr(type(task), "steps_bounds", (5.0, 7.0), raising=False)
+    make_trainer(tmp_path, clock, callback, max_steps=9, val_check_interval=100).fit(task, FakeData())
+    assert callback.report["training_seconds"] == pytest.approx(0.4)
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("cost")]
+    assert "2 to 4 steps to go" in line
+    assert "about 0.2 s to 0.4 s in all" in line
+    monkeypatch.setattr(type(task), "steps_bounds", (100.0, 200.0), raising=False)
+    make_trainer(tmp_path, clock, callback, max_steps=9, val_check_interval=100).fit(make_task(), FakeData())
+    assert callback.report["training_seconds"] == pytest.approx(0.6)
+
+
 def test_a_validation_in_the_middle_is_not_taken_for_steps(tmp_path: Path, clock: Clock) -> None:
     callback = CostReport(warmup=1, measured=3)
     make_trainer(tmp_path, clock, callback, max_steps=12, val_check_interval=3).fit(make_task(), FakeData())
@@ -98,6 +122,110 @@ def test_measuring_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(value, measured.state_dict()[name]) for name, value in plain.state_dict().items())
     assert measured.head.training
     assert not measured.metrics["val"].confusion.any()
+
+
+class SlowExtractor(FakeExtractor):
+    """Takes 0.4 s a batch."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def forward(self, images: Tensor, conditions: Conditions) -> Features:
+        self.clock.now += 0.4
+        return super().forward(images, conditions)
+
+
+class Moment(Callback):
+    """When the report was made, and how often the extractor had computed by then."""
+
+    def __init__(self, clock: Clock, report: CostReport, extractor: FakeExtractor) -> None:
+        self.clock, self.report, self.extractor = clock, report, extractor
+        self.now, self.computed = 0.0, 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.report.report and not self.computed:
+            self.now, self.computed = self.clock.now, len(self.extractor.seen)
+
+
+def foretold(
+    folder: Path, clock: Clock, gigabytes: float, plain: bool = True, batch_size: int = 2, **settings: Any
+) -> tuple[dict[str, float], float, int]:
+    """The report, the seconds that the rest then took, and the training batches computed in it."""
+    extractor, report = SlowExtractor(clock), CostReport()
+    moment = Moment(clock, report, extractor)
+    data = FakeData(batch_size=batch_size)
+    data.random_views = not plain
+    task = make_task(MemoryCache(extractor, gigabytes))
+    defaults = {"max_steps": 20, "val_check_interval": 4}
+    make_trainer(folder, clock, report, moment, **{**defaults, **settings}).fit(task, data)
+    computed = [conditions for conditions in extractor.seen[moment.computed :] if conditions.training]
+    return report.report, clock.now - moment.now, len(computed)
+
+
+def test_features_that_are_remembered_cost_their_time_once(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gate_lightning")
+    report, taken, computed = foretold(tmp_path, clock, gigabytes=1.0)
+    assert report["seconds_per_step"] == pytest.approx(0.5)
+    assert report["seconds_per_known_step"] == pytest.approx(0.1)
+    assert report["new_steps"] == computed == 3  # of six in an epoch
+    # the features of one validation batch are known by then: measuring computed them
+    assert report["training_seconds"] + report["validation_seconds"] == pytest.approx(taken + 0.4)
+    assert "cost: 0.5 s a step for 3 steps, then 0.1 s (features known), 17 steps to go" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "settings"),
+    [(6e-6, {}), (1.0, {"plain": False}), (1.0, {"limit_train_batches": 4, "val_check_interval": 4})],
+    ids=["no room", "augmented", "another part of every epoch"],
+)
+def test_nothing_is_foretold_to_get_cheaper_that_may_not(
+    tmp_path: Path, clock: Clock, gigabytes: float, settings: dict[str, Any]
+) -> None:
+    report, taken, computed = foretold(tmp_path, clock, gigabytes, **settings)
+    assert report["seconds_per_known_step"] == report["seconds_per_step"] == pytest.approx(0.5)
+    assert report["training_seconds"] == pytest.approx(17 * 0.5)
+    assert computed <= 17
+    assert taken <= report["training_seconds"] + report["validation_seconds"] + 1e-6
+
+
+def test_validation_is_recalled_where_only_training_is_augmented(tmp_path: Path, clock: Clock) -> None:
+    report, _, computed = foretold(tmp_path, clock, 1.0, plain=False)
+    assert computed == 17
+    # five validations of two batches; the first one computes
+    assert report["validation_seconds"] == pytest.approx(2 * (5 * 0.3 + 0.4))
+
+
+def test_pictures_that_wait_for_a_later_epoch_are_counted(tmp_path: Path, clock: Clock) -> None:
+    report, _, computed = foretold(tmp_path, clock, 1.0, batch_size=5, val_check_interval=10)
+    assert 0 <= computed <= report["new_steps"] == 1  # two batches of five, and two pictures later: four batches
+
+
+def test_features_on_disk_are_known_from_the_second_run_on(tmp_path: Path, clock: Clock) -> None:
+    def run() -> dict[str, float]:
+        report = CostReport()
+        data = FakeData()
+        data.random_views = False
+        task = make_task(DiskCache(SlowExtractor(clock), tmp_path / "cache"))
+        make_trainer(tmp_path, clock, report, max_steps=9, val_check_interval=9).fit(task, data)
+        return report.report
+
+    first, second = run(), run()
+    assert first["training_seconds"] == pytest.approx(6 * 0.1 + 3 * 0.4)
+    assert second["seconds_per_step"] == pytest.approx(0.1)
+    assert second["training_seconds"] == pytest.approx(6 * 0.1)
+
+
+def test_nothing_stays_hooked_into_the_network(tmp_path: Path) -> None:
+    for steps in (2, 9):  # too short to be measured, and measured
+        extractor = FakeExtractor()
+        make_trainer(tmp_path, CostReport(), max_steps=steps, val_check_interval=9).fit(
+            make_task(MemoryCache(extractor, 1.0)), FakeData()
+        )
+        assert not extractor._forward_hooks
+        assert not extractor._forward_pre_hooks
 
 
 def test_full_disk_is_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:

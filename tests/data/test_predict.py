@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gate_lightning.data.predict import PredictionBatch, PredictionDataModule
+from gate_lightning.data.samples import Sample
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.errors import DataError
 from tests.data.toy import ToyModule, trainer_of
@@ -50,7 +51,10 @@ def test_batches_are_resized_and_remember_the_files(pictures: Path) -> None:
 def test_prepared_picture_is_the_batch_picture(pictures: Path) -> None:
     data = ScenesDataModule(size=16)
     batch = next(iter(data.prediction(pictures / "b.png").predict_dataloader()))
-    assert torch.equal(data.prepare_image(make_image(20, 30, seed=5)), batch.images)
+    sample = Sample("b.png", make_image(20, 30, seed=5), None, controls={"copy": make_image(20, 30, seed=5)})
+    prepared = data.prepare(sample)
+    assert torch.equal(prepared.images, batch.images)
+    assert torch.allclose(prepared.conditions.control_images["copy"] * 2 - 1, batch.images, atol=1e-6)
 
 
 def test_lightning_predicts_every_picture(pictures: Path) -> None:

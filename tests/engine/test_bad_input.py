@@ -43,10 +43,16 @@ def test_a_checkpoint_of_another_backbone_names_what_changed(trained: Path, tmp_
         evaluated(trained, tmp_path, "backbone.seed=1")
 
 
+def test_a_change_that_is_meant_is_warned_of(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = evaluated(trained, tmp_path, "backbone.seed=1", "allow_changes=true")
+    assert "val/mIoU" in metrics
+    assert any("other features" in one.getMessage() and "backbone.digest" in one.getMessage() for one in caplog.records)
+
+
 def test_classes_of_other_names_are_warned_of(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gate_lightning.engine.evaluation import load_run
+    from gate_lightning.engine.trained import load_run
 
     run = load_run(trained)
     state = {"classes": ["other", *run.classes[1:]]}

@@ -91,3 +91,11 @@ def test_newest_checkpoint_of_a_kind(tmp_path: Path) -> None:
 def test_missing_checkpoint(tmp_path: Path, which: str) -> None:
     with pytest.raises(ResumeError, match=which):
         runs.checkpoint_of(tmp_path, which)
+
+
+def test_a_run_without_best_checkpoint_names_the_last_one(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+
+    with pytest.raises(ResumeError, match=r"no best checkpoint.*checkpoint=last"):
+        runs.checkpoint_of(tmp_path, "best")

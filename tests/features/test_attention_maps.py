@@ -13,8 +13,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from small_networks import adapted_layers, build, merge, random_pairs, relative, save_diffusers
 from torch import Tensor
 
-from gate_lightning.backbones.base import PromptEmbeds
 from gate_lightning.backbones.loading import load_unet_backbone
+from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.features import attention_maps
 from gate_lightning.features.branch import Branch

@@ -14,7 +14,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.protocol import gate_recipe
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.needs import companions_of
+from gate_lightning.features.needs import companions_of, control_images_of
 from gate_lightning.features.recipes import build_branches
 from gate_lightning.techniques.controlnet import ControlFunction, ControlNet
 from gate_lightning.techniques.denoise import Denoise
@@ -211,6 +211,12 @@ def test_needs_of_the_branches(backbone: Backbone, tmp_path: Path) -> None:
     assert needs.control_folders == {"depth": "d", "soft": "e"}
     assert len(needs.checks) == 1
     assert needs.random_views
+    assert control_images_of(branches(backbone, [*own, {"controlnet": "canny"}])) == {
+        "canny": False,  # made of the picture where it is not given
+        "depth": True,
+        "soft": True,
+    }
+    assert control_images_of(branches(backbone, "none")) == {}
     plain = companions_of(branches(backbone, "all"))
     assert (plain.control_folders, plain.checks, plain.random_views) == ({}, (), False)
     with pytest.raises(ConfigError, match="'depth' are to come from d and from e; give one"):

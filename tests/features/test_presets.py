@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from small_networks import MEMBERS, build
 
-from gate_lightning.backbones.base import LayerSpec
 from gate_lightning.backbones.layer_names import unet_aliases
 from gate_lightning.backbones.layer_table import unet_layers
+from gate_lightning.backbones.specs import LayerSpec
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.presets import preset_names, resolve_layers
 from gate_lightning.structures import Identity

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small_networks import build
 
-from gate_lightning.backbones.base import Adapters, PromptEmbeds
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.features.text import TextCache
 

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from small_networks import adapted_layers, build, conditions, merge, pictures, random_pairs, relative, save_diffusers
 from torch import Tensor
 
-from gate_lightning.backbones.base import Adapters, PromptEmbeds
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds
 from gate_lightning.backbones.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch
