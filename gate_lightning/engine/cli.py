@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def _guarded(job: Callable[..., Any]) -> int:
     # else Hydra prints a traceback of its own and exits before the message below
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register_resolvers()
+    _hush_lightning()
     try:
         job()
     except (GateError, HydraException, OmegaConfBaseException) as error:
@@ -162,3 +164,14 @@ def _guarded(job: Callable[..., Any]) -> int:
         sys.stderr.write(f"\n{error.__cause__ or 'aborted'}\n")
         return 130
     return 0
+
+
+def _hush_lightning() -> None:
+    """Leave out what Lightning says in every run and nobody can act on."""
+    # about its own use of torch
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    # steps are counted across epochs here, so a short epoch hides nothing
+    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    # an advertisement
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())
