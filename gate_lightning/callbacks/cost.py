@@ -146,9 +146,10 @@ class CostReport(Callback):
 
     def _text(self, fewest: float, steps_left: float, validations: int, batches: int) -> str:
         r = self.report
-        whole = duration(r["training_seconds"] + r["validation_seconds"]) if steps_left < float("inf") else "no end set"
-        steps = f"{steps_left:.0f}"
-        if fewest < steps_left:
+        whole, steps = "no end set", f"{fewest:.0f} or more" if fewest < math.inf else "inf"
+        if steps_left < math.inf:
+            whole, steps = duration(r["training_seconds"] + r["validation_seconds"]), f"{steps_left:.0f}"
+        if fewest < steps_left < math.inf:
             whole = f"{duration(r['training_seconds'] * fewest / steps_left)} to {whole}"
             steps = f"{fewest:.0f} to {steps}"
         pace = f"{duration(r['seconds_per_step'])} a step"

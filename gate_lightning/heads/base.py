@@ -13,11 +13,11 @@ from gate_lightning.errors import ConfigError
 __all__ = ["Head", "resize"]
 
 
-def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of (B, C, h, w) to ``size`` (height, width), pixel areas aligned (``align_corners=False``)."""
+def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Bilinear resize of (B, C, h, w) to ``size`` (height, width), pixel areas aligned unless ``align_corners``."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    return interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
 
 
 class Head(nn.Module, ABC):

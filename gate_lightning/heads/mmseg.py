@@ -124,7 +124,8 @@ class MMSegHead(Head):
         """Logits (B, K, h, w) at the resolution the head works at."""
         given = [levels[index] for index in self.levels_read]
         if self.reads in ("map", "equal"):
-            given = [resize(level, (given[0].shape[-2], given[0].shape[-1])) for level in given]
+            size, corners = (given[0].shape[-2], given[0].shape[-1]), bool(self.decode_head.align_corners)
+            given = [resize(level, size, corners) for level in given]
         if self.reads == "map":
             given = [torch.cat(given, dim=1) if len(given) > 1 else given[0]]
         logits = self.decode_head(given)

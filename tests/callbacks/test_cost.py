@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,23 @@ def test_a_task_that_stops_by_itself_says_when(
     monkeypatch.setattr(type(task), "steps_bounds", (100.0, 200.0), raising=False)
     make_trainer(tmp_path, clock, callback, max_steps=9, val_check_interval=100).fit(make_task(), FakeData())
     assert callback.report["training_seconds"] == pytest.approx(0.6)
+
+
+def test_a_training_whose_last_step_nobody_knows_is_reported(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step >= 5
+
+    caplog.set_level(logging.INFO, "gate_lightning")
+    task = make_task(scheduler=None)
+    monkeypatch.setattr(type(task), "steps_bounds", (5.0, math.inf), raising=False)
+    make_trainer(tmp_path, clock, CostReport(), Enough(), max_steps=-1, max_epochs=-1, val_check_interval=100).fit(
+        task, FakeData()
+    )
+    assert "2 or more steps to go" in caplog.text
+    assert "no end set in all" in caplog.text
 
 
 def test_a_validation_in_the_middle_is_not_taken_for_steps(tmp_path: Path, clock: Clock) -> None:

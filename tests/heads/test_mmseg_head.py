@@ -171,13 +171,17 @@ def test_types_that_read_certain_levels_find_them(type_, levels, read):
     assert read_by(build(type_, levels=levels)) == read
 
 
-def test_a_map_of_several_levels_is_the_one_mmsegmentation_concatenates():
+@pytest.mark.filterwarnings("ignore:When align_corners=True")
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_map_of_several_levels_is_the_one_mmsegmentation_concatenates(align_corners):
     from mmseg.models.decode_heads import FCNHead
 
-    ours = build("FCNHead", norm="BN").eval()
+    ours = build("FCNHead", norm="BN", align_corners=align_corners).eval()
     inputs = {"in_channels": CHANNELS, "in_index": [0, 1, 2], "input_transform": "resize_concat"}
     with quiet():
-        theirs = FCNHead(**inputs, channels=32, num_classes=CLASSES, norm_cfg={"type": "BN"}).eval()
+        theirs = FCNHead(
+            **inputs, channels=32, num_classes=CLASSES, norm_cfg={"type": "BN"}, align_corners=align_corners
+        ).eval()
     theirs.load_state_dict(ours.decode_head.state_dict())
     assert torch.equal(ours(pyramid()), theirs(pyramid()))
 
