@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gate_lightning.callbacks.measuring import ComputingClock, prediction_seconds, synchronize
-from gate_lightning.callbacks.progress import duration
+from gate_lightning.callbacks.progress import duration, planned_steps
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.wrapping import WrappedExtractor
 
@@ -73,13 +73,15 @@ class CostReport(Callback):
             raise ConfigError(f"warmup is {warmup}, measured {measured}; expected at least 1 batch each")
         self.warmup, self.measured = warmup, measured
         self.report: dict[str, float] = {}
-        self._seen = self._batches = 0
+        self._seen = self._batches = self._begun = 0
         self._started = 0.0
         self._computing = ComputingClock()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A trainer that fits again is measured again."""
         self.report, self._seen, self._batches = {}, 0, 0
+        # a resumed run may begin in the middle of an epoch
+        self._begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Steps around a validation cannot be measured: begin again."""
@@ -115,7 +117,7 @@ class CostReport(Callback):
         validation, validation_computing = prediction_seconds(trainer, pl_module)
         # asked after the prediction, which tells a cache in memory how large a picture's features are
         train_kept, val_kept = _kept(trainer, pl_module, batch)
-        new = max(_batches_of_new_pictures(trainer, batch) - self._batches, 0) if train_kept else None
+        new = max(_batches_of_new_pictures(trainer, batch, self._begun) - self._batches, 0) if train_kept else None
         return _Pace(rest, computing, new, validation, validation_computing if val_kept else 0.0)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, pace: _Pace) -> None:
@@ -184,20 +186,21 @@ def _pictures(loader: Any) -> int:
     return len(loader.dataset) if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") else 0
 
 
-def _batches_of_new_pictures(trainer: Trainer, batch: Any) -> int:
-    """At most so many batches, from the beginning of an epoch, hold a picture that did not come before.
+def _batches_of_new_pictures(trainer: Trainer, batch: Any, begun: int) -> int:
+    """At most so many batches, after the ``begun`` first ones of an epoch, hold a picture that did not come before.
 
-    Pictures that do not fill a batch of an epoch come in later ones, each of them in another batch at worst.
+    Pictures of the batches that were not seen come in the next epoch, those that do not fill a batch of an epoch in
+    later ones: each of them in another batch at worst.
     """
-    batches = int(trainer.num_training_batches)
-    return batches + max(_pictures(trainer.train_dataloader) - batches * len(batch) * trainer.world_size, 0)
+    batches, together = int(trainer.num_training_batches), len(batch) * trainer.world_size
+    unseen = begun % batches
+    waiting = max(_pictures(trainer.train_dataloader) - batches * together, 0)
+    return batches - unseen + min(unseen * together, batches) + waiting
 
 
 def _steps_left(trainer: Trainer, pl_module: LightningModule) -> tuple[float, float]:
-    """Steps to come, at least and at most: a task that stops by itself says when (``steps_bounds``)."""
-    bounds: tuple[float, float] = getattr(pl_module, "steps_bounds", (math.inf, math.inf))
-    planned = float(trainer.estimated_stepping_batches)
-    fewest, most = (max(min(bound, planned) - trainer.global_step, 0.0) for bound in bounds)
+    """Steps to come, at least and at most."""
+    fewest, most = (max(steps - trainer.global_step, 0.0) for steps in planned_steps(trainer, pl_module))
     return fewest, most
 
 

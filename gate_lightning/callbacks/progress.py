@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["ProgressLines", "duration", "progress_bar"]
+__all__ = ["ProgressLines", "duration", "planned_steps", "progress_bar"]
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,12 @@ class ProgressLines(ProgressBar):
         if not self._enabled or elapsed < self.every_seconds or step == self._last_step:
             return
         pace = elapsed / (step - self._last_step)
-        total = trainer.estimated_stepping_batches
-        remaining = f", {duration(pace * (total - step))} left" if total != float("inf") else ""
+        fewest, total = planned_steps(trainer, pl_module)
+        remaining = f", {duration(pace * (total - step))} left" if total != math.inf else ""
+        if fewest < total and remaining:
+            remaining = f"{remaining} at most"
         values = self._values(trainer, pl_module)
-        log.info("step %d/%s  %s  %.3g s a step%s", step, total, values, pace, remaining)
+        log.info("step %d/%.0f  %s  %.3g s a step%s", step, total, values, pace, remaining)
         self._restart_clock(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,6 +87,16 @@ class ProgressLines(ProgressBar):
 
     def _restart_clock(self, trainer: Trainer) -> None:
         self._last_time, self._last_step = time.monotonic(), trainer.global_step
+
+
+def planned_steps(trainer: Trainer, pl_module: LightningModule) -> tuple[float, float]:
+    """Optimiser steps of the whole training, at least and at most; infinite where there is no end.
+
+    A task that stops by itself says when: its ``steps_bounds``.
+    """
+    bounds: tuple[float, float] = getattr(pl_module, "steps_bounds", (math.inf, math.inf))
+    planned = float(trainer.estimated_stepping_batches)
+    return min(bounds[0], planned), min(bounds[1], planned)
 
 
 def duration(seconds: float) -> str:

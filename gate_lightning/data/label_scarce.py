@@ -177,7 +177,9 @@ class LabelScarceDataModule(SegmentationDataModule):
         return self.test_dataloader()
 
     def _pictures(self, split: str, processes: tuple[int, int]) -> BatchLoader:
-        source, at_once = self.source(split), self.eval_batch_size or 1
+        source = self.source(split)
+        # no process may be left without a batch
+        at_once = min(self.eval_batch_size or 1, max(len(source) // processes[1], 1))
         transform = Compose([self._square, self._drop]) if split == "train" else self._square
         places = range(len(source))
         batches = [places[at : at + at_once] for at in range(0, len(source), at_once)]

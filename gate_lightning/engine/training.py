@@ -123,10 +123,10 @@ def _stoppable(folder: Path, trainer: lightning.Trainer) -> Iterator[None]:
 
 
 def _last_state(folder: Path) -> Path | None:
-    """The checkpoint to go on from; None for a run that was stopped before it had made a step."""
+    """The checkpoint to go on from; None for a run that was stopped before it had written one."""
     status = (runs.read_json(folder / "status.json") or {}).get("status")
     if status == "interrupted" and not (folder / "checkpoints").exists():
-        log.info("%s was stopped before its first step: training begins", folder)
+        log.warning("%s was stopped before its first checkpoint: training begins from the start", folder)
         return None
     return runs.checkpoint_of(folder, "last")
 

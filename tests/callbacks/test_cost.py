@@ -167,7 +167,13 @@ class Moment(Callback):
 
 
 def foretold(
-    folder: Path, clock: Clock, gigabytes: float, plain: bool = True, batch_size: int = 2, **settings: Any
+    folder: Path,
+    clock: Clock,
+    gigabytes: float,
+    plain: bool = True,
+    batch_size: int = 2,
+    ckpt_path: Path | None = None,
+    **settings: Any,
 ) -> tuple[dict[str, float], float, int]:
     """The report, the seconds that the rest then took, and the training batches computed in it."""
     extractor, report = SlowExtractor(clock), CostReport()
@@ -176,7 +182,8 @@ def foretold(
     data.random_views = not plain
     task = make_task(MemoryCache(extractor, gigabytes))
     defaults = {"max_steps": 20, "val_check_interval": 4}
-    make_trainer(folder, clock, report, moment, **{**defaults, **settings}).fit(task, data)
+    trainer = make_trainer(folder, clock, report, moment, **{**defaults, **settings})
+    trainer.fit(task, data, ckpt_path=ckpt_path, weights_only=True)
     computed = [conditions for conditions in extractor.seen[moment.computed :] if conditions.training]
     return report.report, clock.now - moment.now, len(computed)
 
@@ -219,6 +226,19 @@ def test_validation_is_recalled_where_only_training_is_augmented(tmp_path: Path,
 def test_pictures_that_wait_for_a_later_epoch_are_counted(tmp_path: Path, clock: Clock) -> None:
     report, _, computed = foretold(tmp_path, clock, 1.0, batch_size=5, val_check_interval=10)
     assert 0 <= computed <= report["new_steps"] == 1  # two batches of five, and two pictures later: four batches
+
+
+@pytest.mark.parametrize(("before", "new"), [(3, 6), (6, 3)], ids=["in an epoch", "between epochs"])
+def test_a_resumed_run_has_not_seen_the_pictures_of_the_batches_before(
+    tmp_path: Path, clock: Clock, before: int, new: int
+) -> None:
+    data = FakeData()
+    data.random_views = False
+    first = make_trainer(tmp_path, RunCheckpoint(1, "val/mIoU"), max_steps=before, val_check_interval=100)
+    first.fit(make_task(), data)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    report, _, computed = foretold(tmp_path, clock, 1.0, ckpt_path=last, max_steps=30, val_check_interval=100)
+    assert computed <= report["new_steps"] == new
 
 
 def test_features_on_disk_are_known_from_the_second_run_on(tmp_path: Path, clock: Clock) -> None:

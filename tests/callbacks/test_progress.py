@@ -22,6 +22,18 @@ def test_plain_lines_tell_step_loss_pace_and_validation(tmp_path: Path, caplog: 
     assert lines[4].startswith("step 4  val/aAcc 0.")
 
 
+def test_a_task_that_stops_by_itself_says_what_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "gate_lightning")
+    task = make_task()
+    monkeypatch.setattr(type(task), "steps_bounds", (3.0, 5.0), raising=False)
+    make_trainer(tmp_path, ProgressLines(0), enable_progress_bar=True, max_steps=8).fit(task, FakeData())
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("progress")]
+    assert lines[1].startswith("step 2/5  ")
+    assert lines[1].endswith(" left at most")
+
+
 def test_lines_keep_their_distance(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gate_lightning")
     trainer = make_trainer(tmp_path, ProgressLines(1000), enable_progress_bar=True, val_check_interval=100)

@@ -102,6 +102,21 @@ def test_the_table_begins_with_the_most_uncertain(tmp_path: Path) -> None:
     assert [(float(row["mIoU"]), float(row["aAcc"])) for row in rows] == [(0.0, 0.0), (1.0, 1.0)]
 
 
+def test_the_table_has_the_pictures_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(parts: list[Any], own: Any) -> None:
+        parts[:] = [own, [("elsewhere", 0.9, 0.5, 0.5)]]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    trainer: Any = SimpleNamespace(is_global_zero=True, world_size=2, default_root_dir=str(tmp_path), loggers=[])
+    task: Any = SimpleNamespace(protocol=PROTOCOL, uncertainty=torch.zeros(1, SIDE, SIDE))
+    callback, batch = UncertaintyTable(), batch_of("here")
+    assert batch.masks is not None
+    callback.on_test_batch_end(trainer, task, batch.masks, batch, 0)
+    callback.on_test_end(trainer, task)
+    with (tmp_path / "uncertainty_test.csv").open(newline="") as file:
+        assert [row["picture"] for row in csv.DictReader(file)] == ["elsewhere", "here"]
+
+
 def test_no_picture_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         UncertaintyPictures(count=0)

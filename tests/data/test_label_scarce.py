@@ -169,12 +169,17 @@ def test_a_broken_test_picture_is_found_before_training(tmp_path: Path) -> None:
         data.setup("fit")
 
 
-def test_processes_share_the_test_pictures_and_measure_none_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_processes_share_the_test_pictures_and_measure_none_twice(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Padding is void, and what is predicted at void pixels counts in the data sets' own mIoU."""
     seen = []
     for rank in range(3):
         monkeypatch.setattr(LabelScarceDataModule, "_processes", (rank, 3))
-        seen += [name for batch in scenes().test_dataloader() for name in batch.conditions.sample_ids]
+        loader = scenes(eval_batch_size=at_once).test_dataloader()
+        assert len(loader) > 0, "Lightning refuses a process without a batch"
+        seen += [name for batch in loader for name in batch.conditions.sample_ids]
     assert sorted(seen) == sorted(ids(scenes(), "test"))
 
 
