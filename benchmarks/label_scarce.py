@@ -42,12 +42,13 @@ from gate_lightning.data.samples import Sample, SampleSource
 from gate_lightning.features.disk_cache import DiskCache
 from gate_lightning.features.pixel_store import bucket_widths, map_shapes
 from gate_lightning.heads.pixel_ensemble import PixelEnsemble
+from gate_lightning.heads.stopping import StoppingRule
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.tasks.label_scarce import LabelScarceTask
 
 GIB = 2**30
 CLASSES = 21
-SPLITS, FULL_EPOCHS, PATIENCE = 5, 4, 50
+SPLITS = 5
 #: channels and stride in pixels of a 512-pixel picture
 SD15 = {
     "up-level0-upsampler-out": (1280, 32),
@@ -231,7 +232,7 @@ def report(
     weights = sum(parameter.numel() for parameter in task.trained_parameters())
     step, test = seconds("filled", "trained") / clock.steps, seconds("test", "tested")
     epoch = arguments.train * size * size // 64
-    least = FULL_EPOCHS * epoch + 1 + PATIENCE + 1  # the first batch that counts is a minimum
+    least = StoppingRule(members=1).fewest_steps(epoch)
     print(
         f"{arguments.amalgamation}, {arguments.members} members, {arguments.train} + {arguments.test} pictures of "
         f"{picture_size}² with masks of {size}², {channels} channels, {weights / 1e6:.2f} M weights, "

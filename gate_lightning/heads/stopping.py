@@ -49,6 +49,10 @@ class StoppingRule:
         """Whether all members have stopped."""
         return not bool(self.active.any())
 
+    def fewest_steps(self, batches: int) -> int:
+        """Steps that every member makes at least, with ``batches`` an epoch: the first one that counts is a minimum."""
+        return self.start_epoch * batches + 1 + self.patience + 1
+
     def update(self, losses: Tensor, epoch: int) -> Tensor:
         """Look at the losses of one step.
 

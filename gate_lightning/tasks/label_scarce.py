@@ -122,9 +122,7 @@ class LabelScarceTask(BaseTask):
     def steps_bounds(self) -> tuple[float, float]:
         """Steps after which training ends: at least, and at most as far as the task knows."""
         most = math.inf if self.max_steps_per_member is None else float(self.max_steps_per_member)
-        # the first batch that counts is a minimum
-        rule = self.stopping.start_epoch * self.trainer.num_training_batches + self.stopping.patience + 2
-        return min(float(rule), most), most
+        return min(float(self.stopping.fewest_steps(int(self.trainer.num_training_batches))), most), most
 
     def on_fit_start(self) -> None:
         """Get the features of the labelled pictures ready.

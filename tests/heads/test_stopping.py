@@ -21,6 +21,15 @@ def test_it_stops_with_the_batch_that_makes_more_than_patience_without_a_new_min
     assert rule.steps.tolist() == [52]
 
 
+def test_a_loss_that_never_falls_stops_after_the_fewest_steps():
+    rule = StoppingRule(1, patience=3, start_epoch=2)
+    step = 0
+    while not rule.finished:
+        rule.update(torch.ones(1), epoch=step // 5)
+        step += 1
+    assert step == rule.fewest_steps(batches=5) == 15
+
+
 def test_a_new_minimum_starts_the_count_again_and_an_equal_loss_does_not():
     rule = StoppingRule(1, patience=2)
     assert _run(rule, [1.0, 1.0, 2.0, 0.9, 0.9, 1.0, 0.9]) == [False] * 6 + [True]
