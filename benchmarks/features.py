@@ -32,12 +32,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from gate_lightning.backbones.architectures import build_random_backbone
-from gate_lightning.backbones.unet import UNetBackbone
+from gate_lightning.backbones.stable_diffusion.architectures import build_random_backbone
+from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.extractor import FeatureExtractor
-from gate_lightning.features.noise import batch_noise
-from gate_lightning.features.presets import resolve_layers
+from gate_lightning.features.config.layer_presets import resolve_layers
+from gate_lightning.features.reading.extractor import FeatureExtractor
+from gate_lightning.features.reading.noise import batch_noise
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA

@@ -32,19 +32,19 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from gate_lightning.amalgamation.pixels import ConcatPixels, PixelAmalgamation
-from gate_lightning.amalgamation.released_pixels import ReleasedPixels
-from gate_lightning.amalgamation.weighted_pixels import WeightedPixels
-from gate_lightning.data.datamodule import SegmentationDataModule
-from gate_lightning.data.label_scarce import LabelScarceDataModule
-from gate_lightning.data.protocol import DatasetProtocol
+from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.core.datamodule import SegmentationDataModule
+from gate_lightning.data.label_scarce.datamodule import LabelScarceDataModule
 from gate_lightning.data.samples import Sample, SampleSource
-from gate_lightning.features.disk_cache import DiskCache
-from gate_lightning.features.pixel_store import bucket_widths, map_shapes
-from gate_lightning.heads.pixel_ensemble import PixelEnsemble
-from gate_lightning.heads.stopping import StoppingRule
+from gate_lightning.features.caches.disk import DiskCache
+from gate_lightning.pixel_classifiers.amalgamation import ConcatPixels, PixelAmalgamation
+from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble
+from gate_lightning.pixel_classifiers.released import ReleasedPixels
+from gate_lightning.pixel_classifiers.stopping import StoppingRule
+from gate_lightning.pixel_classifiers.store import bucket_widths, map_shapes
+from gate_lightning.pixel_classifiers.weighted import WeightedPixels
 from gate_lightning.structures import Conditions, FeatureInfo, Features
-from gate_lightning.tasks.label_scarce import LabelScarceTask
+from gate_lightning.tasks.label_scarce.task import LabelScarceTask
 
 GIB = 2**30
 CLASSES = 21

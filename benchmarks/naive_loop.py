@@ -20,7 +20,7 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gate_lightning.backbones.unet import UNetBackbone
+from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 
 Recorded = dict[str, Tensor]
 

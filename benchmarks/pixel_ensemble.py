@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gate_lightning.heads.pixel_ensemble import PixelEnsemble, member_losses
-from gate_lightning.heads.stopping import StoppingRule
-from gate_lightning.ops.members import Members, narrow_members
+from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble, member_losses
+from gate_lightning.pixel_classifiers.members import Members, narrow_members
+from gate_lightning.pixel_classifiers.stopping import StoppingRule
 
 RATE = 1e-3
 

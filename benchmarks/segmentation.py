@@ -33,11 +33,11 @@ from lightning import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.backbones.unet import UNetBackbone
-from gate_lightning.data.cityscapes import LABEL_IDS
-from gate_lightning.engine import runs
+from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
+from gate_lightning.data.segmentation.cityscapes import LABEL_IDS
+from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.cli import config_folder, register_resolvers
-from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.components import Parts
 
 #: method of a backbone → what it is called in the table
 PARTS = {

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+from tests.support.paths import BENCHMARKS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads its memory from /proc")
 def test_the_engine_is_compared_with_the_naive_loop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     threads = torch.get_num_threads()
     try:
         importlib.import_module("features").main(["--architecture", "tiny", "--size", "32", "--repeats", "1"])
@@ -36,7 +36,7 @@ def test_the_engine_is_compared_with_the_naive_loop(
 def test_a_training_step_is_split_into_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     threads = torch.get_num_threads()
     small = ["backbone=tiny", "dataset.crop_size=64", "dataset.scale=[128,64]", "head.decode.channels=16"]
     own = ["backbone.weights=random", "dataset.num_workers=0", "trainer.accelerator=cpu"]
@@ -61,7 +61,7 @@ def test_a_training_step_is_split_into_parts(
 def test_a_label_scarce_split_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     threads = torch.get_num_threads()
     given = ["--tiny", "--train", "2", "--test", "1", "--steps", "3", "--members", "2", "--folder", str(tmp_path)]
     try:
@@ -77,9 +77,9 @@ def test_a_label_scarce_split_is_measured(
 
 
 def test_made_up_cityscapes_pass_the_check_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gate_lightning.data.cityscapes import CityscapesDataModule
+    from gate_lightning.data.segmentation.cityscapes import CityscapesDataModule
 
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("segmentation")
     monkeypatch.setitem(module.SIZES, "cityscapes", (64, 128))
     (root,) = module.made_up_data(["dataset=cityscapes"], tmp_path)

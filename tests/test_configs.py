@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from composition import composed
 from hydra.utils import get_object
 
-from gate_lightning.engine import runs
+from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.cli import config_folder
+from tests.support.composition import composed
 
 CONF = Path(config_folder())
 EXPERIMENTS = sorted(

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.paths import REPOSITORY
+
 
 def test_import_contracts() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     result = subprocess.run(
         [str(linter), "--no-cache"],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,

@@ -13,8 +13,7 @@ from PIL import Image
 
 import gate_lightning
 from gate_lightning.errors import ConfigError, DataError
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.support.paths import REPOSITORY
 
 
 def blocks(name: str) -> list[str]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+from tests.support.paths import BENCHMARKS
+
 SMALL = ["--channels", "6", "--classes", "3", "--members", "3", "--steps", "140", "--epoch", "8", "--patience", "10"]
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("pixel_ensemble")
 
 

@@ -14,16 +14,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from gate_lightning.callbacks.interrupt import Interrupted
-from gate_lightning.callbacks.progress import duration
-from gate_lightning.data.datamodule import SegmentationDataModule
-from gate_lightning.data.resume import batches_per_epoch
+from gate_lightning.callbacks.pace.progress import duration
+from gate_lightning.callbacks.state.interrupt import Interrupted
+from gate_lightning.data.core.datamodule import SegmentationDataModule
+from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import CacheError
-from gate_lightning.features.cached_views import CachedViews, padded_batch, stored_bytes
-from gate_lightning.features.files import write_atomically
-from gate_lightning.features.view_plan import ViewPlan
+from gate_lightning.features.caches.augmented_views import CachedViews, padded_batch, stored_bytes
+from gate_lightning.features.caches.view_plan import ViewPlan
 from gate_lightning.ops.sliding_window import window_origins
-from gate_lightning.tools.progress import human_size
+from gate_lightning.utils.files import write_atomically
+from gate_lightning.utils.progress import human_size
 
 __all__ = ["FillViews"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gate_lightning.data.protocol import IGNORE_INDEX
+from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.structures import Conditions, SegmentationBatch
 
 __all__ = [

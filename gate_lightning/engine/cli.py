@@ -20,12 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gate_lightning.callbacks.interrupt import Interrupted
-from gate_lightning.engine import runs
+from gate_lightning.callbacks.state.interrupt import Interrupted
+from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, GateError
-from gate_lightning.tools.compare import compare
+from gate_lightning.tools.comparison.compare import compare
 
 __all__ = ["check_sweep", "config_folder", "eval_main", "register_resolvers", "train_main"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import lightning
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.callbacks.submission import SubmissionWriter
-from gate_lightning.data.pictures import read_image
-from gate_lightning.engine import runs
-from gate_lightning.engine.repeats import split_folders, summarize
+from gate_lightning.callbacks.reports.submission import SubmissionWriter
+from gate_lightning.data.files.images import read_image
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.resplits import split_folders, summarize
 from gate_lightning.engine.tools import run_tool
-from gate_lightning.engine.trained import Run
+from gate_lightning.engine.trained_run import Run
 from gate_lightning.errors import ConfigError
 from gate_lightning.visualization.overlay import write_prediction
 

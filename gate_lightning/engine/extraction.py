@@ -11,15 +11,15 @@ from omegaconf import DictConfig
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.cache import MemoryCache
-from gate_lightning.features.cached_views import CachedViews
-from gate_lightning.features.disk_cache import DiskCache
-from gate_lightning.features.edges import EdgesExtractor
-from gate_lightning.features.extractor import FeatureExtractor
-from gate_lightning.features.fused import FusedExtractor
-from gate_lightning.features.pooled import PooledExtractor
-from gate_lightning.features.recipes import build_branches
-from gate_lightning.features.settings import Prompts
+from gate_lightning.features.caches.augmented_views import CachedViews
+from gate_lightning.features.caches.disk import DiskCache
+from gate_lightning.features.caches.memory import MemoryCache
+from gate_lightning.features.config.branches import build_branches
+from gate_lightning.features.config.techniques import Prompts
+from gate_lightning.features.reading.extractor import FeatureExtractor
+from gate_lightning.features.wrappers.edge_channels import EdgesExtractor
+from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.techniques.controlnet import ControlFunction
 
 __all__ = ["MAIN", "Extractor", "branches_of", "extractor_of", "split_size"]

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.engine.cli import config_folder, register_resolvers
-from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.components import Parts
 from gate_lightning.errors import ConfigError
 
 __all__ = ["load_backbone"]

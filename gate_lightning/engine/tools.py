@@ -15,8 +15,8 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.engine import runs
-from gate_lightning.engine.parts import Parts, call_with, dataset_node
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.components import Parts, call_with, dataset_node
 from gate_lightning.errors import ConfigError, GateError
 
 __all__ = ["run_tool"]

@@ -17,11 +17,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.callbacks.interrupt import Interrupted
-from gate_lightning.data.datamodule import SegmentationDataModule
-from gate_lightning.engine import runs
-from gate_lightning.engine.parts import Parts
-from gate_lightning.engine.repeats import repeats_of, require_same_splits, train_repeats
+from gate_lightning.callbacks.state.interrupt import Interrupted
+from gate_lightning.data.core.datamodule import SegmentationDataModule
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.components import Parts
+from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
 from gate_lightning.engine.views import train_on_stored_views
 from gate_lightning.errors import ResumeError
 from gate_lightning.tasks.base import BaseTask

@@ -10,9 +10,9 @@ from lightning import Trainer
 from omegaconf import DictConfig
 
 from gate_lightning.callbacks.fill_views import FillViews
-from gate_lightning.data.datamodule import SegmentationDataModule
+from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.cached_views import CachedViews, StoredViews, describe
+from gate_lightning.features.caches.augmented_views import CachedViews, StoredViews, describe
 from gate_lightning.tasks.segmentation import SegmentationTask
 
 __all__ = ["train_on_stored_views", "view_count", "view_settings"]

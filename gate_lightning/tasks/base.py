@@ -18,10 +18,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gate_lightning.data.resume import batches_per_epoch
+from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import ConfigError, ResumeError
-from gate_lightning.features.files import differences, plain_json
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
+from gate_lightning.utils.files import differences, plain_json
 
 __all__ = ["BaseTask"]
 

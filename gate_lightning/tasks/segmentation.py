@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gate_lightning.amalgamation.base import Amalgamation
-from gate_lightning.data.predict import PredictionBatch
-from gate_lightning.data.protocol import DatasetProtocol
+from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.heads.base import Head, resize
 from gate_lightning.metrics.boundary import BoundaryMetrics

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import AdapterKind
-from gate_lightning.data.caption_files import CaptionFile
+from gate_lightning.data.files.caption_files import CaptionFile
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning

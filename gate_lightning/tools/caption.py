@@ -13,13 +13,19 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from gate_lightning.backbones.weights import check_weight_file, find_weights, folder_digest, read_json, weight_files
-from gate_lightning.data.predict import PictureSource
+from gate_lightning.backbones.weights.locate import (
+    check_weight_file,
+    find_weights,
+    folder_digest,
+    read_json,
+    weight_files,
+)
+from gate_lightning.data.core.prediction import PictureSource
 from gate_lightning.errors import ConfigError, DataError, WeightsError
-from gate_lightning.features.feature_folder import DTYPES
-from gate_lightning.features.files import append, claim, write_atomically
 from gate_lightning.tools.devices import device_of, place
-from gate_lightning.tools.progress import Progress
+from gate_lightning.utils.dtypes import DTYPES
+from gate_lightning.utils.files import append, claim, write_atomically
+from gate_lightning.utils.progress import Progress
 
 __all__ = ["Captioner", "caption"]
 

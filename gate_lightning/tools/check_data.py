@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gate_lightning.data.checks import DataReport
-from gate_lightning.data.datamodule import SegmentationDataModule
+from gate_lightning.data.core.datamodule import SegmentationDataModule
+from gate_lightning.data.files.checks import DataReport
 from gate_lightning.errors import ConfigError, DataError
 
 __all__ = ["check_data"]

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from small_networks import MEMBERS, build, pictures
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.features.hooks import FeatureRecorder
+from gate_lightning.features.reading.hooks import FeatureRecorder
+from tests.support.small_networks import MEMBERS, build, pictures
 
 
 @pytest.fixture(scope="module", params=MEMBERS)

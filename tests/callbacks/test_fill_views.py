@@ -14,15 +14,15 @@ import torch
 
 from gate_lightning.callbacks import fill_views
 from gate_lightning.callbacks.fill_views import FillViews
-from gate_lightning.callbacks.interrupt import Interrupted
+from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.errors import CacheError
-from gate_lightning.features.cached_views import CachedViews, StoredViews, describe, padded_batch
-from gate_lightning.features.pooled import PooledExtractor
-from gate_lightning.features.view_plan import ViewPlan
+from gate_lightning.features.caches.augmented_views import CachedViews, StoredViews, describe, padded_batch
+from gate_lightning.features.caches.view_plan import ViewPlan
+from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.tasks.inference import Inference
 from gate_lightning.tasks.segmentation import SegmentationTask
-from tests.segmentation_fakes import FakeData, FakeExtractor, make_task, make_trainer
+from tests.support.segmentation_fakes import FakeData, FakeExtractor, make_task, make_trainer
 
 #: twelve pictures in batches of two: six steps an epoch
 EPOCH = 6

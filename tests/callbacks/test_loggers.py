@@ -10,11 +10,11 @@ import pytest
 from lightning import Callback
 from lightning.pytorch.loggers import WandbLogger
 
-from gate_lightning.callbacks.checkpoint import RunCheckpoint
-from gate_lightning.callbacks.interrupt import Interrupt, Interrupted
 from gate_lightning.callbacks.loggers import RunLog, wandb_logger
+from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
+from gate_lightning.callbacks.state.interrupt import Interrupt, Interrupted
 from gate_lightning.errors import ConfigError
-from tests.segmentation_fakes import FakeData, make_task, make_trainer
+from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gate_lightning.data.datamodule import SegmentationDataModule
-from gate_lightning.data.folder import FolderDataModule
+from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.scenes.dataset import ScenesDataModule
-from tests.data.toy import ToyData
-from tests.fixtures.folders import make_folder
+from gate_lightning.data.segmentation.folder import FolderDataModule
+from tests.support.folders import make_folder
+from tests.support.paths import REPOSITORY
+from tests.support.toy_data import ToyData
 
-CONF = Path(__file__).resolve().parents[2] / "conf/dataset"
+CONF = REPOSITORY / "conf/dataset"
 SMALL = {"train": [(20, 24), (40, 20), (24, 24), (30, 30)], "val": [(20, 24), (24, 20), (20, 24)], "test": [(20, 20)]}
 MEMBERS: dict[str, Callable[[Path], SegmentationDataModule]] = {
     "scenes": lambda root: ScenesDataModule(train=4, val=3, test=2, size=16, batch_size=2),

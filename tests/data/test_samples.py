@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from gate_lightning.data.protocol import IGNORE_INDEX
+from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.samples import Draw, Sample, SegmentationViews, collate, keyed_generator, to_tensor
-from gate_lightning.data.transforms import RandomFlip
-from tests.data.toy import ToySource
+from gate_lightning.data.transforms.basic import RandomFlip
+from tests.support.toy_data import ToySource
 
 
 def test_keyed_numbers_are_the_same_in_every_process() -> None:

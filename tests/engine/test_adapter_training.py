@@ -8,13 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from composition import composed
 
-from gate_lightning.backbones.loading import load_unet_backbone
-from gate_lightning.engine.parts import Parts
-from gate_lightning.engine.runs import resolve
+from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
+from gate_lightning.engine.components import Parts
+from gate_lightning.engine.run_folder import resolve
 from gate_lightning.engine.training import train
 from gate_lightning.errors import DataError
+from tests.support.composition import composed
 
 
 def write_pictures(folder: Path) -> None:

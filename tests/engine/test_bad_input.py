@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from composition import SMALL, composed
 
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ResumeError
+from tests.support.composition import SMALL, composed
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_change_that_is_meant_is_warned_of(trained: Path, tmp_path: Path, capl
 def test_classes_of_other_names_are_warned_of(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gate_lightning.engine.trained import load_run
+    from gate_lightning.engine.trained_run import load_run
 
     run = load_run(trained)
     state = {"classes": ["other", *run.classes[1:]]}

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from composition import SMALL, composed
 from hydra.errors import HydraException
 
-from gate_lightning.callbacks.interrupt import Interrupted
+from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.engine import cli
 from gate_lightning.errors import ConfigError
+from tests.support.composition import SMALL, composed
 
 
 def call(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> int:

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composition import SMALL, composed
 from PIL import Image
 from torch import Tensor
 
-from gate_lightning.data.pictures import read_image
+from gate_lightning.data.files.images import read_image
 from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.trained import Run, load_run
+from gate_lightning.engine.trained_run import Run, load_run
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
-from tests.fixtures.folders import make_folder, make_image, write
+from tests.support.composition import SMALL, composed
+from tests.support.folders import make_folder, make_image, write
 
 SIZE = (70, 90)
 
@@ -103,14 +103,14 @@ def test_a_run_can_be_measured_where_its_control_pictures_were_moved(trained: Pa
     labelled(trained, f"output={tmp_path / 'before'}")
     shutil.copytree(source, tmp_path / "moved")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gate_lightning.data.companions.pictures_in", only_below(tmp_path / "moved"))
+        patch.setattr("gate_lightning.data.core.required_inputs.pictures_in", only_below(tmp_path / "moved"))
         labelled(trained, f"output={tmp_path / 'after'}", f"control_images={{depth: {tmp_path / 'moved'}}}")
     before, after = ((tmp_path / name / "metrics_val.json").read_text() for name in ("before", "after"))
     assert before == after
 
 
 def only_below(folder: Path) -> object:
-    from gate_lightning.data.folder_scan import pictures_in
+    from gate_lightning.data.files.pairing import pictures_in
 
     def looked(root: Path) -> list[Path]:
         assert root == folder

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from composition import composed
 from omegaconf import DictConfig, OmegaConf
-from small_networks import adapted_layers, build, random_pairs, save_diffusers
-from xl_networks import xl_like
 
-from gate_lightning.backbones import loading
-from gate_lightning.backbones.architectures import build_random_backbone
-from gate_lightning.backbones.unet import UNetBackbone
-from gate_lightning.engine import runs
+from gate_lightning.backbones.stable_diffusion import loading
+from gate_lightning.backbones.stable_diffusion.architectures import build_random_backbone
+from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
+from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.cli import config_folder
-from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.components import Parts
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.prompt import Prompt
-from tests.fixtures.benchmarks import make_ade20k, make_cityscapes
+from tests.support.benchmarks import make_ade20k, make_cityscapes
+from tests.support.composition import composed
+from tests.support.small_networks import adapted_layers, build, random_pairs, save_diffusers
+from tests.support.xl_networks import xl_like
 
 FOLDER = Path(config_folder()) / "experiment"
 DATA = ("ade20k", "cityscapes")

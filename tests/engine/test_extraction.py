@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from composition import SMALL, composed
 from torch import Tensor
 
-from gate_lightning.engine import runs
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.components import Parts
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.extraction import split_size
-from gate_lightning.engine.parts import Parts
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.controlnet import ControlNet
-from tests.fixtures.folders import make_folder, make_image, write
+from tests.support.composition import SMALL, composed
+from tests.support.folders import make_folder, make_image, write
+from tests.support.paths import REPOSITORY
 
 SECOND = ("+backbone@backbones.second=tiny", "backbones.second.weights=random", "backbones.second.seed=3")
 TWO_BRANCHES = (
@@ -162,7 +163,7 @@ def test_a_function_of_the_configuration_is_built_once() -> None:
 
 
 def test_the_branches_of_the_documentation_are_built(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs/techniques.md").read_text()
+    text = (REPOSITORY / "docs/techniques.md").read_text()
     block = text.split("    techniques:\n")[1].split("\n\n")[0]
     (tmp_path / "captions.jsonl").write_text('{"image": "a.png", "caption": "a house"}')
     config = composed("backbone.weights=random", "+backbone.controlnets.depth=asset:tiny/controlnet")

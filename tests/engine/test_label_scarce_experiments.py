@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from composition import composed
 
 from gate_lightning.engine.training import train
-from tests.fixtures.scarce import make_scarce
+from tests.support.composition import composed
+from tests.support.label_scarce import make_scarce
 
 BLOCKS = [f"output_blocks.{block}" for block in (5, 6, 7, 8, 11)]  # the small one ends before block 12
 SMALL = (

@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composition import composed
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from PIL import Image
 
-from gate_lightning.engine import runs
+from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.cli import config_folder, register_resolvers
+from gate_lightning.engine.components import Parts
 from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.parts import Parts
-from gate_lightning.engine.trained import load_run
+from gate_lightning.engine.trained_run import load_run
 from gate_lightning.engine.training import train
-from tests.fixtures.folders import make_folder
+from tests.support.composition import composed
+from tests.support.folders import make_folder
 
 ENSEMBLE = (
     "task=label_scarce",

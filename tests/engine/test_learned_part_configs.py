@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from gate_lightning.structures import FeatureInfo
+from tests.support.paths import CONF
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 #: what works on single pixels, and what reads the picture itself
 PIXELS = {
     "amalgamation": ("concat_pixels", "released_pixels", "weighted_pixels"),

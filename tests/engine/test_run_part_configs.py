@@ -13,12 +13,11 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.engine.parts import Parts
+from gate_lightning.engine.components import Parts
 from gate_lightning.tasks.inference import Inference
 from gate_lightning.tasks.segmentation import SegmentationTask
-from tests.segmentation_fakes import FakeData, make_task
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from tests.support.paths import CONF
+from tests.support.segmentation_fakes import FakeData, make_task
 
 
 @pytest.fixture(scope="module", autouse=True)

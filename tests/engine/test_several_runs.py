@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from tests.support.paths import BENCHMARKS
+
 SMALL = ("backbone.weights=random", "techniques=none", "dataset.train=32", "dataset.val=16", "dataset.test=16")
 
 

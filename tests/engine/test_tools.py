@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from composition import SMALL, composed
 from hydra.utils import get_object
 from PIL import Image
 
-from gate_lightning.engine import runs
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.components import Parts
 from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.parts import Parts
 from gate_lightning.engine.tools import PARTS
 from gate_lightning.engine.training import train
 from gate_lightning.errors import CacheError, ConfigError
-from gate_lightning.features.cache import MemoryCache
-from gate_lightning.features.disk_cache import DiskCache
-from tests.fixtures.folders import make_folder
+from gate_lightning.features.caches.disk import DiskCache
+from gate_lightning.features.caches.memory import MemoryCache
+from tests.support.composition import SMALL, composed
+from tests.support.folders import make_folder
 
 RANDOM = ("tool=extract", "backbone.weights=random", "tool.device=cpu")
 

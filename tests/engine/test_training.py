@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composition import SMALL, composed
 from omegaconf import DictConfig
 
 import gate_lightning
-from gate_lightning.engine import runs
+from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, GateError, ResumeError
+from tests.support.composition import SMALL, composed
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from composition import SMALL, composed
 
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.engine.views import train_on_stored_views, view_count, view_settings
 from gate_lightning.errors import ConfigError
 from gate_lightning.tasks.segmentation import SegmentationTask
+from tests.support.composition import SMALL, composed
 
 #: two epochs of eight augmented pictures; the edge map is one of the features
 GIVEN = (*SMALL, "dataset.augment=true", "techniques=prompt", "edges=input", "amalgamation.dropout=0")

@@ -8,7 +8,7 @@ import torch
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.losses.dice import DiceLoss
-from tests.losses.oracle import WEIGHTS, example, pixels
+from tests.support.loss_oracle import WEIGHTS, example, pixels
 
 
 def by_hand(entries, weights, smooth) -> float | None:

@@ -9,7 +9,7 @@ import torch
 from gate_lightning.errors import ConfigError
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.losses.focal import FocalLoss
-from tests.losses.oracle import WEIGHTS, example, pixels
+from tests.support.loss_oracle import WEIGHTS, example, pixels
 
 
 @pytest.mark.parametrize("ignore", [255, -1, 2])

@@ -11,7 +11,7 @@ import torch
 from gate_lightning.errors import ConfigError
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.losses.ohem import OhemCrossEntropyLoss
-from tests.losses.oracle import WEIGHTS, example, pixels
+from tests.support.loss_oracle import WEIGHTS, example, pixels
 
 
 def by_hand(logits, masks, ignore, threshold, kept, weights) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.noise import batch_noise
+from gate_lightning.features.reading.noise import batch_noise
 from gate_lightning.structures import Conditions
 from gate_lightning.tasks.inference import Inference
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from gate_lightning.callbacks.checkpoint import RunCheckpoint
-from gate_lightning.data.predict import PredictionBatch
+from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
+from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError, ResumeError
-from gate_lightning.features.files import differences
 from gate_lightning.heads.linear import LinearHead
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.structures import Conditions, SegmentationBatch
 from gate_lightning.tasks.inference import Inference
-from tests.segmentation_fakes import PROTOCOL, FakeData, FakeExtractor, make_task, make_trainer
+from gate_lightning.utils.files import differences
+from tests.support.segmentation_fakes import PROTOCOL, FakeData, FakeExtractor, make_task, make_trainer
 
 
 def random_batch(height: int, width: int, masked: bool = True, count: int = 2) -> SegmentationBatch:

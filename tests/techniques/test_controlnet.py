@@ -8,16 +8,16 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-from small_networks import build, conditions, pictures, relative
 from torch import Tensor
 
-from gate_lightning.backbones.unet import UNetBackbone
+from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.extractor import FeatureExtractor
+from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.ops.edges import canny
 from gate_lightning.techniques.base import Conditioning
 from gate_lightning.techniques.controlnet import ControlFunction, ControlNet
+from tests.support.small_networks import build, conditions, pictures, relative
 
 LAYER, PATH = "up-level1-upsampler-out", "up_blocks.1.upsamplers.0"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_networks import build, conditions, pictures
 
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning
 from gate_lightning.techniques.prompt import Prompt
+from tests.support.small_networks import build, conditions, pictures
 
 
 def told(prompt: Prompt, given: Conditions) -> tuple[str, ...]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import build, conditions, pictures
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError, DataError
@@ -11,6 +10,7 @@ from gate_lightning.techniques.base import Conditioning, Technique
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
+from tests.support.small_networks import build, conditions, pictures
 
 START = Conditioning(prompts=("a photo", "a photo"))
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
-from small_networks import build, relative
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
@@ -20,6 +19,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.techniques.denoise import SAMPLERS, Denoise
 from gate_lightning.techniques.inversion import Inversion
 from gate_lightning.techniques.schedule import NoiseSchedule
+from tests.support.small_networks import build, relative
 
 SPREAD = 0.6  # s of the data
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -24,11 +24,11 @@ from transformers import (
     GitProcessor,
 )
 
-from gate_lightning.data.caption_files import CaptionFile
+from gate_lightning.data.files.caption_files import CaptionFile
 from gate_lightning.errors import CacheError, ConfigError, DataError, WeightsError
-from gate_lightning.features import files
 from gate_lightning.tools import caption as module
 from gate_lightning.tools.caption import Captioner, caption
+from gate_lightning.utils import files
 
 WORDS = ("a", "photo", "of", "red", "blue", "house", "tree", "car", "the", "with", "and")
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)

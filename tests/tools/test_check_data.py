@@ -9,9 +9,9 @@ import pytest
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.check_data import check_data
-from tests.fixtures.folders import make_folder
+from tests.support.folders import make_folder
 
-FOLDER = "gate_lightning.data.folder.FolderDataModule"
+FOLDER = "gate_lightning.data.segmentation.folder.FolderDataModule"
 
 
 def test_report_of_a_configuration_is_written(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gate_lightning.data.captions import derangement
-from gate_lightning.data.datamodule import SegmentationDataModule
-from gate_lightning.data.protocol import DatasetProtocol, gate_recipe
+from gate_lightning.data.card import DatasetProtocol, gate_recipe
+from gate_lightning.data.core.datamodule import SegmentationDataModule
+from gate_lightning.data.files.captions import derangement
 from gate_lightning.data.samples import Sample, Transform
 from gate_lightning.data.scenes import (
     LEAK_FREE_KINDS,
@@ -34,7 +34,7 @@ from gate_lightning.data.scenes import (
     sample_scene,
 )
 from gate_lightning.data.scenes.world import KINDS, check_choice
-from gate_lightning.data.transforms import Compose, PhotometricDistortion, RandomCrop, RandomResize, Resize
+from gate_lightning.data.transforms.basic import Compose, PhotometricDistortion, RandomCrop, RandomResize, Resize
 from gate_lightning.errors import ConfigError
 
 __all__ = ["FIRST_SEED", "MAX_LENGTH", "ScenesDataModule", "ScenesSource", "split_seeds"]

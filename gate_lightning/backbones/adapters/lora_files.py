@@ -1,0 +1,226 @@
+"""LoRA files of the formats in use, matched to the network's own module names.
+
+Formats: diffusers and PEFT (``unet.<path>.lora_A.weight``), old diffusers (``….processor.to_q_lora.down.weight``,
+``….lora.down.weight``, ``….lora_linear_layer.down.weight``), kohya (``lora_unet_<path, underscores>.lora_down.weight``
+and ``.alpha``; convolutions as LoCon writes them, with or without a core ``lora_mid``), each for linear layers and
+convolutions, U-Net and text encoders; and the original numbered one (`lora_positions`), with its learned tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gate_lightning.backbones.adapters.bank import Adapter, LowRank
+from gate_lightning.backbones.adapters.lora_names import LayerNames, split_part
+from gate_lightning.backbones.adapters.lora_positions import is_numbered, numbered_layers, numbered_tokens
+from gate_lightning.backbones.weights.locate import check_weight_file, file_digest
+from gate_lightning.errors import WeightsError
+
+__all__ = ["check_token_width", "read_adapter"]
+
+_SUFFIX = re.compile(
+    r"^(?P<name>.+?)(?:\.lora_linear_layer|\.lora|_lora|\.lora_adapter)?"
+    r"(?:\.(?P<role>lora_A|lora_B|lora_down|lora_up|lora_mid|down|up)(?:\.(?!weight$)\w+)?\.weight|\.(?P<alpha>alpha))$"
+)
+_ROLES = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up", "lora_mid": "core"}
+#: other low-rank methods, by what their keys contain
+_FOREIGN = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+}
+_KNOWN_FORMATS = "diffusers, PEFT, kohya (LoRA and LoCon) or the numbered format of cloneofsimo/lora"
+_ADVICE = "Train one for it: python train.py experiment=lora"
+_SHOWN = 4  # keys of an unknown file that the message lists
+
+
+@dataclass
+class _Pair:
+    down: Tensor | None = None
+    up: Tensor | None = None
+    core: Tensor | None = None
+    alpha: float | None = None
+    key: str = field(default="")
+
+
+def read_adapter(path: Path, networks: Mapping[str, nn.Module], source: str = "") -> Adapter:
+    """The adapter of a LoRA file, every branch matched to the layer it is for.
+
+    Args:
+        path: safetensors file.
+        networks: what it must fit: ``unet`` and ``text_encoder``, for SDXL ``text_encoder_2`` too; not changed.
+        source: what the adapter is told to come from, the path where empty.
+
+    Raises:
+        WeightsError: the file is broken, of another method or format, or made for another architecture.
+    """
+    header = check_weight_file(path).get("__metadata__") or {}
+    tensors = load_file(path)
+    if is_numbered(tensors):
+        parts = _numbered(path, tensors, header, networks)
+        tokens = {"text_encoder": numbered_tokens(tensors, header)}
+        check_token_width(path, tokens, networks)
+    else:
+        parts, tokens = _named(path, tensors, header, networks), {}
+    return Adapter(source or str(path), file_digest(path), parts, tokens)
+
+
+def check_token_width(
+    path: Path, tokens: Mapping[str, Mapping[str, Tensor]], networks: Mapping[str, nn.Module]
+) -> None:
+    """Raise WeightsError unless the learned tokens (part → token → (n, C)) are as wide as the parts' own tokens."""
+    for part, learned in tokens.items():
+        for token, vectors in learned.items():
+            width = networks[part].get_input_embeddings().weight.shape[1]  # type: ignore[operator,union-attr]
+            if vectors.shape[-1] != width:
+                raise WeightsError(
+                    f"{path} is made for another text encoder: {token} has {vectors.shape[-1]} channels, the tokens of "
+                    f"this backbone's {part} have {width} (768: SD 1.x, 1024: SD 2.x, 768 and 1280: SDXL)"
+                )
+            if not vectors.isfinite().all():
+                raise WeightsError(f"{path} is broken: {token} holds values that are not finite")
+
+
+def _numbered(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], networks: Mapping[str, nn.Module]
+) -> dict[str, dict[str, LowRank]]:
+    parts: dict[str, dict[str, LowRank]] = {}
+    for part, layers in numbered_layers(path, tensors, header, networks).items():
+        for name, (down, up) in layers.items():
+            layer = networks[part].get_submodule(name)
+            parts.setdefault(part, {})[name] = _branch(path, layer, name, _Pair(down, up), {})
+    return parts
+
+
+def _named(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], networks: Mapping[str, nn.Module]
+) -> dict[str, dict[str, LowRank]]:
+    settings = _settings(path, header)
+    names = {part: LayerNames(network) for part, network in networks.items()}
+    parts: dict[str, dict[str, LowRank]] = {}
+    unknown: list[str] = []
+    pairs = _pairs(path, tensors)
+    for raw, pair in pairs.items():
+        part, name = split_part(raw)
+        found = names[part].find(name) if part in names else None
+        if found is None:
+            unknown.append(raw)
+            continue
+        if found in parts.get(part, {}):
+            raise WeightsError(f"{path} holds {part}.{found} twice, once as {raw}; a merge of files went wrong")
+        layer = networks[part].get_submodule(found)
+        parts.setdefault(part, {})[found] = _branch(path, layer, found, pair, settings.get(part, {}))
+    if unknown:
+        raise WeightsError(
+            f"{path} is a LoRA for another architecture: {len(unknown)} of its {len(pairs)} layers "
+            f"are not in this backbone, such as {unknown[0]}. {_ADVICE}"
+        )
+    return parts
+
+
+def _pairs(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Pair]:
+    pairs: dict[str, _Pair] = {}
+    strange: list[str] = []
+    for key, tensor in tensors.items():
+        for mark, method in _FOREIGN.items():
+            if mark in key:
+                raise WeightsError(f"{path} is a {method} file ({key}); expected LoRA: {_KNOWN_FORMATS}")
+        match = _SUFFIX.match(key)
+        if match is None:
+            strange.append(key)
+            continue
+        pair = pairs.setdefault(match["name"], _Pair(key=key))
+        if match["alpha"]:
+            pair.alpha = float(tensor)
+        else:
+            setattr(pair, _ROLES.get(match["role"], match["role"]), tensor)
+    if strange or not pairs:
+        shown = ", ".join(sorted(strange)[:_SHOWN]) + (f" … ({len(strange)} such keys)" if strange[_SHOWN:] else "")
+        raise WeightsError(
+            f"{path} is no LoRA file: it holds {shown or 'no tensors'}; expected the keys of {_KNOWN_FORMATS}, "
+            f"pairs such as lora_A/lora_B or lora_down/lora_up. A whole model goes to backbone.weights"
+        )
+    return pairs
+
+
+def _branch(path: Path, layer: nn.Module, name: str, pair: _Pair, settings: Mapping[str, Any]) -> LowRank:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    if pair.down is None or pair.up is None:
+        raise WeightsError(f"{path} holds only half of a pair: {pair.key}; the file is incomplete")
+    down, up = _as_layer(pair.down, layer), _as_layer(pair.up, layer)
+    if pair.core is not None and down.ndim == 4 and pair.core.shape[1:2] == down.shape[:1]:
+        # a 1 × 1 convolution followed by the core is one convolution with the core's kernel
+        down = torch.einsum("srhw,ri->sihw", pair.core.float(), down[:, :, 0, 0].float())
+    weight = layer.weight
+    fits = (
+        down.ndim == up.ndim == weight.ndim
+        and 0 < down.shape[0] == up.shape[1]
+        and up.shape[0] == weight.shape[0]
+        and down.shape[1:] == weight.shape[1:]
+        and up.shape[2:] in ((), (1, 1))
+    )
+    if not fits:
+        raise WeightsError(
+            f"{path} is a LoRA for another architecture: {name} is {tuple(weight.shape)} in this backbone, "
+            f"{tuple(pair.down.shape)} and {tuple(pair.up.shape)} in the file. {_ADVICE}"
+        )
+    if not (down.isfinite().all() and up.isfinite().all()):
+        raise WeightsError(f"{path} is broken: its {name} holds values that are not finite; take another checkpoint")
+    return LowRank(layer, down, up, _strength(down.shape[0], pair.alpha, name, settings))
+
+
+def _as_layer(tensor: Tensor, layer: nn.Module) -> Tensor:
+    """Matrices of a linear layer written as 1 × 1 convolutions, and the other way round."""
+    if isinstance(layer, nn.Linear) and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        return tensor[:, :, 0, 0]
+    if isinstance(layer, nn.Conv2d) and tensor.ndim == 2:
+        return tensor[:, :, None, None]
+    return tensor
+
+
+def _strength(rank: int, alpha: float | None, name: str, settings: Mapping[str, Any]) -> float:
+    """alpha / rank: alpha from its tensor, else from the file's PEFT settings, else the rank itself."""
+    if alpha is None:
+        alpha = _by_pattern(settings.get("alpha_pattern") or {}, name, settings.get("lora_alpha", rank))
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _by_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
+    # PEFT's rule: a pattern is a regular expression that matches the end of the module path, at a dot
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+def _settings(path: Path, header: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """PEFT settings by part, as diffusers writes them into the header; keys there are "<part>.<setting>"."""
+    text = header.get("lora_adapter_metadata")
+    if not text:
+        return {}
+    try:
+        given = dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{path}: lora_adapter_metadata in its header is no JSON object ({error})") from error
+    settings: dict[str, dict[str, Any]] = {"unet": {}, "text_encoder": {}, "text_encoder_2": {}}
+    for key, value in given.items():
+        part, _, setting = key.partition(".")
+        if part in settings and setting:
+            settings[part][setting] = value
+        else:
+            settings["unet"][key] = value  # a file of the U-Net alone
+    if any(one.get("use_dora") for one in settings.values()):
+        raise WeightsError(f"{path} is a DoRA file (its header says use_dora); expected LoRA: {_KNOWN_FORMATS}")
+    return settings

@@ -1,0 +1,131 @@
+"""Unconditional pixel-space diffusion models: guided-diffusion's (ADM), and DDPM's of diffusers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from gate_lightning.backbones.adm.layers import adm_layers
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds, Residuals
+from gate_lightning.errors import WeightsError
+from gate_lightning.structures import Identity
+
+__all__ = ["ADM_SCHEDULE", "ADMBackbone", "check_unconditional"]
+
+#: noise schedule of DDPM and of all published guided-diffusion models for 256 pixels.
+ADM_SCHEDULE: Mapping[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+}
+_RGB = 3
+_LEARNED_VARIANCE = 6  # the first three channels are the noise, the others the variance
+
+
+class ADMBackbone(Backbone):
+    """A U-Net that denoises pictures themselves, frozen.
+
+    Latents are the pictures in [-1, 1]; there is no text and nothing that steers. Convolutions and attention take any
+    size that can be halved as often as the network does.
+
+    Args:
+        unet: without conditions, over RGB pictures; the prediction has 3 channels, or 6 with a learned variance.
+        schedule: the noise schedule's config: betas, number of timesteps, prediction type.
+        identity: which weights these are.
+
+    Raises:
+        WeightsError: a network of another kind.
+    """
+
+    family = "adm"
+
+    def __init__(self, unet: UNet2DModel, schedule: Mapping[str, Any], identity: Identity) -> None:
+        super().__init__()
+        check_unconditional(unet.config)
+        self.unet = unet
+        self.identity = identity
+        self.schedule = dict(schedule)
+        with torch.device("cpu"):  # numbers even where the network is built without
+            scheduler = DDPMScheduler.from_config(dict(schedule))
+        self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
+        self.prediction_type = str(scheduler.config.prediction_type)
+        # python floats: a half-precision module must not round the schedule
+        self._alphas_cumprod: list[float] = scheduler.alphas_cumprod.double().tolist()
+        self.layers = adm_layers(unet)
+        self.aliases = {"mid": "middle_block"}
+        self.supports = frozenset()
+        self.latent_channels = _RGB
+        self.latent_stride = 1
+        # sides are halved by averaging pairs, and doubled again to meet the skips
+        self.size_multiple = self.minimum_size = 2 ** (len(unet.config.block_out_channels) - 1)
+        side = unet.config.sample_size
+        self.native_size = max(side) if isinstance(side, Sequence) else int(side)
+        self.freeze()
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The U-Net."""
+        return self.unet
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Weights, and what about the network no weight tells, JSON-able."""
+        settings = {"head_channels": self.unet.config.attention_head_dim, "schedule": self.schedule}
+        return {**super().description, **settings}
+
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures themselves, without spread."""
+        images = images.to(self.dtype)
+        return images, torch.zeros_like(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The latents: they are pictures."""
+        return latents
+
+    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
+        """Nothing: (B, 0, 0)."""
+        return PromptEmbeds(torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype))
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """√ᾱ·latents + √(1-ᾱ)·noise, ᾱ the schedule's cumulative product at ``timestep``."""
+        alpha = self._alphas_cumprod[timestep]
+        return math.sqrt(alpha) * latents + math.sqrt(1.0 - alpha) * noise.to(latents)
+
+    def denoise(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: PromptEmbeds,
+        residuals: Residuals | None = None,
+        adapters: Sequence[Adapters] | None = None,
+    ) -> Tensor:
+        """One pass of the U-Net; the predicted noise (B, 3, H, W)."""
+        prediction: Tensor = self.unet(latents, timestep, return_dict=False)[0]
+        return prediction[:, :_RGB]
+
+
+def check_unconditional(config: Mapping[str, Any]) -> None:
+    """Raise WeightsError unless a ``UNet2DModel`` of this config denoises RGB pictures, told a timestep alone."""
+    wrong = []
+    if config.get("in_channels", 3) != _RGB:
+        wrong.append(f"it reads {config['in_channels']} channels (expected 3)")
+    if config.get("out_channels", 3) not in (_RGB, _LEARNED_VARIANCE):
+        wrong.append(f"it predicts {config['out_channels']} channels (expected 3, or 6 with a learned variance)")
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        wrong.append("it is told a class")
+    if config.get("time_embedding_type", "positional") != "positional":
+        wrong.append(f"its time embedding is {config['time_embedding_type']} (expected positional, as DDPM's)")
+    if config.get("center_input_sample"):
+        wrong.append("it reads pictures in [0, 1]")
+    if config.get("sample_size") is None:
+        wrong.append("its config has no sample_size, the side of the pictures it was trained on")
+    if wrong:
+        raise WeightsError(f"no unconditional pixel-space diffusion model: {'; '.join(wrong)}")

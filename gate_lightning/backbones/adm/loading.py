@@ -1,0 +1,147 @@
+"""Unconditional pixel-space models from guided-diffusion checkpoints, diffusers folders, hub ids, or nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+
+from gate_lightning.backbones.adm.backbone import ADM_SCHEDULE, ADMBackbone, check_unconditional
+from gate_lightning.backbones.adm.convert import ADMArchitecture, adm_unet
+from gate_lightning.backbones.stable_diffusion.architectures import _parameters_digest
+from gate_lightning.backbones.weights.checkpoints import read_checkpoint
+from gate_lightning.backbones.weights.locate import (
+    align_weights,
+    file_digest,
+    find_weights,
+    folder_digest,
+    open_part,
+    read_json,
+    weight_files,
+)
+from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.structures import Identity
+
+__all__ = ["ADM_ARCHITECTURES", "load_adm_backbone"]
+
+log = logging.getLogger(__name__)
+
+#: what ``weights=random`` can build: the published shape (552.8 M parameters), and one for tests.
+ADM_ARCHITECTURES = {
+    "adm256": ADMArchitecture((256, 256, 512, 512, 1024, 1024), (False, False, False, True, True, True)),
+    "adm_tiny": ADMArchitecture((32, 32, 64, 64), (False, False, True, True), head_channels=16, image_size=64),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PATTERNS = [
+    f"{part}{name}"
+    for part in ("", "unet/", "scheduler/")
+    for name in ("config.json", "scheduler_config.json", "diffusion_pytorch_model*.safetensors")
+]
+_ADVICE = "Download the checkpoint (conf/backbone/adm_*.yaml say where from) and name it: backbone.weights=<file>"
+
+
+def load_adm_backbone(
+    weights: str,
+    revision: str | None = None,
+    dtype: str = "float32",
+    channels_last: bool = False,
+    head_channels: int = 64,
+    architecture: str = "adm256",
+    seed: int = 0,
+    offline: bool = False,
+    native_size: int = 256,
+) -> ADMBackbone:
+    """A frozen unconditional model over pixels: guided-diffusion's, or an unconditional one in diffusers format.
+
+    Args:
+        weights: a guided-diffusion checkpoint (``.pt`` or ``.safetensors``; no pickled code is run), a diffusers folder
+            or hub id (``google/ddpm-*``: Ho et al.'s, other weights than guided-diffusion's), or "random".
+        revision: commit or tag of a hub id.
+        dtype: "float32", "bfloat16" or "float16" of weights and computation. Half precision on a CPU is very slow.
+        channels_last: memory format of the convolutions; faster on CPUs and recent GPUs, same numbers up to rounding.
+        head_channels: channels of an attention head, which a checkpoint does not tell: guided-diffusion's
+            ``num_head_channels``. Not read for diffusers folders, which tell it.
+        architecture, seed: what ``weights=random`` builds, of ADM_ARCHITECTURES.
+        offline: never ask the network.
+        native_size: side in pixels of the pictures the model was trained on. Data sets take their crop size from this
+            setting. A checkpoint does not tell it; of a folder it must be the weights' own.
+
+    Raises:
+        WeightsError: weights missing, broken, or of another kind of model.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    if weights == "random":
+        backbone = _random(architecture, seed)
+    else:
+        path = find_weights(str(weights), revision, _PATTERNS, offline, _ADVICE)
+        if path.is_dir():
+            backbone = _from_folder(path, str(weights), revision or "", native_size)
+        else:
+            backbone = _from_checkpoint(path, str(weights), head_channels, native_size)
+        log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
+    backbone.to(DTYPES[dtype])
+    if channels_last:
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    return backbone
+
+
+def _random(architecture: str, seed: int) -> ADMBackbone:
+    if architecture not in ADM_ARCHITECTURES:
+        raise ConfigError(f"architecture {architecture!r}: expected one of {', '.join(ADM_ARCHITECTURES)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DModel(**ADM_ARCHITECTURES[architecture].config)
+    return ADMBackbone(unet, ADM_SCHEDULE, Identity(f"random-{architecture}", str(seed), _parameters_digest(unet)))
+
+
+def _from_checkpoint(path: Path, name: str, head_channels: int, image_size: int) -> ADMBackbone:
+    try:
+        unet = adm_unet(read_checkpoint(path), head_channels, image_size)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return ADMBackbone(align_weights(unet), ADM_SCHEDULE, Identity(name, "", file_digest(path)))
+
+
+def _from_folder(folder: Path, name: str, revision: str, native_size: int) -> ADMBackbone:
+    autoencoder = [part for part in ("vqvae", "vae") if (folder / part).is_dir()]
+    if autoencoder:
+        raise WeightsError(f"{folder} has a {autoencoder[0]}: a latent diffusion model; expected one over pixels")
+    part = next((part for part in (folder, folder / "unet") if (part / "config.json").is_file()), None)
+    if part is None:
+        found = sorted(path.name for path in folder.iterdir())
+        raise WeightsError(
+            f"{folder} holds neither config.json nor unet/config.json (found: {found}); "
+            f"expected an unconditional diffusers model, or name the checkpoint inside: backbone.weights=<file>"
+        )
+    config = read_json(part / "config.json")
+    check_unconditional(config)  # before gigabytes are read
+    if native_size != config["sample_size"]:
+        raise ConfigError(
+            f"backbone.native_size={native_size}, but {name} was trained on pictures of {config['sample_size']} px; "
+            f"set backbone.native_size={config['sample_size']}"
+        )
+    unet = open_part(UNet2DModel, part, torch.float32)
+    files = [*weight_files(part), part / "config.json"]
+    schedule, places = ADM_SCHEDULE, (folder / "scheduler", folder)
+    file = next(
+        (place / "scheduler_config.json" for place in places if (place / "scheduler_config.json").is_file()), None
+    )
+    if file is None:
+        log.info("%s has no scheduler_config.json: linear betas from 1e-4 to 2e-2 over 1000 steps.", folder)
+    else:
+        schedule = _schedule(file)
+        files.append(file)
+    return ADMBackbone(unet, schedule, Identity(name, revision, folder_digest(files, folder)))
+
+
+def _schedule(file: Path) -> dict[str, Any]:
+    config = read_json(file)
+    if "beta_start" not in config and "trained_betas" not in config:
+        raise WeightsError(
+            f"{file} ({config.get('_class_name', 'no class')}) names no betas: its noise levels are not DDPM's"
+        )
+    return config

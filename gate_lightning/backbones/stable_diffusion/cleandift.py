@@ -1,0 +1,185 @@
+"""CleanDIFT (Stracke et al., CVPR 2025): Stable Diffusion U-Nets fine-tuned to read clean latents, not noisy ones.
+
+Published as the U-Net alone, to go with a Stable Diffusion model's other parts, or as the whole training state, which
+has the one learned timestep too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gate_lightning.backbones.specs import Adapters, PromptEmbeds, Residuals
+from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
+from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
+from gate_lightning.backbones.weights.checkpoints import read_checkpoint
+from gate_lightning.backbones.weights.locate import align_weights, file_digest, find_weights
+from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.structures import Identity
+
+__all__ = ["CleanDIFTBackbone", "load_cleandift_backbone"]
+
+log = logging.getLogger(__name__)
+
+#: what the learned timestep starts from in training, and what users of the U-Net-only files tell it.
+INITIAL_TIMESTEP = 261.0
+_PREFIX = "unet_feature_extractor_cleandift."
+
+
+class CleanDIFTBackbone(UNetBackbone):
+    """A Stable Diffusion model whose U-Net reads clean latents at a timestep of its own.
+
+    No noise is added, and the timestep of a branch says nothing to it. It is steered by prompts and LoRA; not by
+    ControlNets, which are trained on noisy latents, nor by walks along the noise schedule.
+
+    Args:
+        base: the model whose parts are used.
+        own_timestep: what the U-Net is always told; fractions are meant.
+        identity: which weights these are.
+
+    Raises:
+        ConfigError: a timestep outside the schedule.
+    """
+
+    reads_clean = True
+
+    def __init__(self, base: UNetBackbone, own_timestep: float, identity: Identity) -> None:
+        super().__init__(base.unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, identity)
+        if not (math.isfinite(own_timestep) and 0 <= own_timestep <= self.num_train_timesteps - 1):
+            raise ConfigError(
+                f"own_timestep={own_timestep}: expected a number from 0 to {self.num_train_timesteps - 1}; released "
+                f"CleanDIFT U-Nets are told about {INITIAL_TIMESTEP:g}"
+            )
+        self.own_timestep = float(own_timestep)
+        self.offline, self.long_prompts = base.offline, base.long_prompts
+        self.supports = frozenset({"prompt", "lora"})
+
+    def denoise(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: PromptEmbeds,
+        residuals: Residuals | None = None,
+        adapters: Sequence[Adapters] | None = None,
+    ) -> Tensor:
+        """One pass of the U-Net over clean latents (B, c, h, w), told its own timestep whatever ``timestep`` is."""
+        # the U-Net takes fractions
+        own: int = self.own_timestep  # type: ignore[assignment]
+        return super().denoise(latents, own, prompt_embeds, residuals, adapters)
+
+    def check_timestep(self, timestep: int) -> None:
+        """As of any backbone; one that is another than its own is announced to be without effect."""
+        super().check_timestep(timestep)
+        if timestep != round(self.own_timestep):
+            log.warning(
+                "%s reads clean latents at its own timestep, %g: timestep=%d has no effect on its features.",
+                self.identity.name,
+                self.own_timestep,
+                timestep,
+            )
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Weights, adapters and the timestep told, JSON-able."""
+        return {**super().description, "own_timestep": self.own_timestep}
+
+
+def load_cleandift_backbone(
+    weights: str,
+    base: str,
+    file: str = "",
+    own_timestep: float | None = None,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    base_variant: str | None = None,
+    dtype: str = "float32",
+    channels_last: bool = False,
+    architecture: str = "sd15",
+    seed: int = 0,
+    offline: bool = False,
+    native_size: int | None = None,
+    long_prompts: str = "windows",
+) -> CleanDIFTBackbone:
+    """A frozen CleanDIFT U-Net with the autoencoder and text encoder of the model it was made from.
+
+    Args:
+        weights: the U-Net (a plain diffusers state dict) or the whole training state: a file, a folder or hub id that
+            holds ``file``, or "random".
+        base: the Stable Diffusion model: whatever ``load_unet_backbone`` takes.
+        file: name inside the folder or hub repository.
+        own_timestep: what the U-Net is told. None takes the one learned, which the whole state has; for the U-Net alone
+            it is 261, where training started.
+        revision, base_revision: commit or tag of hub ids.
+        base_variant: file name variant of the base model.
+        dtype, channels_last, offline, native_size, long_prompts: see ``load_unet_backbone``.
+        architecture, seed: what ``weights=random`` builds.
+
+    Raises:
+        WeightsError: weights missing, broken, or of another U-Net than the base model's.
+    """
+    random = weights == "random"
+    made = load_unet_backbone(
+        weights="random" if random else base,
+        revision=None if random else base_revision,
+        variant=base_variant,
+        dtype=dtype,
+        architecture=architecture,
+        seed=seed,
+        offline=offline,
+        native_size=native_size,
+        long_prompts=long_prompts,
+    )
+    if random:
+        identity = Identity(f"{made.identity.name}-cleandift", made.identity.revision, made.identity.digest)
+        learned = None
+    else:
+        path = _checkpoint(str(weights), file, revision, offline)
+        learned = _replace_unet(made.unet, path)
+        digest = hashlib.sha256(f"{made.identity.digest} {file_digest(path)}".encode()).hexdigest()
+        identity = Identity(f"{weights}/{file}" if file else str(weights), revision or "", digest)
+        log.info("Loaded %s (%s) onto %s.", identity.name, digest[:12], base)
+    timestep = INITIAL_TIMESTEP if learned is None else learned
+    backbone = CleanDIFTBackbone(made, timestep if own_timestep is None else own_timestep, identity)
+    if channels_last:
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    return backbone
+
+
+def _checkpoint(weights: str, file: str, revision: str | None, offline: bool) -> Path:
+    advice = "Name the CleanDIFT U-Net's file: backbone.weights=<file>"
+    path = find_weights(weights, revision, (file,) if file else (), offline, advice)
+    if path.is_dir():
+        if not file or not (path / file).is_file():
+            found = sorted(entry.name for entry in path.iterdir())
+            raise WeightsError(f"{path} holds no {file or 'file named by backbone.file'} (found: {found})")
+        return path / file
+    return path
+
+
+def _replace_unet(unet: nn.Module, path: Path) -> float | None:
+    """Give ``unet`` the weights of a checkpoint, in place; the learned timestep, or None if there is none."""
+    state: Mapping[str, Tensor] = read_checkpoint(path)
+    learned = None
+    if any(name.startswith(_PREFIX) for name in state):
+        if "timestep" not in state or state["timestep"].numel() != 1:
+            raise WeightsError(f"{path} has {_PREFIX}* but no timestep, a single number; is it whole?")
+        learned = float(state["timestep"])
+        state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+    wanted = {name: parameter.shape for name, parameter in unet.state_dict().items()}
+    wrong = [name for name in {**wanted, **state} if name not in state or wanted.get(name) != state[name].shape]
+    if wrong:
+        raise WeightsError(
+            f"{path} is no U-Net of the base model's architecture: {len(wrong)} tensors are missing, unexpected or of "
+            f"another size ({', '.join(wrong[:4])}). First keys: {', '.join(list(state)[:4])}. Check that "
+            f"backbone.base is the model it was made from"
+        )
+    dtype = next(unet.parameters()).dtype
+    unet.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
+    align_weights(unet)
+    return learned

@@ -1,0 +1,202 @@
+"""Backbones of the Stable Diffusion family from folders, hub ids, the package, or nothing (random weights)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from gate_lightning.backbones.stable_diffusion.architectures import assemble, build_random_backbone
+from gate_lightning.backbones.stable_diffusion.clip_text import check_long_prompts
+from gate_lightning.backbones.stable_diffusion.compatibility import check_parts
+from gate_lightning.backbones.stable_diffusion.sdxl import SizeConditions
+from gate_lightning.backbones.stable_diffusion.single_file import VOCABULARY, load_single_file, vocabulary_files
+from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
+from gate_lightning.backbones.weights.locate import (
+    ASSET,
+    find_weights,
+    folder_digest,
+    open_part,
+    read_json,
+    weight_files,
+)
+from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.structures import Identity
+
+__all__ = ["load_unet_backbone"]
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KINDS = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+
+def load_unet_backbone(
+    weights: str = "tiny",
+    revision: str | None = None,
+    variant: str | None = None,
+    dtype: str = "float32",
+    channels_last: bool = False,
+    controlnets: Mapping[str, str | None] | None = None,
+    architecture: str = "tiny",
+    seed: int = 0,
+    offline: bool = False,
+    native_size: int | None = None,
+    long_prompts: str = "windows",
+    tokenizer: str | None = None,
+    prediction_type: str | None = None,
+    size_conditions: Mapping[str, Any] | None = None,
+) -> UNetBackbone:
+    """A frozen Stable Diffusion model: 1.x, 2.x, XL, Playground v2, fine-tunes of these, or the embedded tiny one.
+
+    Args:
+        weights: a diffusers folder, a hub id, a single-file checkpoint in the original layout (``.safetensors``, or
+            ``.ckpt``, of which no code is run), "tiny" (shipped in the package) or "random" (see ``architecture``).
+        revision: commit or tag of a hub id.
+        variant: "fp16" where only such files are there or wanted.
+        dtype: "float32", "bfloat16" or "float16" of weights and computation. Half precision on a CPU is very slow.
+        channels_last: memory format of the convolutions; faster on CPUs and recent GPUs, same numbers up to rounding.
+        controlnets: name → folder or hub id, or None for none. Loaded when a branch first asks for the name.
+        architecture, seed: what ``weights=random`` builds.
+        offline: never ask the network.
+        native_size: side in pixels of the pictures the model was trained on. Data sets take their crop size from this
+            setting, so it must be the weights' own; None does not check.
+        long_prompts: what happens to prompts that the text encoder cannot read at once: "windows", "released" or "cut",
+            see ``clip_text``.
+        tokenizer: folder or hub id with the tokenizer of a single-file checkpoint, which holds none; None: that of the
+            released model, from the hub or its cache.
+        prediction_type: of a single-file checkpoint, which does not tell it: "epsilon", "v_prediction" or "sample".
+            None: that of the released models; Stable Diffusion 2.x has two and must be told.
+        size_conditions: what an SDXL model is told about pictures: settings of ``sdxl.SizeConditions``.
+
+    Raises:
+        ConfigError: settings that do not go together, or not with these weights.
+        WeightsError: weights missing, broken, or of another kind of model.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    policy = check_long_prompts(long_prompts)
+    sizes = _size_conditions(size_conditions)
+    if weights == "random":
+        backbone = build_random_backbone(architecture, seed, size_conditions=sizes).to(DTYPES[dtype])
+    else:
+        source = f"{ASSET}tiny" if weights == "tiny" else str(weights)
+        advice = "Name it: backbone.weights=<folder, file or id>"
+        path = find_weights(source, revision, _patterns(variant), offline, advice)
+        if path.is_file():
+            backbone = load_single_file(path, str(weights), DTYPES[dtype], tokenizer, prediction_type, sizes, offline)
+        else:
+            _refuse_for_folders(weights, tokenizer, prediction_type)
+            backbone = _load_folder(path, str(weights), revision or "", variant, DTYPES[dtype], sizes)
+        log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
+    if weights != "random" and native_size is not None and native_size != backbone.native_size:
+        raise ConfigError(
+            f"backbone.native_size={native_size}, but {weights} was trained on pictures of {backbone.native_size} px; "
+            f"set backbone.native_size={backbone.native_size}"
+        )
+    backbone.controlnet_sources.update({name: source for name, source in (controlnets or {}).items() if source})
+    backbone.offline = offline
+    backbone.long_prompts = policy
+    if channels_last:
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    return backbone
+
+
+def _refuse_for_folders(weights: str, tokenizer: str | None, prediction_type: str | None) -> None:
+    if tokenizer or prediction_type:
+        raise ConfigError(
+            f"{weights} is a folder with its own tokenizer and scheduler; backbone.tokenizer and "
+            f"backbone.prediction_type are for single-file checkpoints"
+        )
+
+
+def _size_conditions(settings: Mapping[str, Any] | None) -> SizeConditions | None:
+    if settings is None:
+        return None
+    known = [field.name for field in fields(SizeConditions)]
+    unknown = sorted({*settings} - {*known})
+    if unknown:
+        raise ConfigError(f"backbone.size_conditions has no {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return SizeConditions(**settings)
+
+
+def _load_folder(
+    folder: Path, name: str, revision: str, variant: str | None, dtype: torch.dtype, sizes: SizeConditions | None
+) -> UNetBackbone:
+    parts, tokenizers = _check_folder(folder)
+    # on the configs first: a model of another kind is refused before gigabytes are read
+    configs = {part: read_json(folder / part / "config.json") for part in parts}
+    read = [CLIPTokenizer.from_pretrained(folder / part, local_files_only=True) for part in tokenizers]
+    texts = [config for part, config in configs.items() if part.startswith("text_encoder")]
+    check_parts(configs["unet"], configs["vae"], list(zip(texts, map(len, read), strict=True)))
+    # SDXL's autoencoder overflows in half precision; that of SD 1.x and 2.x does not, whatever the default says
+    upcast = "text_encoder_2" in parts and configs["vae"].get("force_upcast", True)
+    types = {part: torch.float32 if part == "vae" and upcast else dtype for part in parts}
+    networks = {part: open_part(_KINDS[part], folder / part, types[part], variant) for part in parts}
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    files = _identifying_files(folder, parts, tokenizers, variant)
+    return assemble(networks, read, schedule, Identity(name, revision, folder_digest(files, folder)), sizes)
+
+
+def _patterns(variant: str | None) -> list[str]:
+    # one set of weights, not every format and precision the repository holds
+    end = "safetensors" if variant is None else f"{variant}.safetensors"
+    names = ["diffusion_pytorch_model", "model"]
+    weights = [f"{part}/{name}{shard}.{end}" for part in _KINDS for name in names for shard in ("", "-?????-of-?????")]
+    index = [f"{part}/*.safetensors.index*.json" for part in _KINDS]
+    return [
+        "model_index.json",
+        *(f"{tokenizer}/*" for tokenizer in _TOKENIZERS),
+        "scheduler/*",
+        *(f"{part}/config.json" for part in _KINDS),
+        *weights,
+        *index,
+    ]
+
+
+def _check_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Folders of the networks and of the tokenizers, all of which are there."""
+    config = folder / "unet" / "config.json"
+    two = config.is_file() and read_json(config).get("addition_embed_type") == "text_time"  # SDXL
+    parts = [part for part in _KINDS if two or part != "text_encoder_2"]
+    tokenizers = list(_TOKENIZERS[: 1 + two])
+    missing = [name for name in (*parts, *tokenizers, "scheduler") if not (folder / name).is_dir()]
+    if two and missing == ["text_encoder", "tokenizer"]:
+        raise WeightsError(
+            f"{folder} is an SDXL refiner (one text encoder, text_encoder_2): it is made for the last steps only "
+            f"and is not supported; name the base model"
+        )
+    if missing:
+        seen = sorted(path.name for path in folder.iterdir())
+        index = folder / "model_index.json"
+        made_for = f"; its model_index.json says {read_json(index).get('_class_name')}" if index.is_file() else ""
+        raise WeightsError(
+            f"{folder} is no Stable Diffusion folder in diffusers format: no {', '.join(missing)} (found: {seen}"
+            f"{made_for}). A single-file checkpoint is named itself: backbone.weights=<file>"
+        )
+    for tokenizer in tokenizers:
+        if not any((folder / tokenizer / name).is_file() for name in VOCABULARY):
+            raise WeightsError(
+                f"{folder / tokenizer} holds none of {', '.join(VOCABULARY)}; copy the model's tokenizer there"
+            )
+    return parts, tokenizers
+
+
+def _identifying_files(
+    folder: Path, parts: Sequence[str], tokenizers: Sequence[str], variant: str | None
+) -> list[Path]:
+    files = [path for part in parts for path in (*weight_files(folder / part, variant), folder / part / "config.json")]
+    vocabularies = [path for part in tokenizers for path in vocabulary_files(folder / part)]
+    return [*files, *vocabularies, folder / "scheduler" / "scheduler_config.json"]

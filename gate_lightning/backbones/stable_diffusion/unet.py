@@ -1,0 +1,292 @@
+"""The Stable Diffusion family: AutoencoderKL + CLIP text encoder + UNet2DConditionModel + ControlNets + LoRA.
+
+Stable Diffusion 1.x, 2.x, their fine-tunes and the embedded tiny model, all as ordinary diffusers networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from gate_lightning.backbones.adapters.bank import AdapterBank
+from gate_lightning.backbones.adapters.learned_embeddings import read_learned_prompt, read_learned_tokens
+from gate_lightning.backbones.adapters.lora_files import read_adapter
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import AdapterKind, Adapters, LayerSpec, PromptEmbeds, Residuals
+from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts, text_length, token_windows
+from gate_lightning.backbones.stable_diffusion.compatibility import check_controlnet, check_parts, check_schedule
+from gate_lightning.backbones.stable_diffusion.layer_names import averaged_attention, unet_aliases
+from gate_lightning.backbones.stable_diffusion.layer_table import unet_layers
+from gate_lightning.backbones.weights.locate import PART_PATTERNS, find_weights, folder_digest, open_part, weight_files
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import Identity
+
+__all__ = ["UNetBackbone"]
+
+_READERS = {"lora": read_adapter, "tokens": read_learned_tokens, "prompt": read_learned_prompt}
+#: what is downloaded of an adapter's hub id
+_ADAPTER_FILES: dict[AdapterKind, tuple[str, ...]] = {
+    "lora": ("*.safetensors",),
+    "tokens": ("learned_embeds.safetensors",),
+    "prompt": ("*.safetensors",),
+}
+
+
+class UNetBackbone(Backbone):
+    """A latent text-to-image diffusion model with a U-Net, frozen.
+
+    Args:
+        unet, vae, text_encoder, tokenizer: the parts of a Stable Diffusion pipeline.
+        schedule: the noise schedule's config (``scheduler_config.json``): betas, number of timesteps, prediction type.
+        identity: which weights these are.
+        controlnet_sources: name → folder or hub id of ControlNets, each loaded when a branch first asks for it.
+        offline: never ask the network for them.
+
+    Raises:
+        WeightsError: parts that do not belong together.
+    """
+
+    family = "unet"
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        schedule: Mapping[str, Any],
+        identity: Identity,
+        controlnet_sources: Mapping[str, str] | None = None,
+        offline: bool = False,
+    ) -> None:
+        super().__init__()
+        check_schedule(schedule)
+        self._check(unet, vae, text_encoder, tokenizer)
+        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
+        self.tokenizer = tokenizer
+        self.identity = identity
+        self.controlnets = nn.ModuleDict()
+        self.controlnet_sources = dict(controlnet_sources or {})
+        self.controlnet_digests: dict[str, str] = {}
+        self.offline = offline
+        self.adapters = AdapterBank()
+        self.long_prompts: LongPrompts = "windows"
+        self.supports = frozenset({"prompt", "controlnet", "lora"})
+        with torch.device("cpu"):  # numbers even where the networks are built without
+            scheduler = DDPMScheduler.from_config(dict(schedule))
+        self.schedule = dict(schedule)
+        self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
+        self.prediction_type = str(scheduler.config.prediction_type)
+        # python floats: a half-precision module must not round the schedule
+        self._alphas_cumprod: list[float] = scheduler.alphas_cumprod.double().tolist()
+        self.scaling_factor = float(vae.config.scaling_factor)
+        self.shift_factor = float(vae.config.get("shift_factor") or 0.0)
+        self.latent_channels = int(vae.config.latent_channels)
+        self.latent_stride = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.layers = unet_layers(unet, self.latent_stride)
+        self.aliases = unet_aliases(self.layers)
+        # odd latents are exact (the U-Net goes back up to the size of each skip): only the autoencoder sets a multiple
+        self.size_multiple = self.latent_stride
+        self.minimum_size = self.latent_stride * 2 ** (len(unet.config.block_out_channels) - 1)
+        sample_size = unet.config.sample_size
+        sides = sample_size if isinstance(sample_size, Sequence) else [sample_size]
+        self.native_size = max(sides) * self.latent_stride
+        self.max_tokens = min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
+        self.derived = averaged_attention(self.layers, self.max_tokens, self.latent_stride)
+        if not self.reads_clean:  # else there is no noise for a scheduler to step down from
+            self.derived["vae-out"] = LayerSpec("", "picture", int(vae.config.out_channels), 1)
+        self.freeze()
+
+    def _check(
+        self, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+    ) -> None:
+        """Raise WeightsError unless the parts belong together."""
+        check_parts(unet.config, vae.config, [(text_encoder.config.to_dict(), len(tokenizer))])
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The U-Net."""
+        return self.unet
+
+    @property
+    def adapted_parts(self) -> dict[str, nn.Module]:
+        """The networks that LoRA files may have parts for, by the names of those parts."""
+        return {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scaled latents (B, c, H/stride, W/stride) of images (B, 3, H, W)."""
+        posterior = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        mean, std = posterior.mean.to(self.dtype), posterior.std.to(self.dtype)
+        return (mean - self.shift_factor) * self.scaling_factor, std * self.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), about [-1, 1], of scaled latents."""
+        latents = (latents / self.scaling_factor + self.shift_factor).to(self.vae.dtype)
+        decoded: Tensor = self.vae.decode(latents, return_dict=False)[0]
+        return decoded.to(self.dtype)
+
+    def picture_after_step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
+        """The picture decoded after one deterministic step to ``timestep - 1`` of the weights' own kind of scheduler.
+
+        Euler schedulers step, and leave the latents to be decoded, at signal 1 and noise σ; all others at √ᾱ, √(1-ᾱ).
+        """
+        alpha = self._alphas_cumprod[timestep]
+        end = 1.0 if self.schedule.get("set_alpha_to_one", True) else self._alphas_cumprod[0]
+        target = self._alphas_cumprod[timestep - 1] if timestep > 0 else end
+        signal, sigma = math.sqrt(alpha), math.sqrt(1.0 - alpha)
+        clean, noise = (latents - sigma * prediction) / signal, prediction
+        if self.prediction_type == "v_prediction":
+            clean, noise = signal * latents - sigma * prediction, signal * prediction + sigma * latents
+        elif self.prediction_type == "sample":
+            clean, noise = prediction, (latents - signal * prediction) / sigma
+        stepped = math.sqrt(target) * clean + math.sqrt(1.0 - target) * noise
+        euler = str(self.schedule.get("_class_name", "")).startswith("Euler")
+        return self.decode(stepped / math.sqrt(target) if euler else stepped)
+
+    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
+        """Embeddings (B, T, C) of prompts of one ``text_length``, as the pipeline makes them.
+
+        Prompts longer than the text encoder reads: see ``long_prompts`` and `clip_text`. A learned prompt among the
+        adapters takes the place of every prompt.
+        """
+        learned = self.adapters.learned_prompt(adapters)
+        if learned is not None:
+            embeds = learned.to(self.device, self.text_encoder.dtype).expand(len(prompts), -1, -1)
+            return PromptEmbeds(embeds.contiguous())
+        said = self._read_text("text_encoder", self.text_encoder, self.tokenizer, prompts, adapters)
+        parts = [output[0] for _, output in said]
+        return PromptEmbeds(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
+
+    def text_length(self, prompt: str, adapters: Adapters = ()) -> int:
+        """T of ``encode_text``; see Backbone."""
+        learned = self.adapters.learned_prompt(adapters)
+        if learned is not None:
+            return len(learned)
+        tokens = self.adapters.tokens("text_encoder", adapters)
+        return text_length(self.tokenizer, prompt, self.max_tokens, self.long_prompts, tokens)
+
+    def _read_text(
+        self, part: str, encoder: Any, tokenizer: Any, prompts: Sequence[str], adapters: Adapters
+    ) -> list[tuple[Tensor, Any]]:
+        """Token ids (B, n) and what the text encoder says of them, window by window."""
+        tokens = self.adapters.tokens(part, adapters)
+        said: list[tuple[Tensor, Any]] = []
+        with self.adapters.applied(encoder, part, [adapters] * len(prompts)):
+            for window in token_windows(tokenizer, prompts, self.max_tokens, self.long_prompts, tokens):
+                with window.placed(encoder) as ids:
+                    said.append((window.ids, encoder(ids)))
+        return said
+
+    def text_adapters(self, adapters: Adapters) -> Adapters:
+        """Those of ``adapters`` that change the text encoder."""
+        return self.adapters.acting_on("text_encoder", adapters)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """√ᾱ·latents + √(1-ᾱ)·noise, ᾱ the schedule's cumulative product at ``timestep``."""
+        alpha = self._alphas_cumprod[timestep]
+        return math.sqrt(alpha) * latents + math.sqrt(1.0 - alpha) * noise.to(latents)
+
+    def denoise(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: PromptEmbeds,
+        residuals: Residuals | None = None,
+        adapters: Sequence[Adapters] | None = None,
+    ) -> Tensor:
+        """One pass of the U-Net, see Backbone.denoise. The timestep goes in as it is."""
+        down, middle = residuals or (None, None)
+        with self.adapters.applied(self.unet, "unet", adapters):
+            prediction: Tensor = self.unet(
+                latents,
+                timestep,
+                encoder_hidden_states=prompt_embeds.hidden,
+                added_cond_kwargs=self._added_conditions(latents, prompt_embeds),
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+                return_dict=False,
+            )[0]
+        return prediction
+
+    def control_residuals(
+        self, name: str, latents: Tensor, timestep: int, prompt_embeds: PromptEmbeds, control_images: Tensor
+    ) -> Residuals:
+        """What the ControlNet ``name`` adds to the U-Net's skips and middle, at scale 1, see Backbone."""
+        control_images = control_images.to(latents)
+        down, middle = self.controlnets[name](
+            latents,
+            timestep,
+            encoder_hidden_states=prompt_embeds.hidden,
+            controlnet_cond=control_images,
+            added_cond_kwargs=self._added_conditions(latents, prompt_embeds),
+            return_dict=False,
+        )
+        return tuple(down), middle
+
+    def _added_conditions(self, latents: Tensor, prompt_embeds: PromptEmbeds) -> dict[str, Tensor] | None:
+        """What the U-Net and its ControlNets are told besides timestep and text; None for nothing."""
+        del latents, prompt_embeds
+        return None
+
+    def require_controlnet(self, name: str) -> None:
+        """Load the ControlNet ``name`` unless it is there.
+
+        Raises:
+            ConfigError: no source is known for it.
+            WeightsError: its weights are missing, broken or made for another U-Net.
+        """
+        if name in self.controlnets:
+            return
+        if name not in self.controlnet_sources:
+            known = sorted({*self.controlnets, *self.controlnet_sources}) or "none"
+            raise ConfigError(
+                f"{self.identity.name} has no ControlNet {name!r} (known: {known}); "
+                f"name its folder or hub id: ++backbone.controlnets.{name}=<folder>"
+            )
+        advice = f"Name the ControlNet's folder: backbone.controlnets.{name}=<folder>"
+        folder = find_weights(self.controlnet_sources[name], None, PART_PATTERNS, self.offline, advice)
+        self.add_controlnet(name, open_part(ControlNetModel, folder, self.dtype))
+        self.controlnet_digests[name] = folder_digest(weight_files(folder), folder)
+
+    def add_controlnet(self, name: str, controlnet: ControlNetModel) -> None:
+        """Keep a ControlNet under ``name``, frozen.
+
+        Raises:
+            WeightsError: it is made for another U-Net.
+        """
+        check_controlnet(name, controlnet, self.unet, self.latent_stride, self.identity.name)
+        # nn.Module.to, as diffusers' own warns about layers it would keep in float32 even where there are none
+        self.controlnets[name] = nn.Module.to(controlnet, self.device, self.dtype).requires_grad_(False).eval()
+
+    def require_adapter(self, name: str, source: str, kind: AdapterKind = "lora") -> None:
+        """Load the LoRA, the learned tokens or the learned prompt of ``source`` under ``name`` unless it is there.
+
+        Raises:
+            ConfigError: another file has that name already.
+            WeightsError: the file is missing, broken or made for another architecture.
+        """
+        if name in self.adapters:
+            if self.adapters[name].source != source:
+                raise ConfigError(
+                    f"adapter {name!r} is {self.adapters[name].source} already, and {source} is to get the same name; "
+                    f"give the second one another {'role' if kind == 'lora' else 'file name'}"
+                )
+            return
+        advice = f"Train a LoRA with experiment=lora and name its file: technique.lora.weights.{name}=<file>"
+        path = find_weights(source, None, _ADAPTER_FILES[kind], self.offline, advice if kind == "lora" else "")
+        if path.is_dir():
+            path = path / ("learned_embeds.safetensors" if kind == "tokens" else "pytorch_lora_weights.safetensors")
+        self.adapters.add(name, _READERS[kind](path, self.adapted_parts, source))
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Weights, ControlNets and adapters, JSON-able."""
+        adapters = {name: self.adapters[name].digest for name in self.adapters.adapters}
+        own = {"controlnets": dict(self.controlnet_digests), "adapters": adapters, "long_prompts": self.long_prompts}
+        return {**super().description, **own}

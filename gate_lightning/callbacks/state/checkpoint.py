@@ -1,0 +1,148 @@
+"""The two checkpoints of a run: the last state, to go on from, and the best weights, to evaluate."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from gate_lightning.callbacks.state.ema import WeightAverage
+from gate_lightning.errors import ConfigError
+
+__all__ = ["RunCheckpoint", "validation_follows"]
+
+log = logging.getLogger(__name__)
+
+
+class RunCheckpoint(Checkpoint):
+    """Writes ``checkpoints/last.ckpt`` and ``checkpoints/best.ckpt`` into the run folder (``default_root_dir``).
+
+    ``last.ckpt`` is a complete state. Where a validation is due at its step, it is written after that, so that its
+    result is part of it. ``best.ckpt`` holds the weights that were measured (averaged ones, where there is an average).
+    Files appear under their names only when they are complete. Lightning's own callback writes through the system's
+    temporary folder, whose files are copied in place where that is another disk, and forgets the best score when a run
+    folder has moved.
+
+    Args:
+        every_n_steps: optimiser steps between two ``last.ckpt``, at least 1.
+        monitor: metric that picks the best weights, or None to keep no best.
+        mode: ``max`` or ``min``: which values of ``monitor`` are better.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    def __init__(self, every_n_steps: int = 500, monitor: str | None = None, mode: str = "max") -> None:
+        if every_n_steps < 1:
+            raise ConfigError(f"every_n_steps is {every_n_steps}; expected at least 1 optimiser step")
+        if mode not in ("max", "min"):
+            raise ConfigError(f"mode is {mode!r}; expected max or min")
+        self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
+        self.best_score: float | None = None
+        self.best_step: int | None = None
+        self.best_model_path = ""
+        self._due = False
+        self._saved_step = -1
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out where the run folder is now; it may have moved since."""
+        best = self.folder(trainer) / "best.ckpt"
+        self.best_model_path = str(best) if best.is_file() else ""
+
+    @staticmethod
+    def folder(trainer: Trainer) -> Path:
+        """Where the checkpoints are."""
+        return Path(trainer.default_root_dir) / "checkpoints"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What a run starts or goes on from need not be written again."""
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Write the state every ``every_n_steps``, or leave that to the validation that follows."""
+        step = trainer.global_step
+        if step == self._saved_step or step % self.every_n_steps or _is_trial(trainer):
+            return
+        if validation_follows(trainer):
+            self._due = True
+        else:
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights if they are the best so far."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or _is_trial(trainer):
+            return
+        if self.monitor is not None:
+            self._keep_best(trainer, pl_module, self.monitor)
+        if self._due:
+            self.save_last(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the final state."""
+        if trainer.global_step != self._saved_step and not _is_trial(trainer):
+            self.save_last(trainer)
+
+    def save_last(self, trainer: Trainer) -> Path:
+        """Write ``last.ckpt`` now; to be called by all processes."""
+        self._due = False
+        self._saved_step = trainer.global_step
+        return _save(trainer, self.folder(trainer) / "last.ckpt", weights_only=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far, for checkpoints."""
+        return {"best_score": self.best_score, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score so far."""
+        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+
+    def _keep_best(self, trainer: Trainer, pl_module: LightningModule, monitor: str) -> None:
+        if monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ConfigError(f"monitor={monitor}: no such metric after validation; there are: {known}")
+        score = float(trainer.callback_metrics[monitor])
+        if math.isnan(score) or (self.best_score is not None and not self._better(score, self.best_score)):
+            return
+        self.best_score, self.best_step = score, trainer.global_step
+        with _as_measured(trainer, pl_module):
+            path = _save(trainer, self.folder(trainer) / "best.ckpt", weights_only=True)
+        self.best_model_path = str(path)
+        log.info("best %s so far: %.4f at step %d", monitor, score, trainer.global_step)
+
+    def _better(self, score: float, than: float) -> bool:
+        return score > than if self.mode == "max" else score < than
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates right after the training batch that is ending.
+
+    Asks the loop itself (private, Lightning 2.6): its rule mixes epochs, intervals in batches or time, and limits.
+    """
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher)) and sum(trainer.num_val_batches) > 0
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    """Whether this is Lightning's ``fast_dev_run``, which leaves no files."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _as_measured(trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
+    """Validation saw averaged weights where there is an average; they are what the score belongs to."""
+    average = next((c for c in trainer.callbacks if isinstance(c, WeightAverage)), None)  # type: ignore[attr-defined]
+    return nullcontext() if average is None else average.averaged(pl_module)
+
+
+def _save(trainer: Trainer, path: Path, weights_only: bool) -> Path:
+    partial = path.with_name(f".{path.name}.part")
+    trainer.save_checkpoint(partial, weights_only=weights_only)
+    if trainer.is_global_zero:
+        partial.replace(path)
+    return path

@@ -1,0 +1,71 @@
+"""Writes the trained part into a model folder when training ends."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from gate_lightning.callbacks.state.ema import WeightAverage, averaged_weights
+
+log = logging.getLogger(__name__)
+
+
+class Exportable(Protocol):
+    """What a task offers to be exported: its trained part, written where other tools expect it."""
+
+    def export(self, folder: Path) -> None:
+        """Write the part below ``folder``."""
+
+
+class Export(Callback):
+    """Calls the task's ``export`` at the end of training, with the averaged weights where there are any.
+
+    An interrupted run exports nothing: resume it, with a smaller ``trainer.max_steps`` where it shall end now.
+
+    Args:
+        folder: model folder, created where missing; None is ``model`` in the run folder.
+    """
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write on the first process only; the weights are the same on all."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            export_now(trainer, pl_module, self.folder or Path(trainer.default_root_dir) / "model")
+
+
+def export_checkpoint(task: LightningModule, checkpoint: Path, folder: Path) -> int:
+    """Write the part of a checkpoint, averaged where it holds an average: to look at a run that is still going.
+
+    Args:
+        task: built as for the run; its weights are replaced.
+        checkpoint: ``last.ckpt`` of the run.
+        folder: model folder.
+
+    Returns:
+        The optimiser step of the checkpoint.
+    """
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    task.on_load_checkpoint(state)
+    task.load_state_dict(state["state_dict"])
+    task.load_state_dict({**task.state_dict(), **averaged_weights(state)})
+    cast(Exportable, task).export(folder)
+    return int(state["global_step"])
+
+
+def export_now(trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
+    """Write the task's part now, averaged where the trainer has a `WeightAverage`."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    average = next((c for c in callbacks if isinstance(c, WeightAverage)), None)
+    task = cast(Exportable, pl_module)
+    if average is None:
+        task.export(folder)
+    else:
+        with average.averaged(pl_module):
+            task.export(folder)
+    log.info("Exported the trained part to %s.", folder)

@@ -1,0 +1,145 @@
+"""Ctrl-C and SIGTERM: finish the step, save the state, stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from gate_lightning.callbacks.state.checkpoint import RunCheckpoint, validation_follows
+from gate_lightning.callbacks.state.ema import WeightAverage
+from gate_lightning.errors import ConfigError, GateError
+
+__all__ = ["Interrupt", "Interrupted"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(GateError):  # noqa: N818 - nothing went wrong
+    """Training was stopped by a signal, its state saved; the message says how to go on."""
+
+
+class Interrupt(Checkpoint):
+    """Turns the first SIGINT or SIGTERM during training into a clean stop; a second one aborts at once.
+
+    Training stops after the optimiser step it is in (all batches of an accumulated one), and writes ``last.ckpt`` at
+    exactly that step. Validation is broken off; a resumed run does the whole of it. Only a validation after the very
+    last step runs to its end, because a finished run has no loop to return to. Then `Interrupted` is raised, in every
+    process.
+
+    It is a `Checkpoint` so that Lightning calls it after all other callbacks have seen the step.
+
+    Raises:
+        ConfigError: when training starts, if there is no `RunCheckpoint` to save with.
+    """
+
+    def __init__(self) -> None:
+        self._received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._step_before = -1
+        self._broke_off = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over the signals. (Lightning sets its own SIGTERM handler shortly before.)"""
+        self._checkpoint(trainer)
+        self._received, self._broke_off = None, False
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python delivers signals to the main thread only, and lets no other one handle them
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Remember the step, to see when it is complete."""
+        self._step_before = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Stop if asked to and the optimiser has moved; a validation that is due comes first (and stops there)."""
+        complete = trainer.global_step != self._step_before
+        if complete and not _is_last(trainer) and self._asked(trainer) and not validation_follows(trainer):
+            # Lightning logs a step after this hook; a resumed run does not do it again
+            trainer._logger_connector.update_train_step_metrics()
+            self._stop(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before a validation that a resumed run will do."""
+        if self._previous and not _is_last(trainer) and self._asked(trainer):
+            self._broke_off = True
+            self._stop(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Break validation off. Several processes might be at different batches: they finish it."""
+        if self._previous and trainer.world_size == 1 and not _is_last(trainer) and self._asked(trainer):
+            self._broke_off = True
+            self._stop(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Too late to stop training: what would follow is not begun."""
+        asked = self._asked(trainer)
+        self._release()
+        if asked:
+            self._stop(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._release()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Of a broken-off validation nothing counts: Lightning would go on in its middle with the first pictures."""
+        if self._broke_off:
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            progress = {"total": dict(begun), "current": dict(begun), "is_last_batch": False}
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = progress
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._release()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            raise KeyboardInterrupt
+        self._received = signal.Signals(number)
+        # a handler may run inside any other code, also inside logging: only write
+        text = f"\n{self._received.name}: stopping after this step, then saving. Once more to abort at once.\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+
+    def _asked(self, trainer: Trainer) -> bool:
+        """Whether any process has received a signal; to be called by all of them."""
+        received = self._received is not None
+        if trainer.world_size == 1:
+            return received
+        return bool(trainer.strategy.reduce_boolean_decision(received, all=False))
+
+    def _stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        name = self._received.name if self._received is not None else "a signal to another process"
+        stopped = Interrupted(
+            f"stopped at step {trainer.global_step} by {name}. "
+            f"Go on with: python train.py resume={trainer.default_root_dir}"
+        )
+        # saved here, not in on_exception: in forked and spawned processes Lightning does not call that
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAverage):
+                callback.on_exception(trainer, pl_module, stopped)  # takes the average out of the module again
+        self._checkpoint(trainer).save_last(trainer)
+        raise stopped
+
+    def _release(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    @staticmethod
+    def _checkpoint(trainer: Trainer) -> RunCheckpoint:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCheckpoint):
+                return callback
+        raise ConfigError("the Interrupt callback saves through RunCheckpoint; add that (conf/callbacks/default.yaml)")
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether the run has made its last step: Lightning does not return into the loops of such a run."""
+    return 0 <= trainer.max_steps <= trainer.global_step

@@ -1,0 +1,112 @@
+"""Files beside a data set that techniques need with its pictures: control pictures from folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gate_lightning.data.files.images import PICTURE_SUFFIXES, picture_size, read_image
+from gate_lightning.data.files.pairing import pictures_in
+from gate_lightning.data.files.path_table import PathTable
+from gate_lightning.data.samples import Sample, SampleSource
+from gate_lightning.errors import DataError
+
+__all__ = ["Companions", "ControlledSource", "check_control_size"]
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What the techniques of a run need with the pictures of any data set.
+
+    Attributes:
+        control_folders: control image (see ``Conditions.control_images``) → folder with a picture for every picture.
+        checks: each is told the sample ids of a split before it is read, and raises DataError where it lacks one.
+        random_views: whether training pictures are another view in every epoch although they are not augmented.
+    """
+
+    control_folders: Mapping[str, str] = field(default_factory=dict)
+    checks: tuple[Callable[[Sequence[str]], None], ...] = ()
+    random_views: bool = False
+
+    def attach(self, source: SampleSource) -> SampleSource:
+        """The pictures with their control pictures.
+
+        Raises:
+            DataError: a picture lacks something; names it, and how many lack the same.
+        """
+        sample_ids = [source.sample_id(index) for index in range(len(source))]
+        for check in self.checks:
+            check(sample_ids)
+        return ControlledSource(source, self.control_folders) if self.control_folders else source
+
+
+class ControlledSource:
+    """A split whose pictures get control pictures from folders, at the same path as in the data set.
+
+    Args:
+        source: the split.
+        folders: control image → folder.
+
+    Raises:
+        DataError: a folder or a file in it is missing, or a control picture has another size than its picture.
+    """
+
+    def __init__(self, source: SampleSource, folders: Mapping[str, str]) -> None:
+        self.source = source
+        self._tables = {name: _table(name, folder) for name, folder in folders.items()}
+        sample_ids = [source.sample_id(index) for index in range(len(source))]
+        for name, table in self._tables.items():
+            table.check(sample_ids)
+            for index in range(len(source)):
+                path = self._path(name, index)
+                check_control_size(name, path, picture_size(path), sample_ids[index], source.sizes(index)[0])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sample_id(self, index: int) -> str:
+        """The data set's."""
+        return self.source.sample_id(index)
+
+    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
+        """The data set's."""
+        return self.source.sizes(index)
+
+    def load(self, index: int) -> Sample:
+        """The picture with its control pictures, uint8 (H, W, 3) RGB as `read_image` reads them."""
+        sample = self.source.load(index)
+        read = {name: read_image(self._path(name, index)) for name in self._tables}
+        for name, picture in read.items():
+            path = self._path(name, index)
+            check_control_size(name, path, picture.shape[:2], sample.sample_id, sample.image.shape[:2])
+        return replace(sample, controls={**sample.controls, **read})
+
+    def _path(self, name: str, index: int) -> Path:
+        path = self._tables[name].get(self.source.sample_id(index))
+        assert path is not None  # checked when the split was opened
+        return path
+
+
+def _table(name: str, folder: str) -> PathTable[Path]:
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f"the folder of {name} control pictures {root} (= {root.resolve()}) does not exist")
+    entries = {path.relative_to(root).as_posix(): path for path in pictures_in(root)}
+    advice = (
+        f"every picture needs one at its own path below that folder ({', '.join(PICTURE_SUFFIXES)}); a trained run "
+        f"finds those of other pictures where control_images={{{name}: <folder>}} says"
+    )
+    return PathTable(entries, str(root), f"{name} control picture", advice)
+
+
+def check_control_size(
+    name: str, place: str | Path, found: Sequence[int], sample_id: str, expected: Sequence[int]
+) -> None:
+    """Raise DataError unless a control picture has the (height, width) of its picture; ``place`` says where it is."""
+    if tuple(found) != tuple(expected):
+        raise DataError(
+            f"the {name} control picture {place} has {found[1]}×{found[0]} pixels (width×height) and its picture "
+            f"{sample_id!r} has {expected[1]}×{expected[0]}; make them the same size, they are resized and cropped "
+            f"together"
+        )

@@ -1,0 +1,176 @@
+"""From the values in mask files to class indices: void values, shifted labels, renumbered labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gate_lightning.data.card import IGNORE_INDEX
+from gate_lightning.data.files.images import read_mask_values
+from gate_lightning.data.files.palette import Palette
+from gate_lightning.errors import ConfigError, DataError
+
+__all__ = ["LabelMap", "MaskReader"]
+
+_TABLE = 65536  # values a 16-bit mask can hold
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """How file values become labels 0 … K - 1, or 255 for void.
+
+    Attributes:
+        num_classes: K.
+        ignore_index: file value of unlabelled pixels, or None if there is none.
+        reduce_zero_label: ADE20K's habit: 0 is unlabelled and every class is stored one too high.
+        label_map: file value → label, for files that number otherwise; replaces the identity. Values it does not
+            mention are unknown.
+
+    Raises:
+        ConfigError: a rule that contradicts another one or leaves the range.
+    """
+
+    num_classes: int
+    ignore_index: int | None = IGNORE_INDEX
+    reduce_zero_label: bool = False
+    label_map: Mapping[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.ignore_index is not None and not 0 <= self.ignore_index < _TABLE:
+            raise ConfigError(f"ignore_index is {self.ignore_index}; expected a value masks can hold, or null")
+        if self.reduce_zero_label and self.label_map:
+            raise ConfigError("reduce_zero_label and label_map both renumber labels; use one of them")
+        bad = {key: value for key, value in self.label_map.items() if not 0 <= int(value) < self.num_classes}
+        if bad:
+            raise ConfigError(f"label_map sends {bad} outside the classes 0 … {self.num_classes - 1}")
+        if any(not 0 <= int(key) < _TABLE for key in self.label_map):
+            raise ConfigError(f"label_map has file values {sorted(self.label_map)}; expected 0 to {_TABLE - 1}")
+
+    @property
+    def known(self) -> dict[int, int]:
+        """File value → label (255 for void)."""
+        if self.label_map:
+            known = {int(value): int(label) for value, label in self.label_map.items()}
+        else:
+            known = {label + int(self.reduce_zero_label): label for label in range(self.num_classes)}
+        if self.reduce_zero_label:
+            known[0] = IGNORE_INDEX
+        if self.ignore_index is not None:
+            known[self.ignore_index] = IGNORE_INDEX
+        return known
+
+    def apply(self, values: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
+        """File values → labels.
+
+        Args:
+            values: int (H, W).
+
+        Returns:
+            uint8 (H, W) labels, void where the value is unknown; and unknown values with their numbers of pixels.
+        """
+        table = np.full(_TABLE, -1, dtype=np.int16)
+        for value, label in self.known.items():
+            table[value] = label
+        if values.size and (values.min() < 0 or values.max() >= _TABLE):
+            inside = (values >= 0) & (values < _TABLE)
+            labels = np.where(inside, table[np.where(inside, values, 0)], -1)
+        else:
+            labels = table[values]
+        lost = labels < 0
+        if not lost.any():
+            return labels.astype(np.uint8), {}
+        found, counts = np.unique(values[lost], return_counts=True)
+        unknown = {int(value): int(count) for value, count in zip(found, counts, strict=True)}
+        return np.where(lost, IGNORE_INDEX, labels).astype(np.uint8), unknown
+
+    def advice(self, unknown: Mapping[int, int]) -> str:
+        """What to do about unknown values: the usual reasons, most likely first."""
+        values = set(unknown)
+        if values == {255} and self.num_classes == 2:
+            return "If 255 is foreground use 'dataset.label_map={0: 0, 255: 1}', if it is void dataset.ignore_index=255"
+        if len(values) == 1:
+            (value,) = values
+            shifted = value == self.num_classes and not self.reduce_zero_label
+            also = ", or if 0 is void and classes start at 1 dataset.reduce_zero_label=true" if shifted else ""
+            return f"If {value} means unlabelled use dataset.ignore_index={value}{also}; else add it to classes.txt"
+        return "Add the missing names to classes.txt, or renumber with dataset.label_map={file value: class index, …}"
+
+
+@dataclass(frozen=True)
+class MaskReader:
+    """Mask files → labels.
+
+    Attributes:
+        classes: names in the order of their values.
+        label_map: for index masks.
+        palette: for RGB masks, or None if there is no palette file.
+        colour_advice: what to do about RGB masks where there is no palette, for the message.
+    """
+
+    classes: tuple[str, ...]
+    label_map: LabelMap
+    palette: Palette | None = None
+    colour_advice: str = (
+        "the data set has no palette file; write palette.txt beside classes.txt, `r g b name` on every line, or name "
+        "one with dataset.palette=…"
+    )
+
+    def inspect(self, path: Path) -> tuple[np.ndarray, dict[Any, int]]:
+        """Labels of a mask, and what in it has no meaning.
+
+        Returns:
+            uint8 (H, W) labels, and unknown values (or colours) with their numbers of pixels, void in the labels.
+
+        Raises:
+            DataError: missing, damaged, or RGB without a palette file.
+        """
+        values = read_mask_values(path)
+        if values.ndim == 2:
+            return self.label_map.apply(values)
+        if self.palette is None:
+            raise DataError(f"{path} is an RGB mask and {self.colour_advice}")
+        return self.palette.decode(values, self.classes)
+
+    def read(self, path: Path) -> np.ndarray:
+        """Labels of a mask, uint8 (H, W) with 255 for void.
+
+        Raises:
+            DataError: as `inspect`, and for a value without meaning.
+        """
+        labels, unknown = self.inspect(path)
+        if unknown:
+            raise DataError(f"{path}: {self.describe(unknown)}")
+        return labels
+
+    def describe(self, unknown: Mapping[Any, int], everywhere: Mapping[Any, int] | None = None) -> str:
+        """Sentence about unknown values.
+
+        Args:
+            unknown: value or colour → pixels, of one file.
+            everywhere: the same over all files looked at, which the advice is based on.
+        """
+        shown = ", ".join(f"{value} in {count} pixels" for value, count in sorted(unknown.items())[:6])
+        more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
+        if isinstance(next(iter(unknown)), tuple):
+            return f"unknown colours: {shown}{more}; add them to the palette file, as `void` if they mean unlabelled"
+        everywhere = everywhere or unknown
+        expected = _ranges(sorted(self.label_map.known))
+        return (
+            f"unknown label values: {shown}{more}; {len(self.classes)} classes and void are "
+            f"{expected}. {self.label_map.advice(everywhere)}"
+        )
+
+
+def _ranges(values: list[int]) -> str:
+    """Sorted numbers for a sentence: "0 … 10, 255"."""
+    parts: list[list[int]] = []
+    for value in values:
+        if parts and value == parts[-1][-1] + 1:
+            parts[-1].append(value)
+        else:
+            parts.append([value])
+    return ", ".join(f"{part[0]} … {part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts)

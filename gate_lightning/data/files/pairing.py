@@ -1,0 +1,188 @@
+"""Which files of a data set folder belong together: by equal names in two folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gate_lightning.data.card import check_classes
+from gate_lightning.data.files.images import MASK_SUFFIXES, PICTURE_SUFFIXES
+from gate_lightning.errors import ConfigError, DataError
+
+__all__ = ["LAYOUT", "Pair", "SplitFiles", "pair_files", "pictures_in", "read_classes", "require_root", "scan_split"]
+
+LAYOUT = "images/{train,val[,test]}, masks/{train,val[,test]}, classes.txt"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and its mask.
+
+    Attributes:
+        name: path below the folder of the split's pictures without suffix, with forward slashes.
+        image: file.
+        mask: file.
+        sample_id: path of the picture relative to the root, with forward slashes.
+    """
+
+    name: str
+    image: Path
+    mask: Path
+    sample_id: str
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """What a split's folders hold.
+
+    Attributes:
+        split: train, val, test.
+        pairs: sorted by name.
+        without_mask, without_image: files without partner.
+        other: files of unknown kind.
+        doubles: groups of files with one name and several suffixes, of which none is in ``pairs``.
+        image_place, mask_place: where a picture or mask without partner was expected, for messages.
+    """
+
+    split: str
+    pairs: tuple[Pair, ...]
+    without_mask: tuple[Path, ...] = ()
+    without_image: tuple[Path, ...] = ()
+    other: tuple[Path, ...] = ()
+    doubles: tuple[tuple[Path, ...], ...] = field(default_factory=tuple)
+    image_place: str = ""
+    mask_place: str = ""
+
+
+def require_root(root: str | Path, layout: str = LAYOUT, inside: str = "images") -> Path:
+    """The data set folder, if there is one.
+
+    Args:
+        root: path of the folder.
+        layout: what it should hold, for the message.
+        inside: a folder that it must have.
+
+    Raises:
+        DataError: says what was looked for and what there is instead.
+    """
+    folder = Path(root).expanduser()
+    looked = f"looked for {layout} in {folder} (= {folder.resolve()})"
+    if not folder.is_dir():
+        parent = folder.parent
+        beside = sorted(path.name for path in parent.iterdir() if path.is_dir())[:8] if parent.is_dir() else None
+        there = f"{parent} holds the folders {beside}" if beside is not None else f"{parent} does not exist either"
+        raise DataError(f"dataset.root does not exist: {looked}; {there}")
+    if not (folder / inside).is_dir():
+        found = sorted(path.name for path in folder.iterdir())[:8]
+        raise DataError(f"dataset.root has no {inside}/: {looked}; found {found}")
+    return folder
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """``classes.txt``: one name a line, the first one is value 0; blank lines at the end do not count.
+
+    Raises:
+        DataError: missing, or a name is empty or there twice.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; write one class name a line, the first line names value 0")
+    try:
+        return check_classes(path.read_text(encoding="utf-8-sig").rstrip().splitlines(), path)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Picture files below ``folder``, sorted."""
+    return [path for path in _files(folder) if path.suffix.lower() in PICTURE_SUFFIXES]
+
+
+def scan_split(root: Path, split: str) -> SplitFiles:
+    """Pair the pictures of a split with their masks by name.
+
+    Raises:
+        DataError: a folder is missing or holds no picture.
+    """
+    return pair_files(root, split, f"images/{split}", f"masks/{split}", LAYOUT)
+
+
+def pair_files(
+    root: Path,
+    split: str,
+    image_folder: str,
+    mask_folder: str,
+    layout: str,
+    endings: tuple[str, str] = ("", ""),
+    mask_suffixes: Sequence[str] = MASK_SUFFIXES,
+) -> SplitFiles:
+    """Pair the pictures of a folder with the masks of another one by their paths below it.
+
+    Args:
+        root: data set folder.
+        split: train, val, test.
+        image_folder, mask_folder: relative to the root.
+        layout: what was expected, for messages.
+        endings: of the names of pictures and of masks, before the suffix, by which the two differ
+            (``_leftImg8bit``, ``_gtFine_labelIds``). Files with other endings belong to something else.
+        mask_suffixes: of masks. Pictures and masks may be in one folder if they share no suffix.
+
+    Raises:
+        DataError: a folder is missing or holds no picture.
+    """
+    for folder, what in ((image_folder, "pictures"), (mask_folder, "masks")):
+        if not (root / folder).is_dir():
+            raise DataError(
+                f"{root / folder} does not exist; expected the {what} of the {split} split there ({layout})"
+            )
+    images, other_images = _by_name(root / image_folder, PICTURE_SUFFIXES, endings[0])
+    masks, other_masks = _by_name(root / mask_folder, mask_suffixes, endings[1])
+    if image_folder == mask_folder:
+        other_images, other_masks = [file for file in other_images if file in other_masks], []
+    if not images:
+        kind = f"*{endings[0]}" if endings[0] else "files"
+        raise DataError(f"{root / image_folder} holds no pictures; expected {kind} with {', '.join(PICTURE_SUFFIXES)}")
+    doubles = [tuple(files) for group in (images, masks) for files in group.values() if len(files) > 1]
+    pairs = [
+        Pair(name, files[0], masks[name][0], files[0].relative_to(root).as_posix())
+        for name, files in images.items()
+        if len(files) == 1 and len(masks.get(name, ())) == 1
+    ]
+    return SplitFiles(
+        split=split,
+        pairs=tuple(sorted(pairs, key=lambda pair: pair.name)),
+        without_mask=_alone(images, masks),
+        without_image=_alone(masks, images),
+        other=tuple(sorted((*other_images, *other_masks))),
+        doubles=tuple(doubles),
+        image_place=f"{image_folder}/…{endings[0]}",
+        mask_place=f"{mask_folder}/…{endings[1]}",
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder but hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def _by_name(folder: Path, suffixes: Sequence[str], ending: str = "") -> tuple[dict[str, list[Path]], list[Path]]:
+    groups: dict[str, list[Path]] = {}
+    other: list[Path] = []
+    for path in _files(folder):
+        if not path.stem.endswith(ending):
+            continue
+        if path.suffix.lower() in suffixes:
+            name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
+            groups.setdefault(name, []).append(path)
+        else:
+            other.append(path)
+    return groups, other
+
+
+def _alone(files: dict[str, list[Path]], partners: Iterable[str]) -> tuple[Path, ...]:
+    known = set(partners)
+    return tuple(group[0] for name, group in sorted(files.items()) if name not in known)

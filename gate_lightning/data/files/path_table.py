@@ -1,0 +1,101 @@
+"""What files say about pictures, found by the pictures' paths."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Generic, TypeVar
+
+from gate_lightning.data.files.images import PICTURE_SUFFIXES
+from gate_lightning.errors import DataError
+
+__all__ = ["PathTable", "without_suffix"]
+
+Entry = TypeVar("Entry")
+
+
+class PathTable(Generic[Entry]):
+    """Entries by relative path, for pictures named by sample ids.
+
+    A picture ``images/train/a/b.jpg`` has the entry ``images/train/a/b``, ``train/a/b``, ``a/b`` or ``b``, with or
+    without a picture's suffix: the longest that is there.
+
+    Args:
+        entries: path (forward slashes) → entry.
+        source: where they come from, for errors.
+        what: what an entry is, for errors ("caption").
+        advice: what to do about a picture without entry, for errors.
+
+    Raises:
+        DataError: no entries.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], source: str, what: str, advice: str) -> None:
+        if not entries:
+            raise DataError(f"{source} holds no {what}; {advice}")
+        self.source, self.what, self.advice = source, what, advice
+        self._entries = dict(entries)
+        self._keys: dict[str, list[str]] = {}
+        for key in self._entries:
+            self._keys.setdefault(without_suffix(key), []).append(key)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, sample_id: str) -> Entry | None:
+        """The entry of a picture, or None.
+
+        Raises:
+            DataError: several entries differ from its name by the suffix alone.
+        """
+        key = self._key(sample_id)
+        return None if key is None else self._entries[key]
+
+    def check(self, sample_ids: Sequence[str]) -> None:
+        """Raise DataError unless each of these pictures has an entry, and one of its own."""
+        missing = [sample_id for sample_id in sample_ids if self._key(sample_id) is None]
+        if missing:
+            raise self.missing(missing, len(sample_ids))
+        users: dict[str, str] = {}
+        for sample_id in sample_ids:
+            other = users.setdefault(str(self._key(sample_id)), sample_id)
+            if other != sample_id:
+                raise DataError(
+                    f"{self.source} has one {self.what} {self._key(sample_id)!r} for both {other!r} and {sample_id!r}; "
+                    f"name them by longer paths"
+                )
+
+    def missing(self, sample_ids: Sequence[str], total: int) -> DataError:
+        """The error about pictures without entry: the first one's name, their number, and what looks like it."""
+        near = difflib.get_close_matches(without_suffix(sample_ids[0]), [*self._keys][:20_000], n=1, cutoff=0.5)
+        tail = PurePosixPath(without_suffix(sample_ids[0])).name
+        near = near or difflib.get_close_matches(tail, [*self._keys][:20_000], n=1, cutoff=0.5)
+        hint = f"the nearest is {self._keys[near[0]][0]!r}" if near else f"it has e.g. {next(iter(self._entries))!r}"
+        return DataError(
+            f"{self.source} has no {self.what} for {sample_ids[0]!r} ({len(sample_ids)} of {total} pictures have none; "
+            f"{hint}); {self.advice}"
+        )
+
+    def _key(self, sample_id: str) -> str | None:
+        for tail in _tails(sample_id):
+            if tail in self._entries:
+                return tail
+            keys = self._keys.get(without_suffix(tail), [])
+            if len(keys) > 1:
+                raise DataError(f"{self.source} has {' and '.join(map(repr, keys))}, and {sample_id!r} may be either")
+            if keys:
+                return keys[0]
+        return None
+
+
+def without_suffix(path: str) -> str:
+    """The path without a picture's suffix; other dots belong to the name."""
+    pure = PurePosixPath(path)
+    return pure.with_suffix("").as_posix() if pure.suffix.lower() in PICTURE_SUFFIXES else pure.as_posix()
+
+
+def _tails(path: str) -> Iterator[str]:
+    parts = PurePosixPath(path).parts
+    for start in range(len(parts)):
+        yield "/".join(parts[start:])

@@ -1,0 +1,210 @@
+"""The six small data sets of ddpm-segmentation: Bedroom-28, FFHQ-34, Cat-15, Horse-21, CelebA-19, ADE-Bedroom-30.
+
+root/<key>/real/{train,test}/**/<name>.{png,jpg}      square pictures (``datasets.tar.gz`` of ddpm-segmentation)
+root/<key>/real/{train,test}/**/<name>.npy            beside each its mask: whole numbers, (height, width)
+root/<key>/ddpm/**                                    the same for annotated pictures that a diffusion model made
+
+Facts: experiments/*/*.json and src/data_util.py of ddpm-segmentation; prompts and branches of Horse-21 and Bedroom-28
+from GATE (its appendix and its README), those of the other sets are made after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.files.checks import DataReport, SplitReport
+from gate_lightning.data.files.images import ARRAY_SUFFIX
+from gate_lightning.data.files.masks import LabelMap, MaskReader
+from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_root
+from gate_lightning.data.segmentation.base import FileDataModule
+from gate_lightning.data.segmentation.benchmark import class_file
+from gate_lightning.data.transforms.square_resize import Square
+from gate_lightning.errors import ConfigError
+
+__all__ = ["SETS", "DDPMSegmentationDataModule", "ScarceProtocol", "protocol", "recipe"]
+
+SIDE = 256
+QUALITY = "high quality, best quality, highly realistic, masterpiece"
+#: GATE avoids words of quality for bedrooms, where they are read as the quality of the room
+TIDY_BEDROOM = "a photo of a tidy and well-designed bedroom"
+
+
+@dataclass(frozen=True)
+class ScarceProtocol(DatasetProtocol):
+    """What is fixed about a data set of ddpm-segmentation.
+
+    Attributes:
+        train, test: pictures of its protocol.
+        variant: of the pixel classifier: ``small`` or ``large``.
+        backbone: configuration of the diffusion model that the papers read on it.
+        size: side in pixels of the masks that are trained on and measured.
+        square: pictures must be squares.
+        first_value: of its classes in the files; 1 where 0 is an unlabelled background.
+    """
+
+    train: int = 0
+    test: int = 0
+    variant: str = "small"
+    backbone: str = ""
+    size: int = SIDE
+    square: bool = True
+    first_value: int = 0
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Counts, variant and backbone as published; subject and fine prompt for steering; number of LoRA branches, and
+    timesteps over which the branch with ControlNet is denoised."""
+
+    train: int
+    test: int
+    variant: str
+    backbone: str
+    subject: str
+    fine: str = ""
+    loras: int = 2
+    denoise_steps: int = 10
+    first_value: int = 0
+
+
+SETS: Mapping[str, _Facts] = {
+    "bedroom_28": _Facts(40, 20, "small", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, 1, 0, first_value=1),
+    "ffhq_34": _Facts(20, 20, "large", "adm_ffhq", "a face"),
+    "cat_15": _Facts(30, 20, "small", "adm_lsun_cat", "a cat"),
+    "horse_21": _Facts(30, 30, "small", "adm_lsun_horse", "a horse"),
+    "celeba_19": _Facts(20, 500, "small", "adm_ffhq", "a face"),
+    "ade_bedroom_30": _Facts(50, 650, "large", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, 1, 0),
+}
+
+
+def recipe(loras: int = 2, denoise_steps: int = 10) -> tuple[dict[str, Any], ...]:
+    """Stable Diffusion branches of ``techniques=all`` in label-scarce segmentation (GATE's README).
+
+    One with the fine prompt, one with ControlNet, and one or two with a LoRA. The branch with ControlNet is denoised
+    over ``denoise_steps`` timesteps before it is read: ten on Horse-21, none on bedrooms. The branch of a pixel
+    diffusion model that GATE adds belongs to an experiment, as it needs a second backbone.
+    """
+    roles = ("moderate", "overtrained")[:loras]
+    denoised = {"denoise_steps": denoise_steps} if denoise_steps else {}
+    return (
+        {"name": "prompt", "techniques": ["prompt"]},
+        {"name": "controlnet", "techniques": ["controlnet"], **denoised},
+        *({"name": role, "techniques": ["lora"], "lora": {"role": role}} for role in roles),
+    )
+
+
+def protocol(key: str) -> ScarceProtocol:
+    """What is fixed about one of the sets.
+
+    Bedroom-28's files hold 29 values, of which 0 is neither trained nor scored: here it is void, and values 1 … 28 are
+    classes 0 … 27. (GATE's table has 28 classes from value 0 on and no void one, which puts value 28 out of range.)
+
+    Raises:
+        ConfigError: no such set.
+    """
+    if key not in SETS:
+        raise ConfigError(f"dataset.key is {key!r}; expected one of {', '.join(SETS)}")
+    facts = SETS[key]
+    classes, palette = class_file(key)
+    return ScarceProtocol(
+        name=key,
+        classes=classes,
+        palette=palette,
+        prompt_simple=facts.subject,
+        prompt_fine=facts.fine or f"{facts.subject}, {QUALITY}",
+        recipe=recipe(facts.loras, facts.denoise_steps),
+        citation="Baranchuk et al., Label-Efficient Semantic Segmentation with Diffusion Models, ICLR 2022",
+        train=facts.train,
+        test=facts.test,
+        variant=facts.variant,
+        backbone=facts.backbone,
+        first_value=facts.first_value,
+    )
+
+
+class _Labels(LabelMap):
+    """Knows where other values come from."""
+
+    def advice(self, unknown: Mapping[int, int]) -> str:
+        return "Is this the folder of another data set? Correct the mask, or set such pixels to the void value"
+
+
+class DDPMSegmentationDataModule(FileDataModule):
+    """One of the six sets as it lies on disk. It has no validation pictures: ``val`` is ``test``.
+
+    Pictures and masks may have different sizes if both are equally shaped, as both are brought to 256².
+
+    Args:
+        root: folder that holds the folder ``key``.
+        key: ``bedroom_28``, ``ffhq_34``, ``cat_15``, ``horse_21``, ``celeba_19`` or ``ade_bedroom_30``.
+        train, test: the first so many pictures by path; None for the published number, 0 for all.
+        train_folder, test_folder: below the folder ``key``; ``ddpm`` holds annotated generated pictures.
+        others: `FileDataModule`'s arguments.
+
+    Raises:
+        DataError: no such folder.
+        ConfigError: a setting out of range.
+    """
+
+    protocol: ScarceProtocol
+    same_size = False
+
+    def __init__(
+        self,
+        root: str,
+        key: str,
+        train: int | None = None,
+        test: int | None = None,
+        train_folder: str = "real/train",
+        test_folder: str = "real/test",
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        self.protocol = protocol(key)
+        self.layout = f"{key}/{{{train_folder},{test_folder}}} of ddpm-segmentation: pictures, each with its .npy mask"
+        self.root = require_root(require_root(root, self.layout, inside=key) / key, self.layout, inside=train_folder)
+        self.folders = {"train": train_folder, "test": test_folder, "val": test_folder}
+        published = {"train": self.protocol.train, "test": self.protocol.test}
+        self.counts = {}
+        for name, count in (("train", train), ("test", test)):
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+                raise ConfigError(f"dataset.{name} is {count!r}; expected a number of pictures, 0 for all, or null")
+            self.counts[name] = published[name] if count is None else count
+        first = self.protocol.first_value
+        labels = _Labels(self.protocol.num_classes, None if first else 255, reduce_zero_label=bool(first))
+        self.reader = MaskReader(self.protocol.classes, labels)
+        self._train_transform = Square(self.protocol.size, self.protocol.size)
+        self._eval_resize = Square(self.protocol.size)
+
+    def scan(self, split: str) -> SplitFiles:
+        """The first pictures of ``train`` or ``test`` by path.
+
+        Raises:
+            DataError: a folder is missing or holds no picture.
+        """
+        folder, count = self.folders[split], self._count(split)
+        files = pair_files(self.root, split, folder, folder, self.layout, mask_suffixes=(ARRAY_SUFFIX,))
+        return replace(files, pairs=files.pairs[:count]) if count else files
+
+    def check(self, level: str = "full") -> DataReport:
+        """As `FileDataModule.check`, of the two splits there are."""
+        reports = tuple(self._check(self.scan(split), level) for split in ("train", "test"))
+        return DataReport(str(self.root), self.protocol.classes, reports)
+
+    def _check(self, files: SplitFiles, level: str) -> SplitReport:
+        report = super()._check(files, level)
+        wanted = self._count(files.split)
+        if len(files.pairs) >= wanted:
+            return report
+        split = "train" if files.split == "train" else "test"
+        error = (
+            f"{self.root / self.folders[split]} holds {len(files.pairs)} pictures with masks, {wanted} are asked for; "
+            f"complete them, or ask for fewer with dataset.{split}={len(files.pairs)} (0: all there are)"
+        )
+        return replace(report, errors=(*report.errors, error))
+
+    def _count(self, split: str) -> int:
+        return self.counts["train" if split == "train" else "test"]

@@ -1,0 +1,132 @@
+"""What the big benchmarks share: class files of the package, and mmsegmentation's pipelines for pictures and masks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gate_lightning.data.card import RGB, DatasetProtocol
+from gate_lightning.data.core.prediction import PictureSource
+from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_root
+from gate_lightning.data.samples import Transform
+from gate_lightning.data.segmentation.base import FileDataModule
+from gate_lightning.data.transforms.basic import CenterCrop, Compose, Pad, PhotometricDistortion, RandomCrop, RandomFlip
+from gate_lightning.data.transforms.fit import Fit, RandomFit
+from gate_lightning.errors import ConfigError, DataError
+
+__all__ = ["OfficialDataModule", "class_file"]
+
+
+def class_file(name: str) -> tuple[tuple[str, ...], tuple[RGB, ...]]:
+    """Names and colours of ``classes/<name>.txt`` in this package: ``r g b name`` a line, in label order."""
+    text = (Path(__file__).parent / "classes" / f"{name}.txt").read_text(encoding="utf-8")
+    rows = [line.split(maxsplit=3) for line in text.splitlines() if line and not line.startswith("#")]
+    return tuple(row[3] for row in rows), tuple((int(row[0]), int(row[1]), int(row[2])) for row in rows)
+
+
+class OfficialDataModule(FileDataModule):
+    """Pictures and masks in a benchmark's official layout.
+
+    Training pictures: as large as fits into ``scale`` times a random factor, class-balanced crop, flip, photometric
+    distortion, padding that is void. Evaluation: as large as fits into ``scale``, mask at the size of its file.
+    mmsegmentation's pipelines to the pixel, but for the padding's grey: 128 of 255, where it has 127.5.
+
+    Subclasses set ``layout`` and the endings, set ``reader`` and provide ``picture_folders`` and ``mask_folder``.
+
+    Args:
+        root: the data set's folder.
+        protocol: what is fixed about the data set.
+        scale: two sides in pixels of the box that pictures are fitted into; the longer one is for their longer side.
+        crop_size: of training pictures in pixels, one number or (height, width).
+        ratio_range: smallest and largest factor on the box, or None for no random factor (GATE's Cityscapes runs).
+        cat_max_ratio: largest share of one class in a crop; 1 takes any crop.
+        flip: probability of a mirror image.
+        photometric: distort brightness, contrast, saturation and hue.
+        augment: off: fitted and the middle cut out, the same in every epoch.
+        pad_label: class that padding is trained as, as in GATE's released configurations (1); None: padding is void.
+        others: `FileDataModule`'s arguments.
+
+    Raises:
+        DataError: no such folder.
+        ConfigError: a setting out of range.
+    """
+
+    #: what the root should hold, for messages; its first folder must be there
+    layout: str
+    #: of the names of pictures and of masks, before the suffix
+    picture_ending, mask_ending = "", ""
+
+    def __init__(
+        self,
+        root: str,
+        protocol: DatasetProtocol,
+        scale: Sequence[int],
+        crop_size: int | Sequence[int],
+        ratio_range: Sequence[float] | None = (0.5, 2.0),
+        cat_max_ratio: float = 0.75,
+        flip: float = 0.5,
+        photometric: bool = True,
+        augment: bool = True,
+        pad_label: int | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        self.root, self.protocol = require_root(root, self.layout, self.layout.split("/", 1)[0]), protocol
+        fit, pad = Fit(scale, with_mask=True), Pad(crop_size, pad_label)
+        steps: list[Transform] = [fit, CenterCrop(crop_size)]
+        if augment:
+            resize = fit if ratio_range is None else RandomFit(scale, ratio_range)
+            distortion = [PhotometricDistortion()] if photometric else []
+            steps = [resize, RandomCrop(crop_size, cat_max_ratio), RandomFlip(flip), *distortion]
+        largest = max(ratio_range) if augment and ratio_range is not None else 1.0
+        if min(pad.size) > fit.short * largest or max(pad.size) > fit.long * largest:
+            raise ConfigError(
+                f"dataset.crop_size={crop_size} never fits: pictures are at most {fit.long * largest:g}×"
+                f"{fit.short * largest:g} pixels; use a smaller crop, or a larger dataset.scale (now {list(scale)})"
+            )
+        self.crop_size, self.random_views = pad.size, augment
+        self._train_transform, self._eval_resize = Compose([*steps, pad]), Fit(scale)
+
+    @abstractmethod
+    def picture_folders(self, split: str) -> Sequence[str]:
+        """Folders below the root that may hold the pictures of ``train``, ``val`` or ``test``."""
+
+    @abstractmethod
+    def mask_folder(self, split: str) -> str:
+        """Folder below the root with the masks of ``train`` or ``val``."""
+
+    @property
+    def has_test(self) -> bool:
+        """No: the servers keep the test masks."""
+        return False
+
+    def pictures_of(self, split: str) -> PictureSource:
+        """The pictures of a split without their masks.
+
+        Raises:
+            DataError: says where they were looked for.
+        """
+        places = [self.root / folder for folder in self.picture_folders(split)]
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise DataError(f"no pictures of the {split} split; looked for {' and '.join(map(str, places))}")
+        source = PictureSource(folder, self.root)
+        names = [path.relative_to(folder).with_suffix("").as_posix() for path in source.paths]
+        source.captions = self._captions_of(split, [name.removesuffix(self.picture_ending) for name in names])
+        return source
+
+    def scan(self, split: str) -> SplitFiles:
+        """The files of ``train`` or ``val``.
+
+        Raises:
+            DataError: a folder is missing, or the test split, whose masks the servers keep.
+        """
+        if split == "test":
+            raise DataError(
+                f"the test masks of {self.protocol.name} are not public, so there is nothing to measure; write "
+                "predictions for the server with: python eval.py run=<run folder> split=test submission=true"
+            )
+        (pictures,), masks = self.picture_folders(split), self.mask_folder(split)
+        return pair_files(self.root, split, pictures, masks, self.layout, (self.picture_ending, self.mask_ending))

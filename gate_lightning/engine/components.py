@@ -1,0 +1,283 @@
+"""From a resolved configuration to live objects: the composition root.
+
+Every part is built on demand, and a task is given the parts that its constructor names. So a task that needs no
+amalgamation (training an autoencoder, say) never builds one, and a new part is one property here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cached_property, partial
+from types import SimpleNamespace
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.data.card import gate_recipe
+from gate_lightning.data.core.required_inputs import Companions
+from gate_lightning.engine.extraction import MAIN, Extractor, branches_of, extractor_of, split_size
+from gate_lightning.engine.run_folder import located
+from gate_lightning.engine.views import view_settings
+from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.config.required_inputs import companions_of
+from gate_lightning.losses.cross_entropy import CrossEntropyLoss
+from gate_lightning.pixel_classifiers.store import bucket_widths
+
+__all__ = ["Parts", "call_with", "dataset_node"]
+
+
+class Parts:
+    """The parts of one run.
+
+    Args:
+        config: resolved configuration (see ``engine.runs.resolve``).
+        run_folder: where callbacks and loggers write.
+        training: whether the parts are to train. Only then ``features.cached_views`` counts.
+    """
+
+    #: names a task's constructor may ask for
+    INJECTED = (
+        "backbone",
+        "extractor",
+        "amalgamation",
+        "head",
+        "auxiliary_head",
+        "auxiliary_loss",
+        "loss",
+        "optimizer",
+        "scheduler",
+        "protocol",
+        "buckets",
+    )
+
+    def __init__(self, config: DictConfig, run_folder: str, training: bool = False) -> None:
+        self.config = config
+        self.run_folder = run_folder
+        self.training = training
+
+    @cached_property
+    def datamodule(self) -> Any:
+        """The data module of ``dataset``; that of ``pictures`` where an experiment reads its folder in its own way."""
+        own = self.config.get("pictures")
+        if own is not None and own._target_ != self.config.dataset._target_:
+            return self._instantiate("pictures")
+        if self.config.get("dataset") is None:
+            return self._instantiate("dataset")
+        return _built(dataset_node(self.config))
+
+    @property
+    def protocol(self) -> Any:
+        """Classes, palette, prompts and recipe of the data set."""
+        return self.datamodule.protocol
+
+    @property
+    def steering(self) -> Any:
+        """Prompts and recipe of the data set that the run was trained on; plain ones where a tool has no data set."""
+        saved = self.config.get("steering")
+        if saved is None and self.config.get("dataset") is None:
+            saved = {"name": "pictures", "prompt_simple": "a photo", "prompt_fine": "a photo", "recipe": gate_recipe()}
+        return self.protocol if saved is None else SimpleNamespace(**_plain(saved))
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen diffusion model of ``backbone``."""
+        return self._instantiate("backbone")
+
+    @cached_property
+    def _further(self) -> dict[str, tuple[dict[str, Any], float]]:
+        """The nodes of ``backbones``, and the scale of the pictures that each of them sees."""
+        nodes = _plain(self.config.get("backbones")) or {}
+        if MAIN in nodes:
+            raise ConfigError(f"backbones.{MAIN}: that is the name of the backbone of `backbone`; choose another")
+        return {name: split_size(name, node, self.backbone.native_size) for name, node in nodes.items()}
+
+    @cached_property
+    def backbones(self) -> dict[str, Backbone]:
+        """All backbones by the names that branches give; the one of ``backbone`` is the first."""
+        if not self._further:
+            return {"": self.backbone}
+        further = {name: _built(OmegaConf.create(node)) for name, (node, _) in self._further.items()}
+        return {MAIN: self.backbone, **further}
+
+    @cached_property
+    def branches(self) -> list[Branch]:
+        """What is read, as ``techniques technique timestep layers noise_draws ensemble`` say."""
+        return branches_of(self.config, _plain(self.config), self.steering, self.backbones, _built)
+
+    @cached_property
+    def companions(self) -> Companions:
+        """What the branches need with the pictures."""
+        return companions_of(self.branches)
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """Backbones × branches. The data set is told what they need with its pictures."""
+        if self.config.get("dataset") is not None and self.companions != Companions():
+            if not hasattr(self.datamodule, "accompany"):
+                raise ConfigError(
+                    f"{type(self.datamodule).__name__} hands out no control pictures or captions of files and has no "
+                    f"dropout; leave out folder and dropout of controlnet and file of prompt"
+                )
+            self.datamodule.accompany(self.companions)
+        scales = {name: scale for name, (_, scale) in self._further.items()}
+        canny = _plain(self.config.technique.controlnet)
+        views = view_settings(self.config, self.datamodule) if self.training else None
+        config = OmegaConf.merge(
+            self.config, {"feature_cache_dir": located(self.config.get("feature_cache_dir"), self.run_folder)}
+        )
+        return extractor_of(config, self.branches, self.backbones, scales, canny, views)  # type: ignore[arg-type]
+
+    @cached_property
+    def amalgamation(self) -> nn.Module:
+        """Fuses the branches; its channel numbers come from the extractor."""
+        made = self._instantiate("amalgamation")
+        info = self.extractor.feature_info
+        if isinstance(made, partial) and "buckets" in inspect.signature(made.func).parameters:
+            return call_with(made, buckets=bucket_widths(info, self.buckets))
+        return call_with(made, feature_info=info, concatenated=self.extractor.concatenated)
+
+    @cached_property
+    def buckets(self) -> dict[str, tuple[str, ...]]:
+        """Bucket → branches that an amalgamation of pixels stacks: those of one backbone.
+
+        Those that are to be concatenated are alone, all of them where the amalgamation does nothing else.
+        """
+        made = self._instantiate("amalgamation")
+        separate = getattr(getattr(made, "func", made), "separate_branches", False)
+        of_branch = {branch.name: branch.backbone or MAIN for branch in self.branches}
+        found: dict[str, list[str]] = {}
+        for branch in self.extractor.feature_info:
+            alone = separate or branch in self.extractor.concatenated or branch not in of_branch
+            found.setdefault(f"branch {branch}" if alone else of_branch[branch], []).append(branch)
+        return {bucket: tuple(branches) for bucket, branches in found.items()}
+
+    @cached_property
+    def head(self) -> nn.Module:
+        """Pyramid → logits."""
+        return self._head(self.config.head.decode)
+
+    @cached_property
+    def auxiliary_head(self) -> nn.Module | None:
+        """Second head with its own, smaller loss, or None."""
+        node = self.config.head.get("auxiliary")
+        return None if node is None else self._head(node)
+
+    def _head(self, node: DictConfig) -> nn.Module:
+        return call_with(
+            _built(node),
+            in_channels=self.amalgamation.out_channels,
+            strides=getattr(self.amalgamation, "strides", ()),  # pixels have none
+            num_classes=len(self.protocol.classes),
+        )
+
+    @cached_property
+    def loss(self) -> nn.Module:
+        """Logits and masks → scalar."""
+        return self._loss(self._instantiate("loss"))
+
+    @cached_property
+    def auxiliary_loss(self) -> nn.Module:
+        """Loss of the auxiliary head: plain cross-entropy, as in GATE's runs and mmsegmentation's recipes."""
+        return self._loss(partial(CrossEntropyLoss))
+
+    def _loss(self, made: Callable[..., nn.Module]) -> nn.Module:
+        protocol = self.protocol
+        return call_with(made, ignore_index=protocol.ignore_index, num_classes=len(protocol.classes))
+
+    @property
+    def optimizer(self) -> Callable[..., Any]:
+        """Partial that takes the parameters."""
+        return self._instantiate("optimizer")
+
+    @property
+    def scheduler(self) -> Callable[..., Any] | None:
+        """Partial that takes the optimiser and the number of optimiser steps, or None."""
+        return None if self.config.get("scheduler") is None else self._instantiate("scheduler")
+
+    @cached_property
+    def task(self) -> LightningModule:
+        """The LightningModule of ``task``, given the parts it names."""
+        node = self.config.task
+        target = get_class(node._target_)
+        own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_", "data")}
+        wanted = inspect.signature(target).parameters
+        injected = {name: getattr(self, name) for name in self.INJECTED if name in wanted and name not in own}
+        return target(**injected, **_built(OmegaConf.create(own)))
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The Lightning trainer with its callbacks and loggers."""
+        callbacks = list(self._each("callbacks", Callback))
+        loggers = list(self._each("logger", Logger))
+        # Lightning counts batches from validation to validation; here a whole number counts optimiser steps
+        interval, window = (self.config.trainer.get(key) for key in ("val_check_interval", "accumulate_grad_batches"))
+        steps = {"val_check_interval": interval * (window or 1)} if isinstance(interval, int) else {}
+        # our samplers shard by themselves and count every validation picture exactly once
+        return self._instantiate(
+            "trainer",
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=self.run_folder,
+            use_distributed_sampler=False,
+            **steps,
+        )
+
+    def _each(self, group: str, kind: type) -> list[Any]:
+        nodes = self.config.get(group) or {}
+        made = []
+        for name, node in nodes.items():
+            if node is None or "_target_" not in node:
+                continue
+            built = _built(node)
+            made.append(call_with(built, run_folder=self.run_folder) if isinstance(built, partial) else built)
+            if not isinstance(made[-1], kind):
+                raise ConfigError(f"{group}.{name} is a {type(made[-1]).__name__}, expected a {kind.__name__}")
+        return made
+
+    def _instantiate(self, group: str, **arguments: Any) -> Any:
+        node = self.config.get(group)
+        if node is None:
+            raise ConfigError(f"the configuration has no {group}; choose one: {group}=<name> (see conf/{group}/)")
+        return _built(node, **arguments)
+
+
+def dataset_node(config: DictConfig) -> DictConfig:
+    """The node of ``dataset``; inside that of ``task.data`` where a task reads other data sets in its own way."""
+    wrapper = config.task.get("data") if config.get("task") is not None else None
+    if wrapper is None or "_target_" not in wrapper:
+        node: DictConfig = config.dataset
+        return node
+    made = OmegaConf.create({**_plain(wrapper), "dataset": _plain(config.dataset)})
+    assert isinstance(made, DictConfig)
+    return made
+
+
+def call_with(function: Callable[..., Any], **available: Any) -> Any:
+    """Call with those of ``available`` that the signature names and that are not bound already."""
+    if not isinstance(function, partial):
+        raise ConfigError(f"{function!r} is already built; its configuration needs `_partial_: true`")
+    parameters = inspect.signature(function.func).parameters
+    given = {name: value for name, value in available.items() if name in parameters and name not in function.keywords}
+    return function(**given)
+
+
+def _built(node: Any, **arguments: Any) -> Any:
+    """The object that a node describes. An error of ours keeps its type and message; Hydra would wrap it."""
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, GateError):
+            raise error.__cause__ from None
+        raise
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

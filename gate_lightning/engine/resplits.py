@@ -1,0 +1,229 @@
+"""One command for a protocol of several random re-splits: a run folder per split, and what they give together.
+
+<run>/config.yaml         of the protocol; ``repeats`` says how many splits
+<run>/split0/ …           run folders like any other, each with its split.json and seeds
+<run>/splits.csv          seeds and metrics of every split, their mean and standard deviation
+<run>/classes_test.csv    the same per class
+<run>/metrics.json        mean of every metric, and its standard deviation as <name>_std
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gate_lightning.callbacks.loggers import close_dashboards
+from gate_lightning.callbacks.pace.progress import duration
+from gate_lightning.callbacks.state.interrupt import Interrupted
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.errors import ConfigError, GateError, ResumeError
+
+__all__ = ["of_split", "repeats_of", "require_same_splits", "split_folders", "summarize", "train_repeats"]
+
+log = logging.getLogger(__name__)
+
+#: seeds that go up by one from split to split: the split, the order of pixels, the members' initial weights. Noise has
+#: `seed` itself, so features are the same in all splits.
+SEEDS = ("task.data.split_seed", "task.data.seed", "head.decode.seed", "amalgamation.seed")
+
+#: configuration, run folder, checkpoint to go on from → final metrics
+TrainOne = Callable[[DictConfig, Path, Path | None], dict[str, float]]
+
+
+def repeats_of(config: DictConfig) -> int:
+    """How many splits the protocol has.
+
+    Raises:
+        ConfigError: no whole number from 1, or several of a data set that is not split at random.
+    """
+    repeats = config.get("repeats", 1)
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ConfigError(f"repeats={repeats!r}: expected a number of re-splits, 1 or more")
+    if repeats == 1:
+        return 1
+    data = (config.get("task") or {}).get("data") or {}
+    if data.get("split_seed") is None or data.get("split_file") is not None:
+        raise ConfigError(
+            f"repeats={repeats} re-splits at random, and this run's split is fixed; use repeats=1, or "
+            "task=label_scarce with task.data.split_seed=0 and without task.data.split_file"
+        )
+    return repeats
+
+
+def of_split(config: DictConfig, number: int) -> DictConfig:
+    """The configuration of split ``number`` of a protocol: a run that could have been started by itself."""
+    one = OmegaConf.create(OmegaConf.to_container(config))
+    assert isinstance(one, DictConfig)
+    one.repeats = 1
+    for key in SEEDS:
+        first = OmegaConf.select(one, key)
+        if first is not None:
+            OmegaConf.update(one, key, first + number)
+    where = str(one.get("feature_cache_dir") or "")
+    if where.startswith(runs.INSIDE):
+        one.feature_cache_dir = f"{runs.INSIDE}../{where.removeprefix(runs.INSIDE)}"  # all splits share the features
+    return one
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """Run folders of the splits that were begun, in order."""
+    found = [path.parent for path in folder.glob("split*/config.yaml") if path.parent.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def require_same_splits(config: DictConfig, folder: Path) -> None:
+    """Refuse a folder whose splits have other settings: those that are done would be taken for this protocol's.
+
+    Args:
+        config: resolved configuration of the protocol that is about to begin.
+        folder: of the protocol.
+
+    Raises:
+        ResumeError: names what differs.
+    """
+    if repeats_of(config) == 1 or config.get("allow_changes"):
+        return
+    for inside in split_folders(folder):
+        changes = runs.changed_keys(runs.load_config(inside), of_split(config, int(inside.name[5:])))
+        differs = [change for change in changes if change.split(":")[0] not in runs.INVOCATION_KEYS]
+        if differs:
+            listed = "\n  ".join(differs)
+            raise ResumeError(
+                f"{inside} was trained with other settings (there → now):\n  {listed}\n"
+                f"Use another hydra.run.dir, or go on with what is there: python train.py resume={folder}"
+            )
+
+
+def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, train_one: TrainOne) -> dict[str, float]:
+    """Run the splits one after another; those that are done are left alone, one that was stopped goes on.
+
+    Args:
+        config: resolved configuration of the protocol.
+        overrides: command-line overrides.
+        folder: of the protocol.
+        train_one: trains and evaluates one run.
+
+    Returns:
+        Mean and standard deviation over splits, as in ``metrics.json``.
+
+    Raises:
+        Interrupted: a signal stopped a split; its state is saved, and the message says how to go on.
+    """
+    repeats = repeats_of(config)
+    taken: list[float] = []
+    for number in range(repeats):
+        one, inside = of_split(config, number), folder / f"split{number}"
+        status = (runs.read_json(inside / "status.json") or {}).get("status")
+        if status == "done":
+            log.info("split %d of %d: done before", number + 1, repeats)
+            continue
+        log.info("split %d of %d: %s", number + 1, repeats, inside)
+        started, last = time.monotonic(), inside / "checkpoints" / "last.ckpt"
+        runs.save_config(one, inside)
+        kept = [item for item in overrides if not item.startswith("seed=")]
+        runs.write_json(inside / "overrides.json", [*kept, f"seed={config.seed}.{number}"])
+        resumed = last.is_file()
+        try:
+            train_one(one, inside, last if resumed else None)
+        except Interrupted as error:
+            runs.write_json(inside / "status.json", {"status": "interrupted", "message": str(error)})
+            raise Interrupted(f"{error} (this split), or with all splits: python train.py resume={folder}") from error
+        except GateError as error:
+            runs.write_json(inside / "status.json", {"status": "failed", "message": str(error)})
+            raise
+        close_dashboards()
+        gc.collect()  # a trainer and its parts are a cycle; the next split needs their memory
+        if not resumed:
+            taken.append(time.monotonic() - started)
+        if number + 1 < repeats:
+            summarize(folder)
+            _foretell(taken, repeats - number - 1)
+    return summarize(folder)
+
+
+def _foretell(taken: Sequence[float], left: int) -> None:
+    """Say what the remaining splits will take, from those that ran from beginning to end (seconds each)."""
+    if taken:
+        log.info("a split took %s: about %s for the other %d", duration(taken[-1]), duration(left * mean(taken)), left)
+
+
+def summarize(folder: Path, metrics_name: str = "metrics.json") -> dict[str, float]:
+    """Put the splits' results together and write the tables.
+
+    The standard deviation is that of a sample (n - 1); of one split there is none.
+
+    Args:
+        folder: of the protocol.
+        metrics_name: of the files in the splits' folders.
+
+    Returns:
+        What is written as ``metrics_name`` into ``folder``.
+    """
+    rows: list[dict[str, Any]] = []
+    for inside in split_folders(folder):
+        metrics = runs.read_json(inside / metrics_name)
+        if metrics is not None:
+            config = runs.load_config(inside)
+            seeds = {key: OmegaConf.select(config, key) for key in SEEDS}
+            rows.append({"split": inside.name, **{k: v for k, v in seeds.items() if v is not None}, **metrics})
+    names = sorted({key for row in rows for key in row if "/" in key})
+    together: dict[str, float] = {}
+    for name in names:
+        values = [row[name] for row in rows if name in row and not math.isnan(row[name])]
+        if values:
+            together[name] = mean(values)
+        if len(values) > 1:
+            together[f"{name}_std"] = stdev(values)
+    runs.write_json(folder / metrics_name, together)
+    _write_splits(folder / "splits.csv", rows, names, together)
+    _write_classes(folder)
+    for name in names:
+        spread = f" ± {together[f'{name}_std']:.4f}" if f"{name}_std" in together else ""
+        log.info("%-24s %.4f%s of %d splits", name, together.get(name, math.nan), spread, len(rows))
+    return together
+
+
+def _write_splits(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], together: dict[str, float]) -> None:
+    if not rows:
+        return
+    columns = [*(key for key in rows[0] if "/" not in key), *names]
+    ends = [
+        {"split": "mean", **{name: together.get(name, "") for name in names}},
+        {"split": "std", **{name: together.get(f"{name}_std", "") for name in names}},
+    ]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows([*rows, *ends])
+
+
+def _write_classes(folder: Path) -> None:
+    """``classes_test.csv``: mean and standard deviation of every column over the splits that have the class."""
+    tables = []
+    for inside in split_folders(folder):
+        path = inside / "classes_test.csv"
+        if path.is_file():
+            with path.open(newline="") as file:
+                tables.append({row["class"]: row for row in csv.DictReader(file)})
+    if not tables:
+        return
+    columns = [name for name in next(iter(tables[0].values())) if name != "class"]
+    with (folder / "classes_test.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *(title for name in columns for title in (name, f"{name} std"))])
+        for label in tables[0]:
+            line: list[Any] = [label]
+            for name in columns:
+                values = [float(table[label][name]) for table in tables if label in table]
+                values = [value for value in values if not math.isnan(value)]
+                line += [mean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan]
+            writer.writerow(line)

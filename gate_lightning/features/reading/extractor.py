@@ -1,0 +1,263 @@
+"""Pictures in, feature maps of every branch out: the plan that does no work twice."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.kernels.dispatch import fast_ops
+from gate_lightning.backbones.specs import PromptEmbeds
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.features.branch import Branch, check_branches
+from gate_lightning.features.reading.noise import batch_noise, explicit_noise
+from gate_lightning.features.reading.passes import SteeredBranch, group_branches, run_pass
+from gate_lightning.features.reading.reassembly import GatheredFeatures
+from gate_lightning.features.reading.text import TextCache
+from gate_lightning.structures import Conditions, FeatureInfo, Features
+from gate_lightning.techniques.base import Conditioning, ControlSource, Walk
+from gate_lightning.techniques.prompt import Prompt
+
+__all__ = ["FeatureExtractor"]
+
+
+class FeatureExtractor(nn.Module):
+    """Backbone × branches → feature maps, frozen.
+
+    Per batch the pictures are encoded once, control pictures are made once, and branches of equal timestep go through
+    the denoiser as one batch that ends after the last layer any of them reads; so do branches that walk to it by the
+    same steps. Texts are encoded once per run. Features of an ensemble are summed up draw by draw. The result equals
+    separate passes, one branch, draw and picture at a time, up to rounding.
+
+    Its state dict is empty: frozen weights are not saved in checkpoints (``description`` says which they are).
+
+    Args:
+        backbone: the frozen network.
+        branches: ways to read it, with different names.
+        seed: of the noise.
+        noise: "per_branch": branches with different noise seeds see different noise; "shared": one noise for all, and
+            one ControlNet pass for branches that differ only behind it.
+        posterior: latents are the "mean" of the autoencoder's posterior, or a keyed "sample" of it.
+        max_samples: most samples (pictures × branches × draws of an ensemble) in one denoiser pass; bounds memory. None
+            for no limit, but one draw of an ensemble at a time.
+        fast: compute convolutions and the like in faster ways where there are some, equal up to rounding
+            (backbones/kernels/dispatch.py); False runs every operation as the networks state it.
+
+    Raises:
+        ConfigError: branches that this backbone cannot serve.
+        WeightsError: weights that a technique needs are missing or broken.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        branches: Sequence[Branch],
+        seed: int = 0,
+        noise: Literal["per_branch", "shared"] = "per_branch",
+        posterior: Literal["mean", "sample"] = "mean",
+        max_samples: int | None = None,
+        fast: bool = True,
+    ) -> None:
+        super().__init__()
+        if noise not in ("per_branch", "shared"):
+            raise ConfigError(f"noise={noise!r}: expected per_branch or shared")
+        if posterior not in ("mean", "sample"):
+            raise ConfigError(f"posterior={posterior!r}: expected mean or sample")
+        if max_samples is not None and max_samples < 1:
+            raise ConfigError(f"max_samples={max_samples}: expected at least 1, or null for no limit")
+        check_branches(branches)
+        for branch in branches:
+            _prepare(backbone, branch, posterior)
+        self.backbone = backbone
+        self.branches = tuple(branches)
+        self.seed = seed
+        self.noise = noise
+        self.posterior = posterior
+        self.max_samples = max_samples
+        self.fast = fast
+        self._texts = TextCache()
+        #: branch → layer id → FeatureInfo, in the order of branches and layers
+        self.feature_info: dict[str, dict[str, FeatureInfo]] = {
+            branch.name: _feature_info(backbone, branch) for branch in branches
+        }
+        self.register_load_state_dict_post_hook(_miss_no_frozen_weights)
+
+    @property
+    def concatenated(self) -> tuple[str, ...]:
+        """Names of the branches to be concatenated after amalgamation instead of fused."""
+        return tuple(branch.name for branch in self.branches if branch.concatenated)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All that the features depend on besides the pictures, JSON-able."""
+        return {
+            "backbone": self.backbone.description,
+            "branches": [branch.description for branch in self.branches],
+            "seed": self.seed,
+            "noise": self.noise,
+            "posterior": self.posterior,
+        }
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, conditions: Conditions) -> Features:
+        """Features of pictures.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1]; sides a multiple of the backbone's ``size_multiple``.
+            conditions: sample ids, captions, control pictures … of the batch.
+
+        Returns:
+            Branch name → layer id → (B, C, h, w), in the dtype of ``images``.
+
+        Raises:
+            DataError: pictures of an impossible size, or conditions that do not fit them.
+        """
+        self.backbone.check_images(images)
+        if len(conditions) != len(images):
+            raise DataError(f"{len(images)} pictures, but conditions for {len(conditions)}; give one entry per picture")
+        with fast_ops(self.fast):
+            moments = self.backbone.encode_moments(images)
+        return self.read(*moments, images, conditions)
+
+    @torch.no_grad()
+    def read(self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions) -> Features:
+        """Features of pictures that are encoded already.
+
+        Args:
+            mean, std: moments of the latents as from ``backbone.encode_moments``, (B, c, h, w).
+            images: the pictures (B, 3, H, W), for control pictures.
+            conditions: see ``forward``.
+        """
+        steered = [one for branch in self.branches for one in self._steer(branch, mean, std, images, conditions)]
+        sources: dict[ControlSource, Tensor] = {}
+        for control in (control for one in steered for control in one.conditioning.controls):
+            if control.source not in sources:
+                sources[control.source] = control.source(images, conditions)
+        gathered = {branch.name: GatheredFeatures(branch) for branch in self.branches}
+        for group in group_branches(steered, self.max_samples):
+            with fast_ops(self.fast):
+                passed = run_pass(self.backbone, group, sources)
+            for one, features in zip(group, passed, strict=True):
+                gathered[one.branch.name].add(one, features)
+        return {name: features.result(images.dtype) for name, features in gathered.items()}
+
+    def _steer(
+        self, branch: Branch, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions
+    ) -> list[SteeredBranch]:
+        """Every draw of the branch, split where prompts are of different lengths."""
+        conditioning = Conditioning(prompts=(branch.prompt,) * len(images))
+        for technique in branch.techniques:
+            conditioning = technique.apply(conditioning, images, conditions, self.backbone)
+        embeds = self._texts.encode(self.backbone, conditioning.prompts, conditioning.adapters)
+        parts: dict[int, list[int]] = {}
+        for index, one in enumerate(embeds):
+            parts.setdefault(one.hidden.shape[1], []).append(index)
+        prompt_embeds = [(tuple(rows), PromptEmbeds.cat([embeds[index] for index in rows])) for rows in parts.values()]
+        steered: list[SteeredBranch] = []
+        for member in range(branch.ensemble):
+            latents = self._latents(branch, member, mean, std, conditions)
+            steered += [
+                SteeredBranch(
+                    branch=branch,
+                    member=member,
+                    rows=rows,
+                    latents=latents if len(parts) == 1 else latents[list(rows)],
+                    prompt_embeds=own,
+                    conditioning=conditioning,
+                    inputs=self._inputs(branch, member, rows, conditioning),
+                )
+                for rows, own in prompt_embeds
+            ]
+        return steered
+
+    def _inputs(self, branch: Branch, member: int, rows: Sequence[int], conditioning: Conditioning) -> tuple[Any, ...]:
+        """What the ControlNet's inputs depend on; latents that have walked depend on everything."""
+        prompts = tuple(conditioning.prompts[index] for index in rows)
+        text_adapters = self.backbone.text_adapters(conditioning.adapters)
+        walker = branch.name if conditioning.walk is not None else None
+        return (self._noise_seed(branch), _draw(branch, member), tuple(rows), prompts, text_adapters, walker)
+
+    def _latents(self, branch: Branch, member: int, mean: Tensor, std: Tensor, conditions: Conditions) -> Tensor:
+        """Latents (B, c, h, w) of one draw, at the noise level where the branch starts."""
+        clean = mean
+        if self.posterior == "sample":
+            clean = mean + std * self._noise(branch, member, mean, conditions, "posterior")
+        elif conditions.posterior_noise is not None:
+            raise DataError("explicit posterior noise, but the posterior's mean is read; set posterior=sample")
+        level = _start(self.backbone, branch)
+        if level is None:
+            return clean
+        return self.backbone.add_noise(clean, self._noise(branch, member, mean, conditions, "diffusion"), level)
+
+    def _noise(
+        self, branch: Branch, member: int, mean: Tensor, conditions: Conditions, kind: Literal["posterior", "diffusion"]
+    ) -> Tensor:
+        given = conditions.posterior_noise if kind == "posterior" else conditions.noise
+        if given is not None:
+            return explicit_noise(given, mean.shape, branch.ensemble, member).to(mean)
+        draw, noise_seed = _draw(branch, member), self._noise_seed(branch)
+        return batch_noise(mean.shape[1:], conditions, self.seed, draw, noise_seed, kind).to(mean)
+
+    def _noise_seed(self, branch: Branch) -> int | None:
+        return branch.noise_seed if self.noise == "per_branch" else None
+
+    def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
+        """Empty: frozen weights are identified, never saved."""
+        return OrderedDict() if destination is None else destination
+
+
+def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
+    """Load what the branch needs; refuse what the backbone cannot do."""
+    backbone.check_timestep(branch.timestep)
+    for technique in branch.techniques:
+        technique.prepare(backbone)
+    walk = _walk(branch)
+    if walk is not None:
+        walk.check(backbone, branch.timestep)
+    if _start(backbone, branch) is None and posterior == "mean" and (branch.ensemble > 1 or branch.draw > 0):
+        reason = "reads clean latents" if walk is None else "finds its noise by inversion"
+        raise ConfigError(
+            f"branch {branch.name!r} {reason}, so that all its draws would be equal (ensemble={branch.ensemble}, "
+            f"draw={branch.draw}); leave ensembles and noise_draws out, or set posterior=sample"
+        )
+
+
+def _feature_info(backbone: Backbone, branch: Branch) -> dict[str, FeatureInfo]:
+    """Channels and stride of each layer. Averaged cross-attention has a channel per token of the branch's prompt."""
+    info = backbone.feature_info(branch.layers)
+    prompt = next((technique for technique in branch.techniques if isinstance(technique, Prompt)), None)
+    tokens = backbone.text_length(branch.prompt) if prompt is None else prompt.length(backbone)
+    for layer in branch.layers if tokens else ():
+        spec = backbone.layer_spec(layer)
+        if spec.kind == "averaged" and spec.channels:
+            info[layer] = replace(info[layer], channels=tokens * len(spec.sources))
+    return info
+
+
+def _walk(branch: Branch) -> Walk | None:
+    return next((technique for technique in branch.techniques if isinstance(technique, Walk)), None)
+
+
+def _start(backbone: Backbone, branch: Branch) -> int | None:
+    """The timestep whose noise is added to the clean latents, or None for none."""
+    if backbone.reads_clean:
+        return None
+    walk = _walk(branch)
+    return branch.timestep if walk is None else walk.start(branch.timestep)
+
+
+def _draw(branch: Branch, member: int) -> int:
+    return branch.draw * branch.ensemble + member
+
+
+def _miss_no_frozen_weights(module: nn.Module, incompatible: _IncompatibleKeys) -> None:
+    # a strict load of a checkpoint finds none of the frozen weights, and must not
+    own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    missing = [key for key in incompatible.missing_keys if key[key.rfind("backbone.") :] not in own]
+    incompatible.missing_keys[:] = missing

@@ -1,0 +1,162 @@
+"""Denoising passes: the steered branches of one batch that run through the denoiser together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import PromptEmbeds, Residuals
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.reading.hooks import FeatureRecorder
+from gate_lightning.structures import BranchFeatures
+from gate_lightning.techniques.base import Conditioning, Control, ControlSource
+
+__all__ = ["SteeredBranch", "group_branches", "run_pass"]
+
+
+@dataclass(frozen=True)
+class SteeredBranch:
+    """One draw of one branch, for those pictures of a batch whose prompts are equally long; ready to be denoised.
+
+    Attributes:
+        branch: what is read.
+        member: which draw of the branch's ensemble.
+        rows: which R of the batch's pictures, rising.
+        latents: (R, c, h, w), at the noise level where the branch's walk starts.
+        prompt_embeds: of their R prompts.
+        conditioning: the controls, adapters and walk.
+        inputs: equal for those whose ControlNet would see equal latents and prompts in every pass.
+    """
+
+    branch: Branch
+    member: int
+    rows: tuple[int, ...]
+    latents: Tensor
+    prompt_embeds: PromptEmbeds
+    conditioning: Conditioning
+    inputs: tuple[object, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def plan(self) -> tuple[object, ...]:
+        """Equal for those that can be denoised as one batch: same timestep and walk, prompts of one length."""
+        return (self.branch.timestep, self.conditioning.walk, self.prompt_embeds.hidden.shape[1])
+
+
+def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -> list[list[SteeredBranch]]:
+    """Those that share a pass: of equal plan, together at most ``max_samples`` samples (but at least one branch).
+
+    Without a limit the draws of an ensemble go one after another, so that features of one draw are held at a time.
+    """
+    plans: dict[tuple[object, ...], list[SteeredBranch]] = {}
+    for steered in branches:
+        member = steered.member if max_samples is None else 0
+        plans.setdefault((member, *steered.plan), []).append(steered)
+    groups: list[list[SteeredBranch]] = []
+    for same in plans.values():
+        group: list[SteeredBranch] = []
+        for steered in same:
+            if group and max_samples is not None and sum(map(len, group)) + len(steered) > max_samples:
+                groups.append(group)
+                group = []
+            group.append(steered)
+        groups.append(group)
+    return groups
+
+
+def run_pass(
+    backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
+) -> list[BranchFeatures]:
+    """Features of each member of a group, from one batched pass of the denoiser after their walk.
+
+    Args:
+        backbone: see Backbone.
+        group: of equal plan.
+        control_images: the pictures of every control source that occurs, for the whole batch.
+    """
+    timestep, walk = group[0].branch.timestep, group[0].conditioning.walk
+    denoiser = _SteeredDenoiser(backbone, group, control_images)
+    latents = torch.cat([steered.latents for steered in group])
+    if walk is not None:
+        latents = walk.run(latents, timestep, denoiser, backbone)
+    wanted = dict.fromkeys(layer for steered in group for layer in steered.branch.layers)
+    with FeatureRecorder(backbone, wanted) as recorder:
+        denoiser(latents, timestep)
+    features: list[BranchFeatures] = []
+    start = 0
+    for steered in group:
+        end = start + len(steered)
+        features.append({layer: recorder.features[layer][start:end] for layer in steered.branch.layers})
+        start = end
+    return features
+
+
+class _SteeredDenoiser:
+    """The denoiser under the conditioning of a group: latents and timestep in, prediction out."""
+
+    def __init__(
+        self, backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
+    ) -> None:
+        self.backbone = backbone
+        self.group = group
+        self.control_images = control_images
+        self.prompt_embeds = PromptEmbeds.cat([steered.prompt_embeds for steered in group])
+        self.adapters = [steered.conditioning.adapters for steered in group for _ in steered.rows]
+
+    def __call__(self, latents: Tensor, timestep: int) -> Tensor:
+        """The prediction for latents (N, c, h, w) of all members, in the type of the latents."""
+        inputs = latents.to(self.backbone.dtype)
+        residuals = self._residuals(inputs.split([len(steered) for steered in self.group]), timestep)
+        return self.backbone.denoise(inputs, timestep, self.prompt_embeds, residuals, self.adapters).to(latents)
+
+    def _residuals(self, latents: Sequence[Tensor], timestep: int) -> Residuals | None:
+        """Summed ControlNet residuals of the group, zero for members without ControlNet; None where none has one."""
+        if not any(steered.conditioning.controls for steered in self.group):
+            return None
+        computed = self._control_outputs(latents, timestep)
+        shapes = next(iter(computed.values()))
+        per_branch = []
+        for steered in self.group:
+            total: list[Tensor] | None = None
+            for control in steered.conditioning.controls:
+                outputs = computed[_control_key(steered, control)]
+                scaled = [control.scaled(part, steered.rows) for part in outputs]
+                total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
+            per_branch.append(total or [part.new_zeros(len(steered), *part.shape[1:]) for part in shapes])
+        parts = [torch.cat(column) for column in zip(*per_branch, strict=True)]
+        return tuple(parts[:-1]), parts[-1]
+
+    def _control_outputs(self, latents: Sequence[Tensor], timestep: int) -> dict[tuple[object, ...], list[Tensor]]:
+        """Residuals (skips, then middle) at scale 1 by control key: each ControlNet once, on distinct inputs only."""
+        users: dict[str, dict[tuple[object, ...], tuple[int, Control]]] = {}
+        for index, steered in enumerate(self.group):
+            for control in steered.conditioning.controls:
+                users.setdefault(control.name, {}).setdefault(_control_key(steered, control), (index, control))
+        outputs: dict[tuple[object, ...], list[Tensor]] = {}
+        for name, distinct in users.items():
+            members = [self.group[index] for index, _ in distinct.values()]
+            pictures = [
+                self.control_images[control.source][list(member.rows)]
+                for member, (_, control) in zip(members, distinct.values(), strict=True)
+            ]
+            down, middle = self.backbone.control_residuals(
+                name,
+                torch.cat([latents[index] for index, _ in distinct.values()]),
+                timestep,
+                PromptEmbeds.cat([member.prompt_embeds for member in members]),
+                torch.cat(pictures),
+            )
+            split = [part.split([len(member) for member in members]) for part in (*down, middle)]
+            for index, key in enumerate(distinct):
+                outputs[key] = [part[index] for part in split]
+        return outputs
+
+
+def _control_key(steered: SteeredBranch, control: Control) -> tuple[object, ...]:
+    return (control.name, control.source, *steered.inputs)

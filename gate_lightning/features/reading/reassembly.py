@@ -1,0 +1,60 @@
+"""Putting features together again: the draws of an ensemble, the parts of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gate_lightning.errors import DataError
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.reading.passes import SteeredBranch
+from gate_lightning.structures import BranchFeatures
+
+__all__ = ["GatheredFeatures"]
+
+
+class GatheredFeatures:
+    """Features of one branch for a whole batch, from passes that cover some draws and some pictures each.
+
+    An ensemble is summed up as it comes (in at least float32), never held whole.
+    """
+
+    def __init__(self, branch: Branch) -> None:
+        self.branch = branch
+        self._parts: dict[tuple[int, ...], BranchFeatures] = {}
+
+    def add(self, steered: SteeredBranch, features: BranchFeatures) -> None:
+        """Take the features (R, C, h, w) of one pass for one draw and its R pictures."""
+        if self.branch.ensemble == 1:
+            self._parts[steered.rows] = features
+            return
+        sums = self._parts.setdefault(steered.rows, {})
+        for layer, value in features.items():
+            if layer in sums:
+                sums[layer] += value
+            else:
+                # a copy: it is a view of the pass's whole batch
+                sums[layer] = value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
+
+    def result(self, dtype: torch.dtype) -> BranchFeatures:
+        """(B, C, h, w) of each layer, in the order of the branch.
+
+        Raises:
+            DataError: a layer whose shape follows the length of the prompt, where lengths differ in the batch.
+        """
+        return {layer: self._joined(layer).to(dtype) for layer in self.branch.layers}
+
+    def _joined(self, layer: str) -> Tensor:
+        parts = [features[layer] for features in self._parts.values()]
+        shapes = {part.shape[1:] for part in parts}
+        if len(shapes) > 1:
+            raise DataError(
+                f"branch {self.branch.name!r}: the size of {layer} follows the number of tokens, and the prompts of "
+                f"this batch differ in length (shapes {', '.join(str(tuple(shape)) for shape in sorted(shapes))}); "
+                f"give all pictures prompts of one length, or read them one by one"
+            )
+        joined = parts[0]
+        if len(parts) > 1:
+            order = torch.tensor([row for rows in self._parts for row in rows], device=joined.device)
+            joined = torch.cat(parts)[order.argsort()]
+        return joined / self.branch.ensemble if self.branch.ensemble > 1 else joined

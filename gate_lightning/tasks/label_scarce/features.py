@@ -1,0 +1,139 @@
+"""The labelled pictures' features, ready to be sampled: whether there is room for them, and getting them there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels
+from gate_lightning.errors import ConfigError
+from gate_lightning.features.caches.disk import DiskCache
+from gate_lightning.pixel_classifiers.store import PixelStore, store_bytes
+from gate_lightning.utils.dtypes import DTYPES
+from gate_lightning.utils.resources import check_disk, check_memory, gib
+
+__all__ = ["StoreSettings", "check_room", "labelled_features"]
+
+log = logging.getLogger(__name__)
+
+#: seconds between two lines about pictures that are extracted
+_LINE_EVERY = 20.0
+_LOWER = "Lower task.data.labelled (pictures) or the number of branches or timesteps, or take smaller layers"
+_SMALLER = f"{_LOWER} or, with task.data.size, smaller masks"
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """How the labelled pictures' features are kept.
+
+    Attributes:
+        dtype: "float16", "bfloat16" or "float32".
+        folder: below which they are kept in a file; None for memory.
+        memory_gib: most memory that the process may take; None for what is free.
+
+    Raises:
+        ConfigError: an unknown dtype, or no memory at all.
+    """
+
+    dtype: str = "float16"
+    folder: str | None = None
+    memory_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"store_dtype is {self.dtype!r}; expected one of: {', '.join(DTYPES)}")
+        if self.memory_gib is not None and not self.memory_gib > 0:
+            raise ConfigError(f"memory_gib is {self.memory_gib}; expected GiB above 0, or null for what is free")
+
+
+def check_room(extractor: Any, datamodule: Any, settings: StoreSettings, trained_bytes: int) -> None:
+    """Refuse now what would run out of memory or disk later.
+
+    Counted is what is still to come: features, gradients, the two moments of Adam, sampled pixels, and the maps of one
+    picture in evaluation. What the backbone takes while it computes is not.
+
+    Args:
+        extractor: says which maps there are.
+        datamodule: of the pictures.
+        settings: where the features go.
+        trained_bytes: of all trained weights.
+
+    Raises:
+        ConfigError: it does not fit; says how much is needed for what, and what to lower.
+    """
+    labelled, measured = (len(datamodule.pictures(split).dataset) for split in ("train", "test"))
+    size = (datamodule.picture_size, datamodule.picture_size)
+    one = store_bytes(extractor.feature_info, size, 1, settings.dtype)
+    channels = sum(info.channels for layers in extractor.feature_info.values() for info in layers.values())
+    sampled = datamodule.members * datamodule.pixels_per_batch * 4.0 * channels
+    # float32 maps beside stored ones, twice while they are copied; sampled values, their sums and gradients
+    parts = {"one picture": 6.0 * one, "training": 3.0 * trained_bytes + 4.0 * sampled}
+    parts["the orders of pixels"] = float(LabelledPixels.bytes_for(labelled * datamodule.size**2, datamodule.members))
+    features = f"the features of {labelled} labelled pictures"
+    if settings.folder is None:
+        parts[features] = float(labelled * one)
+        advice = f"{_SMALLER}; or keep the features on disk: task.store_folder=<folder>."
+    else:
+        advice = f"{_SMALLER}."
+        check_disk(labelled * one, Path(settings.folder), features, f"{_LOWER}.")
+    check_memory(parts, settings.memory_gib, advice)
+    cache = next((part for part in extractor.modules() if isinstance(part, DiskCache)), None)
+    if cache is not None:
+        there = sum(1 for _ in cache.store.folder.rglob("*.safetensors"))
+        missing = max(labelled + measured - there, 0)
+        kept = missing * store_bytes(extractor.feature_info, size, 1, str(cache.store.dtype).removeprefix("torch."))
+        check_disk(
+            kept,
+            cache.store.folder,
+            f"the features of {missing} pictures",
+            f"{_LOWER}; or use another disk or none: feature_cache_dir=<folder> or null.",
+        )
+        log.info("features on disk: %s to come in %s", gib(kept), cache.store.folder)
+    log.info("memory to come: %s", ", ".join(f"{gib(count)} for {name}" for name, count in parts.items()))
+
+
+@torch.no_grad()
+def labelled_features(
+    extractor: Any,
+    datamodule: Any,
+    buckets: Mapping[str, Sequence[str]],
+    settings: StoreSettings,
+    device: torch.device,
+    precision: AbstractContextManager[Any],
+) -> PixelStore:
+    """The store of the training pictures, in the order that training counts them.
+
+    Args:
+        extractor: gives the features.
+        datamodule: of the pictures.
+        buckets: bucket → branches.
+        settings: where the features go.
+        device: of the extractor.
+        precision: in which evaluation, too, reads features.
+    """
+    loader = datamodule.pictures("train")
+    count = len(loader.dataset)
+    side, seen = datamodule.size, datamodule.picture_size
+    folder = None if settings.folder is None else Path(settings.folder)
+    store = PixelStore(
+        extractor.feature_info, buckets, (side, side), count, settings.dtype, folder, picture_size=(seen, seen)
+    )
+    done, last_line = 0, time.monotonic()
+    with precision:
+        for batch in loader:
+            features = extractor(batch.images.to(device), batch.conditions.to(device))
+            for row in range(len(batch)):
+                store.put(done, features, row)
+                done += 1
+            if time.monotonic() - last_line > _LINE_EVERY:
+                log.info("features of %d of %d pictures", done, count)
+                last_line = time.monotonic()
+    log.info("features of %d labelled pictures: %s", count, gib(store.nbytes))
+    return store

@@ -1,0 +1,247 @@
+"""One table over many runs: mean ± standard deviation over seeds, and differences paired by seed.
+
+Runs that differ only in ``seed`` are one row. A run that failed stays in the table, with its message.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.tools.comparison.grid import grid_of, write_grid
+from gate_lightning.visualization.charts import comparison_chart
+
+__all__ = ["ComparedRun", "Row", "compare", "find_runs", "group_runs"]
+
+#: overrides that are no part of what a row stands for
+UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_changes", "hydra")
+#: rows that differences refer to if the caller names none, first match wins
+BASELINES = ("techniques=none", "control=plain")
+
+#: what `callbacks.throughput` logs during training
+PACE = "train/pictures_per_second"
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """What a run folder says about itself.
+
+    Attributes:
+        folder: run folder.
+        label: its overrides without seed, bookkeeping and what all runs share, ``defaults`` if there are none.
+        seed: its seed, pairs differences.
+        status: done, failed, interrupted, running.
+        message: why it failed or stopped.
+        metrics: final metrics by name (fractions), and the median pace of training where the run logged it.
+        settings: its overrides without seed and bookkeeping.
+    """
+
+    folder: Path
+    label: str
+    seed: str
+    status: str
+    message: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs of one label. ``values`` and ``differences`` are per seed; differences pair equal seeds."""
+
+    label: str
+    runs: tuple[ComparedRun, ...]
+    values: dict[str, float]
+    differences: tuple[float, ...] = ()
+
+    @property
+    def failures(self) -> tuple[ComparedRun, ...]:
+        """Runs without a final metric."""
+        return tuple(run for run in self.runs if run.status != "done")
+
+
+def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", baseline: str | None = None) -> str:
+    """Compare run folders; writes ``comparison.csv``, ``comparison_summary.csv`` and ``comparison.png``.
+
+    Where the runs differ in two settings (a sweep over layers and timesteps, say), the table over the two goes to
+    ``comparison_grid.csv`` and ``comparison_grid.png``.
+
+    Args:
+        runs: a run folder, a folder that contains run folders (a sweep), or several of these.
+        output: folder to write to.
+        metric: name in ``metrics.json``; rows are sorted by its mean, best first.
+        baseline: label of the row that differences refer to; by default plain features, if they are among the runs.
+
+    Returns:
+        The table as text.
+
+    Raises:
+        ConfigError: if there is no run folder, no run has the metric, or the baseline is not a label.
+    """
+    found = find_runs([runs] if isinstance(runs, str | Path) else runs)
+    rows = group_runs(found, metric, baseline)
+    target = Path(output)
+    target.mkdir(parents=True, exist_ok=True)
+    _write_runs(found, target / "comparison.csv")
+    _write_summary(rows, metric, target / "comparison_summary.csv")
+    finished = [row for row in rows if row.values]
+    if finished:
+        values = [list(row.values.values()) for row in finished]
+        comparison_chart([row.label for row in finished], values, metric, target / "comparison.png")
+    grid = grid_of([(run.settings, run.metrics.get(metric)) for run in found])
+    if grid is not None:
+        write_grid(grid, metric, target)
+    return f"{metric} of {len(found)} runs (written to {target}/comparison.*)\n{_text(rows)}"
+
+
+def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
+    """Run folders in or below the given places, in the order of their paths.
+
+    Raises:
+        ConfigError: if a place does not exist or holds no run.
+    """
+    found: list[ComparedRun] = []
+    for place in map(Path, places):
+        if not place.is_dir():
+            raise ConfigError(f"{place} does not exist; give run folders or a sweep folder: run=multirun/<date>/<time>")
+        inside = [place] if _is_run(place) else sorted((p for p in place.glob("*") if _is_run(p)), key=_natural)
+        inside = inside or sorted((p.parent for p in place.glob("**/status.json")), key=_natural)
+        if not inside:
+            raise ConfigError(f"{place} holds no run: no status.json or config.yaml in it or below")
+        found += [_read(folder) for run in inside for folder in _splits(run)]
+    if not found:
+        raise ConfigError("no run given: run=<sweep folder> or run=[<run>,<run>]")
+    return _labelled(found)
+
+
+def _labelled(found: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """What all runs share tells no row from another and is left out of the labels."""
+    shared = set.intersection(*(set(run.settings) for run in found))
+    labels = [" ".join(item for item in run.settings if item not in shared) for run in found]
+    return [replace(run, label=label or run.label) for run, label in zip(found, labels, strict=True)]
+
+
+def group_runs(found: Sequence[ComparedRun], metric: str, baseline: str | None = None) -> list[Row]:
+    """Rows by label, best mean first, failed ones last.
+
+    Raises:
+        ConfigError: unknown metric or baseline.
+    """
+    finished = [run for run in found if run.status == "done"]
+    if finished and not any(metric in run.metrics for run in finished):
+        known = sorted({name for run in finished for name in run.metrics})
+        raise ConfigError(f"no run has the metric {metric}; they have {known}")
+    grouped: dict[str, list[ComparedRun]] = {}
+    for run in found:
+        grouped.setdefault(run.label, []).append(run)
+    if baseline is not None and baseline not in grouped:
+        raise ConfigError(f"baseline={baseline} is no row; rows: {sorted(grouped)}")
+    values = {label: _values(members, metric) for label, members in grouped.items()}
+    reference = values.get(baseline or next((name for name in BASELINES if name in grouped), ""), {})
+    rows = [
+        Row(
+            label,
+            tuple(members),
+            values[label],
+            tuple(value - reference[seed] for seed, value in values[label].items() if seed in reference),
+        )
+        for label, members in grouped.items()
+    ]
+    return sorted(rows, key=lambda row: -mean(row.values.values()) if row.values else math.inf)
+
+
+def _values(members: Sequence[ComparedRun], metric: str) -> dict[str, float]:
+    return {run.seed: run.metrics[metric] for run in members if run.status == "done" and metric in run.metrics}
+
+
+def _splits(run: Path) -> list[Path]:
+    """The runs of a protocol's re-splits, which count like seeds; a run that is none is itself."""
+    splits = [path.parent for path in run.glob("split*/status.json")]
+    return sorted(splits, key=lambda path: (len(path.name), path.name)) or [run]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "status.json").is_file() or (folder / "config.yaml").is_file()
+
+
+def _natural(path: Path) -> tuple[int, str]:
+    return (int(path.name), "") if path.name.isdigit() else (1 << 30, str(path))
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _read(folder: Path) -> ComparedRun:
+    status = _json(folder / "status.json") or {"status": "running"}
+    overrides: list[str] = _json(folder / "overrides.json") or []
+    seed = next((item.split("=", 1)[1] for item in overrides if item.startswith("seed=")), "default")
+    kept = [item for item in overrides if item.split("=", 1)[0].lstrip("+~").split(".")[0] not in UNLABELLED]
+    label = " ".join(kept) or ("defaults" if overrides or _is_done(status) else folder.name)
+    metrics = {**_pace(folder / "metrics.csv"), **(_json(folder / "metrics.json") or {})}
+    return ComparedRun(folder, label, seed, status["status"], status.get("message", ""), metrics, tuple(kept))
+
+
+def _pace(path: Path) -> dict[str, float]:
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        paces = [float(row[PACE]) for row in csv.DictReader(file) if row.get(PACE)]
+    return {PACE: median(paces)} if paces else {}
+
+
+def _is_done(status: dict[str, str]) -> bool:
+    return status.get("status") == "done"
+
+
+def _spread(values: Sequence[float]) -> str:
+    percent = [100 * value for value in values]
+    if len(percent) < 2:
+        return f"{percent[0]:.1f}"
+    return f"{mean(percent):.1f} ± {stdev(percent):.1f}"
+
+
+def _text(rows: Sequence[Row]) -> str:
+    width = max(len(row.label) for row in rows)
+    lines = [f"{'run':<{width}}  {'mean ± std (n)':<18}  paired difference"]
+    for row in rows:
+        value = f"{_spread(list(row.values.values()))} ({len(row.values)})" if row.values else "–"
+        signed = _spread(row.differences) if row.differences else ""
+        difference = f"{'+' if row.differences and mean(row.differences) >= 0 else ''}{signed}"
+        lines.append(f"{row.label:<{width}}  {value:<18}  {difference}".rstrip())
+        lines += [f"{'':<{width}}  {run.status}: {run.message or 'no message'} ({run.folder})" for run in row.failures]
+    return "\n".join(lines)
+
+
+def _write_runs(found: Sequence[ComparedRun], path: Path) -> None:
+    names = sorted({name for run in found for name in run.metrics})
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["folder", "label", "seed", "status", "message", *names])
+        for run in found:
+            values = [run.metrics.get(name, "") for name in names]
+            writer.writerow([run.folder, run.label, run.seed, run.status, run.message, *values])
+
+
+def _write_summary(rows: Sequence[Row], metric: str, path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", "runs", "failed", f"{metric} mean", "std", "paired difference mean", "std"])
+        for row in rows:
+            values, differences = list(row.values.values()), list(row.differences)
+            writer.writerow(
+                [row.label, len(row.runs), len(row.failures), *_moments(values), *_moments(differences)],
+            )
+
+
+def _moments(values: Sequence[float]) -> tuple[float | str, float | str]:
+    if not values:
+        return "", ""
+    return mean(values), stdev(values) if len(values) > 1 else ""

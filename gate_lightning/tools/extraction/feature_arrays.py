@@ -1,0 +1,110 @@
+"""Features as NumPy files, in the layouts of the field's released extraction code."""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.structures import BranchFeatures
+from gate_lightning.utils.dtypes import DTYPES, storable
+from gate_lightning.utils.files import claim, clean_leftovers, write_atomically
+
+__all__ = ["ArrayFolder", "ArrayLayout"]
+
+#: by layer: <layer>/<picture>.npy; by picture: <picture>/<layer>.npy; joined: <picture>.npy, all layers in one array
+ArrayLayout = Literal["npy_by_layer", "npy_by_picture", "npy_joined"]
+
+
+class ArrayFolder:
+    """Features by picture name as ``.npy`` files, written like `FeatureFolder` writes its own.
+
+    With several branches every branch has a folder of its own at the top. A picture's record (``.records``, written
+    last) says that all its files are there, and of which picture.
+
+    Args:
+        folder, description: see `FeatureFolder`.
+        dtype: "float16" or "float32"; NumPy has no bfloat16.
+        layout: see ArrayLayout. Joined: every layer is resized (nearest) to the largest one, then channels are
+            concatenated in the order of the layers.
+
+    Raises:
+        CacheError: the folder was written by another description, or cannot be written.
+        ConfigError: an unknown layout, or a dtype that NumPy does not have.
+    """
+
+    def __init__(
+        self, folder: str | Path, description: Mapping[str, Any], dtype: str = "float16", layout: str = "npy_by_layer"
+    ) -> None:
+        if layout not in ("npy_by_layer", "npy_by_picture", "npy_joined"):
+            raise ConfigError(f"layout={layout}: expected safetensors, npy_by_layer, npy_by_picture or npy_joined")
+        if dtype not in ("float16", "float32"):
+            raise ConfigError(f"dtype={dtype} in .npy files: expected float16 or float32")
+        self.folder, self.dtype, self.layout = Path(folder).expanduser(), DTYPES[dtype], layout
+        whole = {**description, "stored_as": dtype, "layout": layout}
+        self.digest = claim(self.folder / "manifest.json", whole, "features", self._used)
+        clean_leftovers(self.folder)
+
+    def holds(self, name: str, key: str) -> bool:
+        """Whether all files of that picture with that key are there, of the length they were written with."""
+        try:
+            record = json.loads(self._record(name).read_text(encoding="utf-8"))
+            if (record["description"], record["picture"]) != (self.digest, key):
+                return False
+            return all((self.folder / path).stat().st_size == size for path, (size, _) in record["files"].items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def write(self, name: str, key: str, features: Mapping[str, BranchFeatures]) -> int:
+        """Store the features (C, h, w) of one picture, replacing what there is; size in bytes.
+
+        Raises:
+            CacheError: they cannot be written, or have values that the dtype cannot hold.
+        """
+        files: dict[str, tuple[int, int]] = {}
+        for path, value in self._arrays(name, features).items():
+            buffer = io.BytesIO()
+            np.save(buffer, storable(value, self.dtype, f"{path}").numpy())
+            content = buffer.getvalue()
+            write_atomically(self.folder / path, content)
+            files[path] = (len(content), zlib.crc32(content))
+        record = {"description": self.digest, "picture": key, "files": files}
+        write_atomically(self._record(name), json.dumps(record).encode())
+        return sum(size for size, _ in files.values())
+
+    def _used(self) -> bool:
+        # also what is written by other layouts: one folder, one layout
+        return any(path.suffix in (".npy", ".safetensors") for path in self.folder.rglob("*"))
+
+    def _record(self, name: str) -> Path:
+        return self.folder / ".records" / f"{name}.json"
+
+    def _arrays(self, name: str, features: Mapping[str, BranchFeatures]) -> dict[str, Tensor]:
+        arrays = {}
+        for branch, layers in features.items():
+            top = f"{branch}/" if len(features) > 1 else ""
+            if self.layout == "npy_joined":
+                arrays[f"{top}{name}.npy"] = _joined(layers)
+                continue
+            for layer, value in layers.items():
+                place = f"{layer}/{name}" if self.layout == "npy_by_layer" else f"{name}/{layer}"
+                arrays[f"{top}{place}.npy"] = value
+        return arrays
+
+
+def _joined(layers: BranchFeatures) -> Tensor:
+    """All layers (C, h, w) in one array (sum of C, largest h, largest w)."""
+    for layer, value in layers.items():
+        if value.ndim != 3:
+            raise ConfigError(f"layout=npy_joined joins feature maps; {layer} has the shape {tuple(value.shape)}")
+    size = tuple(max(value.shape[axis] for value in layers.values()) for axis in (-2, -1))
+    return torch.cat([interpolate(value[None].float(), size=size, mode="nearest")[0] for value in layers.values()])

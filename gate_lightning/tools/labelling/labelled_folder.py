@@ -1,0 +1,194 @@
+"""Pictures with labels that an ensemble gave them, and how sure it was: the folder between pseudo-labels and student.
+
+<folder>/images/train/**, masks/train/**.png, classes.txt    what ``dataset=folder`` reads; or, in the layout ``npy``,
+<folder>/train/**                                            pictures with ``.npy`` beside them (ddpm-segmentation's)
+<folder>/overlays/**.png, uncertainty/**.png                 for people
+<folder>/uncertainty.csv                                     all pictures, the most uncertain first
+<folder>/.records/**.json                                    which pictures are done, written last
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.files.images import read_image
+from gate_lightning.errors import DataError
+from gate_lightning.utils.files import write_atomically
+from gate_lightning.visualization.heat import heat_map
+from gate_lightning.visualization.overlay import overlay, write_mask
+from gate_lightning.visualization.palette import IGNORED_COLOUR
+
+__all__ = ["LAYOUTS", "TABLE", "Entry", "LabelledFolder", "link_or_copy", "write_class_files", "write_png"]
+
+#: the table of all pictures
+TABLE = "uncertainty.csv"
+LAYOUTS = ("folder", "npy")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+        uncertainty: mean Jensen-Shannon divergence of the most uncertain tenth of the pixels, in nats.
+        mean_divergence: of all pixels.
+        picture: path of the picture below its folder.
+        name: the same without suffix, which masks are called by.
+        classes: what is in it, the largest share first.
+    """
+
+    uncertainty: float
+    mean_divergence: float
+    picture: str
+    name: str
+    classes: str
+
+
+class LabelledFolder:
+    """Writes and reads such a folder.
+
+    Args:
+        folder: where it is, or will be.
+        layout: ``folder`` or ``npy``.
+        values: what mask files hold for each class; None for the numbers of the classes.
+    """
+
+    def __init__(self, folder: str | Path, layout: str = "folder", values: Sequence[int] | None = None) -> None:
+        self.folder, self.layout = Path(folder).expanduser(), layout
+        self.values = None if values is None else np.array(values, dtype=np.uint8)
+
+    @property
+    def used(self) -> bool:
+        """Whether a picture has been labelled."""
+        return (self.folder / ".records").is_dir()
+
+    def holds(self, name: str) -> bool:
+        """Whether all files of a picture have been written."""
+        return self._record(name).is_file()
+
+    def entry(self, name: str) -> Entry:
+        """What is known of a picture that is there."""
+        return Entry(**json.loads(self._record(name).read_text(encoding="utf-8")))
+
+    def write(
+        self,
+        entry: Entry,
+        path: Path,
+        labels: NDArray[np.uint8],
+        divergence: NDArray[np.floating],
+        protocol: DatasetProtocol,
+    ) -> int:
+        """Store one picture with its labels; the bytes of what is written besides the picture.
+
+        Args:
+            entry: its row.
+            path: of the picture.
+            labels: (H, W) class indices.
+            divergence: (H, W), in nats.
+            protocol: classes and colours.
+
+        Raises:
+            CacheError: a file cannot be written.
+        """
+        tinted = overlay(read_image(path), labels, protocol.palette)
+        size = write_png(self.folder / f"overlays/{entry.name}.png", tinted)
+        size += write_png(self.folder / f"uncertainty/{entry.name}.png", heat_map(divergence, math.log(2)))
+        palette = list(protocol.palette)
+        if self.values is not None:
+            labels = self.values[labels]
+            named = dict(zip(self.values.tolist(), palette, strict=True))
+            palette = [named.get(value, IGNORED_COLOUR) for value in range(256)]
+        if self.layout == "npy":
+            buffer = io.BytesIO()
+            np.save(buffer, labels)
+            link_or_copy(path, self.folder / "train" / entry.picture)
+            mask = self.folder / f"train/{entry.name}.npy"
+            write_atomically(mask, buffer.getvalue())
+        else:
+            link_or_copy(path, self.folder / "images/train" / entry.picture)
+            mask = self.folder / f"masks/train/{entry.name}.png"
+            partial = mask.with_name(f".{mask.name}.part.png")
+            write_mask(partial, labels, palette)
+            partial.replace(mask)
+        write_atomically(self._record(entry.name), json.dumps(asdict(entry)).encode())
+        return size + mask.stat().st_size
+
+    def write_table(self, entries: Sequence[Entry]) -> Path:
+        """Write ``uncertainty.csv``; its path."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, [field.name for field in fields(Entry)], lineterminator="\n")
+        writer.writeheader()
+        # equal ones by name, so that the table is a function of the pictures
+        for entry in sorted(entries, key=lambda entry: (-entry.uncertainty, entry.name)):
+            writer.writerow(asdict(entry))
+        write_atomically(self.folder / TABLE, text.getvalue().encode())
+        return self.folder / TABLE
+
+    def read_table(self) -> list[Entry]:
+        """All pictures, the most uncertain first.
+
+        Raises:
+            DataError: there is no table: no labels, or not all pictures are labelled yet.
+        """
+        path = self.folder / TABLE
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist; eval.py tool=pseudo_label writes it once all pictures are labelled"
+            )
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [
+            Entry(
+                uncertainty=float(row["uncertainty"]),
+                mean_divergence=float(row["mean_divergence"]),
+                picture=row["picture"],
+                name=row["name"],
+                classes=row["classes"],
+            )
+            for row in rows
+        ]
+
+    def _record(self, name: str) -> Path:
+        return self.folder / ".records" / f"{name}.json"
+
+
+def write_class_files(folder: Path, protocol: DatasetProtocol) -> None:
+    """``classes.txt``, and ``palette.txt`` where no two classes share a colour."""
+    write_atomically(folder / "classes.txt", ("\n".join(protocol.classes) + "\n").encode())
+    if len(set(protocol.palette)) == len(protocol.palette):
+        lines = (f"{r} {g} {b} {name}\n" for (r, g, b), name in zip(protocol.palette, protocol.classes, strict=True))
+        write_atomically(folder / "palette.txt", "".join(lines).encode())
+
+
+def write_png(path: Path, picture: NDArray[np.uint8]) -> int:
+    """Write (H, W, 3) uint8 RGB; the file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+    return buffer.tell()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under another name where the disk allows it, else a copy. What is there is left alone."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        partial = target.with_name(f".{target.name}.part")
+        shutil.copyfile(source, partial)
+        partial.replace(target)

@@ -1,0 +1,104 @@
+"""Control pictures from a folder beside the data set follow their pictures through every transform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gate_lightning.data.core.prediction import PredictionDataModule
+from gate_lightning.data.core.required_inputs import Companions
+from gate_lightning.data.samples import Draw, SegmentationViews
+from gate_lightning.data.scenes.dataset import ScenesDataModule
+from gate_lightning.data.segmentation.folder import FolderDataModule
+from gate_lightning.errors import DataError
+from tests.support.folders import make_folder, make_image, write
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Pictures whose control pictures are the pictures themselves: whatever happens to one must happen to the other."""
+    made = make_folder(tmp_path / "data", {"train": [(24, 32), (40, 40)], "val": [(24, 32), (30, 20)]})
+    for path in (made / "images").rglob("*.png"):
+        target = tmp_path / "copies" / path.relative_to(made / "images")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return made
+
+
+def module(root: Path, **own: object) -> FolderDataModule:
+    data = FolderDataModule(str(root), crop_size=16, batch_size=2, photometric=False, **own)  # type: ignore[arg-type]
+    data.accompany(Companions({"copy": str(root.parent / "copies")}))
+    return data
+
+
+def test_control_pictures_are_resized_cropped_and_flipped_with_their_pictures(root: Path) -> None:
+    data = module(root)
+    views = SegmentationViews(data.source("train"), data.train_transform, random=True)
+    seen = []
+    for epoch in range(8):
+        batch = views[[Draw(0, epoch), Draw(1, epoch)]]
+        control = batch.conditions.control_images["copy"]
+        inside = (batch.masks != 255)[:, None].expand_as(control)  # the padding is black in one and grey in the other
+        assert torch.allclose(control[inside] * 2 - 1, batch.images[inside], atol=1e-6)
+        seen.append(batch.images)
+    assert any(not torch.equal(seen[0], other) for other in seen[1:])
+
+
+def test_evaluation_and_prediction_hand_them_out_too(root: Path) -> None:
+    data = module(root, augment=False)
+    batches = [*data.val_dataloader(), *data.prediction(root / "images").predict_dataloader()]
+    assert len(batches) == 2 + 4
+    for batch in batches:
+        assert torch.allclose(batch.conditions.control_images["copy"] * 2 - 1, batch.images, atol=1e-6)
+        assert not batch.conditions.training
+
+
+def test_training_batches_say_so_and_are_views_where_the_companions_ask(root: Path) -> None:
+    data = module(root, augment=False)
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.conditions.training, batch.conditions.views) == (True, ("", ""))
+    data.accompany(Companions(random_views=True))
+    batch = next(iter(data.train_dataloader()))
+    assert (batch.conditions.training, batch.conditions.views) == (True, ("draw0", "draw0"))
+    assert all(not batch.conditions.views[0] for batch in data.val_dataloader())
+
+
+def test_generated_pictures_have_them_by_name(tmp_path: Path) -> None:
+    data = ScenesDataModule(train=1, val=1, test=1, size=16)
+    name = data.source("val").sample_id(0)
+    write(tmp_path / f"{name}.png", make_image(16, 16, 5))
+    data.accompany(Companions({"depth": str(tmp_path)}))
+    (batch,) = data.val_dataloader()
+    expected = torch.from_numpy(make_image(16, 16, 5)).permute(2, 0, 1) / 255
+    assert torch.allclose(batch.conditions.control_images["depth"][0], expected)
+
+
+def test_another_size_is_refused_in_words(root: Path) -> None:
+    write(root.parent / "copies/val/001.png", np.zeros((20, 30, 3), np.uint8))
+    with pytest.raises(DataError, match=r"val/001\.png has 30×20 pixels .*'images/val/001\.png' has 20×30"):
+        module(root).source("val")
+
+
+def test_a_missing_control_picture_is_named_with_their_number(root: Path) -> None:
+    (root.parent / "copies/train/001.png").rename(root.parent / "copies/train/0001.png")
+    with pytest.raises(
+        DataError,
+        match=r"no copy control picture for 'images/train/001\.png' \(1 of 2 .*'train/0001\.png'.*at its own path",
+    ):
+        module(root).source("train")
+    with pytest.raises(DataError, match=r"folder of copy control pictures .*nowhere .*does not exist"):
+        Companions({"copy": str(root / "nowhere")}).attach(module(root).source("val"))
+
+
+def test_checks_see_every_picture_of_a_split(root: Path) -> None:
+    seen: list[list[str]] = []
+    data = module(root)
+    data.accompany(Companions(checks=(lambda ids: seen.append(list(ids)),)))
+    data.setup("fit")
+    loader = PredictionDataModule(root / "images/val", companions=Companions(checks=(seen.append,)))
+    list(loader.predict_dataloader())
+    assert [len(ids) for ids in seen] == [2, 2, 2]
+    assert seen[0] == ["images/train/001.png", "images/train/town/000.png"]

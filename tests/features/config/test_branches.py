@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.data.card import gate_recipe
+from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.config.branches import build_branches
+from gate_lightning.techniques.controlnet import ControlNet
+from gate_lightning.techniques.lora import LoRA
+from gate_lightning.techniques.prompt import Prompt
+from tests.support.small_networks import build
+
+PROTOCOL = SimpleNamespace(name="scenes", prompt_simple="a photo", prompt_fine="a fine photo", recipe=gate_recipe())
+KNOBS: dict[str, Any] = {
+    "prompt": {"source": "caption", "text": None},
+    "controlnet": {"name": "canny", "scale": 0.8, "low": 50, "high": 150, "blur_sigma": 1.0, "normalize": True},
+    "lora": {
+        "weights": {"moderate": "m.safetensors", "overtrained": "o.safetensors"},
+        "role": "moderate",
+        "scale": 0.9,
+    },
+}
+EDGES = ControlNet("canny", 0.8, 50, 150, 1.0, True)
+CAPTION = Prompt(None, fallback="a fine photo")
+MODERATE, OVERTRAINED = LoRA("moderate", "m.safetensors", 0.9), LoRA("overtrained", "o.safetensors", 0.9)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return build("tiny")
+
+
+def branches(backbone: Backbone, techniques: Any, knobs: dict[str, Any] | None = None, **own: Any) -> list[Branch]:
+    return build_branches(
+        techniques, protocol=PROTOCOL, backbone=backbone, knobs=KNOBS if knobs is None else knobs, **own
+    )
+
+
+@pytest.mark.parametrize(
+    ("techniques", "expected"),
+    [
+        ("none", ()),
+        (None, ()),
+        ([], ()),
+        ("prompt", (CAPTION,)),
+        ("controlnet", (EDGES,)),
+        ("lora", (MODERATE,)),
+        (["lora", "prompt"], (CAPTION, MODERATE)),
+        (["prompt", "controlnet", "lora"], (CAPTION, EDGES, MODERATE)),
+    ],
+)
+def test_names_give_one_branch_in_the_documented_order(backbone: Backbone, techniques: Any, expected: Any) -> None:
+    (branch,) = branches(backbone, techniques, timestep=25, layers="dift")
+    assert branch.techniques == expected
+    assert branch.prompt == "a photo"
+    assert (branch.timestep, branch.layers, branch.noise_seed, branch.draw) == (25, ("up-level1-upsampler-out",), 0, 0)
+
+
+def test_all_is_the_recipe_of_the_data_set(backbone: Backbone) -> None:
+    first, second, third = branches(backbone, "all")
+    assert [branch.name for branch in (first, second, third)] == ["prompt", "moderate", "overtrained"]
+    assert first.techniques == (CAPTION,)
+    assert second.techniques == (CAPTION, EDGES, MODERATE)
+    assert third.techniques == (CAPTION, EDGES, OVERTRAINED)
+    assert [branch.noise_seed for branch in (first, second, third)] == [0, 1, 2]
+
+
+def test_ones_own_branches_override_what_they_name(backbone: Backbone) -> None:
+    own = [
+        {"techniques": "prompt", "prompt": "a house", "timestep": 5, "layers": ["dift_geometric"], "noise_seed": 9},
+        {"techniques": ["controlnet"], "controlnet": {"scale": 0.1}, "concatenated": True},
+        {"techniques": ["lora"], "lora": {"role": "mine", "weights": "x.safetensors"}},
+        {"techniques": ["prompt"], "prompt": {"source": "simple"}},
+    ]
+    one, two, three, four = branches(backbone, own)
+    assert (one.techniques, one.timestep, one.layers, one.noise_seed) == (
+        (Prompt("a house"),),
+        5,
+        ("up-level2-upsampler-out",),
+        9,
+    )
+    assert two.techniques == (ControlNet("canny", 0.1, 50, 150, 1.0, True),)
+    assert (two.concatenated, two.timestep) == (True, 50)
+    assert three.techniques == (LoRA("mine", "x.safetensors", 0.9),)
+    assert four.techniques == (Prompt("a photo"),)
+    assert len({branch.name for branch in (one, two, three, four)}) == 4
+
+
+def test_noise_draws_repeat_every_branch_under_other_noise(backbone: Backbone) -> None:
+    repeated = branches(backbone, "all", noise_draws=2)
+    assert [(branch.name, branch.noise_seed, branch.draw) for branch in repeated] == [
+        ("prompt#0", 0, 0),
+        ("prompt#1", 0, 1),
+        ("moderate#0", 1, 0),
+        ("moderate#1", 1, 1),
+        ("overtrained#0", 2, 0),
+        ("overtrained#1", 2, 1),
+    ]
+
+
+@pytest.mark.parametrize(("source", "text"), [("fine", "a fine photo"), ("simple", "a photo")])
+def test_the_prompts_source_can_be_chosen(backbone: Backbone, source: str, text: str) -> None:
+    (branch,) = branches(backbone, "prompt", {"prompt": {"source": source}})
+    assert branch.techniques == (Prompt(text),)
+
+
+def test_a_missing_lora_stops_with_key_and_command(backbone: Backbone) -> None:
+    knobs = {"lora": {"weights": {"moderate": "m.safetensors", "overtrained": None}}}
+    with pytest.raises(
+        WeightsError, match=r"technique\.lora\.weights\.overtrained=.*train\.py experiment=lora"
+    ) as error:
+        branches(backbone, "all", knobs)
+    assert "for scenes" in str(error.value)
+    with pytest.raises(WeightsError, match=r"technique\.lora\.weights\.moderate="):
+        branches(backbone, "lora", {})
+
+
+@pytest.mark.parametrize(
+    ("techniques", "own", "message"),
+    [
+        ("promt", {}, "did you mean prompt"),
+        (["prompt", "prompt"], {}, "once"),
+        (["prompt", {"techniques": []}], {}, "mixes names and branches"),
+        ([{"technique": ["prompt"]}], {}, r"branch 0: unknown key 'technique'; did you mean techniques"),
+        (
+            [{"techniques": ["lora"], "lora": {"wieghts": "x"}}],
+            {},
+            r"branch 0\.lora: unknown key.*did you mean weights",
+        ),
+        ([{"name": "x"}, {"name": "x"}], {}, "several branches are named x"),
+        ("none", {"knobs": {"contolnet": {}}}, r"technique: unknown key 'contolnet'; did you mean controlnet"),
+        ("prompt", {"knobs": {"prompt": {"source": "tags"}}}, r"technique\.prompt\.source=tags"),
+        ("controlnet", {"knobs": {"controlnet": {"low": 300}}}, "low ≤ high"),
+        ("none", {"noise_draws": 0}, "noise_draws=0"),
+        ("none", {"layers": "everything"}, "no layer or preset 'everything'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    backbone: Backbone, techniques: Any, own: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        branches(backbone, techniques, **own)
+
+
+def test_a_data_set_without_recipe_has_no_all(backbone: Backbone) -> None:
+    empty = SimpleNamespace(**{**vars(PROTOCOL), "recipe": ()})
+    with pytest.raises(ConfigError, match="scenes has no recipe"):
+        build_branches("all", protocol=empty, backbone=backbone)
+
+
+def test_class_names_make_a_prompt(backbone: Backbone) -> None:
+    named = SimpleNamespace(**{**vars(PROTOCOL), "classes": ("wall", "night stand")})
+    (branch,) = build_branches("prompt", protocol=named, backbone=backbone, knobs={"prompt": {"source": "classes"}})
+    assert branch.techniques == (Prompt("wall, night stand"),)
+    with pytest.raises(
+        ConfigError, match=r"source=classes, but scenes has no list of classes.*technique\.prompt\.text"
+    ):
+        branches(backbone, "prompt", {"prompt": {"source": "classes"}})

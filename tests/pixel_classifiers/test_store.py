@@ -1,0 +1,136 @@
+"""Interpolated pixels against upsampling whole maps and indexing them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gate_lightning.errors import CacheError, ConfigError
+from gate_lightning.pixel_classifiers.store import PixelStore, bilinear_taps, map_shapes, store_bytes
+from gate_lightning.structures import FeatureInfo, Features
+
+SIZE = (24, 32)
+INFO = {
+    "plain": {"fine": FeatureInfo(3, 4), "coarse": FeatureInfo(5, 8)},
+    "steered": {"coarse": FeatureInfo(5, 8), "odd": FeatureInfo(3, 5)},
+    "ddpm": {"pixel": FeatureInfo(4, 1), "half": FeatureInfo(2, 2)},
+}
+BUCKETS = {"sd": ("plain", "steered"), "adm": ("ddpm",)}
+
+
+def features(pictures: int, seed: int = 0) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        branch: {
+            layer: torch.randn(
+                pictures, one.channels, -(-SIZE[0] // one.stride), -(-SIZE[1] // one.stride), generator=generator
+            )
+            for layer, one in layers.items()
+        }
+        for branch, layers in INFO.items()
+    }
+
+
+def filled(dtype: str = "float32", folder: Path | None = None, pictures: int = 3) -> tuple[PixelStore, Features]:
+    made = features(pictures)
+    store = PixelStore(INFO, BUCKETS, SIZE, pictures, dtype, folder)
+    for picture in range(pictures):
+        store.put(picture, made, row=picture)
+    return store, made
+
+
+def dense(made: Features, branch: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(pictures, pixels, channels): the released way."""
+    maps = [
+        F.interpolate(value.to(dtype).float(), SIZE, mode="bilinear", align_corners=False)
+        for value in made[branch].values()
+    ]
+    return torch.cat(maps, dim=1).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_sampled_pixels_equal_those_of_upsampled_maps(dtype: str) -> None:
+    store, made = filled(dtype)
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randint(3, (4, 50), generator=generator)
+    positions = torch.randint(SIZE[0] * SIZE[1], (4, 50), generator=generator)
+    found = store.sample(pictures, positions)
+    assert {bucket: tuple(values.shape) for bucket, values in found.items()} == {
+        "sd": (4, 50, 2, 8),
+        "adm": (4, 50, 1, 6),
+    }
+    rounded = {"float32": torch.float32, "float16": torch.float16}[dtype]
+    for bucket, branches in BUCKETS.items():
+        for entry, branch in enumerate(branches):
+            expected = dense(made, branch, rounded)[pictures, positions]
+            assert (found[bucket][:, :, entry] - expected).abs().max() <= 1e-6
+
+
+def test_rows_of_a_picture_are_all_its_pixels_in_reading_order() -> None:
+    store, made = filled()
+    area = SIZE[0] * SIZE[1]
+    parts = [store.rows(1, start, min(start + 100, area)) for start in range(0, area, 100)]
+    whole = torch.cat([part["sd"] for part in parts])
+    assert (whole[:, 1] - dense(made, "steered")[1]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(("source", "target"), [(1, 7), (5, 24), (24, 24), (48, 24)])
+def test_taps_are_those_of_interpolate(source: int, target: int) -> None:
+    line = torch.linspace(-1, 1, source) ** 3
+    lower, upper, weight = bilinear_taps(source, target)
+    expected = F.interpolate(line[None, None, :, None], (target, 1), mode="bilinear", align_corners=False).flatten()
+    assert (torch.lerp(line[lower], line[upper], weight) - expected).abs().max() <= 1e-6
+
+
+def test_the_file_of_a_store_gives_the_same_and_leaves_nothing(tmp_path: Path) -> None:
+    memory, _ = filled("float16")
+    disk, _ = filled("float16", tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
+    pictures, positions = torch.tensor([0, 2, 2]), torch.tensor([0, 5, SIZE[0] * SIZE[1] - 1])
+    for bucket, values in memory.sample(pictures, positions).items():
+        assert torch.equal(values, disk.sample(pictures, positions)[bucket])
+
+
+def test_size_is_known_before_anything_is_made() -> None:
+    store, _ = filled("float16")
+    values = sum(value[0].numel() for layers in features(1).values() for value in layers.values())
+    assert store_bytes(INFO, SIZE, 3) == store.nbytes == 3 * 2 * values
+
+
+def test_a_bucket_may_leave_branches_out() -> None:
+    made = features(1)
+    store = PixelStore(INFO, {"one": ("steered",)}, SIZE, 1, "float32")
+    store.put(0, made)
+    assert (store.rows(0, 0, 10)["one"][:, 0] - dense(made, "steered")[0, :10]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("buckets", "message"),
+    [({"all": ("plain", "ddpm")}, "equally many channels; all has plain: 8, ddpm: 6"), ({"x": ("none",)}, "'x'")],
+)
+def test_buckets_that_do_not_fit_are_refused(buckets: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PixelStore(INFO, buckets, SIZE, 1)
+
+
+def test_what_is_no_map_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no map of features"):
+        map_shapes({"a": {"attention": FeatureInfo(8, 0)}}, SIZE)
+
+
+def test_features_of_another_branch_are_refused() -> None:
+    made = features(1)
+    made["plain"]["fine"] = torch.zeros(1, 3, 3, 3)
+    with pytest.raises(CacheError, match="another branch"):
+        PixelStore(INFO, BUCKETS, SIZE, 1).put(0, made)
+
+
+def test_values_beyond_half_precision_are_refused() -> None:
+    made = features(1)
+    made["plain"]["fine"] *= 1e6
+    with pytest.raises(CacheError, match="cannot hold"):
+        PixelStore(INFO, BUCKETS, SIZE, 1).put(0, made)

@@ -1,0 +1,9 @@
+"""Folders of this repository."""
+
+from pathlib import Path
+
+__all__ = ["BENCHMARKS", "CONF", "REPOSITORY"]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BENCHMARKS = REPOSITORY / "benchmarks"
+CONF = REPOSITORY / "conf"

@@ -1,0 +1,95 @@
+"""The table over runs: grouping, pairing by seed, failed runs, and messages."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from statistics import stdev
+
+import pytest
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.tools.comparison.compare import compare, find_runs, group_runs
+
+
+def make_run(folder: Path, overrides: list[str], value: float | None, message: str = "") -> None:
+    folder.mkdir(parents=True)
+    (folder / "overrides.json").write_text(json.dumps(overrides))
+    status = {"status": "done"} if value is not None else {"status": "failed", "message": message}
+    (folder / "status.json").write_text(json.dumps(status))
+    if value is not None:
+        (folder / "metrics.json").write_text(json.dumps({"val/mIoU": value, "val/aAcc": 2 * value}))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    values = {("none", 0): 0.20, ("none", 1): 0.30, ("all", 0): 0.26, ("all", 1): 0.34}
+    for number, ((technique, seed), value) in enumerate(values.items()):
+        make_run(tmp_path / str(number), [f"techniques={technique}", f"seed={seed}"], value)
+    make_run(tmp_path / "10", ["techniques=lora", "seed=0"], None, "WeightsError: no LoRA")
+    return tmp_path
+
+
+def test_seeds_are_one_row_and_differences_pair_equal_seeds(sweep: Path) -> None:
+    rows = {row.label: row for row in group_runs(find_runs([sweep]), "val/mIoU")}
+    assert rows["techniques=all"].values == {"0": 0.26, "1": 0.34}
+    assert rows["techniques=all"].differences == pytest.approx((0.06, 0.04))
+    assert rows["techniques=none"].differences == (0.0, 0.0)
+
+
+def test_best_first_and_failed_last(sweep: Path) -> None:
+    assert [row.label for row in group_runs(find_runs([sweep]), "val/mIoU")] == [
+        "techniques=all",
+        "techniques=none",
+        "techniques=lora",
+    ]
+
+
+def test_text_and_files(sweep: Path, tmp_path: Path) -> None:
+    text = compare(runs=str(sweep), output=str(tmp_path / "out"))
+    assert f"30.0 ± {100 * stdev([0.26, 0.34]):.1f} (2)" in text
+    assert "+5.0 ± 1.4" in text
+    assert "failed: WeightsError: no LoRA" in text
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 5
+    assert {row["status"] for row in table} == {"done", "failed"}
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+
+
+def test_the_pace_of_training_is_a_column_where_it_was_logged(sweep: Path, tmp_path: Path) -> None:
+    log = "step,train/pictures_per_second,val/mIoU\n10,4.0,\n20,8.0,\n20,,0.1\n30,9.0,\n"
+    (sweep / "0" / "metrics.csv").write_text(log)
+    compare(runs=str(sweep), output=str(tmp_path / "out"))
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        paces = [row["train/pictures_per_second"] for row in csv.DictReader(file)]
+    assert paces == ["8.0", "", "", "", ""]
+
+
+def test_labels_leave_out_what_all_runs_share(tmp_path: Path) -> None:
+    for number, technique in enumerate(["none", "all"]):
+        make_run(tmp_path / str(number), [f"techniques={technique}", "trainer.max_steps=5", "seed=0"], 0.1 + number)
+    rows = {row.label: row for row in group_runs(find_runs([tmp_path]), "val/mIoU")}
+    assert set(rows) == {"techniques=none", "techniques=all"}
+    assert rows["techniques=all"].differences == (1.0,)
+
+
+def test_runs_in_numeric_order(sweep: Path) -> None:
+    assert [run.folder.name for run in find_runs([sweep])] == ["0", "1", "2", "3", "10"]
+
+
+def test_unknown_metric_names_the_known_ones(sweep: Path) -> None:
+    with pytest.raises(ConfigError, match=r"val/mAP.*val/aAcc"):
+        group_runs(find_runs([sweep]), "val/mAP")
+
+
+def test_unknown_baseline_names_the_rows(sweep: Path) -> None:
+    with pytest.raises(ConfigError, match="techniques=all"):
+        group_runs(find_runs([sweep]), "val/mIoU", "techniques=most")
+
+
+@pytest.mark.parametrize(("place", "words"), [("missing", "does not exist"), (".", "holds no run")])
+def test_no_runs(tmp_path: Path, place: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        find_runs([tmp_path / place])

@@ -1,0 +1,140 @@
+"""Pictures from noise: the samplers, resuming, processes, prompts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.data.core.prediction import PictureSource
+from gate_lightning.data.scenes.dataset import ScenesDataModule
+from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.errors import CacheError, ConfigError
+from gate_lightning.tasks.pretraining.sampling import SamplingParts, sample
+from gate_lightning.tools.labelling.generate import Sampling, generate, prompts_of, sample_pictures
+from tests.support.composition import composed
+from tests.support.small_networks import build
+
+FAST = {"steps": 2, "batch_size": 2, "size": 32, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return build("one_repeat")
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, picture in found.items():
+        np.testing.assert_array_equal(picture, expected[name])
+
+
+def test_a_stopped_run_goes_on_and_more_can_be_added(backbone: Backbone, tmp_path: Path) -> None:
+    prompts = ["a red house", "a circle", "a photo"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    generate(backbone, whole, prompts=prompts, count=5, **FAST)
+    generate(backbone, stopped, prompts=prompts, count=3, **FAST)
+    (stopped / "000001.png").unlink()
+    before = (stopped / "000000.png").stat().st_mtime_ns
+    assert "3 of 5" not in generate(backbone, stopped, prompts=prompts, count=5, **FAST)
+    assert_same(pictures(stopped), pictures(whole))
+    assert (stopped / "000000.png").stat().st_mtime_ns == before
+    # captions belong to the pictures as any data set's do
+    assert PictureSource(stopped).captions == [prompts[index % 3] for index in range(5)]
+    assert len({picture.tobytes() for picture in pictures(whole).values()}) == 5
+
+
+def test_processes_share_the_work(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate(backbone, tmp_path / "alone", prompts=["a"], count=5, **FAST)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "10":
+        monkeypatch.setenv("RANK", rank)
+        generate(backbone, tmp_path / "shared", prompts=["a"], count=5, **FAST)
+        assert len(pictures(tmp_path / "shared")) == {"1": 2, "0": 5}[rank]
+    assert_same(pictures(tmp_path / "shared"), pictures(tmp_path / "alone"))
+
+
+def test_the_same_pictures_as_the_sampler_of_training(backbone: Backbone) -> None:
+    parts = SamplingParts(
+        unet=backbone.unet,
+        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.tokenizer,
+        autoencoder=backbone.vae,
+        scheduler=DDIMScheduler.from_config(dict(backbone.schedule)),
+    )
+    prompts = ["a red house", "a photo of a circle"]
+    expected = sample(parts, prompts, steps=3, guidance=4.0, seed=7)
+    found = sample_pictures(backbone, prompts, 0, Sampling("ddim", 3, 4.0, backbone.native_size, seed=7))
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    other = sample_pictures(backbone, prompts, 0, Sampling("ddim", 3, 1.0, backbone.native_size, seed=7))
+    assert np.abs(found.astype(int) - other.astype(int)).max() > 1
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 8), ("ddpm", 40)])
+def test_a_perfect_denoiser_ends_at_its_picture(sampler: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the start noise and the noise added on the way: who always knows the picture arrives at it."""
+    adm = build("adm")
+    side = adm.native_size
+    truth = (torch.rand(3, side, side, generator=torch.Generator().manual_seed(3)) * 2 - 1) * 0.9
+    alphas = torch.cumprod(1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64), 0)
+
+    def denoise(latents: torch.Tensor, timestep: int, *args: object, **named: object) -> torch.Tensor:
+        alpha = float(alphas[timestep])
+        return (latents - math.sqrt(alpha) * truth) / math.sqrt(1 - alpha)
+
+    monkeypatch.setattr(adm, "denoise", denoise)
+    found = sample_pictures(adm, ["", ""], 5, Sampling(sampler, steps, 4.0, side))
+    expected = ((truth + 1) * 127.5).permute(1, 2, 0).numpy()
+    # the last noise level of the schedule is left by DDIM: √(1 - ᾱ₀) = 0.01
+    assert np.abs(found[0].astype(float) - expected).max() < 4
+    assert np.abs(found[1].astype(float) - expected).max() < 4
+
+
+def test_prompts_of_data_sets() -> None:
+    scenes = ScenesDataModule(train=3, val=1, test=1)
+    assert prompts_of(scenes) == [scenes.source("train").load(index).caption for index in range(3)]
+    assert prompts_of(ScenesDataModule(train=2, val=1, test=1, captions="empty")) == [scenes.protocol.prompt_fine]
+    assert prompts_of(None) == ["a photo"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    small = ("backbone.weights=random", "dataset.train=2", "tool.count=1", "tool.steps=1", "tool.batch_size=1")
+    config = composed("tool=generate", f"output={tmp_path}", "tool.device=cpu", *small, name="eval")
+    evaluate(config, [], tmp_path / "unused")
+    assert pictures(tmp_path)["000000.png"].shape == (64, 64, 3)
+    assert PictureSource(tmp_path).captions == prompts_of(ScenesDataModule(train=2))[:1]
+
+
+def test_the_command_without_a_data_set(tmp_path: Path) -> None:
+    small = ("backbone.weights=random", "tool.count=1", "tool.steps=1", "tool.batch_size=1")
+    config = composed("tool=generate", "~dataset", f"output={tmp_path}", "tool.device=cpu", *small, name="eval")
+    evaluate(config, [], tmp_path / "unused")
+    assert PictureSource(tmp_path).captions == ["a photo"]
+
+
+def test_what_cannot_be_generated_is_refused(backbone: Backbone, tmp_path: Path) -> None:
+    for name in ("pixels", "cleandift"):
+        with pytest.raises(ConfigError, match="makes no pictures"):
+            generate(build(name), tmp_path / name)
+    for settings, words in (
+        ({"count": 0}, "count=0"),
+        ({"size": 33}, "multiples of"),
+        ({"size": 4}, "at least"),
+        ({"sampler": "euler"}, "ddim or ddpm"),
+        ({"steps": 1001}, "1000 timesteps"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            generate(backbone, tmp_path / "wrong", **{**FAST, **settings})
+    generate(backbone, tmp_path / "made", count=1, **FAST)
+    with pytest.raises(CacheError, match="seed: 0 → 1"):
+        generate(backbone, tmp_path / "made", count=1, seed=1, **FAST)
