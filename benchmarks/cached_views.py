@@ -35,8 +35,8 @@ def measure(views: int, seed: int, folder: Path, overrides: list[str]) -> Row:
     cache = folder / "cache"
     chosen = "" if any(item.startswith("dataset=") for item in overrides) else "dataset.augment=true"
     command = [sys.executable, "train.py", *SETTINGS, *([chosen] if chosen else []), *overrides, f"seed={seed}"]
-    command += [f"hydra.run.dir={folder}", f"features.cached_views={views}"]
-    command += [f"feature_cache_dir={cache}"] if views else []
+    command += [f"hydra.run.dir={folder}", f"cache.augmented_views={views}"]
+    command += [f"cache.folder={cache}"] if views else []
     started = time.perf_counter()
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
@@ -58,9 +58,9 @@ def measure(views: int, seed: int, folder: Path, overrides: list[str]) -> Row:
 
 
 def _pace(path: Path) -> float:
-    """Pictures a second, the median of what was logged after the first values."""
+    """Images a second, the median of what was logged after the first values."""
     with path.open() as file:
-        found = [float(row["train/pictures_per_second"] or 0) for row in csv.DictReader(file)]
+        found = [float(row["train/images_per_second"] or 0) for row in csv.DictReader(file)]
     kept = [value for value in found if value]
     return statistics.median(kept[1:] or kept)
 
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> dict[int, list[Row]]:
             ]
             for views in map(int, known.views.split(","))
         }
-    print("| K | mIoU | seconds of the run | of which filling | pictures a second | MB on disk |")
+    print("| K | mIoU | seconds of the run | of which filling | images a second | MB on disk |")
     print("|---|---|---|---|---|---|")
     for views, measured in rows.items():
         columns = {name: [row[name] for row in measured] for name in measured[0]}

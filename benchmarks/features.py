@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", default="tiny", choices=SIZES)
-    parser.add_argument("--size", type=int, help="side of the pictures (default: the architecture's)")
+    parser.add_argument("--size", type=int, help="side of the images (default: the architecture's)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -287,7 +287,7 @@ def live_tensor_bytes() -> int:
 
 def report(settings: Sequence[Setting], options: argparse.Namespace, bench: Bench) -> None:
     print(vars(options))
-    head = ("pictures/s", "wall s", "cpu s", "peak GB", "10^9 ops", "of floor", "error")
+    head = ("images/s", "wall s", "cpu s", "peak GB", "10^9 ops", "of floor", "error")
     print(f"{'setting':18}" + "".join(f"{title:>12}" for title in head))
     for setting in settings:
         wall, cpu = statistics.median(setting.wall), statistics.median(setting.cpu)

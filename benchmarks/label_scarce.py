@@ -1,6 +1,6 @@
 """What a split of GATE's Horse-21 protocol costs: memory, disk, time, on features of the real sizes.
 
-    python benchmarks/label_scarce.py --threads 2                       # 30 + 30 pictures, 500 steps, evaluation
+    python benchmarks/label_scarce.py --threads 2                       # 30 + 30 images, 500 steps, evaluation
     python benchmarks/label_scarce.py --amalgamation released_pixels
     python benchmarks/label_scarce.py --tiny                            # the same in small, to see that it runs
 
@@ -41,7 +41,7 @@ from gate_lightning.pixel_classifiers.amalgamation import ConcatPixels, PixelAma
 from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble
 from gate_lightning.pixel_classifiers.released import ReleasedPixels
 from gate_lightning.pixel_classifiers.stopping import StoppingRule
-from gate_lightning.pixel_classifiers.store import bucket_widths, map_shapes
+from gate_lightning.pixel_classifiers.store import group_widths, map_shapes
 from gate_lightning.pixel_classifiers.weighted import WeightedPixels
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.tasks.label_scarce.task import LabelScarceTask
@@ -49,7 +49,7 @@ from gate_lightning.tasks.label_scarce.task import LabelScarceTask
 GIB = 2**30
 CLASSES = 21
 SPLITS = 5
-#: channels and stride in pixels of a 512-pixel picture
+#: channels and stride in pixels of a 512-pixel image
 SD15 = {
     "up-level0-upsampler-out": (1280, 32),
     "up-level1-upsampler-out": (1280, 16),
@@ -73,7 +73,7 @@ AMALGAMATIONS: dict[str, type[PixelAmalgamation]] = {
 
 
 class RandomFeatures(nn.Module):
-    """Stands for the backbones: maps that are functions of the picture's name."""
+    """Stands for the backbones: maps that are functions of the image's name."""
 
     def __init__(self, shrink: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class RandomFeatures(nn.Module):
 
 
 class Patches(SampleSource):
-    """Pictures of noise with masks of 21 classes in patches."""
+    """Images of noise with masks of 21 classes in patches."""
 
     def __init__(self, split: str, count: int, size: int) -> None:
         self.split, self.count, self.size = split, count, size
@@ -118,7 +118,7 @@ class Patches(SampleSource):
 
 
 class PatchesDataModule(SegmentationDataModule):
-    """As many pictures as Horse-21 has."""
+    """As many images as Horse-21 has."""
 
     def __init__(self, train: int, test: int, size: int) -> None:
         super().__init__()
@@ -170,24 +170,22 @@ def peak() -> float:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
-    size, picture_size = (32, 64) if arguments.tiny else (256, 512)
-    pictures = RandomFeatures(shrink=64 if arguments.tiny else 1)
-    extractor = DiskCache(pictures, folder / "features")  # type: ignore[arg-type]
+    size, image_size = (32, 64) if arguments.tiny else (256, 512)
+    images = RandomFeatures(shrink=64 if arguments.tiny else 1)
+    extractor = DiskCache(images, folder / "features")  # type: ignore[arg-type]
     inner = PatchesDataModule(arguments.train, arguments.test, size)
-    datamodule = LabelScarceDataModule(
-        inner, size=size, picture_size=picture_size, members=arguments.members, split_seed=0
-    )
+    datamodule = LabelScarceDataModule(inner, size=size, image_size=image_size, members=arguments.members, split_seed=0)
     kind = AMALGAMATIONS[arguments.amalgamation]
     if kind.separate_branches:
-        buckets = {branch: (branch,) for branch in pictures.feature_info}
+        backbone_groups = {branch: (branch,) for branch in images.feature_info}
     else:
-        buckets = {"sd": SD_BRANCHES, "adm": ("ddpm",)}
-    amalgamation = kind(bucket_widths(pictures.feature_info, buckets), arguments.members)
+        backbone_groups = {"sd": SD_BRANCHES, "adm": ("ddpm",)}
+    amalgamation = kind(group_widths(images.feature_info, backbone_groups), arguments.members)
     task = LabelScarceTask(
         extractor,
         amalgamation,
         PixelEnsemble(amalgamation.out_channels, CLASSES, arguments.members),
-        buckets,
+        backbone_groups,
         partial(torch.optim.Adam, lr=1e-3, fused=True),
         None,
         inner.protocol,
@@ -205,27 +203,27 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         **quiet,  # type: ignore[arg-type]
     )
     clock.mark("start")
-    for batch in (*datamodule.pictures("train"), *datamodule.pictures("test")):
+    for batch in (*datamodule.images("train"), *datamodule.images("test")):
         extractor(batch.images, batch.conditions)
     clock.mark("extracted")
     trainer.fit(task, datamodule)
     trainer.test(task, datamodule, verbose=False)
-    report(arguments, clock, folder, pictures, (size, picture_size), task)
+    report(arguments, clock, folder, images, (size, image_size), task)
 
 
 def report(
     arguments: argparse.Namespace,
     clock: Clock,
     folder: Path,
-    pictures: RandomFeatures,
+    images: RandomFeatures,
     sizes: tuple[int, int],
     task: LabelScarceTask,
 ) -> None:
     def seconds(first: str, last: str) -> float:
         return clock.marks[last][0] - clock.marks[first][0]
 
-    size, picture_size = sizes
-    shapes = map_shapes(pictures.feature_info, (picture_size, picture_size))
+    size, image_size = sizes
+    shapes = map_shapes(images.feature_info, (image_size, image_size))
     channels = sum(shape.channels for shape in shapes)
     values = sum(shape.values for shape in shapes)
     disk = sum(path.stat().st_size for path in (folder / "features").rglob("*") if path.is_file())
@@ -234,35 +232,35 @@ def report(
     epoch = arguments.train * size * size // 64
     least = StoppingRule(members=1).fewest_steps(epoch)
     print(
-        f"{arguments.amalgamation}, {arguments.members} members, {arguments.train} + {arguments.test} pictures of "
-        f"{picture_size}² with masks of {size}², {channels} channels, {weights / 1e6:.2f} M weights, "
+        f"{arguments.amalgamation}, {arguments.members} members, {arguments.train} + {arguments.test} images of "
+        f"{image_size}² with masks of {size}², {channels} channels, {weights / 1e6:.2f} M weights, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     print(
         f"released: {arguments.train * size * size * channels * 4 / 1e9:.1f} GB of RAM for the training features alone"
     )
-    print(f"store:    {arguments.train * values * 2 / 1e9:.2f} GB in memory, {2 * values / 1e6:.1f} MB a picture")
-    print(f"disk:     {disk / 1e9:.2f} GB of features of {arguments.train + arguments.test} pictures")
+    print(f"store:    {arguments.train * values * 2 / 1e9:.2f} GB in memory, {2 * values / 1e6:.1f} MB an image")
+    print(f"disk:     {disk / 1e9:.2f} GB of features of {arguments.train + arguments.test} images")
     print(f"made:     {seconds('start', 'extracted'):.1f} s (random features drawn and written to disk)")
-    print(f"filled:   {seconds('extracted', 'filled'):.1f} s (the labelled pictures' read, masks, orders of pixels)")
+    print(f"filled:   {seconds('extracted', 'filled'):.1f} s (the labelled images' read, masks, orders of pixels)")
     print(f"step:     {1000 * step:.1f} ms, mean of {clock.steps}")
-    print(f"test:     {test:.1f} s with reading, {test / arguments.test:.2f} s a picture")
+    print(f"test:     {test:.1f} s with reading, {test / arguments.test:.2f} s an image")
     for name, label in (("filled", "filling"), ("trained", "training"), ("tested", "evaluation")):
         print(f"peak RAM: {clock.marks[name][1] / GIB:.2f} GiB up to the end of: {label}")
-    split = least * step + arguments.train * test / arguments.test  # as many pictures are measured as are labelled
+    split = least * step + arguments.train * test / arguments.test  # as many images are measured as are labelled
     print(f"protocol: {least} steps a member at least; {SPLITS} splits {SPLITS * split / 3600:.2f} h")
 
 
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=30, help="labelled pictures")
+    parser.add_argument("--train", type=int, default=30, help="labelled images")
     parser.add_argument("--test", type=int, default=30)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--amalgamation", choices=sorted(AMALGAMATIONS), default="weighted_pixels")
     parser.add_argument("--folder", type=Path, default=None, help="for the features; default: a temporary one")
-    parser.add_argument("--tiny", action="store_true", help="a 64th of the channels, pictures of 64 pixels")
+    parser.add_argument("--tiny", action="store_true", help="a 64th of the channels, images of 64 pixels")
     arguments = parser.parse_args(given)
     torch.set_num_threads(arguments.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
 """The way of the released code, for comparison: every branch is a pipeline of its own that does all of its work.
 
-Per branch and call: the prompt and the negative prompt are encoded, the picture is encoded and noised, its edges and
+Per branch and call: the prompt and the negative prompt are encoded, the image is encoded and noised, its edges and
 the ControlNet are computed, and the whole U-Net runs while hooks keep the layers. A LoRA is part of the weights. Real
 pipelines hold a copy of the weights each; here they share one so that it fits in memory, with the LoRA merged into them
 and taken out again outside of what is timed.
@@ -36,7 +36,7 @@ class NaiveBranch:
 
 
 class NaiveLoop:
-    """Features of pictures, one pipeline after another.
+    """Features of images, one pipeline after another.
 
     Args:
         backbone: its networks are used as they are, without anything of the engine.
@@ -115,7 +115,7 @@ class NaiveLoop:
 def edges(images: Tensor) -> Tensor:
     """Canny edges (B, 3, H, W), 0 or 1, of images (B, 3, H, W) in [-1, 1]."""
     pixels = ((images.float().cpu() + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-    maps = torch.stack([torch.from_numpy(cv2.Canny(picture.numpy(), 100, 200)) for picture in pixels])
+    maps = torch.stack([torch.from_numpy(cv2.Canny(image.numpy(), 100, 200)) for image in pixels])
     return (maps[:, None] > 0).expand(-1, 3, -1, -1).to(images)
 
 

@@ -4,7 +4,7 @@
     python benchmarks/segmentation.py --threads 2 --validate dataset=ade20k techniques=all \\
         backbone=sd15 backbone.weights=random
 
-Takes whatever train.py takes. Where a benchmark's data set has no `dataset.root=`, pictures of its size are made up in
+Takes whatever train.py takes. Where a benchmark's data set has no `dataset.root=`, images of its size are made up in
 its layout; where the recipe's LoRAs have no files, random ones are written. With --folder both stay there, and the
 command is printed with which train.py does the same.
 
@@ -37,7 +37,7 @@ from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.data.segmentation.cityscapes import LABEL_IDS
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.cli import config_folder, register_resolvers
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 
 #: method of a backbone → what it is called in the table
 PARTS = {
@@ -49,7 +49,7 @@ PARTS = {
 RANK = 16
 #: nothing is written while the clock runs
 QUIET = ("callbacks=quiet", "callbacks.checkpoint=null", "callbacks.interrupt=null")
-#: made-up pictures: (height, width) as in the data set's middle
+#: made-up images: (height, width) as in the data set's middle
 SIZES = {"ade20k": (512, 683), "cityscapes": (1024, 2048)}
 
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--validate", action="store_true", help="one batch of validation at the end")
-    parser.add_argument("--folder", type=Path, help="keep made-up pictures and LoRAs here")
+    parser.add_argument("--folder", type=Path, help="keep made-up images and LoRAs here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
@@ -71,7 +71,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     given = [*options.overrides, *made_up_data(options.overrides, folder)]
     steps = options.warmup + options.steps
     run = [f"trainer.max_steps={steps}", "trainer.val_check_interval=1000000", "logger=none", *QUIET]
-    parts = Parts(
+    parts = Components(
         runs.resolve(composed([*given, *run, "+trainer.limit_val_batches=1"])), str(folder / "run"), training=True
     )
     given += made_up_loras(parts, folder)
@@ -101,7 +101,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def made_up_data(overrides: Sequence[str], folder: Path) -> list[str]:
-    """Pictures of the data set's size where the overrides name no folder of them."""
+    """Images of the data set's size where the overrides name no folder of them."""
     if any(override.startswith("dataset.root=") for override in overrides):
         return []
     target = str(composed(overrides).dataset._target_)
@@ -114,14 +114,14 @@ def made_up_data(overrides: Sequence[str], folder: Path) -> list[str]:
         for number in range(count):
             low = rng.integers(0, 256, (height // 32, width // 32, 3), dtype=np.uint8)
             values = rng.integers(0, 151, low.shape[:2]) if kind == "ade20k" else rng.choice(LABEL_IDS, low.shape[:2])
-            picture, mask = layout(root, kind, split, number)
-            write(picture, cv2.resize(low, (width, height), interpolation=cv2.INTER_CUBIC))
+            image, mask = layout(root, kind, split, number)
+            write(image, cv2.resize(low, (width, height), interpolation=cv2.INTER_CUBIC))
             write(mask, cv2.resize(values.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST))
     return [f"dataset.root={root}"]
 
 
 def layout(root: Path, kind: str, split: str, number: int) -> tuple[Path, Path]:
-    """Paths of a picture and its mask."""
+    """Paths of an image and its mask."""
     if kind == "ade20k":
         folder, name = ("training" if split == "train" else "validation"), f"ADE_{split}_{number:08d}"
         return root / f"images/{folder}/{name}.jpg", root / f"annotations/{folder}/{name}.png"
@@ -134,7 +134,7 @@ def write(path: Path, array: np.ndarray) -> None:
     cv2.imwrite(str(path), array)
 
 
-def made_up_loras(parts: Parts, folder: Path) -> list[str]:
+def made_up_loras(parts: Components, folder: Path) -> list[str]:
     """Random LoRAs for the roles that have none, told to the configuration and returned as overrides."""
     written = []
     weights = parts.config.technique.lora.weights
@@ -211,7 +211,7 @@ class Watch(Callback):
         return {name: value / self.steps for name, value in rows.items()}
 
 
-def report(options: argparse.Namespace, parts: Parts, watch: Watch, validation: float) -> None:
+def report(options: argparse.Namespace, parts: Components, watch: Watch, validation: float) -> None:
     dataset = parts.config.dataset
     print(f"{' '.join(options.overrides)}; {options.threads} threads, {options.steps} steps")
     print(f"batch {dataset.batch_size}, crop {dataset.get('crop_size', dataset.get('size'))}")

@@ -3,8 +3,8 @@
     python benchmarks/two_processes.py [--processes 1,2] [--steps 50] [--batch 8] [overrides of train.py …]
 
 What makes them comparable is set here: norms that do not depend on the batch (the heads' default), no dropout (each
-process draws its own), cross-entropy on pictures without void pixels (a process averages over its own pixels, and the
-processes' gradients count equally). Augmentation and noise are keyed by the sample, so both see the same pictures.
+process draws its own), cross-entropy on images without ignored pixels (a process averages over its own pixels, and the
+processes' gradients count equally). Augmentation and noise are keyed by the sample, so both see the same images.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", default="1,2", help="numbers of processes, the first is compared with")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch", type=int, default=8, help="pictures per step, of all processes together")
+    parser.add_argument("--batch", type=int, default=8, help="images per step, of all processes together")
     known, overrides = parser.parse_known_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         rows = [

@@ -13,7 +13,7 @@ _PUBLIC = {
     "Denoise": "gate_lightning.techniques.denoise",
     "DiskCache": "gate_lightning.features.caches.disk",
     "FeatureExtractor": "gate_lightning.features.reading.extractor",
-    "FusedExtractor": "gate_lightning.features.wrappers.multi_backbone",
+    "MultiBackboneExtractor": "gate_lightning.features.wrappers.multi_backbone",
     "Inversion": "gate_lightning.techniques.inversion",
     "LoRA": "gate_lightning.techniques.lora",
     "MemoryCache": "gate_lightning.features.caches.memory",
@@ -22,7 +22,7 @@ _PUBLIC = {
     "load_backbone": "gate_lightning.engine.library",
     "load_run": "gate_lightning.engine.trained_run",
     "read_features": "gate_lightning.features.caches.folder",
-    "read_pictures": "gate_lightning.data.core.prediction",
+    "read_images": "gate_lightning.data.core.prediction",
     "resolve_layers": "gate_lightning.features.config.layer_presets",
 }
 

@@ -21,7 +21,7 @@ class ConfigError(GateError, ValueError):
 
 
 class DataError(GateError, ValueError):
-    """A data set, picture, mask, caption or palette file is missing or broken."""
+    """A data set, image, mask, caption or palette file is missing or broken."""
 
 
 class WeightsError(GateError, ValueError):

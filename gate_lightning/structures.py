@@ -1,6 +1,6 @@
 """Plain data that travels between the floors of the house: tensors and names, no behaviour.
 
-Shape letters: B pictures, C channels, H × W pixels, h × w positions of a feature map, K classes.
+Shape letters: B images, C channels, H × W pixels, h × w positions of a feature map, K classes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class FeatureInfo:
     """What one layer id yields on a backbone.
 
     Attributes:
-        channels: channels of the feature map; 0 where they depend on the picture's size.
-        stride: pixels of the picture per position of the map (8 for SD's latents, 16 one level down); 0 for what is no
+        channels: channels of the feature map; 0 where they depend on the image's size.
+        stride: pixels of the image per position of the map (8 for SD's latents, 16 one level down); 0 for what is no
             map: attention weights (B, heads, queries, keys).
         module: path of the hooked module inside the denoiser, for tables and errors.
     """
@@ -66,20 +66,20 @@ class Identity:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What belongs to the pictures of a batch besides their pixels.
+    """What belongs to the images of a batch besides their pixels.
 
     Attributes:
-        sample_ids: B names that identify the pictures (path relative to the data set's root). Noise is keyed by them.
-        views: B names of the augmentation draw or "" for the plain picture; part of the noise key.
+        sample_ids: B names that identify the images (path relative to the data set's root). Noise is keyed by them.
+        views: B names of the augmentation draw or "" for the plain image; part of the noise key.
         windows: B (top, left) pixel offsets of the sliding window or crop, (0, 0) for the whole; part of the key.
         captions: B descriptions (what the ``prompt`` technique reads), or None if the data set has none.
         categories: B category names, or None.
-        control_images: control name → (B, 3, H, W) in [0, 1], cropped and flipped with the picture. A control that is
-            a function of the picture (Canny) need not be given.
+        control_images: control name → (B, 3, H, W) in [0, 1], cropped and flipped with the image. A control that is
+            a function of the image (Canny) need not be given.
         noise: explicit standard normal noise (B, c, h, w) that replaces the keyed draw, or None. For branches that
             read an ensemble of E draws (B, E, c, h, w).
         posterior_noise: the same for the sample of the autoencoder's posterior.
-        training: whether a head is being trained on these pictures. What is done in training only (ControlNet dropout)
+        training: whether a head is being trained on these images. What is done in training only (ControlNet dropout)
             asks here, as the extractor itself is always in evaluation mode.
     """
 
@@ -100,13 +100,13 @@ class Conditions:
         for name in ("views", "windows", "captions", "categories"):
             value = getattr(self, name)
             if value is not None and len(value) != count:
-                raise ValueError(f"{name} has {len(value)} entries for {count} pictures; give one per picture")
+                raise ValueError(f"{name} has {len(value)} entries for {count} images; give one per image")
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def at_window(self, top: int, left: int) -> Conditions:
-        """The same pictures, read through a window whose corner is (top, left) pixels further."""
+        """The same images, read through a window whose corner is (top, left) pixels further."""
         moved = tuple((row + top, column + left) for row, column in self.windows)
         return replace(self, windows=moved)
 
@@ -121,13 +121,13 @@ class Conditions:
 
 @dataclass(frozen=True)
 class SegmentationBatch:
-    """A batch of pictures with masks.
+    """A batch of images with masks.
 
     Attributes:
         images: (B, 3, H, W) float32 in [-1, 1], RGB.
-        masks: (B, H, W) int64 class indices, ``ignore_index`` where unlabelled; None for unlabelled pictures.
+        masks: (B, H, W) int64 class indices, ``ignore_index`` where unlabelled; None for unlabelled images.
         conditions: see Conditions.
-        features: of the pictures, padded as for the extractor, in any dtype, where they were computed before, or None.
+        features: of the images, padded as for the extractor, in any dtype, where they were computed before, or None.
     """
 
     images: Tensor
@@ -154,12 +154,12 @@ class PixelBatch:
     """Labelled pixels for members of an ensemble that are trained together, each on pixels of its own (M × P).
 
     Attributes:
-        pictures: (M, P) int64 position of the picture in the training split.
-        positions: (M, P) int64 row · W + column of the pixel in the picture's mask.
-        labels: (M, P) int64 class indices; no void ones.
+        images: (M, P) int64 position of the image in the training split.
+        positions: (M, P) int64 row · W + column of the pixel in the image's mask.
+        labels: (M, P) int64 class indices; no ignored ones.
     """
 
-    pictures: Tensor
+    images: Tensor
     positions: Tensor
     labels: Tensor
 
@@ -168,7 +168,7 @@ class PixelBatch:
 
     def to(self, device: torch.device | str, **kwargs: Any) -> PixelBatch:
         """A copy on ``device``."""
-        return PixelBatch(*(part.to(device, **kwargs) for part in (self.pictures, self.positions, self.labels)))
+        return PixelBatch(*(part.to(device, **kwargs) for part in (self.images, self.positions, self.labels)))
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Pyramid:
     Attributes:
         levels: (B, C_l, h_l, w_l) per level, stride growing.
         weights: per level (B or 1, assigners, branches) branch weights that sum to 1 over branches (last axis;
-            further axes C where weights are per channel, and h, w where they vary over the picture), or () where the
+            further axes C where weights are per channel, and h, w where they vary over the image), or () where the
             amalgamation has none.
     """
 

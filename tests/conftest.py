@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The developers' folder of real pictures and reference outputs; tests that want it skip elsewhere."""
+    """The developers' folder of real images and reference outputs; tests that want it skip elsewhere."""
     folder = Path(os.environ.get("GATE_SHARED", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
         pytest.skip("no folder of reference data (set GATE_SHARED)")

@@ -47,7 +47,7 @@ def test_experiments_resolve(name: str) -> None:
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_controls_resolve(name: str) -> None:
-    check(f"control={name}")
+    check(f"ablation={name}")
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -24,10 +24,10 @@ def blocks(name: str) -> list[str]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the pictures that the documentation speaks of."""
+    """A folder with the images that the documentation speaks of."""
     pixels = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-    (tmp_path / "my_pictures/sub").mkdir(parents=True)
-    for name in ("picture.jpg", "wide.jpg", "my_pictures/sub/picture.jpg"):
+    (tmp_path / "my_images/sub").mkdir(parents=True)
+    for name in ("image.jpg", "wide.jpg", "my_images/sub/image.jpg"):
         Image.fromarray(pixels).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -47,7 +47,7 @@ def test_all_blocks_of_the_page(here: Path) -> None:
     space: dict[str, object] = {}
     for number, block in enumerate(blocks("docs/library.md")):
         exec(compile(block, f"docs/library.md, block {number}", "exec"), space)
-    assert (here / "features/sub/picture.safetensors").is_file()
+    assert (here / "features/sub/image.safetensors").is_file()
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -75,30 +75,30 @@ def test_backbones_by_name() -> None:
         gate_lightning.load_backbone("tiny", wieghts="x")
 
 
-def test_reading_pictures(here: Path) -> None:
+def test_reading_images(here: Path) -> None:
     Image.new("RGB", (16, 8), (255, 0, 0)).save(here / "red.png")
-    images, conditions = gate_lightning.read_pictures("red.png")
+    images, conditions = gate_lightning.read_images("red.png")
     assert images.shape == (1, 3, 8, 16)
     assert [float(value) for value in images[0, :, 0, 0]] == [1.0, -1.0, -1.0]
     assert conditions.sample_ids == ("red.png",)
-    both, told = gate_lightning.read_pictures(["red.png", "wide.jpg"], size=(8, 24), captions=["a", ""])
+    both, told = gate_lightning.read_images(["red.png", "wide.jpg"], size=(8, 24), captions=["a", ""])
     assert both.shape == (2, 3, 8, 24)
     assert told.captions == ("a", "")
-    with pytest.raises(DataError, match="give read_pictures a size"):
-        gate_lightning.read_pictures(["red.png", "wide.jpg"])
+    with pytest.raises(DataError, match="give read_images a size"):
+        gate_lightning.read_images(["red.png", "wide.jpg"])
     with pytest.raises(DataError, match="captions for all or none"):
-        gate_lightning.read_pictures("red.png", captions=["a", "b"])
+        gate_lightning.read_images("red.png", captions=["a", "b"])
 
 
-def test_reading_control_pictures(here: Path) -> None:
+def test_reading_control_images(here: Path) -> None:
     Image.new("RGB", (96, 80), (255, 0, 51)).save(here / "depth.png")
     given = {"depth": ["depth.png", "depth.png"]}
-    images, conditions = gate_lightning.read_pictures(["picture.jpg", "wide.jpg"], size=(8, 16), control_images=given)
+    images, conditions = gate_lightning.read_images(["image.jpg", "wide.jpg"], size=(8, 16), control_images=given)
     depth = conditions.control_images["depth"]
     assert depth.shape == images.shape == (2, 3, 8, 16)
     assert depth[1, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
-    with pytest.raises(DataError, match="'depth': 1 files for 2 pictures; give one for each"):
-        gate_lightning.read_pictures(["picture.jpg", "wide.jpg"], control_images={"depth": "depth.png"})
+    with pytest.raises(DataError, match="'depth': 1 files for 2 images; give one for each"):
+        gate_lightning.read_images(["image.jpg", "wide.jpg"], control_images={"depth": "depth.png"})
     Image.new("RGB", (16, 8)).save(here / "depth.png")
-    with pytest.raises(DataError, match=r"depth\.png has 16×8 pixels .*'picture\.jpg' has 96×80"):
-        gate_lightning.read_pictures("picture.jpg", control_images={"depth": "depth.png"})
+    with pytest.raises(DataError, match=r"depth\.png has 16×8 pixels .*'image\.jpg' has 96×80"):
+        gate_lightning.read_images("image.jpg", control_images={"depth": "depth.png"})

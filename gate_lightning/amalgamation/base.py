@@ -97,6 +97,6 @@ def _check_sizes(level: Level, maps: Sequence[Tensor]) -> None:
     sizes = {tuple(map_.shape[-2:]) for map_ in maps}
     if len(sizes) > 1:
         raise ConfigError(
-            f"maps of stride {level.stride} have different sizes (height, width): {sorted(sizes)}. Pad the pictures "
+            f"maps of stride {level.stride} have different sizes (height, width): {sorted(sizes)}. Pad the images "
             "to a multiple of the backbone's size_multiple"
         )

@@ -19,7 +19,7 @@ class Level:
     """What one pyramid level is made of.
 
     Attributes:
-        stride: pixels of the picture per position.
+        stride: pixels of the image per position.
         fused: branch → its layer ids of this stride, for branches that are fused with each other.
         appended: the same for branches that are concatenated after the fusion.
         channels: branch → channels of all its layers of this stride together.
@@ -95,7 +95,7 @@ def _check_map(branch: str, layer: str, info: FeatureInfo) -> None:
         )
     if info.channels == 0:
         raise ConfigError(
-            f"branch {branch!r} reads {layer}, whose number of channels depends on the picture's size; it can be "
+            f"branch {branch!r} reads {layer}, whose number of channels depends on the image's size; it can be "
             "extracted, not fused: a head needs it beforehand. attn-up-cross has one channel per prompt token instead"
         )
 

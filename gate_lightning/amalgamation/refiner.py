@@ -11,7 +11,7 @@ from gate_lightning.ops.normalization import group_count
 
 __all__ = ["Norm", "ResidualBlock", "build_norm"]
 
-#: GN: group normalisation, of each picture by itself. BN: batch normalisation.
+#: GN: group normalisation, of each image by itself. BN: batch normalisation.
 Norm = Literal["GN", "BN"]
 
 

@@ -17,22 +17,22 @@ __all__ = ["WeightAssigner", "WeightedAmalgamation"]
 
 
 class WeightAssigner(nn.Module):
-    """Looks at a picture's map of every branch and says how much each should count, as logits over branches.
+    """Looks at an image's map of every branch and says how much each should count, as logits over branches.
 
     conv 3×3 → ReLU → norm → dropout → mean over positions → linear. The same network judges every branch, and a
     softmax over branches follows, so whatever it adds to all branches alike has no effect: neither the linear layer
     nor the normalisation has a bias (it would be a parameter that never learns).
 
     Without the mean it says so position by position: branches at several timesteps differ in what they know about a
-    part of the picture, coarse shapes or fine ones (MMDiff, arXiv 2606.16673, lets weights over timesteps vary so).
+    part of the image, coarse shapes or fine ones (MMDiff, arXiv 2606.16673, lets weights over timesteps vary so).
 
     Args:
         channels: C of the maps.
         outputs: logits per branch: 1 for a weight per branch, C for a weight per branch and channel.
         hidden_channels: width of the convolution.
         dropout: probability, in [0, 1).
-        norm: GN, or BN as in the released code. BN's statistics are taken over pictures and branches together: over
-            the pictures of one branch alone, the mean over positions that follows would be zero on average whatever
+        norm: GN, or BN as in the released code. BN's statistics are taken over images and branches together: over
+            the images of one branch alone, the mean over positions that follows would be zero on average whatever
             the branch.
         spatial: leave the mean over positions out.
     """
@@ -66,7 +66,7 @@ class WeightAssigner(nn.Module):
 
 
 class WeightedAmalgamation(Amalgamation):
-    """Weighted sums of the branches, their weights chosen per picture by assigners.
+    """Weighted sums of the branches, their weights chosen per image by assigners.
 
     With b branches r_1 … r_b and n assigners, w_i^j the weight that assigner j gives branch i (Σ_i w_i^j = 1), the
     output is the concatenation over j of Σ_i w_i^j r_i. A single branch needs no assigner: its weight is 1 and the
@@ -77,7 +77,7 @@ class WeightedAmalgamation(Amalgamation):
         concatenated: branches that are concatenated rather than fused.
         num_assigners: n; the output has n times the channels of a branch. The paper advises fewer than three.
         per_channel: a weight per branch and channel, as in the released code, instead of one per branch.
-        spatial: weights of every position, for branches at several timesteps, instead of one for the whole picture.
+        spatial: weights of every position, for branches at several timesteps, instead of one for the whole image.
         hidden_channels: width of the assigners.
         dropout: of the assigners, in [0, 1).
         norm: GN (does not depend on the batch) or BN (as released), of assigners and refiners.
@@ -150,7 +150,7 @@ class WeightedAmalgamation(Amalgamation):
     def regularization(self, pyramid: Pyramid) -> Tensor | None:
         """- γ1 Σ_j ‖w^j‖₂ - (γ2 / 2) Σ_j Σ_{k≠j} ‖w^j - w^k‖₂, to be added to the loss (GATE A.4).
 
-        The norms run over branches. The paper writes it for one set of maps; here it is the mean over pictures,
+        The norms run over branches. The paper writes it for one set of maps; here it is the mean over images,
         levels and, with ``per_channel``, channels, with ``spatial``, positions, so that γ keeps its meaning when their
         number changes.
 

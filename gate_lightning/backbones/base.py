@@ -19,7 +19,7 @@ __all__ = ["Backbone"]
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen network that sees pictures; activations of its denoiser are the features.
+    """A frozen network that sees images; activations of its denoiser are the features.
 
     It is frozen and in evaluation mode for good: ``train()`` does not reach it.
 
@@ -31,9 +31,9 @@ class Backbone(nn.Module, ABC):
         aliases: other names of layers → layer id; features are reported under the name that was asked for.
         supports: names of the techniques that can steer it.
         latent_channels, latent_stride: shape of the latents: (B, latent_channels, H / stride, W / stride).
-        size_multiple: heights and widths of pictures must be multiples of this.
-        minimum_size: smallest side of a picture in pixels.
-        native_size: side in pixels of the pictures it was trained on.
+        size_multiple: heights and widths of images must be multiples of this.
+        minimum_size: smallest side of an image in pixels.
+        native_size: side in pixels of the images it was trained on.
         num_train_timesteps: length of the noise schedule.
         prediction_type: "epsilon", "v_prediction", "sample", or "" without a denoiser.
         schedule: config of the noise schedule (betas, length), as diffusers' schedulers take it; empty without one.
@@ -106,7 +106,7 @@ class Backbone(nn.Module, ABC):
             latents: noisy latents (B, c, h, w).
             timestep: of the pass.
             prompt_embeds: of B prompts.
-            control_images: (B, 3, H, W) in [0, 1], H and W of the picture.
+            control_images: (B, 3, H, W) in [0, 1], H and W of the image.
         """
         raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")
 
@@ -159,9 +159,9 @@ class Backbone(nn.Module, ABC):
         return mean if posterior_noise is None else mean + std * posterior_noise.to(mean)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), about [-1, 1], of scaled latents (B, c, h, w)."""
+        """Images (B, 3, H, W), about [-1, 1], of scaled latents (B, c, h, w)."""
         raise ConfigError(
-            f"{self.identity.name} makes no pictures; use a diffusion backbone: tiny, sd15, adm_lsun_horse …"
+            f"{self.identity.name} makes no images; use a diffusion backbone: tiny, sd15, adm_lsun_horse …"
         )
 
     def layer_id(self, name: str) -> str:
@@ -184,15 +184,15 @@ class Backbone(nn.Module, ABC):
         layer_id = self.layer_id(name)
         return self.layers[layer_id] if layer_id in self.layers else self.derived[layer_id]
 
-    def picture_after_step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
-        """The picture (B, 3, H, W), about [-1, 1], decoded after one scheduler step: the layer ``vae-out``.
+    def image_after_step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
+        """The image (B, 3, H, W), about [-1, 1], decoded after one scheduler step: the layer ``vae-out``.
 
         Args:
             latents: noisy latents (B, c, h, w) that the denoiser saw.
             prediction: of the denoiser for them.
             timestep: that it was told.
         """
-        raise ConfigError(f"{self.identity.name} decodes no pictures: it has no layer vae-out")
+        raise ConfigError(f"{self.identity.name} decodes no images: it has no layer vae-out")
 
     def feature_info(self, layer_ids: Iterable[str]) -> dict[str, FeatureInfo]:
         """Channels and stride of each layer (id or alias), under the names and in the order given.
@@ -214,23 +214,23 @@ class Backbone(nn.Module, ABC):
             )
 
     def check_images(self, images: Tensor) -> None:
-        """Raise DataError unless the pictures are (B, 3, H, W) of a size this backbone can read."""
+        """Raise DataError unless the images are (B, 3, H, W) of a size this backbone can read."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise DataError(
-                f"pictures of shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3, H, W), "
+                f"images of shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3, H, W), "
                 "floating point in [-1, 1]"
             )
         height, width = images.shape[-2:]
         if min(height, width) < self.minimum_size:
             raise DataError(
-                f"a picture of {height} × {width} pixels (height × width) is too small for {self.identity.name}, which "
+                f"an image of {height} × {width} pixels (height × width) is too small for {self.identity.name}, which "
                 f"needs at least {self.minimum_size} on each side; enlarge it first"
             )
         multiple = self.size_multiple
         if height % multiple or width % multiple:
             near = [f"{side // multiple * multiple} or {-(-side // multiple) * multiple}" for side in (height, width)]
             raise DataError(
-                f"a picture of {height} × {width} pixels (height × width); {self.identity.name} reads multiples of "
+                f"an image of {height} × {width} pixels (height × width); {self.identity.name} reads multiples of "
                 f"{multiple}. Nearest: height {near[0]}, width {near[1]}. Pad, crop or resize it"
             )
 

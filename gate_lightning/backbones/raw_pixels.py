@@ -1,4 +1,4 @@
-"""The raw-pixel control: what a head gets from the picture and its coordinates alone, no diffusion model at all."""
+"""The raw-pixel control: what a head gets from the image and its coordinates alone, no diffusion model at all."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PixelBackbone(Backbone):
 
     Args:
         strides: patch sizes in pixels, coarse to fine. The default is that of the tiny backbone's upsamplers.
-        native_size: side in pixels of the windows that large pictures are read in: that of the backbone compared to.
-        position: whether each patch tells where it is. Off where a network reads the picture itself (stride 1).
+        native_size: side in pixels of the windows that large images are read in: that of the backbone compared to.
+        position: whether each patch tells where it is. Off where a network reads the image itself (stride 1).
     """
 
     family = "pixels"
@@ -76,7 +76,7 @@ class PixelBackbone(Backbone):
         return self._place.device
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The pictures themselves, without spread."""
+        """The images themselves, without spread."""
         images = images.to(self.dtype)
         return images, torch.zeros_like(images)
 
@@ -96,7 +96,7 @@ class PixelBackbone(Backbone):
         residuals: Residuals | None = None,
         adapters: Sequence[Adapters] | None = None,
     ) -> Tensor:
-        """Cut the pictures (B, 3, H, W) into patches of every stride; the pictures."""
+        """Cut the images (B, 3, H, W) into patches of every stride; the images."""
         self.patches(latents)
         return latents
 
@@ -134,7 +134,7 @@ class _Patch(nn.Module):
 def space_to_depth(images: Tensor, stride: int) -> Tensor:
     """Patches (B, C·stride², ⌈H/stride⌉, ⌈W/stride⌉) of images (B, C, H, W).
 
-    Where a patch overhangs the picture, the border is repeated.
+    Where a patch overhangs the image, the border is repeated.
     """
     height, width = images.shape[-2:]
     overhang = (0, -width % stride, 0, -height % stride)

@@ -27,8 +27,8 @@ ADAPTER_KINDS: Mapping[AdapterKind, str] = {"lora": "LoRA", "tokens": "learned t
 #: ControlNet residuals of a batch: one tensor per skip connection, and the one of the middle block.
 Residuals = tuple[tuple[Tensor, ...], Tensor]
 #: how a hook reads a layer: a module's output or input map, tokens (B, N, C) to lay out as a map, attention weights,
-#: attention weights averaged over heads and layers and laid out as a map, the picture decoded after one scheduler step.
-LayerKind = Literal["output", "input", "tokens", "attention", "averaged", "picture"]
+#: attention weights averaged over heads and layers and laid out as a map, the image decoded after one scheduler step.
+LayerKind = Literal["output", "input", "tokens", "attention", "averaged", "image"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class LayerSpec:
         module: path of the module inside the denoiser, "" for the denoiser itself; for ``attention`` the one with
             ``to_q`` and ``to_k``.
         kind: how it is read, see LayerKind.
-        channels: channels of the feature map; heads for ``attention``; 0 where they depend on the picture's size.
-        stride: pixels of the picture per position; 0 for ``attention``, which is no map: (B, heads, queries, keys).
+        channels: channels of the feature map; heads for ``attention``; 0 where they depend on the image's size.
+        stride: pixels of the image per position; 0 for ``attention``, which is no map: (B, heads, queries, keys).
         grid: path of the module whose input map (B, C, h, w) the tokens come from, "" if no tokens. Of an ``averaged``
             layer: whose input has the size that the maps are resized to.
         sources: of an ``averaged`` layer, the ``attention`` layers (each with its grid) it is made of, by size.

@@ -1,4 +1,4 @@
-"""Before the first training step: the features of every view of every training picture go to disk."""
+"""Before the first training step: the features of every view of every training image go to disk."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from gate_lightning.callbacks.pace.progress import duration
 from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import CacheError
-from gate_lightning.features.caches.augmented_views import CachedViews, padded_batch, stored_bytes
+from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache, padded_batch, stored_bytes
 from gate_lightning.features.caches.view_plan import ViewPlan
 from gate_lightning.ops.sliding_window import window_origins
 from gate_lightning.utils.files import write_atomically
-from gate_lightning.utils.progress import human_size
+from gate_lightning.utils.units import duration, human_size
 
 __all__ = ["FillViews"]
 
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 
 #: batches after which the time of all is told; the first one, in which kernels are chosen, is not counted
 MEASURED = 3
-#: stored views whose pictures are looked at before the folder is believed
+#: stored views whose images are looked at before the folder is believed
 CHECKED = 5
 _EVERY = 20.0  # seconds between two lines
 
@@ -40,24 +39,24 @@ class FillViews(Callback):
     """Computes the views that are not stored yet, and says before what they take on disk and in time.
 
     Works whatever was there: what a killed process wrote is kept, several processes (of one distributed run or of
-    several runs) share what is left. Batches are cut from the list of pictures, view by view, so that a file does not
+    several runs) share what is left. Batches are cut from the list of images, view by view, so that a file does not
     depend on who wrote it; every process takes them in an order of its own and leaves out what has appeared meanwhile.
 
-    Writes ``cached_views.json`` into the run folder: views, pictures, bytes, seconds.
+    Writes ``cached_views.json`` into the run folder: views, images, bytes, seconds.
 
     Args:
         views: the cache.
-        datamodule: its training pictures, of ``count`` views each.
+        datamodule: its training images, of ``count`` views each.
         count: K; views that no epoch of the run reaches are left out.
         run_folder: of the run.
 
     Raises:
-        CacheError: when training starts, if the disk has not enough room, or the folder holds views of other pictures.
+        CacheError: when training starts, if the disk has not enough room, or the folder holds views of other images.
         Interrupted: Ctrl-C while filling.
     """
 
     def __init__(
-        self, views: CachedViews, datamodule: SegmentationDataModule, count: int, run_folder: str | Path
+        self, views: AugmentedFeatureCache, datamodule: SegmentationDataModule, count: int, run_folder: str | Path
     ) -> None:
         self.views, self.datamodule, self.count = views, datamodule, count
         self.path = Path(run_folder) / "cached_views.json"
@@ -71,15 +70,15 @@ class FillViews(Callback):
             write_atomically(self.path, json.dumps(report, indent=2).encode() + b"\n")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Test pictures are seen once: they are not worth their room."""
-        self.views.keeps_pictures = False
+        """Test images are seen once: they are not worth their room."""
+        self.views.keeps_images = False
 
     def _fill(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         training = self.datamodule.training_views()
         names = [training.source.sample_id(index) for index in range(len(training))]
         count = min(self.count, _epochs(trainer, len(names), self.datamodule.batch_size))
         plan = ViewPlan(training, names, count, self.datamodule.batch_size, self.views)
-        self._check_pictures(plan)
+        self._check_images(plan)
         if trainer.is_global_zero:
             self._announce(trainer, pl_module, plan)
         if plan.todo:
@@ -97,7 +96,7 @@ class FillViews(Callback):
             ) from error
         return {
             "views": count,
-            "pictures": len(names),
+            "images": len(names),
             "stored_before": plan.total - plan.todo,
             "computed_here": progress.done,
             "bytes_per_view": plan.bytes_each,
@@ -112,8 +111,8 @@ class FillViews(Callback):
         free = shutil.disk_usage(self.views.store.folder).free
         evaluated = _evaluation_bytes(pl_module, self.datamodule, self.views)
         log.info(
-            "cached views: %d of each of %d pictures, %d × %d pixels, %s each in %s: %s, %s of it there; %s more "
-            "for the pictures of validation, as they come; %s are free in %s. Less of it by %s",
+            "cached views: %d of each of %d images, %d × %d pixels, %s each in %s: %s, %s of it there; %s more "
+            "for the images of validation, as they come; %s are free in %s. Less of it by %s",
             *(plan.count, len(plan.names), height, width, human_size(plan.bytes_each)),
             *(str(self.views.dtype).removeprefix("torch."), human_size(plan.total * plan.bytes_each)),
             *(human_size((plan.total - plan.todo) * plan.bytes_each), human_size(evaluated), human_size(free)),
@@ -128,21 +127,21 @@ class FillViews(Callback):
         if needed > free:
             raise CacheError(
                 f"{plan.todo} views of {human_size(plan.bytes_each)} need {human_size(needed)}, and {human_size(free)} "
-                f"are free in {folder}; nothing was computed. Another disk: feature_cache_dir=<folder>. Less of it by "
+                f"are free in {folder}; nothing was computed. Another disk: cache.folder=<folder>. Less of it by "
                 f"{_advice(self.views)}"
             )
 
-    def _check_pictures(self, plan: ViewPlan) -> None:
-        """Refuse a folder whose views are of other pictures under the same names."""
+    def _check_images(self, plan: ViewPlan) -> None:
+        """Refuse a folder whose views are of other images under the same names."""
         there = [draw for draw in plan.draws() if plan.there(draw)]
         chosen = there[:: max(len(there) // CHECKED, 1)][:CHECKED]
         others = [plan.name(draw) for draw in chosen if not plan.fits(draw)]
         if len(others) > len(chosen) / 2:
             raise CacheError(
-                f"{self.views.store.folder} holds views of other pictures than these: {len(others)} of {len(chosen)} "
-                f"looked at differ in pixels, caption or control pictures, for example {others[0]}. Was the data set "
+                f"{self.views.store.folder} holds views of other images than these: {len(others)} of {len(chosen)} "
+                f"looked at differ in pixels, caption or control images, for example {others[0]}. Was the data set "
                 "changed, or is it another one with the same file names? Give the run a folder of its own "
-                "(feature_cache_dir), or delete this one"
+                "(cache.folder), or delete this one"
             )
 
 
@@ -159,14 +158,14 @@ class _Progress:
         """Since the beginning."""
         return time.monotonic() - self._start
 
-    def step(self, pictures: int) -> None:
+    def step(self, images: int) -> None:
         """Count a batch of this process."""
         now = time.monotonic()
-        self.done, self._batches = self.done + pictures, self._batches + 1
+        self.done, self._batches = self.done + images, self._batches + 1
         if self._batches == 1:
             self._warm = now
             return
-        self._counted += pictures
+        self._counted += images
         first = self._batches == MEASURED
         if not self.speaks or not (first or now - self._said > _EVERY):
             return
@@ -182,17 +181,17 @@ class _Progress:
         )
 
 
-def _epochs(trainer: Trainer, pictures: int, batch_size: int) -> int:
+def _epochs(trainer: Trainer, images: int, batch_size: int) -> int:
     """Epochs that the run begins at most."""
-    batches = batches_per_epoch(trainer, pictures // (batch_size * trainer.world_size))
+    batches = batches_per_epoch(trainer, images // (batch_size * trainer.world_size))
     steps = -(-batches // trainer.accumulate_grad_batches)
     limits = [-(-trainer.max_steps // max(steps, 1))] if trainer.max_steps >= 0 else []
     limits += [trainer.max_epochs] if trainer.max_epochs is not None and trainer.max_epochs >= 0 else []
     return max(min(limits), 1) if limits else 2**31
 
 
-def _evaluation_bytes(module: Any, datamodule: SegmentationDataModule, views: CachedViews) -> int:
-    """What a `DiskCache` of the validation pictures takes."""
+def _evaluation_bytes(module: Any, datamodule: SegmentationDataModule, views: AugmentedFeatureCache) -> int:
+    """What a `DiskCache` of the validation images takes."""
     source, resize = datamodule.source("val"), datamodule.eval_resize
     sizes = Counter(resize.size(*source.sizes(index)[0]) for index in range(len(source)))
     multiple, total = views.backbone.size_multiple, 0
@@ -207,9 +206,9 @@ def _evaluation_bytes(module: Any, datamodule: SegmentationDataModule, views: Ca
     return total
 
 
-def _advice(views: CachedViews) -> str:
+def _advice(views: AugmentedFeatureCache) -> str:
     """What makes views smaller."""
     pooling = 2 * int(views.description.get("pooling", 1))
     ways = [f"features.pooling={pooling} (a quarter)", "fewer layers (layers=)", "fewer branches (techniques=)"]
-    half = ["feature_cache_dtype=float16 (half)"] if views.dtype == torch.float32 else []
-    return ", ".join([*half, *ways, "fewer views (features.cached_views=)"])
+    half = ["cache.dtype=float16 (half)"] if views.dtype == torch.float32 else []
+    return ", ".join([*half, *ways, "fewer views (cache.augmented_views=)"])

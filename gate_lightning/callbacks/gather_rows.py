@@ -1,4 +1,4 @@
-"""Rows of a table that several processes have measured, each its share of the pictures."""
+"""Rows of a table that several processes have measured, each its share of the images."""
 
 from __future__ import annotations
 

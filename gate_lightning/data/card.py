@@ -1,4 +1,4 @@
-"""What is fixed about a data set, in one place: classes, palette, void value, prompts, GATE recipe, citation."""
+"""What is fixed about a data set, in one place: classes, palette, ignored value, prompts, GATE recipe, citation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["IGNORE_INDEX", "RGB", "DatasetProtocol", "gate_recipe"]
+__all__ = ["IGNORE_INDEX", "RGB", "DatasetProtocol", "gate_branches"]
 
-#: void value of every mask that leaves this package, whatever the files hold
+#: ignored value of every mask that leaves this package, whatever the files hold
 IGNORE_INDEX = 255
 #: 8-bit red, green, blue
 RGB = tuple[int, int, int]
 
 
-def gate_recipe() -> tuple[dict[str, Any], ...]:
+def gate_branches() -> tuple[dict[str, Any], ...]:
     """Branches of ``techniques=all`` in semantic segmentation (GATE, appendix on ADE20K and Cityscapes).
 
     One branch with the fine prompt only, two with ControlNet and a LoRA besides: one moderately trained, one slightly
@@ -37,10 +37,10 @@ class DatasetProtocol:
         name: of the data set.
         classes: K class names; the position is the value in masks.
         palette: K colours for showing masks.
-        prompt_simple: prompt of the plain branch, about any picture.
-        prompt_fine: fine-grained prompt for pictures without a caption of their own.
-        ignore_index: void value in masks, always 255 inside the program; never counted, never trained.
-        recipe: branches of ``techniques=all`` as plain mappings.
+        prompt_simple: prompt of the plain branch, about any image.
+        prompt_fine: fine-grained prompt for images without a caption of their own.
+        ignore_index: ignored value in masks, always 255 inside the program; never counted, never trained.
+        branches: branches of ``techniques=all`` as plain mappings.
         citation, licence: for reports; empty where unknown.
         submission: values 0 … 255 of the K classes in the PNGs that the benchmark's server takes; () where there is no
             server.
@@ -55,7 +55,7 @@ class DatasetProtocol:
     prompt_simple: str = "a photo"
     prompt_fine: str = "a photo"
     ignore_index: int = IGNORE_INDEX
-    recipe: tuple[Mapping[str, Any], ...] = ()
+    branches: tuple[Mapping[str, Any], ...] = ()
     citation: str = ""
     licence: str = ""
     submission: tuple[int, ...] = ()
@@ -91,7 +91,7 @@ def check_classes(classes: Iterable[str], source: object) -> tuple[str, ...]:
         source: file or data set they come from, for the message.
 
     Raises:
-        ConfigError: none, more than 255 (masks are 8 bit and 255 is void), an empty one, or one twice.
+        ConfigError: none, more than 255 (masks are 8 bit and 255 is ignored), an empty one, or one twice.
     """
     names = tuple(str(name).strip() for name in classes)
     if not 1 <= len(names) < IGNORE_INDEX + 1:

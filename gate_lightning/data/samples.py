@@ -1,8 +1,7 @@
-"""One picture with what belongs to it, and how pictures become batches."""
+"""One image with what belongs to it, and how images become batches."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -14,32 +13,32 @@ from torch.utils.data import Dataset
 
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.structures import Conditions, SegmentationBatch
+from gate_lightning.utils.seeding import data_generator
 
 __all__ = [
-    "Draw",
     "Sample",
+    "SampleRequest",
     "SampleSource",
-    "SegmentationViews",
+    "SegmentationDataset",
     "Transform",
     "collate",
-    "keyed_generator",
     "to_tensor",
 ]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture before it becomes a tensor.
+    """An image before it becomes a tensor.
 
     Attributes:
-        sample_id: name of the picture, unique in its data set; noise and augmentation are keyed by it.
+        sample_id: name of the image, unique in its data set; noise and augmentation are keyed by it.
         image: uint8 (H, W, 3) RGB.
-        mask: uint8 (H, W) class indices, 255 void; None for unlabelled pictures. In evaluation it keeps the size of
+        mask: uint8 (H, W) class indices, 255 ignored; None for unlabelled images. In evaluation it keeps the size of
             the file while ``image`` may be resized.
-        caption: description of the picture, or None.
-        controls: control name → uint8 (H, W, 3) picture that is cropped and flipped along.
-        window: (top, left) of a crop in the resized picture, in pixels.
-        category: name of what the picture shows, or None.
+        caption: description of the image, or None.
+        controls: control name → uint8 (H, W, 3) image that is cropped and flipped along.
+        window: (top, left) of a crop in the resized image, in pixels.
+        category: name of what the image shows, or None.
     """
 
     sample_id: str
@@ -50,14 +49,14 @@ class Sample:
     window: tuple[int, int] = (0, 0)
     category: str | None = None
 
-    def map_pictures(self, function: Callable[[np.ndarray], np.ndarray]) -> Sample:
-        """``function`` applied to the picture and its controls."""
+    def map_images(self, function: Callable[[np.ndarray], np.ndarray]) -> Sample:
+        """``function`` applied to the image and its controls."""
         controls = {name: function(control) for name, control in self.controls.items()}
         return replace(self, image=function(self.image), controls=controls)
 
     def map_all(self, function: Callable[[np.ndarray], np.ndarray]) -> Sample:
-        """``function`` applied to picture, controls and mask: for geometry without interpolation."""
-        mapped = self.map_pictures(function)
+        """``function`` applied to image, controls and mask: for geometry without interpolation."""
+        mapped = self.map_images(function)
         return replace(mapped, mask=None if self.mask is None else function(self.mask))
 
 
@@ -69,26 +68,26 @@ class SampleSource(Protocol):
     """A split of a data set, readable by index from several processes."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def sample_id(self, index: int) -> str:
-        """Name of picture ``index``."""
+        """Name of image ``index``."""
 
     def load(self, index: int) -> Sample:
-        """Picture ``index`` as it is in the file."""
+        """Image ``index`` as it is in the file."""
 
     def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width) of the picture and of its mask, without decoding them."""
+        """(height, width) of the image and of its mask, without decoding them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SampleRequest:
     """What the samplers hand to the data set.
 
     Attributes:
-        index: which picture.
+        index: which image.
         epoch: which augmentation draw of it.
-        padding: repeated only so that all processes have equally many batches: its mask becomes void.
+        padding: repeated only so that all processes have equally many batches: its mask becomes ignored.
     """
 
     index: int
@@ -96,13 +95,7 @@ class Draw:
     padding: bool = False
 
 
-def keyed_generator(*key: object) -> np.random.Generator:
-    """Random numbers that depend on ``key`` only (not on process, worker or order)."""
-    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
-
-
-class SegmentationViews(Dataset[SegmentationBatch]):
+class SegmentationDataset(Dataset[SegmentationBatch]):
     """Reads, transforms and collates whole batches.
 
     Args:
@@ -112,7 +105,7 @@ class SegmentationViews(Dataset[SegmentationBatch]):
         random: whether something is drawn anew in every epoch. If so, the view of a sample is ``draw<epoch>`` (see
             ``cycle``), else "".
         training: whether a head is trained on these batches (``Conditions.training``).
-        cycle: how many views of a picture there are, taken in turn by epoch; None for another one in every epoch.
+        cycle: how many views of an image there are, taken in turn by epoch; None for another one in every epoch.
     """
 
     def __init__(
@@ -130,8 +123,8 @@ class SegmentationViews(Dataset[SegmentationBatch]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, draws: Sequence[Draw]) -> SegmentationBatch:
-        """The batch of ``draws``, one picture each."""
+    def __getitem__(self, draws: Sequence[SampleRequest]) -> SegmentationBatch:
+        """The batch of ``draws``, one image each."""
         views = tuple(self.view(draw.epoch) for draw in draws)
         samples = [self._read(draw, view) for draw, view in zip(draws, views, strict=True)]
         return collate(samples, views, self.training)
@@ -142,9 +135,9 @@ class SegmentationViews(Dataset[SegmentationBatch]):
             return ""
         return f"draw{epoch if self.cycle is None else epoch % self.cycle}"
 
-    def _read(self, draw: Draw, view: str) -> Sample:
+    def _read(self, draw: SampleRequest, view: str) -> Sample:
         sample = self.source.load(draw.index)
-        sample = self.transform(sample, keyed_generator("augmentation", self.seed, sample.sample_id, view))
+        sample = self.transform(sample, data_generator("augmentation", self.seed, sample.sample_id, view))
         if draw.padding and sample.mask is not None:
             sample = replace(sample, mask=np.full_like(sample.mask, IGNORE_INDEX))
         return sample
@@ -164,7 +157,7 @@ def collate(samples: Sequence[Sample], views: Sequence[str] = (), training: bool
 
     Args:
         samples: at least one.
-        views: name of the augmentation draw of each; () for plain pictures.
+        views: name of the augmentation draw of each; () for plain images.
         training: whether a head is trained on them.
     """
     masks = [sample.mask for sample in samples if sample.mask is not None]

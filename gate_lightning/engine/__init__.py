@@ -1,1 +1,1 @@
-"""The composition root: Hydra configuration → parts → run."""
+"""The composition root: Hydra configuration → components → run."""

@@ -43,8 +43,8 @@ def config_folder() -> str:
 
 
 def register_resolvers() -> None:
-    """Functions that conf/ uses: ``gate.or`` is the first of two values that is set."""
-    OmegaConf.register_new_resolver("gate.or", lambda value, fallback: value or fallback, replace=True)
+    """Functions that conf/ uses: ``gate.first_set`` is the first of two values that is set."""
+    OmegaConf.register_new_resolver("gate.first_set", lambda value, fallback: value or fallback, replace=True)
 
 
 def train_main() -> int:

@@ -1,6 +1,6 @@
 """From a resolved configuration to live objects: the composition root.
 
-Every part is built on demand, and a task is given the parts that its constructor names. So a task that needs no
+Every part is built on demand, and a task is given the components that its constructor names. So a task that needs no
 amalgamation (training an autoencoder, say) never builds one, and a new part is one property here.
 """
 
@@ -20,27 +20,27 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.data.card import gate_recipe
-from gate_lightning.data.core.required_inputs import Companions
+from gate_lightning.data.card import gate_branches
+from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.extraction import MAIN, Extractor, branches_of, extractor_of, split_size
 from gate_lightning.engine.run_folder import located
 from gate_lightning.engine.views import view_settings
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.config.required_inputs import companions_of
+from gate_lightning.features.config.required_inputs import required_inputs_of
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
-from gate_lightning.pixel_classifiers.store import bucket_widths
+from gate_lightning.pixel_classifiers.store import group_widths
 
-__all__ = ["Parts", "call_with", "dataset_node"]
+__all__ = ["Components", "call_with", "dataset_node"]
 
 
-class Parts:
-    """The parts of one run.
+class Components:
+    """The components of one run.
 
     Args:
         config: resolved configuration (see ``engine.runs.resolve``).
         run_folder: where callbacks and loggers write.
-        training: whether the parts are to train. Only then ``features.cached_views`` counts.
+        training: whether the components are to train. Only then ``cache.augmented_views`` counts.
     """
 
     #: names a task's constructor may ask for
@@ -55,7 +55,7 @@ class Parts:
         "optimizer",
         "scheduler",
         "protocol",
-        "buckets",
+        "backbone_groups",
     )
 
     def __init__(self, config: DictConfig, run_folder: str, training: bool = False) -> None:
@@ -65,10 +65,10 @@ class Parts:
 
     @cached_property
     def datamodule(self) -> Any:
-        """The data module of ``dataset``; that of ``pictures`` where an experiment reads its folder in its own way."""
-        own = self.config.get("pictures")
+        """The data module of ``dataset``; that of ``images`` where an experiment reads its folder in its own way."""
+        own = self.config.get("images")
         if own is not None and own._target_ != self.config.dataset._target_:
-            return self._instantiate("pictures")
+            return self._instantiate("images")
         if self.config.get("dataset") is None:
             return self._instantiate("dataset")
         return _built(dataset_node(self.config))
@@ -83,7 +83,12 @@ class Parts:
         """Prompts and recipe of the data set that the run was trained on; plain ones where a tool has no data set."""
         saved = self.config.get("steering")
         if saved is None and self.config.get("dataset") is None:
-            saved = {"name": "pictures", "prompt_simple": "a photo", "prompt_fine": "a photo", "recipe": gate_recipe()}
+            saved = {
+                "name": "images",
+                "prompt_simple": "a photo",
+                "prompt_fine": "a photo",
+                "branches": gate_branches(),
+            }
         return self.protocol if saved is None else SimpleNamespace(**_plain(saved))
 
     @cached_property
@@ -93,7 +98,7 @@ class Parts:
 
     @cached_property
     def _further(self) -> dict[str, tuple[dict[str, Any], float]]:
-        """The nodes of ``backbones``, and the scale of the pictures that each of them sees."""
+        """The nodes of ``backbones``, and the scale of the images that each of them sees."""
         nodes = _plain(self.config.get("backbones")) or {}
         if MAIN in nodes:
             raise ConfigError(f"backbones.{MAIN}: that is the name of the backbone of `backbone`; choose another")
@@ -109,29 +114,29 @@ class Parts:
 
     @cached_property
     def branches(self) -> list[Branch]:
-        """What is read, as ``techniques technique timestep layers noise_draws ensemble`` say."""
+        """What is read, as ``techniques technique timestep layers separate_noises ensemble`` say."""
         return branches_of(self.config, _plain(self.config), self.steering, self.backbones, _built)
 
     @cached_property
-    def companions(self) -> Companions:
-        """What the branches need with the pictures."""
-        return companions_of(self.branches)
+    def required_inputs(self) -> RequiredInputs:
+        """What the branches need with the images."""
+        return required_inputs_of(self.branches)
 
     @cached_property
     def extractor(self) -> Extractor:
-        """Backbones × branches. The data set is told what they need with its pictures."""
-        if self.config.get("dataset") is not None and self.companions != Companions():
-            if not hasattr(self.datamodule, "accompany"):
+        """Backbones × branches. The data set is told what they need with its images."""
+        if self.config.get("dataset") is not None and self.required_inputs != RequiredInputs():
+            if not hasattr(self.datamodule, "attach_inputs"):
                 raise ConfigError(
-                    f"{type(self.datamodule).__name__} hands out no control pictures or captions of files and has no "
+                    f"{type(self.datamodule).__name__} hands out no control images or captions of files and has no "
                     f"dropout; leave out folder and dropout of controlnet and file of prompt"
                 )
-            self.datamodule.accompany(self.companions)
+            self.datamodule.attach_inputs(self.required_inputs)
         scales = {name: scale for name, (_, scale) in self._further.items()}
         canny = _plain(self.config.technique.controlnet)
         views = view_settings(self.config, self.datamodule) if self.training else None
         config = OmegaConf.merge(
-            self.config, {"feature_cache_dir": located(self.config.get("feature_cache_dir"), self.run_folder)}
+            self.config, {"cache": {"folder": located(OmegaConf.select(self.config, "cache.folder"), self.run_folder)}}
         )
         return extractor_of(config, self.branches, self.backbones, scales, canny, views)  # type: ignore[arg-type]
 
@@ -140,13 +145,13 @@ class Parts:
         """Fuses the branches; its channel numbers come from the extractor."""
         made = self._instantiate("amalgamation")
         info = self.extractor.feature_info
-        if isinstance(made, partial) and "buckets" in inspect.signature(made.func).parameters:
-            return call_with(made, buckets=bucket_widths(info, self.buckets))
+        if isinstance(made, partial) and "backbone_groups" in inspect.signature(made.func).parameters:
+            return call_with(made, backbone_groups=group_widths(info, self.backbone_groups))
         return call_with(made, feature_info=info, concatenated=self.extractor.concatenated)
 
     @cached_property
-    def buckets(self) -> dict[str, tuple[str, ...]]:
-        """Bucket → branches that an amalgamation of pixels stacks: those of one backbone.
+    def backbone_groups(self) -> dict[str, tuple[str, ...]]:
+        """Group → branches that an amalgamation of pixels stacks: those of one backbone.
 
         Those that are to be concatenated are alone, all of them where the amalgamation does nothing else.
         """
@@ -157,7 +162,7 @@ class Parts:
         for branch in self.extractor.feature_info:
             alone = separate or branch in self.extractor.concatenated or branch not in of_branch
             found.setdefault(f"branch {branch}" if alone else of_branch[branch], []).append(branch)
-        return {bucket: tuple(branches) for bucket, branches in found.items()}
+        return {group: tuple(branches) for group, branches in found.items()}
 
     @cached_property
     def head(self) -> nn.Module:
@@ -204,7 +209,7 @@ class Parts:
 
     @cached_property
     def task(self) -> LightningModule:
-        """The LightningModule of ``task``, given the parts it names."""
+        """The LightningModule of ``task``, given the components it names."""
         node = self.config.task
         target = get_class(node._target_)
         own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_", "data")}
@@ -220,7 +225,7 @@ class Parts:
         # Lightning counts batches from validation to validation; here a whole number counts optimiser steps
         interval, window = (self.config.trainer.get(key) for key in ("val_check_interval", "accumulate_grad_batches"))
         steps = {"val_check_interval": interval * (window or 1)} if isinstance(interval, int) else {}
-        # our samplers shard by themselves and count every validation picture exactly once
+        # our samplers shard by themselves and count every validation image exactly once
         return self._instantiate(
             "trainer",
             callbacks=callbacks,

@@ -1,4 +1,4 @@
-"""What ``eval.py`` does: evaluate a run, label pictures with it, or run a tool."""
+"""What ``eval.py`` does: evaluate a run, label images with it, or run a tool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gate_lightning.data.files.images import read_image
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.resplits import split_folders, summarize
 from gate_lightning.engine.tools import run_tool
-from gate_lightning.engine.trained_run import Run
+from gate_lightning.engine.trained_run import TrainedRun
 from gate_lightning.errors import ConfigError
 from gate_lightning.visualization.overlay import write_prediction
 
@@ -28,7 +28,7 @@ SPLITS = ("val", "test")
 
 
 def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict[str, float]:
-    """Run a tool, evaluate a run, or label pictures, as ``config`` says.
+    """Run a tool, evaluate a run, or label images, as ``config`` says.
 
     Args:
         config: composed configuration of ``eval.yaml``.
@@ -50,7 +50,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
     folder = run.folder
     if config.submission:
         if config.input is not None:
-            raise ConfigError("submission=true predicts the pictures of split; leave out input")
+            raise ConfigError("submission=true predicts the images of split; leave out input")
         _submit(run, config.split, Path(config.output) if config.output else folder / f"submission_{config.split}")
         return {}
     if config.input is not None:
@@ -60,7 +60,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
     return _measure(run, config.split, Path(config.output) if config.output else folder)
 
 
-def _loaded(config: DictConfig, overrides: Sequence[str]) -> Run:
+def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     """The run of ``run``, with what the command line changes about it."""
     resolved = runs.resolve(config)
     if config.run is None:
@@ -76,7 +76,7 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> Run:
     for change in runs.changed_keys(saved, patched):
         log.warning("evaluated with a change: %s", change)
     lightning.seed_everything(patched.seed, workers=True, verbose=False)
-    run = Run(folder, patched, config.checkpoint, bool(config.get("allow_changes")))
+    run = TrainedRun(folder, patched, config.checkpoint, bool(config.get("allow_changes")))
     log.info("checkpoint: %s", run.checkpoint)
     folders = config.get("control_images") or {}
     if not isinstance(folders, DictConfig | dict):
@@ -85,15 +85,15 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> Run:
     return run
 
 
-def _submit(run: Run, split: str, output: Path) -> None:
+def _submit(run: TrainedRun, split: str, output: Path) -> None:
     """PNGs for the server of the run's benchmark."""
     if split not in SPLITS:
         raise ConfigError(f"split={split}: expected {' or '.join(SPLITS)}")
-    datamodule, trainer = run.parts.datamodule, run.parts.trainer
-    pictures = datamodule.pictures_of(split)
+    datamodule, trainer = run.components.datamodule, run.components.trainer
+    images = datamodule.images_of(split)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.append(SubmissionWriter(output, run.parts.protocol.submission, pictures.paths))
-    loader = datamodule.prediction(pictures, datamodule.eval_batch_size)
+    callbacks.append(SubmissionWriter(output, run.components.protocol.submission, images.paths))
+    loader = datamodule.prediction(images, datamodule.eval_batch_size)
     trainer.predict(run.task, loader, return_predictions=False)
 
 
@@ -109,15 +109,15 @@ def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) 
     return summarize(folder, "metrics_test.json")
 
 
-def _measure(run: Run, split: str, output: Path) -> dict[str, float]:
+def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
     if split not in SPLITS:
         raise ConfigError(f"split={split}: expected {' or '.join(SPLITS)}")
     measured = getattr(run.task, "final_splits", ())
     if measured and split not in measured:
         split = measured[0]  # of a protocol without validation: the test split
-    # tables and pictures go where the metrics go; loggers would begin at step 0, and drop the training's rows behind it
-    run.parts.run_folder, run.parts.config.logger = str(output), None
-    datamodule, trainer = run.parts.datamodule, run.parts.trainer
+    # tables and images go where the metrics go; loggers would begin at step 0, and drop the training's rows behind it
+    run.components.run_folder, run.components.config.logger = str(output), None
+    datamodule, trainer = run.components.datamodule, run.components.trainer
     steps = {"val": trainer.validate, "test": trainer.test}
     metrics = {
         name: float(value)
@@ -130,11 +130,11 @@ def _measure(run: Run, split: str, output: Path) -> dict[str, float]:
     return metrics
 
 
-def _label(run: Run, pictures: Path, output: Path) -> None:
-    """Masks and overlays of unlabelled pictures, skipping those that are already there."""
-    protocol = run.parts.protocol
-    source = run.parts.datamodule.prediction(pictures)
-    names, total = source.pictures.names, len(source)
+def _label(run: TrainedRun, images: Path, output: Path) -> None:
+    """Masks and overlays of unlabelled images, skipping those that are already there."""
+    protocol = run.components.protocol
+    source = run.components.datamodule.prediction(images)
+    names, total = source.images.names, len(source)
     for number, (name, batch) in enumerate(zip(names, source.predict_dataloader(), strict=True), start=1):
         # the mask is written last, atomically: where it is, the overlay is there too
         if (output / "masks" / f"{name}.png").is_file():
@@ -144,4 +144,4 @@ def _label(run: Run, pictures: Path, output: Path) -> None:
         image = read_image(Path(batch.paths[0]))
         write_prediction(output, name, image, labels, palette=protocol.palette, classes=protocol.classes)
         log.info("%d/%d %s", number, total, name)
-    log.info("masks and overlays of %d pictures: %s", total, output)
+    log.info("masks and overlays of %d images: %s", total, output)

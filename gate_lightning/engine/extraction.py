@@ -11,14 +11,14 @@ from omegaconf import DictConfig
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.caches.augmented_views import CachedViews
+from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.config.branches import build_branches
 from gate_lightning.features.config.techniques import Prompts
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgesExtractor
-from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.edge_channels import EdgeChannels
+from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.techniques.controlnet import ControlFunction
 
@@ -29,7 +29,15 @@ MAIN = "main"
 #: settings that the edge control shares with the ControlNet technique, so that both see the same edges
 CANNY = ("low", "high", "blur_sigma", "normalize")
 
-Extractor = FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor | DiskCache | CachedViews | MemoryCache
+Extractor = (
+    FeatureExtractor
+    | MultiBackboneExtractor
+    | EdgeChannels
+    | PooledExtractor
+    | DiskCache
+    | AugmentedFeatureCache
+    | MemoryCache
+)
 #: a configuration node → the object it describes
 Build = Callable[[Any], Any]
 
@@ -37,7 +45,7 @@ Build = Callable[[Any], Any]
 def branches_of(
     config: DictConfig, plain: Mapping[str, Any], steering: Prompts, backbones: Mapping[str, Backbone], build: Build
 ) -> list[Branch]:
-    """Branches as ``techniques technique timestep layers noise_draws ensemble`` say.
+    """Branches as ``techniques technique timestep layers separate_noises ensemble`` say.
 
     Args:
         config: resolved configuration.
@@ -51,10 +59,10 @@ def branches_of(
         functions.built(plain["techniques"]),
         protocol=steering,
         backbone=backbones,
-        knobs=functions.built(plain["technique"]),
+        technique_settings=functions.built(plain["technique"]),
         timestep=config.timestep,
         layers=plain["layers"],
-        noise_draws=config.noise_draws,
+        separate_noises=config.separate_noises,
         ensemble=config.get("ensemble", 1),
         seed=config.seed,
     )
@@ -68,20 +76,20 @@ def extractor_of(
     canny: Mapping[str, Any],
     views: Mapping[str, Any] | None = None,
 ) -> Extractor:
-    """What reads the branches, with the edge control and the caches as ``edges`` and ``feature_cache*`` say.
+    """What reads the branches, with the edge control and the caches as ``edge_channels`` and ``cache.memory_gib*`` say.
 
     Args:
         config: resolved configuration.
         branches: what is read.
         backbones: by the names that branches give.
-        scales: of the pictures of all backbones but the first, whose is ``picture_scale``.
+        scales: of the images of all backbones but the first, whose is ``backbone_scale``.
         canny: settings of the ControlNet technique.
         views: what decides how training views look, where these are to be stored (`engine.views`), or None.
 
     Raises:
         ConfigError: a backbone that no branch reads, or a number out of range.
     """
-    made: FeatureExtractor | FusedExtractor
+    made: FeatureExtractor | MultiBackboneExtractor
     extractors = {}
     for name, backbone in backbones.items():
         own = [branch for branch in branches if branch.backbone == name]
@@ -90,25 +98,27 @@ def extractor_of(
         extractors[name] = FeatureExtractor(
             backbone, own, seed=config.seed, noise=config.noise, posterior=config.get("posterior", "mean")
         )
-    scale = config.get("picture_scale", 1.0)
+    scale = config.get("backbone_scale", 1.0)
     if len(extractors) == 1 and scale == 1:
         made = next(iter(extractors.values()))
     else:
         scales = {next(iter(extractors)): scale, **scales}
-        made = FusedExtractor(extractors, scales, [branch.name for branch in branches])
-    if config.edges not in ("none", "input"):
-        raise ConfigError(f"edges={config.edges}: expected none or input")
-    edged: FeatureExtractor | FusedExtractor | EdgesExtractor = made
-    if config.edges == "input":
-        edged = EdgesExtractor(made, **{key: value for key, value in canny.items() if key in CANNY})
+        made = MultiBackboneExtractor(extractors, scales, [branch.name for branch in branches])
+    if not isinstance(config.edge_channels, bool):
+        raise ConfigError(f"edge_channels={config.edge_channels}: expected true or false")
+    edged: FeatureExtractor | MultiBackboneExtractor | EdgeChannels = made
+    if config.edge_channels:
+        edged = EdgeChannels(made, **{key: value for key, value in canny.items() if key in CANNY})
     pooling = (config.get("features") or {}).get("pooling", 1)
     pooled = edged if pooling == 1 else PooledExtractor(edged, pooling)
-    kept: FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor | DiskCache | CachedViews = pooled
+    kept: (
+        FeatureExtractor | MultiBackboneExtractor | EdgeChannels | PooledExtractor | DiskCache | AugmentedFeatureCache
+    ) = pooled
     if views is not None:
-        kept = CachedViews(pooled, config.get("feature_cache_dir"), config.feature_cache_dtype, views)
-    elif config.get("feature_cache_dir"):
-        kept = DiskCache(pooled, config.feature_cache_dir, config.feature_cache_dtype)
-    return MemoryCache(kept, config.feature_cache) if config.feature_cache else kept
+        kept = AugmentedFeatureCache(pooled, config.cache.folder, config.cache.dtype, views)
+    elif config.cache.folder:
+        kept = DiskCache(pooled, config.cache.folder, config.cache.dtype)
+    return MemoryCache(kept, config.cache.memory_gib) if config.cache.memory_gib else kept
 
 
 def split_size(name: str, node: Mapping[str, Any], native_size: int) -> tuple[dict[str, Any], float]:
@@ -117,7 +127,7 @@ def split_size(name: str, node: Mapping[str, Any], native_size: int) -> tuple[di
     Args:
         name: of the backbone.
         node: its configuration.
-        native_size: of the first backbone, in pixels: what a picture has that is to become one of ``size``.
+        native_size: of the first backbone, in pixels: what an image has that is to become one of ``size``.
     """
     rest = {key: value for key, value in node.items() if key not in ("scale", "size")}
     scale, size = node.get("scale"), node.get("size")
@@ -133,14 +143,14 @@ def split_size(name: str, node: Mapping[str, Any], native_size: int) -> tuple[di
 def _unread(name: str) -> str:
     if name == MAIN:
         return (
-            "no branch reads the backbone of `backbone`, which decides the size of pictures; put the one they read "
+            "no branch reads the backbone of `backbone`, which decides the size of images; put the one they read "
             "there instead of into backbones"
         )
     return f"backbones.{name} is read by no branch; write `backbone: {name}` into a branch, or leave it out"
 
 
 class _Functions:
-    """Builds control functions, equal ones once, so that branches share their pictures."""
+    """Builds control functions, equal ones once, so that branches share their images."""
 
     def __init__(self, build: Build) -> None:
         self._build = build

@@ -1,4 +1,4 @@
-"""The configuration's parts for users of the library, without a run."""
+"""The configuration's components for users of the library, without a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.engine.cli import config_folder, register_resolvers
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.errors import ConfigError
 
 __all__ = ["load_backbone"]
@@ -38,4 +38,4 @@ def load_backbone(name: str = "tiny", **settings: Any) -> Backbone:
     unknown = sorted(settings.keys() - node.keys())
     if unknown:
         raise ConfigError(f"backbone {name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(node))}")
-    return Parts(OmegaConf.create({"backbone": OmegaConf.merge(node, settings)}), run_folder="").backbone
+    return Components(OmegaConf.create({"backbone": OmegaConf.merge(node, settings)}), run_folder="").backbone

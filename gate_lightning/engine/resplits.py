@@ -22,10 +22,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.callbacks.loggers import close_dashboards
-from gate_lightning.callbacks.pace.progress import duration
 from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.errors import ConfigError, GateError, ResumeError
+from gate_lightning.utils.units import duration
 
 __all__ = ["of_split", "repeats_of", "require_same_splits", "split_folders", "summarize", "train_repeats"]
 
@@ -68,9 +68,9 @@ def of_split(config: DictConfig, number: int) -> DictConfig:
         first = OmegaConf.select(one, key)
         if first is not None:
             OmegaConf.update(one, key, first + number)
-    where = str(one.get("feature_cache_dir") or "")
+    where = str(OmegaConf.select(one, "cache.folder") or "")
     if where.startswith(runs.INSIDE):
-        one.feature_cache_dir = f"{runs.INSIDE}../{where.removeprefix(runs.INSIDE)}"  # all splits share the features
+        one.cache.folder = f"{runs.INSIDE}../{where.removeprefix(runs.INSIDE)}"  # all splits share the features
     return one
 
 
@@ -141,7 +141,7 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             runs.write_json(inside / "status.json", {"status": "failed", "message": str(error)})
             raise
         close_dashboards()
-        gc.collect()  # a trainer and its parts are a cycle; the next split needs their memory
+        gc.collect()  # a trainer and its components are a cycle; the next split needs their memory
         if not resumed:
             taken.append(time.monotonic() - started)
         if number + 1 < repeats:

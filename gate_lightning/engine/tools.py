@@ -16,19 +16,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Parts, call_with, dataset_node
+from gate_lightning.engine.components import Components, call_with, dataset_node
 from gate_lightning.errors import ConfigError, GateError
 
 __all__ = ["run_tool"]
 
 log = logging.getLogger(__name__)
 
-#: parts that a tool's function may name; built only then
-PARTS = ("backbone", "extractor", "companions", "datamodule", "trained")
+#: components that a tool's function may name; built only then
+PARTS = ("backbone", "extractor", "required_inputs", "datamodule", "trained")
 
 
 def run_tool(config: DictConfig, output: Path, trained: Callable[[], Any] | None = None) -> None:
-    """Call the function of ``tool`` with the parts it names, in ``tool.processes`` processes where that is set.
+    """Call the function of ``tool`` with the components it names, in ``tool.processes`` processes where that is set.
 
     Args:
         config: composed configuration.
@@ -58,7 +58,7 @@ def _call(resolved: DictConfig, trained: Callable[[], Any] | None = None) -> Non
     # a tool that names the data set builds it itself, once it is known that it can be
     dataset = None if resolved.get("dataset") is None else dataset_node(resolved)
     available: dict[str, Any] = {"dataset": None if dataset is None else OmegaConf.to_container(dataset)}
-    parts = Parts(resolved, run_folder="")
+    components = Components(resolved, run_folder="")
     for name in PARTS:
         if name not in inspect.signature(function.func).parameters:  # type: ignore[attr-defined]
             continue
@@ -67,7 +67,7 @@ def _call(resolved: DictConfig, trained: Callable[[], Any] | None = None) -> Non
         elif name == "datamodule" and dataset is None:
             available[name] = None
         else:
-            available[name] = getattr(parts, name)
+            available[name] = getattr(components, name)
     report = call_with(function, **available)
     if report is not None:
         log.info("%s", report)

@@ -1,4 +1,4 @@
-"""A trained run in Python: load it, predict pictures."""
+"""A trained run in Python: load it, predict images."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image
+from PIL import Image as PILImage
 
 from gate_lightning.callbacks.state.ema import averaged_weights
 from gate_lightning.data.core.required_inputs import check_control_size
 from gate_lightning.data.files.images import read_image
 from gate_lightning.data.samples import Sample
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.config.required_inputs import control_images_of
 from gate_lightning.structures import Conditions
 
-__all__ = ["Run", "load_run"]
+__all__ = ["TrainedRun", "load_run"]
 
-#: a file, a PIL picture, or uint8 (H, W, 3) RGB
-Picture = str | Path | Image.Image | np.ndarray
+#: a file, a PIL image, or uint8 (H, W, 3) RGB
+Image = str | Path | PILImage.Image | np.ndarray
 
 
-class Run:
-    """A trained run: its configuration, its parts, and its weights.
+class TrainedRun:
+    """A trained run: its configuration, its components, and its weights.
 
     Args:
         folder: run folder written by ``train.py``.
@@ -44,8 +44,8 @@ class Run:
         if checkpoint == "best" and not config.get("trainer", {}).get("limit_val_batches", 1.0):
             checkpoint = "last"  # without validation there is no best one
         self.checkpoint = runs.checkpoint_of(folder, checkpoint)
-        self.parts = Parts(config, str(folder))
-        task: Any = self.parts.task
+        self.components = Components(config, str(folder))
+        task: Any = self.components.task
         task.allowed_changes = frozenset({"frozen"} if allow_changes else ())
         self.task = task
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
@@ -57,59 +57,59 @@ class Run:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; a prediction's values index them."""
-        return tuple(self.parts.protocol.classes)
+        return tuple(self.components.protocol.classes)
 
     def predict(
-        self, picture: Picture, caption: str | None = None, control_images: Mapping[str, Picture] | None = None
+        self, image: Image, caption: str | None = None, control_images: Mapping[str, Image] | None = None
     ) -> np.ndarray:
-        """Label map of one picture.
+        """Label map of one image.
 
         Args:
-            picture: a path, a PIL picture, or an array (H, W, 3) uint8 RGB.
+            image: a path, a PIL image, or an array (H, W, 3) uint8 RGB.
             caption: description for the ``prompt`` technique; None for the data set's fine prompt.
-            control_images: name → control picture of the picture's size, for ControlNets whose pictures came from a
+            control_images: name → control image of the image's size, for ControlNets whose images came from a
                 folder in training. Canny edges need not be given.
 
         Returns:
-            (H, W) uint8 class indices at the picture's own size.
+            (H, W) uint8 class indices at the image's own size.
 
         Raises:
-            ConfigError: a picture that is none, or control pictures that the run does not read.
-            DataError: a broken file, a control picture that is missing, or one of another size.
+            ConfigError: an image that is none, or control images that the run does not read.
+            DataError: a broken file, a control image that is missing, or one of another size.
         """
         # the noise is keyed by the name: the same as for this file in a folder given to eval.py
-        name = Path(picture).name if isinstance(picture, str | Path) else "picture"
-        image = _pixels("picture", picture)
-        controls = {key: _pixels(f"control picture {key!r}", given) for key, given in (control_images or {}).items()}
+        name = Path(image).name if isinstance(image, str | Path) else "image"
+        image = _pixels("image", image)
+        controls = {key: _pixels(f"control image {key!r}", given) for key, given in (control_images or {}).items()}
         missing = self._needed_besides(controls)
         if missing:
             raise DataError(
-                f"the ControlNets of this run need control pictures {', '.join(missing)} of {name!r}; give them: "
+                f"the ControlNets of this run need control images {', '.join(missing)} of {name!r}; give them: "
                 f"control_images={{{missing[0]!r}: <file or array>}}"
             )
         for key, control in controls.items():
             check_control_size(key, "given", control.shape[:2], name, image.shape[:2])
-        batch = self.parts.datamodule.prepare(Sample(name, image, None, caption, controls))
+        batch = self.components.datamodule.prepare(Sample(name, image, None, caption, controls))
         return self.label(batch.images, batch.conditions, image.shape[:2])
 
     def find_controls(self, folders: Mapping[str, str]) -> None:
-        """Have the control pictures of whatever is looked at next found elsewhere than in training.
+        """Have the control images of whatever is looked at next found elsewhere than in training.
 
         Args:
-            folders: name of the control pictures → folder, where each is at its picture's own path.
+            folders: name of the control images → folder, where each is at its image's own path.
 
         Raises:
-            ConfigError: control pictures that the run does not read.
+            ConfigError: control images that the run does not read.
         """
         self._needed_besides(folders)
-        known = self.parts.companions
+        known = self.components.required_inputs
         if folders:
             found = replace(known, control_folders={**known.control_folders, **folders})
-            self.parts.datamodule.accompany(found)
+            self.components.datamodule.attach_inputs(found)
 
     def _needed_besides(self, given: Collection[str]) -> list[str]:
-        """Names of control pictures that the run cannot do without; those given must be some that it reads."""
-        read = control_images_of(self.parts.branches)
+        """Names of control images that the run cannot do without; those given must be some that it reads."""
+        read = control_images_of(self.components.branches)
         for name in given:
             if name not in read:
                 there = f"reads {', '.join(read)}" if read else "reads none"
@@ -118,11 +118,11 @@ class Run:
 
     @torch.no_grad()
     def label(self, images: torch.Tensor, conditions: Conditions, size: tuple[int, ...]) -> np.ndarray:
-        """Label map of one prepared picture.
+        """Label map of one prepared image.
 
         Args:
             images: (1, 3, h, w) in [-1, 1], as the data module prepares them.
-            conditions: of that picture.
+            conditions: of that image.
             size: (H, W) of the result.
 
         Returns:
@@ -134,28 +134,28 @@ class Run:
         return labels
 
 
-def _pixels(what: str, picture: Picture) -> np.ndarray:
+def _pixels(what: str, image: Image) -> np.ndarray:
     """uint8 (H, W, 3) RGB."""
-    if isinstance(picture, str | Path):
-        return read_image(Path(picture))
-    array = np.asarray(picture.convert("RGB")) if isinstance(picture, Image.Image) else picture
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    array = np.asarray(image.convert("RGB")) if isinstance(image, PILImage.Image) else image
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ConfigError(f"{what} is {found}; expected a file, a PIL picture, or uint8 (height, width, 3) RGB")
+        raise ConfigError(f"{what} is {found}; expected a file, a PIL image, or uint8 (height, width, 3) RGB")
     return array
 
 
-def load_run(folder: str | Path, checkpoint: str = "best", allow_changes: bool = False) -> Run:
+def load_run(folder: str | Path, checkpoint: str = "best", allow_changes: bool = False) -> TrainedRun:
     """A trained run, ready to predict.
 
     Args:
         folder: run folder.
         checkpoint: ``best``, ``last`` or a path.
-        allow_changes: see `Run`; for a caption file that has grown, say.
+        allow_changes: see `TrainedRun`; for a caption file that has grown, say.
 
     Raises:
         ConfigError: if the folder is no run folder.
         ResumeError: if it has no such checkpoint, or one made with other frozen weights.
     """
     folder = Path(folder)
-    return Run(folder, runs.load_config(folder), checkpoint, allow_changes)
+    return TrainedRun(folder, runs.load_config(folder), checkpoint, allow_changes)

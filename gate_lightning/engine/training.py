@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
 from gate_lightning.engine.views import train_on_stored_views
 from gate_lightning.errors import ResumeError
@@ -69,29 +69,29 @@ def _train(described: DictConfig, run_folder: Path, checkpoint: Path | None, all
     """One run, from its beginning or from a checkpoint."""
     _once(runs.write_json, run_folder / "status.json", {"status": "running"})
     lightning.seed_everything(described.seed, workers=True, verbose=False)
-    parts = Parts(described, str(run_folder), training=True)
-    datamodule = parts.datamodule
+    components = Components(described, str(run_folder), training=True)
+    datamodule = components.datamodule
     if allow_changes:
         datamodule.allow_changes = True
     if isinstance(datamodule, SegmentationDataModule):
         datamodule.setup("fit")  # broken data are found before the backbone is loaded
-    task = parts.task
+    task = components.task
     if allow_changes and isinstance(task, BaseTask):
         task.allowed_changes = frozenset({"frozen", "world_size"})
     if isinstance(task, BaseTask):
         _once(runs.write_json, run_folder / "frozen.json", task.frozen_description())
-    _check_world_size(parts, run_folder, resuming=checkpoint is not None, allowed=allow_changes)
-    train_on_stored_views(described, task, datamodule, parts.trainer, run_folder)
+    _check_world_size(components, run_folder, resuming=checkpoint is not None, allowed=allow_changes)
+    train_on_stored_views(described, task, datamodule, components.trainer, run_folder)
     log.info("run folder: %s", run_folder)
     with warnings.catch_warnings():
         # our own data module resumes mid-epoch exactly, which Lightning cannot know
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
         # on purpose: a protocol without validation
         warnings.filterwarnings("ignore", message=".*passed in a `val_dataloader` but have no `validation_step`.*")
-        with _stoppable(run_folder, parts.trainer):
-            parts.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
-    with _stoppable(run_folder, parts.trainer):
-        metrics = _final_metrics(parts, run_folder)
+        with _stoppable(run_folder, components.trainer):
+            components.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
+    with _stoppable(run_folder, components.trainer):
+        metrics = _final_metrics(components, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})
     for name, value in sorted(metrics.items()):
@@ -133,11 +133,14 @@ def _last_state(folder: Path) -> Path | None:
 
 def _with_steering(config: DictConfig, folder: Path) -> DictConfig:
     """Adds the data set's prompts and recipe, so that evaluation on another data set reads the trained branches."""
-    protocol = getattr(Parts(config, str(folder)).datamodule, "protocol", None)
+    protocol = getattr(Components(config, str(folder)).datamodule, "protocol", None)
     if protocol is None:
         return config
     steering = {"name": protocol.name, "prompt_simple": protocol.prompt_simple, "prompt_fine": protocol.prompt_fine}
-    lists = {"recipe": [dict(branch) for branch in protocol.recipe], "classes": list(getattr(protocol, "classes", ()))}
+    lists = {
+        "branches": [dict(branch) for branch in protocol.branches],
+        "classes": list(getattr(protocol, "classes", ())),
+    }
     return OmegaConf.create({**OmegaConf.to_container(config), "steering": {**steering, **lists}})  # type: ignore[dict-item]
 
 
@@ -156,9 +159,9 @@ def _resumed_config(resolved: DictConfig, overrides: Sequence[str], folder: Path
     return patched
 
 
-def _check_world_size(parts: Parts, folder: Path, *, resuming: bool, allowed: bool) -> None:
+def _check_world_size(components: Components, folder: Path, *, resuming: bool, allowed: bool) -> None:
     path = folder / "world_size.json"
-    now, before = parts.trainer.world_size, runs.read_json(path)
+    now, before = components.trainer.world_size, runs.read_json(path)
     if resuming and before is not None and before != now and not allowed:
         raise ResumeError(
             f"{folder} was trained with {before} processes and would go on with {now}: the batches would differ. "
@@ -168,9 +171,9 @@ def _check_world_size(parts: Parts, folder: Path, *, resuming: bool, allowed: bo
         _once(runs.write_json, path, now)
 
 
-def _final_metrics(parts: Parts, folder: Path) -> dict[str, float]:
+def _final_metrics(components: Components, folder: Path) -> dict[str, float]:
     """Metrics of the best checkpoint on the splits that the task reports."""
-    task, trainer, datamodule = parts.task, parts.trainer, parts.datamodule
+    task, trainer, datamodule = components.task, components.trainer, components.datamodule
     metrics: dict[str, float] = {}
     splits: Sequence[str] = getattr(task, "final_splits", ())
     if not splits:

@@ -1,4 +1,4 @@
-"""What ``features.cached_views`` asks for: training on views whose features were stored before."""
+"""What ``cache.augmented_views`` asks for: training on views whose features were stored before."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from omegaconf import DictConfig
 from gate_lightning.callbacks.fill_views import FillViews
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.caches.augmented_views import CachedViews, StoredViews, describe
+from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache, StoredViews, describe
 from gate_lightning.tasks.segmentation import SegmentationTask
 
 __all__ = ["train_on_stored_views", "view_count", "view_settings"]
 
 
 def view_count(config: DictConfig) -> int:
-    """K of ``features.cached_views``, 0 for none.
+    """K of ``cache.augmented_views``, 0 for none.
 
     Raises:
         ConfigError: not a whole number from 0.
     """
-    count = (config.get("features") or {}).get("cached_views", 0)
+    count = config.cache.augmented_views
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ConfigError(f"features.cached_views={count!r}: expected a number of views, or 0 for none")
+        raise ConfigError(f"cache.augmented_views={count!r}: expected a number of views, or 0 for none")
     return count
 
 
@@ -38,13 +38,13 @@ def view_settings(config: DictConfig, datamodule: Any) -> dict[str, Any] | None:
         datamodule: of the run.
 
     Raises:
-        ConfigError: see `view_count`; or data without augmented pictures.
+        ConfigError: see `view_count`; or data without augmented images.
     """
     if not view_count(config):
         return None
     if not isinstance(datamodule, SegmentationDataModule):
         raise ConfigError(
-            f"features.cached_views is for pictures with masks; {type(datamodule).__name__} gives none, leave it out"
+            f"cache.augmented_views is for images with masks; {type(datamodule).__name__} gives none, leave it out"
         )
     settings = {"augmentation": datamodule.train_transform, "seed": datamodule.seed}
     # mixed precision decides in which numbers the backbone computes
@@ -64,23 +64,23 @@ def train_on_stored_views(
         run_folder: of the run.
 
     Raises:
-        ConfigError: a task that does not train on pictures, or pictures that are the same in every epoch.
+        ConfigError: a task that does not train on images, or images that are the same in every epoch.
     """
     count = view_count(config)
     if not count:
         return
     if not isinstance(task, SegmentationTask) or not isinstance(datamodule, SegmentationDataModule):
         raise ConfigError(
-            f"features.cached_views={count}: {type(task).__name__} does not train on pictures with masks; leave it out"
+            f"cache.augmented_views={count}: {type(task).__name__} does not train on images with masks; leave it out"
         )
     if not datamodule.training_views().random:
         raise ConfigError(
-            f"features.cached_views={count}: the training pictures of {datamodule.protocol.name} are not augmented: "
-            "all their views would be equal. Leave it out (feature_cache and feature_cache_dir keep plain pictures), "
+            f"cache.augmented_views={count}: the training images of {datamodule.protocol.name} are not augmented: "
+            "all their views would be equal. Leave it out (cache.memory_gib and cache.folder keep plain images), "
             "or augment them (dataset.augment=true)"
         )
     views: Any = task.extractor
-    while not isinstance(views, CachedViews):
+    while not isinstance(views, AugmentedFeatureCache):
         views = views.extractor
     datamodule.view_cycle = count
     datamodule.stored_views = partial(StoredViews, store=views.store, multiple=views.backbone.size_multiple)

@@ -17,14 +17,15 @@ class Branch:
 
     Attributes:
         name: key of its features; unique among the branches of an extractor.
-        timestep: DDPM training timestep the picture is noised to and the denoiser is told.
+        timestep: DDPM training timestep the image is noised to and the denoiser is told.
         layers: layer ids, in the order in which the features are given.
         techniques: applied by their documented order (prompt, controlnet, lora, inversion, denoise), however given.
         prompt: what the denoiser is told where no technique says otherwise.
         noise_seed: branches with different seeds see different noise; ignored where all branches share one noise.
-        draw: which of several noises; unlike ``noise_seed`` it counts under shared noise too.
-        ensemble: noises whose features are averaged, as DIFT does; those that ``draw`` = 0 … ensemble - 1 would see one
-            by one (a further ``draw`` sees the next ones).
+        noise_index: which of several noises; unlike ``noise_seed`` it counts under shared noise too.
+        ensemble: noises whose features are averaged, as DIFT does; those that ``noise_index`` = 0 … ensemble - 1
+        would see
+            one by one (a further ``noise_index`` sees the next ones).
         concatenated: not fused with the other branches but concatenated to the pyramid after amalgamation.
         backbone: name of the one it reads where there are several (``features.fused``); "" for the only one.
     """
@@ -35,7 +36,7 @@ class Branch:
     techniques: tuple[Technique, ...] = ()
     prompt: str = ""
     noise_seed: int = 0
-    draw: int = 0
+    noise_index: int = 0
     ensemble: int = 1
     concatenated: bool = False
     backbone: str = ""
@@ -54,7 +55,7 @@ class Branch:
                 f"branch {self.name!r} has {' and '.join(walks)}, which both decide the latents that are read: "
                 f"inversion ends at the timestep read, denoising from above starts from drawn noise. Choose one"
             )
-        for key, least in (("draw", 0), ("ensemble", 1)):
+        for key, least in (("noise_index", 0), ("ensemble", 1)):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"branch {self.name!r}: {key}={value!r}; expected an integer of {least} or more")
@@ -71,7 +72,7 @@ class Branch:
             "techniques": [technique.description for technique in self.techniques],
             "prompt": self.prompt,
             "noise_seed": self.noise_seed,
-            "draw": self.draw,
+            "noise_index": self.noise_index,
             "ensemble": self.ensemble,
         }
 

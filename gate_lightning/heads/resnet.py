@@ -1,4 +1,4 @@
-"""A whole segmentation network behind the contract of a head: it reads the picture itself, and no diffusion model."""
+"""A whole segmentation network behind the contract of a head: it reads the image itself, and no diffusion model."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["ResNetHead"]
 _EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4, 152: 4}
 _STAGES = 4
 _STEM_STRIDE = 4
-#: of the pictures that ImageNet classifiers are trained on, in [0, 1]
+#: of the images that ImageNet classifiers are trained on, in [0, 1]
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ResNetHead(Head):
     """A residual network with a decode head of mmsegmentation: DeepLabV3 (arXiv 1706.05587) with the defaults.
 
-    The student of DatasetDDPM: it learns from pictures that an ensemble has labelled, and needs no diffusion model to
+    The student of DatasetDDPM: it learns from images that an ensemble has labelled, and needs no diffusion model to
     run. Stages whose stride would go beyond ``output_stride`` keep the resolution and are dilated instead. Weights
     are random: nothing is downloaded.
 
     Args:
-        in_channels, strides: of the one level it reads: the picture in [-1, 1], (3,) and (1,).
+        in_channels, strides: of the one level it reads: the image in [-1, 1], (3,) and (1,).
         num_classes: K.
         depth: layers: 18, 34, 50, 101 or 152.
         width: channels of the first stage (64 in the published networks).
@@ -40,7 +40,7 @@ class ResNetHead(Head):
         decoder: options of `MMSegHead`, which reads the last stage of every stride, finest first.
 
     Raises:
-        ConfigError: a level that is no picture, or settings out of range.
+        ConfigError: a level that is no image, or settings out of range.
     """
 
     _mean: Tensor
@@ -61,7 +61,7 @@ class ResNetHead(Head):
         super().__init__(in_channels, strides, num_classes)
         if (self.in_channels, self.strides) != ((3,), (1,)):
             raise ConfigError(
-                f"ResNetHead reads pictures, and got channels {list(in_channels)} at strides {list(strides)}; use it "
+                f"ResNetHead reads images, and got channels {list(in_channels)} at strides {list(strides)}; use it "
                 "with backbone=pixels backbone.strides=[1] backbone.position=false techniques=none amalgamation=concat"
             )
         if depth not in _EXPANSION or output_stride not in (4, 8, 16, 32):
@@ -98,6 +98,6 @@ class ResNetHead(Head):
 
     def predict(self, levels: Sequence[Tensor]) -> Tensor:
         """Logits (B, K, h, w) at stride 4, or at the output stride where the first stage has it."""
-        pictures = (levels[0] + 1.0) / 2.0
-        logits: Tensor = self.decoder(self.network((pictures - self._mean) / self._std))
+        images = (levels[0] + 1.0) / 2.0
+        logits: Tensor = self.decoder(self.network((images - self._mean) / self._std))
         return logits

@@ -16,7 +16,7 @@ __all__ = ["DiceLoss"]
 class DiceLoss(PixelLoss):
     """1 − (2 Σ p y + s) / (Σ p + Σ y + s), averaged over the classes present: in [0, 1].
 
-    The sums run over the labelled pixels of the batch (or picture), p is the softmax of the class and y is 1 where the
+    The sums run over the labelled pixels of the batch (or image), p is the softmax of the class and y is 1 where the
     mask has it. Classes without a labelled pixel are left out, as for ``LovaszSoftmaxLoss``: what they take away from
     the others counts there.
 
@@ -24,7 +24,7 @@ class DiceLoss(PixelLoss):
         ignore_index: mask value of pixels that do not count.
         class_weight: K non-negative weights of the classes in the mean, or None for equal ones.
         smooth: s ≥ 0 pixels, which soften the score of small classes.
-        per_image: take the loss of every picture and average over the pictures that have a labelled pixel of a weight
+        per_image: take the loss of every image and average over the images that have a labelled pixel of a weight
             above 0, instead of one loss over all pixels of the batch.
 
     Raises:
@@ -48,7 +48,7 @@ class DiceLoss(PixelLoss):
         chances = torch.where(valid[:, None], logits.softmax(dim=1), 0.0)
         classes = torch.arange(chances.shape[1], device=masks.device)[:, None, None]
         here = (masks[:, None] == classes) & valid[:, None]  # (B, K, H, W)
-        # (B, K); sums over the axes of a picture add pairwise, a scatter would lose digits over a million pixels
+        # (B, K); sums over the axes of an image add pairwise, a scatter would lose digits over a million pixels
         overlap = torch.where(here, chances, 0.0).sum(dim=(2, 3))
         size = here.sum(dim=(2, 3)).to(chances)
         total = chances.sum(dim=(2, 3)) + size

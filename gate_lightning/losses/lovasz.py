@@ -18,7 +18,7 @@ class LovaszSoftmaxLoss(PixelLoss):
     Args:
         ignore_index: mask value of pixels that do not count.
         class_weight: K non-negative weights of the classes in the mean, or None for equal ones.
-        per_image: take the loss of every picture and average over the pictures that have a labelled pixel of a weight
+        per_image: take the loss of every image and average over the images that have a labelled pixel of a weight
             above 0, instead of one loss over all pixels of the batch.
 
     Raises:
@@ -37,12 +37,12 @@ class LovaszSoftmaxLoss(PixelLoss):
         if not self.per_image:
             return _lovasz_softmax(probabilities.flatten(1), masks.flatten(), valid.flatten(), weight)
         counts = valid if weight is None else valid & (weight > 0)[torch.where(valid, masks, 0)]
-        pictures = [
+        images = [
             _lovasz_softmax(probabilities[:, index].flatten(1), masks[index].flatten(), valid[index].flatten(), weight)
             for index in range(len(masks))
             if bool(counts[index].any())
         ]
-        return torch.stack(pictures).mean() if pictures else probabilities.sum() * 0.0
+        return torch.stack(images).mean() if images else probabilities.sum() * 0.0
 
 
 def lovasz_gradient(errors: Tensor, foreground: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def lovasz_gradient(errors: Tensor, foreground: Tensor) -> Tensor:
     with torch.no_grad():
         order = errors.argsort(dim=1, descending=True)
         hit = foreground.gather(1, order)
-        # whole numbers: float32 stops counting at 16.7 million, four pictures of 2048²
+        # whole numbers: float32 stops counting at 16.7 million, four images of 2048²
         wrong_foreground = hit.cumsum(dim=1, dtype=torch.int32)
         total = wrong_foreground[:, -1:]
         intersection = (total - wrong_foreground).to(errors.dtype)

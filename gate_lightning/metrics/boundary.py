@@ -17,9 +17,9 @@ __all__ = ["BoundaryMetrics", "boundary_band"]
 
 
 def boundary_band(labels: Tensor, width: int) -> Tensor:
-    """Pixels from which another label, or the outside of the picture, is at most ``width`` rows and columns away.
+    """Pixels from which another label, or the outside of the image, is at most ``width`` rows and columns away.
 
-    For every class these are the pixels that ``width`` erosions of its mask by a 3×3 square take away, the picture's
+    For every class these are the pixels that ``width`` erosions of its mask by a 3×3 square take away, the image's
     border counting as another class: the definition of Cheng et al. (arXiv 2103.16562), for all classes at once.
 
     Args:
@@ -42,9 +42,9 @@ def _highest(maps: Tensor, width: int) -> Tensor:
 class BoundaryMetrics(Metric):
     """IoU of the classes' boundary bands (arXiv 2103.16562), as fractions in [0, 1].
 
-    The band of a class in a label map is ``boundary_band``, ``ratio`` of the picture's diagonal wide (rounded, at least
-    1 pixel). Pixels are summed over all pictures and processes before anything is divided, as for mIoU: the band's
-    pixels that mask and prediction share / those of either. Pixels that do not count are the outside of the picture
+    The band of a class in a label map is ``boundary_band``, ``ratio`` of the image's diagonal wide (rounded, at least
+    1 pixel). Pixels are summed over all images and processes before anything is divided, as for mIoU: the band's
+    pixels that mask and prediction share / those of either. Pixels that do not count are the outside of the image
     for both.
 
     Args:

@@ -17,7 +17,7 @@ __all__ = ["SegmentationMetrics", "confusion_counts", "scores"]
 class SegmentationMetrics(Metric):
     """aAcc, mIoU and mAcc as mmsegmentation computes them, as fractions in [0, 1] (higher is better).
 
-    Counts are summed over all pictures (and processes) before anything is divided:
+    Counts are summed over all images (and processes) before anything is divided:
 
     * IoU of a class: pixels that are and are called so / pixels that are or are called so.
     * Acc of a class: pixels that are and are called so / pixels that are so.

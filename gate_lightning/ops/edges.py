@@ -1,4 +1,4 @@
-"""Canny edges, as control pictures."""
+"""Canny edges, as control images."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ def canny(
     blur_sigma: float = 0.0,
     normalize: bool = False,
 ) -> np.ndarray:
-    """Edges of a picture.  The defaults are plain ``cv2.Canny(rgb, 100, 200)``, as in GATE's released code.
+    """Edges of an image.  The defaults are plain ``cv2.Canny(rgb, 100, 200)``, as in GATE's released code.
 
-    Thresholds depend on the pictures: textured ones need a blur, dark ones normalisation.  Look at the result.
+    Thresholds depend on the images: textured ones need a blur, dark ones normalisation.  Look at the result.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         low: gradients below are no edge.
         high: gradients above are an edge; those between are one where they continue an edge.
         blur_sigma: standard deviation in pixels of a Gaussian blur before; 0 is none.
-        normalize: stretch the brightness of the picture (2nd to 98th percentile, all channels together) to 0..255
-            before, so that one pair of thresholds suits dark and light pictures.
+        normalize: stretch the brightness of the image (2nd to 98th percentile, all channels together) to 0..255
+            before, so that one pair of thresholds suits dark and light images.
 
     Returns:
         uint8 (H, W), 255 on edges and 0 elsewhere.
 
     Raises:
-        ConfigError: not a uint8 colour picture, or thresholds out of order.
+        ConfigError: not a uint8 colour image, or thresholds out of order.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ConfigError(f"The picture is {image.dtype} {image.shape}; canny expects uint8 (H, W, 3).")
+        raise ConfigError(f"The image is {image.dtype} {image.shape}; canny expects uint8 (H, W, 3).")
     if not 0 <= low <= high or blur_sigma < 0:
         raise ConfigError(
             f"low={low}, high={high}, blur_sigma={blur_sigma}; expected 0 <= low <= high and a blur of 0 or more."
@@ -43,7 +43,7 @@ def canny(
         image = cv2.GaussianBlur(image, (0, 0), blur_sigma)
     if normalize:
         dark, light = np.percentile(image, (2, 98))
-        # A picture of one colour has no contrast to stretch.
+        # An image of one colour has no contrast to stretch.
         gain = 255.0 / max(float(light - dark), 8.0)
         image = np.clip((image.astype(np.float32) - dark) * gain, 0, 255).astype(np.uint8)
     return cv2.Canny(np.ascontiguousarray(image), low, high)

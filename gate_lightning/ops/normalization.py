@@ -10,7 +10,7 @@ __all__ = ["group_count"]
 def group_count(channels: int, max_groups: int = 32, min_group_size: int = 8) -> int:
     """Largest number of groups that divides ``channels`` and keeps groups of a useful size.
 
-    Over a 1×1 map (a pooled branch, a tiny picture) a group of two channels can only say which of them is larger and a
+    Over a 1×1 map (a pooled branch, a tiny image) a group of two channels can only say which of them is larger and a
     group of one says nothing at all, so groups keep ``min_group_size`` channels where they can.
 
     Args:

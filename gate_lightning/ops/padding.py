@@ -9,9 +9,9 @@ __all__ = ["pad_to_multiple", "pad_to_size"]
 
 
 def pad_to_size(images: Tensor, height: int, width: int) -> Tensor:
-    """Pictures of at least (height, width), padded at the bottom and the right.
+    """Images of at least (height, width), padded at the bottom and the right.
 
-    The padding mirrors the picture, which looks natural to a denoiser; where the picture is too small to be mirrored
+    The padding mirrors the image, which looks natural to a denoiser; where the image is too small to be mirrored
     that far, its edge is repeated.
 
     Args:
@@ -27,7 +27,7 @@ def pad_to_size(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Pictures whose sides are multiples of ``multiple`` pixels, padded as in `pad_to_size`."""
+    """Images whose sides are multiples of ``multiple`` pixels, padded as in `pad_to_size`."""
     height, width = images.shape[-2:]
     return pad_to_size(images, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
 

@@ -1,4 +1,4 @@
-"""Principal components of feature maps, for pictures of them."""
+"""Principal components of feature maps, for images of them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def window_origins(length: int, window: int, stride: int) -> list[int]:
     """First pixels of the windows that cover ``length`` pixels.
 
     There are ceil((length − window) / stride) + 1 of them, one every ``stride``; the last is shifted back inside, as
-    in mmsegmentation. A window that is longer than the picture starts at 0.
+    in mmsegmentation. A window that is longer than the image starts at 0.
 
     Args:
         length: pixels to cover.
@@ -42,9 +42,9 @@ def sliding_window(
     stride: tuple[int, int],
     predict: Callable[[Tensor, int, int], Tensor],
 ) -> Tensor:
-    """Logits of whole pictures from windows; where windows overlap, their mean.
+    """Logits of whole images from windows; where windows overlap, their mean.
 
-    A picture that is smaller than the window is padded at the bottom and the right (mirrored where it is large enough,
+    An image that is smaller than the window is padded at the bottom and the right (mirrored where it is large enough,
     else its edge repeated); the padding's logits are dropped.
 
     Args:

@@ -1,6 +1,6 @@
 """Amalgamation of the features of single pixels, for ensembles trained on sampled pixels.
 
-A *bucket* is a group of branches that is fused together: the branches of one backbone. Its members' features are
+A *group* is a group of branches that is fused together: the branches of one backbone. Its members' features are
 (M, P, entries, D): M ensemble members with P pixels each, one entry of D channels per branch.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from gate_lightning.errors import ConfigError
 from gate_lightning.pixel_classifiers.dense import project_maps, resize_rows, resized_sum, row_bands
 
-__all__ = ["BucketMaps", "ConcatPixels", "PixelAmalgamation", "PixelFusion"]
+__all__ = ["ConcatPixels", "GroupMaps", "PixelAmalgamation", "PixelFusion"]
 
-#: bucket → entry → maps (C, h, w) of the entry's layers, in the order in which their channels are concatenated
-BucketMaps = Mapping[str, Sequence[Sequence[Tensor]]]
+#: group → entry → maps (C, h, w) of the entry's layers, in the order in which their channels are concatenated
+GroupMaps = Mapping[str, Sequence[Sequence[Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PixelFusion:
 
     Attributes:
         features: (M, P, out_channels); M is 1 where neither the pixels nor the amalgamation differ between members.
-        weights: bucket → (M, P, assigners, entries) weights that sum to 1 over entries, with a further channel axis
+        weights: group → (M, P, assigners, entries) weights that sum to 1 over entries, with a further channel axis
             where they are per channel; empty where the amalgamation has none.
     """
 
@@ -37,12 +37,12 @@ class PixelFusion:
 
 
 class PixelAmalgamation(nn.Module, ABC):
-    """Fuses the entries of every bucket and puts the buckets one behind the other.
+    """Fuses the entries of every group and puts the backbone_groups one behind the other.
 
     Parameters and buffers have the members as first axis, see ``ops.members``.
 
     Args:
-        buckets: name → (entries, channels of an entry); the order is the order of the output's channels.
+        backbone_groups: name → (entries, channels of an entry); the order is the order of the output's channels.
         members: M of the ensemble.
         seed: of what is drawn at random.
 
@@ -50,17 +50,17 @@ class PixelAmalgamation(nn.Module, ABC):
         ConfigError: if there is nothing to fuse.
     """
 
-    #: whether branches of different channels may be there: each is then given as a bucket of its own
+    #: whether branches of different channels may be there: each is then given as a group of its own
     separate_branches = False
 
-    def __init__(self, buckets: Mapping[str, tuple[int, int]], members: int = 10, *, seed: int = 0) -> None:
+    def __init__(self, backbone_groups: Mapping[str, tuple[int, int]], members: int = 10, *, seed: int = 0) -> None:
         super().__init__()
-        if not buckets or members < 1 or any(min(shape) < 1 for shape in buckets.values()):
+        if not backbone_groups or members < 1 or any(min(shape) < 1 for shape in backbone_groups.values()):
             raise ConfigError(
-                f"buckets are {dict(buckets)}, members {members}; expected one or more buckets of (entries, channels), "
-                "all at least 1"
+                f"backbone_groups are {dict(backbone_groups)}, members {members}; expected one or more groups "
+                "of (entries, channels), all at least 1"
             )
-        self.buckets, self.seed = dict(buckets), seed
+        self.backbone_groups, self.seed = dict(backbone_groups), seed
 
     @property
     @abstractmethod
@@ -68,15 +68,16 @@ class PixelAmalgamation(nn.Module, ABC):
         """D of the fused features."""
 
     @abstractmethod
-    def forward(self, buckets: Mapping[str, Tensor]) -> PixelFusion:
+    def forward(self, backbone_groups: Mapping[str, Tensor]) -> PixelFusion:
         """Fuse.
 
         Args:
-            buckets: name → (M, P, entries, channels), or (1, P, entries, channels) where all members look at the same
+            backbone_groups: name → (M, P, entries, channels), or (1, P, entries, channels) where all members look at
+            the same
                 pixels.
 
         Raises:
-            ConfigError: if a bucket is missing or has another shape than announced.
+            ConfigError: if a group is missing or has another shape than announced.
         """
 
     def losses(self, losses: Tensor, fusion: PixelFusion) -> Tensor:
@@ -84,17 +85,17 @@ class PixelAmalgamation(nn.Module, ABC):
         del fusion
         return losses
 
-    def dense(self, maps: BucketMaps, weight: Tensor, size: tuple[int, int], rows: int = 32) -> Iterator[Tensor]:
-        """A linear layer without bias over the fused features of a whole picture, a band of rows at a time.
+    def dense(self, maps: GroupMaps, weight: Tensor, size: tuple[int, int], rows: int = 32) -> Iterator[Tensor]:
+        """A linear layer without bias over the fused features of a whole image, a band of rows at a time.
 
         Equal to resizing all maps to ``size`` (bilinear, ``align_corners=False``), fusing every pixel and applying the
         layer. For evaluation: call it in evaluation mode, without gradients. This one does what it says, a row at a
         time; where the fusion allows it, subclasses apply the layer at the maps' own resolutions.
 
         Args:
-            maps: of one picture, see ``BucketMaps``.
+            maps: of one image, see ``GroupMaps``.
             weight: (M, hidden, out_channels).
-            size: (height, width) of the picture in pixels.
+            size: (height, width) of the image in pixels.
             rows: of a band, where the layer is applied first; bounds the memory.
 
         Yields:
@@ -106,7 +107,7 @@ class PixelAmalgamation(nn.Module, ABC):
                 name: torch.stack([_pixels(entry, size, band, weight.dtype) for entry in maps[name]], dim=1).unsqueeze(
                     0
                 )
-                for name in self.buckets
+                for name in self.backbone_groups
             }
             fused = self(pixels).features
             yield (weight @ fused.transpose(1, 2)).unflatten(2, (-1, size[1]))
@@ -115,35 +116,37 @@ class PixelAmalgamation(nn.Module, ABC):
         """Refuse features that are not those of the constructor."""
         wrong = {
             name: None if name not in found else tuple(found[name].shape)
-            for name, shape in self.buckets.items()
+            for name, shape in self.backbone_groups.items()
             if name not in found or found[name].dim() != 4 or tuple(found[name].shape[2:]) != shape
         }
         if wrong:
             listed = ", ".join(
-                f"{name}: {shape}, expected (M, P, *{self.buckets[name]})" for name, shape in wrong.items()
+                f"{name}: {shape}, expected (M, P, *{self.backbone_groups[name]})" for name, shape in wrong.items()
             )
-            raise ConfigError(f"features of the pixels do not fit: {listed}. Build the amalgamation for these buckets")
+            raise ConfigError(
+                f"features of the pixels do not fit: {listed}. Build the amalgamation for these backbone_groups"
+            )
 
 
 class ConcatPixels(PixelAmalgamation):
-    """All entries of all buckets one behind the other; nothing is learned. Branches may differ in channels."""
+    """All entries of all backbone_groups one behind the other; nothing is learned. Branches may differ in channels."""
 
     separate_branches = True
 
     @property
     def out_channels(self) -> int:
         """Channels of all entries together."""
-        return sum(entries * channels for entries, channels in self.buckets.values())
+        return sum(entries * channels for entries, channels in self.backbone_groups.values())
 
-    def forward(self, buckets: Mapping[str, Tensor]) -> PixelFusion:
+    def forward(self, backbone_groups: Mapping[str, Tensor]) -> PixelFusion:
         """Concatenate, see ``PixelAmalgamation.forward``."""
-        self.check(buckets)
-        flat = [buckets[name].flatten(2) for name in self.buckets]
+        self.check(backbone_groups)
+        flat = [backbone_groups[name].flatten(2) for name in self.backbone_groups]
         return PixelFusion(flat[0] if len(flat) == 1 else torch.cat(flat, dim=2))
 
-    def dense(self, maps: BucketMaps, weight: Tensor, size: tuple[int, int], rows: int = 32) -> Iterator[Tensor]:
+    def dense(self, maps: GroupMaps, weight: Tensor, size: tuple[int, int], rows: int = 32) -> Iterator[Tensor]:
         """The layer at the maps' own resolutions, see ``PixelAmalgamation.dense``."""
-        flat = [map_ for name in self.buckets for entry in maps[name] for map_ in entry]
+        flat = [map_ for name in self.backbone_groups for entry in maps[name] for map_ in entry]
         parts = project_maps(flat, weight.flatten(0, 1))
         for band in row_bands(size[0], rows):
             yield resized_sum(parts, size, band).unflatten(0, weight.shape[:2])

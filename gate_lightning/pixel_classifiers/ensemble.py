@@ -95,10 +95,10 @@ class PixelEnsemble(nn.Module):
         return self._behind_first(projected + bias.unsqueeze(-1))
 
     def dense(self, bands: Iterable[Tensor]) -> Tensor:
-        """Logits of a whole picture, its first layer applied at the features' own resolution.
+        """Logits of a whole image, its first layer applied at the features' own resolution.
 
         Args:
-            bands: (M, hidden, R, W), bands of R rows of the picture from top to bottom, as
+            bands: (M, hidden, R, W), bands of R rows of the image from top to bottom, as
                 ``PixelAmalgamation.dense(maps, ensemble.first_weight, size)`` yields them.
 
         Returns:

@@ -15,7 +15,7 @@ __all__ = ["LabelScarceMetrics"]
 class LabelScarceMetrics(SegmentationMetrics):
     """``SegmentationMetrics`` and, beside them, ``mIoU_ddpm``, the convention of the published label-scarce tables.
 
-    Both sum counts over all pictures first. ``mIoU_ddpm`` differs in two points that change numbers:
+    Both sum counts over all images first. ``mIoU_ddpm`` differs in two points that change numbers:
 
     * what is predicted at unlabelled pixels counts: it is part of the union of the class that is named there;
     * a class that is in neither masks nor predictions has IoU 0 and is part of the mean. Only the class of number

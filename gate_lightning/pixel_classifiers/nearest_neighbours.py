@@ -17,7 +17,7 @@ class NearestPixels(nn.Module):
     """A pixel gets the class that most of its nearest labelled pixels have; nearness is the cosine of the features.
 
     The length of a pixel's own features has no effect on which labelled pixels are nearest, so the cosines of a whole
-    picture are, up to that factor, a linear layer over its maps: ``dense`` works as the ensemble's does. Tensors have a
+    image are, up to that factor, a linear layer over its maps: ``dense`` works as the ensemble's does. Tensors have a
     first axis of one member, as those of ``PixelEnsemble`` have M.
 
     Args:
@@ -98,7 +98,7 @@ class NearestPixels(nn.Module):
         return (votes.to(projected.dtype) / self.neighbours).transpose(1, 2)
 
     def dense(self, bands: Iterable[Tensor]) -> Tensor:
-        """Shares (1, K, H, W) of a picture, from bands (1, N, R, W) of ``PixelAmalgamation.dense``.
+        """Shares (1, K, H, W) of an image, from bands (1, N, R, W) of ``PixelAmalgamation.dense``.
 
         Take few rows per band: each position has ``bank`` channels there.
         """

@@ -1,6 +1,6 @@
 """Amalgamation of pixels as GATE's released code does it, which is not what the paper describes.
 
-One assigner per bucket with a weight per channel; no diversity; the weight of the sparsity term is not tuned but
+One assigner per group with a weight per channel; no diversity; the weight of the sparsity term is not tuned but
 walks at random while the ensemble trains.
 """
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gate_lightning.pixel_classifiers.amalgamation import PixelFusion
-from gate_lightning.pixel_classifiers.stacked import keyed_generator
 from gate_lightning.pixel_classifiers.weighted import WeightedPixels
+from gate_lightning.utils.seeding import keyed_generator
 
 __all__ = ["ReleasedPixels"]
 
@@ -28,14 +28,14 @@ class ReleasedPixels(WeightedPixels):
     """A weight per entry and channel, and a sparsity term whose weight s walks at random, for every member apart.
 
     The loss is L - s · L₀ · N / N₀: N is the norm of the weights over entries, averaged over pixels and channels and
-    added up over buckets (1 for a bucket of one entry); L₀ and N₀ are L and N without gradient. s starts at 0. Every
-    5 steps the present s is judged: it is accepted if the loss has fallen, since 5 steps ago, by more than the
+    added up over backbone_groups (1 for a group of one entry); L₀ and N₀ are L and N without gradient. s starts at 0.
+    Every 5 steps the present s is judged: it is accepted if the loss has fallen, since 5 steps ago, by more than the
     remembered fall, or else with a chance of 1 in 20; an accepted fall is remembered, and fades by a tenth from one
     judgement to the next. Then s becomes the last accepted one, plus -1e-5, 0 or 1e-5, at least 0. That no fall is
     remembered at the start means 0 here.
 
     Args:
-        buckets: name → (entries, channels of an entry).
+        backbone_groups: name → (entries, channels of an entry).
         members: M.
         seed: of initial weights, dropout and the walk.
         hidden_channels: width of the assigners.
@@ -51,7 +51,7 @@ class ReleasedPixels(WeightedPixels):
 
     def __init__(
         self,
-        buckets: Mapping[str, tuple[int, int]],
+        backbone_groups: Mapping[str, tuple[int, int]],
         members: int = 10,
         *,
         seed: int = 0,
@@ -59,7 +59,7 @@ class ReleasedPixels(WeightedPixels):
         dropout: float = 0.5,
     ) -> None:
         super().__init__(
-            buckets, members, seed=seed, per_channel=True, hidden_channels=hidden_channels, dropout=dropout
+            backbone_groups, members, seed=seed, per_channel=True, hidden_channels=hidden_channels, dropout=dropout
         )
         self.register_buffer("walk_member", torch.arange(members))
         self.register_buffer("walk_steps", torch.zeros(members, dtype=torch.int64))
@@ -68,17 +68,17 @@ class ReleasedPixels(WeightedPixels):
 
     def losses(self, losses: Tensor, fusion: PixelFusion) -> Tensor:
         """The members' losses (M,) with the sparsity term; moves the walk on, so once per step."""
-        self._walk(losses.detach())
+        self._trajectory(losses.detach())
         norm = self.norms(fusion)
         return losses - self.walk_weight * losses.detach() * norm / norm.detach()
 
     def norms(self, fusion: PixelFusion) -> Tensor:
-        """N of every member (M,), or (1,) where no bucket has an assigner."""
+        """N of every member (M,), or (1,) where no group has an assigner."""
         norms = [torch.linalg.vector_norm(weights, dim=3).flatten(1).mean(dim=1) for weights in fusion.weights.values()]
         return torch.stack([norm.expand(max(map(len, norms))) for norm in norms]).sum(dim=0)
 
     @torch.no_grad()
-    def _walk(self, losses: Tensor) -> None:
+    def _trajectory(self, losses: Tensor) -> None:
         steps = int(self.walk_steps[0])  # members that still train have made the same number of steps
         self.walk_steps += 1
         if steps % EVERY:

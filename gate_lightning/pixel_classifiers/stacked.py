@@ -9,8 +9,6 @@ batched product ``weight @ x`` yields and what makes batch normalisation of all 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,18 +18,9 @@ from torch.nn.functional import batch_norm
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.pixel_classifiers.reused_gradient import large_product
+from gate_lightning.utils.seeding import keyed_generator
 
-__all__ = ["StackedBatchNorm", "StackedDropout", "StackedLinear", "keyed_generator", "keyed_integer"]
-
-
-def keyed_integer(*key: object) -> int:
-    """An integer of 128 bits that is a function of ``key`` (strings, numbers) alone."""
-    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:16], "little")
-
-
-def keyed_generator(*key: object) -> np.random.Generator:
-    """A generator whose numbers are a function of ``key`` (strings, numbers) alone."""
-    return np.random.Generator(np.random.Philox(key=keyed_integer(*key)))
+__all__ = ["StackedBatchNorm", "StackedDropout", "StackedLinear"]
 
 
 class StackedLinear(nn.Module):

@@ -1,6 +1,6 @@
 """Feature maps at native resolution, read pixel by pixel: what a pixel classifier trains on.
 
-Upsampling the maps of 30 pictures to 256² would take 66 GB (DDPM features, float32; GATE's five branches: 138 GB). At
+Upsampling the maps of 30 images to 256² would take 66 GB (DDPM features, float32; GATE's five branches: 138 GB). At
 native resolution in half precision it is 1.9 GB, and interpolating only the pixels that a step asks for gives the same
 numbers.
 """
@@ -20,12 +20,12 @@ from gate_lightning.errors import CacheError, ConfigError
 from gate_lightning.structures import Features, FeaturesInfo
 from gate_lightning.utils.dtypes import DTYPES, storable
 
-__all__ = ["MapShape", "PixelStore", "bilinear_taps", "bucket_widths", "map_shapes", "store_bytes"]
+__all__ = ["MapShape", "PixelStore", "bilinear_taps", "group_widths", "map_shapes", "store_bytes"]
 
 
 @dataclass(frozen=True)
 class MapShape:
-    """One feature map of a picture.
+    """One feature map of an image.
 
     Attributes:
         branch, layer: which.
@@ -46,16 +46,16 @@ class MapShape:
 
 
 def map_shapes(info: FeaturesInfo, size: tuple[int, int]) -> list[MapShape]:
-    """The maps of a picture of ``size`` (height, width) pixels, in the order of branches and layers.
+    """The maps of an image of ``size`` (height, width) pixels, in the order of branches and layers.
 
     Raises:
-        ConfigError: a layer that is no map, or whose channels depend on the picture.
+        ConfigError: a layer that is no map, or whose channels depend on the image.
     """
     shapes = []
     for branch, layers in info.items():
         for layer, one in layers.items():
             if not one.stride or not one.channels:
-                kind = "has no map of features" if not one.stride else "has as many channels as the picture has pixels"
+                kind = "has no map of features" if not one.stride else "has as many channels as the image has pixels"
                 raise ConfigError(
                     f"{layer} of branch {branch!r} {kind}, so pixels cannot be read from it; leave it out of layers"
                 )
@@ -64,30 +64,30 @@ def map_shapes(info: FeaturesInfo, size: tuple[int, int]) -> list[MapShape]:
     return shapes
 
 
-def store_bytes(info: FeaturesInfo, size: tuple[int, int], pictures: int, dtype: str = "float16") -> int:
-    """Bytes that a store of so many pictures takes, in memory or on disk."""
-    return pictures * sum(shape.values for shape in map_shapes(info, size)) * DTYPES[dtype].itemsize
+def store_bytes(info: FeaturesInfo, size: tuple[int, int], images: int, dtype: str = "float16") -> int:
+    """Bytes that a store of so many images takes, in memory or on disk."""
+    return images * sum(shape.values for shape in map_shapes(info, size)) * DTYPES[dtype].itemsize
 
 
-def bucket_widths(info: FeaturesInfo, buckets: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int]]:
-    """Bucket → (branches, channels of each of them).
+def group_widths(info: FeaturesInfo, backbone_groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int]]:
+    """Group → (branches, channels of each of them).
 
     Raises:
-        ConfigError: branches of a bucket differ in width, an unknown branch, or an empty bucket.
+        ConfigError: branches of a group differ in width, an unknown branch, or an empty group.
     """
     widths = {}
-    for bucket, branches in buckets.items():
+    for group, branches in backbone_groups.items():
         unknown = [branch for branch in branches if branch not in info]
         if unknown or not branches:
-            raise ConfigError(f"bucket {bucket!r} of branches {list(branches)}: the branches are {', '.join(info)}")
+            raise ConfigError(f"group {group!r} of branches {list(branches)}: the branches are {', '.join(info)}")
         found = {branch: sum(one.channels for one in info[branch].values()) for branch in branches}
         if len(set(found.values())) > 1:
             listed = ", ".join(f"{branch}: {count}" for branch, count in found.items())
             raise ConfigError(
-                f"branches that are weighed against each other need equally many channels; {bucket} has {listed}. "
+                f"branches that are weighed against each other need equally many channels; {group} has {listed}. "
                 "Give them layers of equal width, mark one as concatenated: true, or use amalgamation=concat_pixels"
             )
-        widths[bucket] = (len(branches), next(iter(found.values())))
+        widths[group] = (len(branches), next(iter(found.values())))
     return widths
 
 
@@ -109,62 +109,62 @@ def bilinear_taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class PixelStore:
-    """Feature maps of several pictures, channels last, from which single pixels are interpolated.
+    """Feature maps of several images, channels last, from which single pixels are interpolated.
 
     A pixel's features are the maps of its branch at the pixel's centre, bilinear with ``align_corners=False`` and the
     border repeated, one layer behind the other: what upsampling every map to the size of the masks and indexing gives
-    (within rounding), without the upsampled maps. Branches of one bucket are stacked, not joined.
+    (within rounding), without the upsampled maps. Branches of one group are stacked, not joined.
 
     Maps are kept in ``dtype``, in memory or in a file that exists only as long as this object; values come out in
-    float32. It is filled picture by picture with ``put``.
+    float32. It is filled image by image with ``put``.
 
     Args:
         info: branch → layer → channels and stride, as the extractor says.
-        buckets: bucket → its branches, which must be of equal width.
+        backbone_groups: group → its branches, which must be of equal width.
         size: (height, width) of the masks, whose pixels are asked for.
-        pictures: how many there is room for.
-        picture_size: (height, width) of the pictures that the features are of; None for ``size``.
+        images: how many there is room for.
+        image_size: (height, width) of the images that the features are of; None for ``size``.
         dtype: "float16", "bfloat16" or "float32".
         folder: keeps the maps in a file below it that is mapped into memory; None for memory.
 
     Attributes:
-        widths: bucket → (branches, D), D the sum of the channels of a branch.
+        widths: group → (branches, D), D the sum of the channels of a branch.
 
     Raises:
-        ConfigError: branches of a bucket differ in width, an unknown branch or dtype, a layer without map.
+        ConfigError: branches of a group differ in width, an unknown branch or dtype, a layer without map.
         CacheError: the file cannot be made.
     """
 
     def __init__(
         self,
         info: FeaturesInfo,
-        buckets: Mapping[str, Sequence[str]],
+        backbone_groups: Mapping[str, Sequence[str]],
         size: tuple[int, int],
-        pictures: int,
+        images: int,
         dtype: str = "float16",
         folder: Path | None = None,
-        picture_size: tuple[int, int] | None = None,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} of stored features: expected one of {', '.join(DTYPES)}")
-        self.size, self.pictures, self.dtype = size, pictures, DTYPES[dtype]
-        self.buckets = {bucket: tuple(branches) for bucket, branches in buckets.items()}
-        self.shapes = map_shapes(info, picture_size or size)
-        self.widths = bucket_widths(info, self.buckets)
-        self._maps = _allocated([pictures * shape.values for shape in self.shapes], self.dtype, folder)
+        self.size, self.images, self.dtype = size, images, DTYPES[dtype]
+        self.backbone_groups = {group: tuple(branches) for group, branches in backbone_groups.items()}
+        self.shapes = map_shapes(info, image_size or size)
+        self.widths = group_widths(info, self.backbone_groups)
+        self._maps = _allocated([images * shape.values for shape in self.shapes], self.dtype, folder)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the maps."""
         return sum(values.nbytes for values in self._maps)
 
-    def put(self, picture: int, features: Features, row: int = 0) -> None:
-        """Keep the maps of a picture.
+    def put(self, image: int, features: Features, row: int = 0) -> None:
+        """Keep the maps of an image.
 
         Args:
-            picture: its number, from 0.
+            image: its number, from 0.
             features: branch → layer → (B, C, h, w).
-            row: which of the B pictures.
+            row: which of the B images.
 
         Raises:
             CacheError: a map of another shape than announced, or values that the dtype cannot hold.
@@ -175,44 +175,42 @@ class PixelStore:
             if tuple(found.shape) != expected:
                 raise CacheError(
                     f"{shape.layer} of branch {shape.branch!r} has the shape {tuple(found.shape)}, the store expects "
-                    f"{expected}: are these the features of another branch, of pictures of another size or (attention) "
+                    f"{expected}: are these the features of another branch, of images of another size or (attention) "
                     "of a longer prompt?"
                 )
-            kept = storable(found, self.dtype, f"{shape.branch}/{shape.layer} of picture {picture}")
-            values.view(self.pictures, -1, shape.channels)[picture] = kept.flatten(1).T
+            kept = storable(found, self.dtype, f"{shape.branch}/{shape.layer} of image {image}")
+            values.view(self.images, -1, shape.channels)[image] = kept.flatten(1).T
 
-    def sample(self, pictures: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    def sample(self, images: Tensor, positions: Tensor) -> dict[str, Tensor]:
         """Features of pixels.
 
         Args:
-            pictures: int64 (…), numbers of the pictures.
+            images: int64 (…), numbers of the images.
             positions: int64 (…), row · width + column of the pixels in the mask.
 
         Returns:
-            Bucket → float32 (…, branches, D) on the CPU.
+            Group → float32 (…, branches, D) on the CPU.
         """
-        lead = pictures.shape
-        pictures, positions = pictures.flatten().cpu(), positions.flatten().cpu()
+        lead = images.shape
+        images, positions = images.flatten().cpu(), positions.flatten().cpu()
         rows, columns = positions // self.size[1], positions % self.size[1]
-        found = {
-            bucket: torch.empty(len(pictures), *width, dtype=torch.float32) for bucket, width in self.widths.items()
-        }
+        found = {group: torch.empty(len(images), *width, dtype=torch.float32) for group, width in self.widths.items()}
         places = self._places(found)
         for shape, values, place in zip(self.shapes, self._maps, places, strict=True):
             if place is not None:
-                self._interpolate(shape, values, pictures, rows, columns, place)
-        return {bucket: values.unflatten(0, lead) for bucket, values in found.items()}
+                self._interpolate(shape, values, images, rows, columns, place)
+        return {group: values.unflatten(0, lead) for group, values in found.items()}
 
-    def rows(self, picture: int, start: int, stop: int) -> dict[str, Tensor]:
-        """Features of the pixels start … stop-1 of a picture, in reading order: bucket → (stop-start, branches, D)."""
+    def rows(self, image: int, start: int, stop: int) -> dict[str, Tensor]:
+        """Features of the pixels start … stop-1 of an image, in reading order: group → (stop-start, branches, D)."""
         positions = torch.arange(start, stop)
-        return self.sample(torch.full_like(positions, picture), positions)
+        return self.sample(torch.full_like(positions, image), positions)
 
     def _places(self, found: Mapping[str, Tensor]) -> list[Tensor | None]:
-        """Where the values of each map go; None for a branch that is in no bucket."""
+        """Where the values of each map go; None for a branch that is in no group."""
         of_branch = {
-            branch: found[bucket][:, entry]
-            for bucket, branches in self.buckets.items()
+            branch: found[group][:, entry]
+            for group, branches in self.backbone_groups.items()
             for entry, branch in enumerate(branches)
         }
         places: list[Tensor | None] = []
@@ -225,13 +223,13 @@ class PixelStore:
         return places
 
     def _interpolate(
-        self, shape: MapShape, values: Tensor, pictures: Tensor, rows: Tensor, columns: Tensor, place: Tensor
+        self, shape: MapShape, values: Tensor, images: Tensor, rows: Tensor, columns: Tensor, place: Tensor
     ) -> None:
         """Write the four taps' weighted sum of one map into ``place`` (pixels, C)."""
         table = values.view(-1, shape.channels)
         top, bottom, down = (taps[rows] for taps in bilinear_taps(shape.height, self.size[0]))
         left, right, across = (taps[columns] for taps in bilinear_taps(shape.width, self.size[1]))
-        first = pictures * (shape.height * shape.width)
+        first = images * (shape.height * shape.width)
         if (shape.height, shape.width) == self.size:  # every pixel has its own position
             place.copy_(table.index_select(0, first + top * shape.width + left))
             return

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["js_divergence", "majority_vote", "mean_probability", "picture_uncertainty"]
+__all__ = ["image_uncertainty", "js_divergence", "majority_vote", "mean_probability"]
 
 
 def majority_vote(labels: Tensor, num_classes: int) -> Tensor:
@@ -53,8 +53,8 @@ def js_divergence(logits: Tensor) -> Tensor:
     return torch.special.entr(mean).sum(dim=0) - entropies.mean(dim=0)
 
 
-def picture_uncertainty(divergence: Tensor, share: float = 0.1) -> Tensor:
-    """How unsure an ensemble is of a picture: mean of the most uncertain pixels.
+def image_uncertainty(divergence: Tensor, share: float = 0.1) -> Tensor:
+    """How unsure an ensemble is of an image: mean of the most uncertain pixels.
 
     Args:
         divergence: of every pixel, any shape.

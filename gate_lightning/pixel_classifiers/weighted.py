@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.pixel_classifiers.amalgamation import BucketMaps, PixelAmalgamation, PixelFusion
+from gate_lightning.pixel_classifiers.amalgamation import GroupMaps, PixelAmalgamation, PixelFusion
 from gate_lightning.pixel_classifiers.dense import project_maps, resized_sum, row_bands
 from gate_lightning.pixel_classifiers.stacked import StackedBatchNorm, StackedDropout, StackedLinear
 
@@ -64,13 +64,13 @@ class PixelAssigner(nn.Module):
 
 
 class WeightedPixels(PixelAmalgamation):
-    """Weighted sums of a bucket's entries, the weights chosen per pixel by assigners; a set of assigners per member.
+    """Weighted sums of a group's entries, the weights chosen per pixel by assigners; a set of assigners per member.
 
-    With b entries r_1 … r_b and n assigners, w_i^j the weight that assigner j gives entry i (Σ_i w_i^j = 1), a bucket
-    becomes the concatenation over j of Σ_i w_i^j r_i. A bucket of one entry needs no assigner: its weight is 1.
+    With b entries r_1 … r_b and n assigners, w_i^j the weight that assigner j gives entry i (Σ_i w_i^j = 1), a group
+    becomes the concatenation over j of Σ_i w_i^j r_i. A group of one entry needs no assigner: its weight is 1.
 
     Args:
-        buckets: name → (entries, channels of an entry).
+        backbone_groups: name → (entries, channels of an entry).
         members: M.
         seed: of initial weights and dropout.
         num_assigners: n. The paper advises fewer than three.
@@ -86,7 +86,7 @@ class WeightedPixels(PixelAmalgamation):
 
     def __init__(
         self,
-        buckets: Mapping[str, tuple[int, int]],
+        backbone_groups: Mapping[str, tuple[int, int]],
         members: int = 10,
         *,
         seed: int = 0,
@@ -97,7 +97,7 @@ class WeightedPixels(PixelAmalgamation):
         sparsity: float = 0.0,
         diversity: float = 0.0,
     ) -> None:
-        super().__init__(buckets, members, seed=seed)
+        super().__init__(backbone_groups, members, seed=seed)
         if num_assigners < 1 or sparsity < 0.0 or diversity < 0.0:
             raise ConfigError(
                 f"num_assigners is {num_assigners}, sparsity {sparsity}, diversity {diversity}; expected 1 or more "
@@ -118,22 +118,22 @@ class WeightedPixels(PixelAmalgamation):
                     )
                     for index in range(num_assigners)
                 )
-                for name, (entries, channels) in buckets.items()
+                for name, (entries, channels) in backbone_groups.items()
                 if entries > 1
             }
         )
 
     @property
     def out_channels(self) -> int:
-        """Channels of an entry times the assigners, of all buckets together."""
-        return sum(self._bucket_channels(name) for name in self.buckets)
+        """Channels of an entry times the assigners, of all backbone_groups together."""
+        return sum(self._group_channels(name) for name in self.backbone_groups)
 
-    def forward(self, buckets: Mapping[str, Tensor]) -> PixelFusion:
+    def forward(self, backbone_groups: Mapping[str, Tensor]) -> PixelFusion:
         """Weigh and add, see ``PixelAmalgamation.forward``."""
-        self.check(buckets)
+        self.check(backbone_groups)
         fused, weights = [], {}
-        for name in self.buckets:
-            features, weights[name] = self._fuse(name, buckets[name])
+        for name in self.backbone_groups:
+            features, weights[name] = self._fuse(name, backbone_groups[name])
             fused.append(features)
         members = max(len(features) for features in fused)
         fused = [features.expand(members, -1, -1) for features in fused]
@@ -142,7 +142,8 @@ class WeightedPixels(PixelAmalgamation):
     def losses(self, losses: Tensor, fusion: PixelFusion) -> Tensor:
         """L - γ1 Σ_j ‖w^j‖₂ - (γ2 / 2) Σ_j Σ_{k≠j} ‖w^j - w^k‖₂ per member (GATE A.4).
 
-        The norms run over entries. The paper writes it for one set of maps; here it is the mean over pixels, buckets
+        The norms run over entries. The paper writes it for one set of maps; here it is the mean over pixels,
+        backbone_groups
         that have assigners and, with ``per_channel``, channels, so that γ keeps its meaning when their number changes.
         """
         if not self.assigners or (self.sparsity == 0.0 and self.diversity == 0.0):
@@ -150,7 +151,7 @@ class WeightedPixels(PixelAmalgamation):
         values = [self._regularization(fusion.weights[name]) for name in self.assigners]
         return losses + torch.stack(values).mean(dim=0)
 
-    def dense(self, maps: BucketMaps, weight: Tensor, size: tuple[int, int], rows: int = 32) -> Iterator[Tensor]:
+    def dense(self, maps: GroupMaps, weight: Tensor, size: tuple[int, int], rows: int = 32) -> Iterator[Tensor]:
         """With a weight per entry, Σ_i w_i^j(p) W_j r_i(p): both W_j and the assigners' first layers act on maps.
 
         See ``PixelAmalgamation.dense``. With ``per_channel`` every row is resized and fused.
@@ -158,27 +159,29 @@ class WeightedPixels(PixelAmalgamation):
         if self.per_channel:
             yield from super().dense(maps, weight, size, rows)
             return
-        parts = weight.split([self._bucket_channels(name) for name in self.buckets], dim=2)
-        projected = [self._project(name, maps[name], part) for name, part in zip(self.buckets, parts, strict=True)]
+        parts = weight.split([self._group_channels(name) for name in self.backbone_groups], dim=2)
+        projected = [
+            self._project(name, maps[name], part) for name, part in zip(self.backbone_groups, parts, strict=True)
+        ]
         for band in row_bands(size[0], rows):
             fused = [
                 self._fuse_projected(name, [resized_sum(entry, size, band) for entry in entries], len(weight))
-                for name, entries in zip(self.buckets, projected, strict=True)
+                for name, entries in zip(self.backbone_groups, projected, strict=True)
             ]
             yield torch.stack(fused).sum(dim=0).unflatten(2, (-1, size[1]))
 
-    def _bucket_channels(self, name: str) -> int:
-        entries, channels = self.buckets[name]
+    def _group_channels(self, name: str) -> int:
+        entries, channels = self.backbone_groups[name]
         return channels * (self.num_assigners if entries > 1 else 1)
 
-    def _bucket_assigners(self, name: str) -> list[PixelAssigner]:
+    def _group_assigners(self, name: str) -> list[PixelAssigner]:
         if name not in self.assigners:
             return []
         return list(cast("Iterable[PixelAssigner]", self.assigners[name]))
 
     def _fuse(self, name: str, entries: Tensor) -> tuple[Tensor, Tensor]:
         """(M or 1, P, b, C) → features (M, P, n · C) and weights (M, P, n, b[, C])."""
-        assigners = self._bucket_assigners(name)
+        assigners = self._group_assigners(name)
         if not assigners:
             return entries[:, :, 0], entries.new_ones(1, 1, 1, 1)
         logits = torch.stack([assigner(entries) for assigner in assigners], dim=1)  # (M, n, 1 or C, P, b)
@@ -199,14 +202,17 @@ class WeightedPixels(PixelAmalgamation):
 
     def _project(self, name: str, entries: Sequence[Sequence[Tensor]], weight: Tensor) -> list[list[Tensor]]:
         """Per entry and resolution (M · n · hidden, then M · n · assigners' hidden, h, w)."""
-        assigners = self._bucket_assigners(name)
-        layers = [*weight.split(self.buckets[name][1], dim=2), *(assigner.first.weight for assigner in assigners)]
+        assigners = self._group_assigners(name)
+        layers = [
+            *weight.split(self.backbone_groups[name][1], dim=2),
+            *(assigner.first.weight for assigner in assigners),
+        ]
         stacked = torch.cat([layer.flatten(0, 1) for layer in layers])
         return [project_maps(entry, stacked) for entry in entries]
 
     def _fuse_projected(self, name: str, entries: Sequence[Tensor], members: int) -> Tensor:
         """Per entry (channels as ``_project`` has them, R, W) → (M, hidden, R · W)."""
-        assigners = self._bucket_assigners(name)
+        assigners = self._group_assigners(name)
         if not assigners:
             return entries[0].flatten(1).unflatten(0, (members, -1))
         judged = sum(assigner.first.weight.shape[:2].numel() for assigner in assigners)

@@ -32,7 +32,7 @@ class BaseTask(LightningModule):
     """A LightningModule that trains some of its parts and never saves the others.
 
     The random numbers of training (dropout) are a stream of their own: what happens between two training steps, such
-    as validation, pictures or the start of a data loader, does not shift it. So a resumed run draws what the
+    as validation, images or the start of a data loader, does not shift it. So a resumed run draws what the
     uninterrupted one would have drawn.
 
     Args:

@@ -1,4 +1,4 @@
-"""How a trained head is run over pictures of any size: at once or window by window, once or in several views."""
+"""How a trained head is run over images of any size: at once or window by window, once or in several views."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["MODES", "Inference"]
 
 MODES = ("whole", "slide")
 
-#: pictures (B, 3, H, W) and what belongs to them → logits (B, K, H, W)
+#: images (B, 3, H, W) and what belongs to them → logits (B, K, H, W)
 Predict = Callable[[Tensor, Conditions], Tensor]
 
 
 @dataclass(frozen=True)
 class Inference:
-    """Whole pictures, or overlapping windows whose logits are averaged; at one or several scales, mirrored or not.
+    """Whole images, or overlapping windows whose logits are averaged; at one or several scales, mirrored or not.
 
     A window's noise is keyed by its offset, so that a window gives the same features whatever else is looked at. The
-    noise of a further view is keyed by its scale and mirroring; the picture as it is keeps its own.
+    noise of a further view is keyed by its scale and mirroring; the image as it is keeps its own.
 
     With several views each is predicted by itself (so one prediction costs as many passes as there are views), its
     logits are resized to the result's size, and the softmax probabilities are averaged, as mmsegmentation does.
@@ -39,8 +39,8 @@ class Inference:
         crop_size: window in pixels, one number or (height, width); None for the size the backbone was trained on.
         stride: pixels from window to window, one number or (vertical, horizontal); None for two thirds of the window,
             as is customary. At most the window.
-        scales: factors of the picture's sides, different and positive. Customary: 0.5, 0.75, 1, 1.25, 1.5, 1.75.
-        flip: look at the mirrored picture as well, at every scale.
+        scales: factors of the image's sides, different and positive. Customary: 0.5, 0.75, 1, 1.25, 1.5, 1.75.
+        flip: look at the mirrored image as well, at every scale.
 
     Raises:
         ConfigError: unknown mode, numbers that are not positive, a stride that leaves gaps, numbers without
@@ -95,26 +95,26 @@ class Inference:
         native_size: int,
         size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Logits of pictures (B, 3, H, W).
+        """Logits of images (B, 3, H, W).
 
         Args:
-            predict: takes pictures of any size (or all of the window's) and gives logits of their size.
+            predict: takes images of any size (or all of the window's) and gives logits of their size.
             images: (B, 3, H, W) in [-1, 1].
-            conditions: what belongs to the pictures.
+            conditions: what belongs to the images.
             native_size: pixels the backbone was trained on.
-            size: (height, width) of the result; None for that of the pictures.
+            size: (height, width) of the result; None for that of the images.
 
         Returns:
             (B, K, *size). Of several views the logarithms of their mean probabilities, which are logits too.
 
         Raises:
-            ConfigError: explicit noise together with windows or views: it has the picture's size.
+            ConfigError: explicit noise together with windows or views: it has the image's size.
         """
         size = size or _size(images)
         if self.views == ((1.0, False),):
             return resize(self._logits(predict, images, conditions, native_size), size)
         if conditions.noise is not None or conditions.posterior_noise is not None:
-            raise ConfigError("explicit noise fits the picture alone; leave out task.inference.scales and flip with it")
+            raise ConfigError("explicit noise fits the image alone; leave out task.inference.scales and flip with it")
         total: Tensor | None = None
         for view, at_view, mirrored in self._views(images, conditions):
             logits = resize(self._logits(predict, view, at_view, native_size), size)
@@ -137,7 +137,7 @@ class Inference:
         if self.mode == "whole":
             return predict(images, conditions)
         if conditions.noise is not None or conditions.posterior_noise is not None:
-            raise ConfigError("explicit noise covers whole pictures; use task.inference.mode=whole with it")
+            raise ConfigError("explicit noise covers whole images; use task.inference.mode=whole with it")
         crop, stride = self.window(native_size)
         height, width = max(images.shape[-2], crop[0]), max(images.shape[-1], crop[1])
         controls = {name: pad_to_size(image, height, width) for name, image in conditions.control_images.items()}
@@ -150,15 +150,15 @@ class Inference:
         return sliding_window(images, crop, stride, predict_window)
 
 
-def _seen(pictures: Tensor, size: tuple[int, int], mirrored: bool) -> Tensor:
-    """Pictures (B, C, H, W) of another size and direction; shrinking averages, as where data sets are read."""
-    if _size(pictures) != size:
-        pictures = interpolate(pictures, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return pictures.flip(-1) if mirrored else pictures
+def _seen(images: Tensor, size: tuple[int, int], mirrored: bool) -> Tensor:
+    """Images (B, C, H, W) of another size and direction; shrinking averages, as where data sets are read."""
+    if _size(images) != size:
+        images = interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return images.flip(-1) if mirrored else images
 
 
-def _size(pictures: Tensor) -> tuple[int, int]:
-    return pictures.shape[-2], pictures.shape[-1]
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[-2], images.shape[-1]
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:

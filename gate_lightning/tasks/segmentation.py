@@ -32,7 +32,7 @@ class SegmentationTask(BaseTask):
     """Frozen features → amalgamation → head → logits, trained on masks.
 
     Args:
-        extractor: pictures and conditions → features; frozen.
+        extractor: images and conditions → features; frozen.
         amalgamation: features → pyramid.
         head: levels of the pyramid → logits (B, K, h, w).
         loss: logits (B, K, H, W), masks (B, H, W) → scalar.
@@ -42,8 +42,8 @@ class SegmentationTask(BaseTask):
         auxiliary_head: a second head on the same pyramid that only helps to train the amalgamation, or None.
         auxiliary_loss: its loss, or None for ``loss``. GATE's runs use cross-entropy alone.
         auxiliary_weight: factor of its loss, at least 0.
-        inference: whole pictures or windows, in one or several views, in validation, test and prediction.
-        boundary_ratio: width of the bands of boundary IoU over the picture's diagonal, or None to leave it out.
+        inference: whole images or windows, in one or several views, in validation, test and prediction.
+        boundary_ratio: width of the bands of boundary IoU over the image's diagonal, or None to leave it out.
 
     Raises:
         ConfigError: if ``auxiliary_weight`` is negative, ``boundary_ratio`` not in (0, 1), or a loss is for
@@ -81,7 +81,8 @@ class SegmentationTask(BaseTask):
         self.auxiliary_loss = auxiliary_loss or loss
         self.auxiliary_weight = auxiliary_weight
         self.protocol = protocol
-        # tried on a void pixel: class weights of other classes are refused here, not after hours of computing features
+        # tried on an ignored pixel: class weights of other classes are refused here, not after hours of computing
+        # features
         for each in (self.loss, self.auxiliary_loss):
             each(torch.zeros(1, len(protocol.classes), 1, 1), torch.full((1, 1, 1), protocol.ignore_index))
         self.inference = inference or Inference()
@@ -138,12 +139,12 @@ class SegmentationTask(BaseTask):
         )
 
     def pyramid(self, images: Tensor, conditions: Conditions, features: Features | None = None) -> Pyramid:
-        """Fused features of pictures whose sides are multiples of the backbone's ``size_multiple``.
+        """Fused features of images whose sides are multiples of the backbone's ``size_multiple``.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             conditions: what belongs to them.
-            features: of these pictures, where they are known already; then the backbone is not asked.
+            features: of these images, where they are known already; then the backbone is not asked.
         """
         if features is None:
             features = self.extractor(images, conditions)
@@ -156,12 +157,12 @@ class SegmentationTask(BaseTask):
         return result
 
     def infer(self, images: Tensor, conditions: Conditions, size: tuple[int, int] | None = None) -> Tensor:
-        """Logits of pictures of any size.
+        """Logits of images of any size.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             conditions: what belongs to them.
-            size: (height, width) of the result; None for that of the pictures.
+            size: (height, width) of the result; None for that of the images.
 
         Returns:
             (B, K, *size).
@@ -169,7 +170,7 @@ class SegmentationTask(BaseTask):
         return self.inference(self._logits, images, conditions, self.extractor.backbone.native_size, size)
 
     def labels(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
-        """Label maps (B, *size) int64 of pictures (B, 3, H, W); logits are resized, not labels."""
+        """Label maps (B, *size) int64 of images (B, 3, H, W); logits are resized, not labels."""
         return self.infer(images, conditions, size).argmax(dim=1)
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
@@ -204,7 +205,7 @@ class SegmentationTask(BaseTask):
         """Label maps (B, H, W) int64 at the size of the files."""
         if isinstance(batch, PredictionBatch) and batch.sizes:
             if len(set(batch.sizes)) > 1:
-                raise ConfigError(f"one batch has pictures of sizes {sorted(set(batch.sizes))}; predict them apart")
+                raise ConfigError(f"one batch has images of sizes {sorted(set(batch.sizes))}; predict them apart")
             return self.labels(batch.images, batch.conditions, batch.sizes[0])
         size = _size(batch.images if batch.masks is None else batch.masks)
         return self.labels(batch.images, batch.conditions, size)
@@ -220,7 +221,7 @@ class SegmentationTask(BaseTask):
     def _evaluate(self, batch: SegmentationBatch, split: str) -> Tensor:
         masks = _masks(batch)
         logits = self.infer(batch.images, batch.conditions, _size(masks))
-        # weighted by labelled pixels: the mean over the split, whatever the batches, and void padding counts nothing
+        # weighted by labelled pixels: the mean over the split, whatever the batches, and ignored padding counts nothing
         labelled = int((masks != self.protocol.ignore_index).sum())
         self.log(f"{split}/loss", self.loss(logits, masks), batch_size=labelled, on_epoch=True, sync_dist=True)
         labels = logits.argmax(dim=1)
@@ -286,10 +287,10 @@ def _listed(classes: list[str]) -> str:
 
 def _masks(batch: SegmentationBatch) -> Tensor:
     if batch.masks is None:
-        raise ConfigError("a batch without masks cannot be trained on or evaluated; use prediction for such pictures")
+        raise ConfigError("a batch without masks cannot be trained on or evaluated; use prediction for such images")
     return batch.masks
 
 
-def _size(pictures: Tensor) -> tuple[int, int]:
+def _size(images: Tensor) -> tuple[int, int]:
     """(height, width)."""
-    return pictures.shape[-2], pictures.shape[-1]
+    return images.shape[-2], images.shape[-1]

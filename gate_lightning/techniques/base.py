@@ -12,14 +12,14 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import Adapters
 from gate_lightning.structures import Conditions
 
-__all__ = ["Conditioning", "Control", "ControlSource", "Predict", "Technique", "Walk"]
+__all__ = ["Conditioning", "Control", "ControlSource", "Predict", "Technique", "Trajectory"]
 
 
 class ControlSource(Protocol):
-    """Where the control pictures of a ControlNet come from; equal (and hashable) for equal pictures."""
+    """Where the control images of a ControlNet come from; equal (and hashable) for equal images."""
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """Control pictures (B, 3, H, W) in [0, 1] for images (B, 3, H, W) in [-1, 1]."""
+        """Control images (B, 3, H, W) in [0, 1] for images (B, 3, H, W) in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Control:
 
     Attributes:
         name: of the ControlNet in the backbone.
-        source: makes the control pictures; called once per batch for all branches with an equal source.
+        source: makes the control images; called once per batch for all branches with an equal source.
         scale: factor of its residuals.
         kept: for each sample whether it has this ControlNet, or None if all have (training-time dropout).
     """
@@ -39,7 +39,7 @@ class Control:
     kept: tuple[bool, ...] | None = None
 
     def scaled(self, residual: Tensor, rows: Sequence[int]) -> Tensor:
-        """The residual (R, C, h, w) of these R pictures of the batch at its scale; 0 for those that go without it."""
+        """The residual (R, C, h, w) of these R images of the batch at its scale; 0 for those that go without it."""
         if self.kept is None:
             return self.scale * residual
         scales = residual.new_tensor([self.scale * self.kept[row] for row in rows])
@@ -51,7 +51,7 @@ Predict = Callable[[Tensor, int], Tensor]
 
 
 @runtime_checkable
-class Walk(Protocol):
+class Trajectory(Protocol):
     """Passes of the denoiser that bring latents to the timestep that is read; equal (and hashable) for equal plans."""
 
     def check(self, backbone: Backbone, timestep: int) -> None:
@@ -78,7 +78,7 @@ class Conditioning:
     prompts: tuple[str, ...]
     controls: tuple[Control, ...] = ()
     adapters: Adapters = ()
-    walk: Walk | None = None
+    walk: Trajectory | None = None
 
 
 @runtime_checkable

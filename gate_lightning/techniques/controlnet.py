@@ -1,4 +1,4 @@
-"""ControlNet: holding the rebuilt picture to the input's own edges, depth, …"""
+"""ControlNet: holding the rebuilt image to the input's own edges, depth, …"""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.data.samples import keyed_generator
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.ops.edges import canny
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning, Control
+from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["CannyEdges", "ControlFunction", "ControlNet", "GivenControl", "canny_edges"]
 
 
 @dataclass(frozen=True)
 class CannyEdges:
-    """Canny edges of the picture itself, as control pictures; settings as ``ops.edges.canny``."""
+    """Canny edges of the image itself, as control images; settings as ``ops.edges.canny``."""
 
     low: float = 100.0
     high: float = 200.0
@@ -35,7 +35,7 @@ class CannyEdges:
             )
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """(B, 3, H, W), 0 or 1; the pictures' own control image "canny" is used where there is one."""
+        """(B, 3, H, W), 0 or 1; the images' own control image "canny" is used where there is one."""
         given = conditions.control_images.get("canny")
         if given is not None:
             return _checked("canny", given, images)
@@ -44,17 +44,17 @@ class CannyEdges:
 
 @dataclass(frozen=True)
 class GivenControl:
-    """Control pictures that come with the batch (``Conditions.control_images``): depth, poses, …"""
+    """Control images that come with the batch (``Conditions.control_images``): depth, poses, …"""
 
     name: str
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """The batch's control pictures of that name, (B, 3, H, W) in [0, 1]."""
+        """The batch's control images of that name, (B, 3, H, W) in [0, 1]."""
         given = conditions.control_images.get(self.name)
         if given is None:
             raise DataError(
-                f"ControlNet {self.name!r} needs control pictures and the batch has none of that name "
-                f"(has: {sorted(conditions.control_images) or 'none'}); only canny is made from the picture itself. "
+                f"ControlNet {self.name!r} needs control images and the batch has none of that name "
+                f"(has: {sorted(conditions.control_images) or 'none'}); only canny is made from the image itself. "
                 f"Name a folder of them (technique.controlnet.folder=<folder>) or a function that makes them "
                 f"(technique.controlnet.function)"
             )
@@ -63,13 +63,13 @@ class GivenControl:
 
 @dataclass(frozen=True, eq=False)
 class ControlFunction:
-    """Control pictures from a function of the picture, a depth network say.
+    """Control images from a function of the image, a depth network say.
 
-    Two of them are equal only if they are the same object: branches that are given one object share its pictures.
+    Two of them are equal only if they are the same object: branches that are given one object share its images.
 
     Args:
-        function: images (B, 3, H, W) in [-1, 1] → control pictures (B, 3, H, W) in [0, 1]; each from its picture alone.
-        description: what the pictures depend on, for caches and checkpoints; "" for the function's own name.
+        function: images (B, 3, H, W) in [-1, 1] → control images (B, 3, H, W) in [0, 1]; each from its image alone.
+        description: what the images depend on, for caches and checkpoints; "" for the function's own name.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -82,7 +82,7 @@ class ControlFunction:
         object.__setattr__(self, "description", self.description or f"{named.__module__}.{named.__qualname__}")
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """What the function makes of the pictures, checked."""
+        """What the function makes of the images, checked."""
         made = self.function(images)
         if not isinstance(made, Tensor) or not made.is_floating_point():
             found = made.dtype if isinstance(made, Tensor) else type(made).__name__
@@ -90,32 +90,32 @@ class ControlFunction:
         return _checked(self.description, made, images)
 
 
-ControlPictures = CannyEdges | GivenControl | ControlFunction
-#: how far control pictures may lie outside 0 to 1: rounding of whatever made them
+ControlImages = CannyEdges | GivenControl | ControlFunction
+#: how far control images may lie outside 0 to 1: rounding of whatever made them
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ControlNet:
-    """Residuals of a ControlNet on a picture that holds the input's structure (GATE §5.1).
+    """Residuals of a ControlNet on an image that holds the input's structure (GATE §5.1).
 
     Several of them in a branch add up, each at its scale.
 
     Args:
-        control: name of the ControlNet in the backbone; "canny" makes its own pictures.
+        control: name of the ControlNet in the backbone; "canny" makes its own images.
         scale: factor of the residuals, 1 as in the paper.
         low, high, blur_sigma, normalize: Canny's settings.
-        function: what makes the control pictures: "canny", a ControlFunction, or None (see ``folder``).
-        folder: of control pictures, which the data set hands out with its pictures; None: the pictures come with the
+        function: what makes the control images: "canny", a ControlFunction, or None (see ``folder``).
+        folder: of control images, which the data set hands out with its images; None: the images come with the
             batch, from wherever the caller has them, or are Canny edges if that is the ControlNet's name.
-        image: name that pictures of a folder, or of the caller, have in ``Conditions.control_images``; "" for
+        image: name that images of a folder, or of the caller, have in ``Conditions.control_images``; "" for
             ``control``.
-        dropout: share of training pictures that go without it, in [0, 1); drawn for each by seed, sample and view.
+        dropout: share of training images that go without it, in [0, 1); drawn for each by seed, sample and view.
             Evaluation never drops (``Conditions.training``).
         seed: of the dropout.
 
     Raises:
-        ConfigError: a number out of range, or several sources of control pictures.
+        ConfigError: a number out of range, or several sources of control images.
     """
 
     control: str = "canny"
@@ -143,12 +143,12 @@ class ControlNet:
         if self.function is not None and (self.folder or self.image):
             raise ConfigError(
                 f"ControlNet {self.control!r} has a function and {'a folder' if self.folder else 'an image'}; its "
-                f"control pictures come from one of them"
+                f"control images come from one of them"
             )
         self.source()  # checks the thresholds
 
-    def source(self) -> ControlPictures:
-        """Where the control pictures come from."""
+    def source(self) -> ControlImages:
+        """Where the control images come from."""
         if isinstance(self.function, ControlFunction):
             return self.function
         if self.function == "canny" or (self.control == "canny" and not self.folder and not self.image):
@@ -186,25 +186,25 @@ class ControlNet:
         return replace(conditioning, controls=(*conditioning.controls, control))
 
     def _keeps(self, sample_id: str, view: str) -> bool:
-        rng = keyed_generator("control dropout", self.seed, sample_id, view, self.control, self.image)
+        rng = data_generator("control dropout", self.seed, sample_id, view, self.control, self.image)
         return bool(rng.random() >= self.dropout)
 
 
 def canny_edges(images: Tensor, settings: CannyEdges) -> Tensor:
     """Edge maps (B, 1, H, W), 0 or 1, of images (B, 3, H, W) in [-1, 1], on their device and in their dtype."""
     pixels = ((images.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    pictures = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    edges = [torch.from_numpy(canny(picture, **asdict(settings))) for picture in pictures]
+    arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    edges = [torch.from_numpy(canny(array, **asdict(settings))) for array in arrays]
     return (torch.stack(edges)[:, None] > 0).to(images)
 
 
 def _checked(name: str, control: Tensor, images: Tensor) -> Tensor:
     if control.shape != images.shape:
         raise DataError(
-            f"control pictures {name!r} of shape {tuple(control.shape)} for pictures of shape {tuple(images.shape)}; "
+            f"control images {name!r} of shape {tuple(control.shape)} for images of shape {tuple(images.shape)}; "
             f"they must be cropped and resized together"
         )
     low, high = (float(value) for value in torch.aminmax(control.detach()))
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # a NaN fails too
-        raise DataError(f"control pictures {name!r} have values from {low:.4g} to {high:.4g}; expected 0 to 1")
+        raise DataError(f"control images {name!r} have values from {low:.4g} to {high:.4g}; expected 0 to 1")
     return control

@@ -22,9 +22,9 @@ __all__ = ["SAMPLERS", "Denoise"]
 
 @dataclass(frozen=True)
 class Denoise:
-    """The picture noised to a higher timestep, then denoised down to the one that is read (GATE §6.1).
+    """The image noised to a higher timestep, then denoised down to the one that is read (GATE §6.1).
 
-    What the denoiser invents on the way drifts from the picture unless a ControlNet holds it; the paper stays below ten
+    What the denoiser invents on the way drifts from the image unless a ControlNet holds it; the paper stays below ten
     steps. Every step is a full pass.
 
     Args:
@@ -67,7 +67,7 @@ class Denoise:
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """Walk down before reading."""
+        """Trajectory down before reading."""
         return replace(conditioning, walk=self)
 
     def check(self, backbone: Backbone, timestep: int) -> None:

@@ -1,4 +1,4 @@
-"""DDIM inversion: noise that the denoiser itself finds in the picture, instead of drawn noise."""
+"""DDIM inversion: noise that the denoiser itself finds in the image, instead of drawn noise."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Inversion:
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """Walk up before reading."""
+        """Trajectory up before reading."""
         return replace(conditioning, walk=self)
 
     def levels(self, timestep: int) -> list[int]:

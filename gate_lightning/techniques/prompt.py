@@ -1,4 +1,4 @@
-"""The prompt technique: telling the denoiser what the picture shows."""
+"""The prompt technique: telling the denoiser what the image shows."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["Prompt"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A fine-grained prompt (GATE §5.1): one text for all pictures, one per category (DIFT), or one per picture.
+    """A fine-grained prompt (GATE §5.1): one text for all images, one per category (DIFT), or one per image.
 
-    One of ``text``, ``file``, ``template`` and ``embedding`` is used; without them each picture's own caption is.
+    One of ``text``, ``file``, ``template`` and ``embedding`` is used; without them each image's own caption is.
 
     Args:
-        text: the prompt of all pictures.
-        fallback: the prompt of pictures without caption, entry or category; None makes them an error.
-        file: captions by picture, see ``data.caption_files``; read when the technique is made.
-        template: prompt of a picture of ``Conditions.categories``, e.g. "a photo of a {category}".
+        text: the prompt of all images.
+        fallback: the prompt of images without caption, entry or category; None makes them an error.
+        file: captions by image, see ``data.caption_files``; read when the technique is made.
+        template: prompt of an image of ``Conditions.categories``, e.g. "a photo of a {category}".
         embedding: file of a prompt that was learned as a whole, in place of any text.
         tokens: files of learned tokens that the prompts may use (textual inversion).
 
@@ -85,12 +85,12 @@ class Prompt:
             backbone.require_adapter(name, file, kind)
 
     def length(self, backbone: Backbone) -> int:
-        """Tokens of the prompt, where all pictures have one; else 0. After ``prepare``."""
+        """Tokens of the prompt, where all images have one; else 0. After ``prepare``."""
         text = "" if self.embedding is not None else self.text
         return 0 if text is None else backbone.text_length(text, tuple((name, 1.0) for name, _, _ in self._learned))
 
-    def check_pictures(self, sample_ids: Sequence[str]) -> None:
-        """Raise DataError unless all these pictures have an entry in the caption file, where one is needed."""
+    def check_images(self, sample_ids: Sequence[str]) -> None:
+        """Raise DataError unless all these images have an entry in the caption file, where one is needed."""
         if self._captions is not None and self.fallback is None:
             self._captions.table.check(sample_ids)
 
@@ -127,10 +127,10 @@ class Prompt:
         if self.template is not None:
             raise DataError(
                 f"the prompt {self.template!r} names the category (technique.prompt.source=category), but these "
-                f"pictures have none; set technique.prompt.text=<one prompt>, or technique.prompt.fallback"
+                f"images have none; set technique.prompt.text=<one prompt>, or technique.prompt.fallback"
             )
         raise DataError(
-            "the prompt technique reads captions (technique.prompt.source=caption), but the pictures have none; "
+            "the prompt technique reads captions (technique.prompt.source=caption), but the images have none; "
             "add captions to the data set, name a file of them (technique.prompt.file=<file>), or set "
             "technique.prompt.source=fine (the data set's own prompt)"
         )

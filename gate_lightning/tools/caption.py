@@ -1,4 +1,4 @@
-"""One caption per picture, by a captioning model of transformers: what the prompt technique reads."""
+"""One caption per image, by a captioning model of transformers: what the prompt technique reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gate_lightning.backbones.weights.locate import (
     read_json,
     weight_files,
 )
-from gate_lightning.data.core.prediction import PictureSource
+from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.errors import ConfigError, DataError, WeightsError
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.utils.dtypes import DTYPES
@@ -36,7 +36,7 @@ _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 class Captioner:
-    """A captioning model: pictures → sentences, greedily, so that the same picture has the same caption.
+    """A captioning model: images → sentences, greedily, so that the same image has the same caption.
 
     Args:
         model: folder or hub id of a transformers model for image and text to text, with its processor.
@@ -48,7 +48,7 @@ class Captioner:
         offline: never ask the network.
 
     Raises:
-        WeightsError: no such model, or one that describes no pictures.
+        WeightsError: no such model, or one that describes no images.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Captioner:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[str]:
-        """Captions of pictures, uint8 (H, W, 3) RGB each, on one line each."""
+        """Captions of images, uint8 (H, W, 3) RGB each, on one line each."""
         texts = {} if self.prompt is None else {"text": [self.prompt] * len(images), "padding": True}
         network = self.network
         inputs = {
@@ -95,7 +95,7 @@ class Captioner:
             tokens = network.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{network.config.model_type} does not describe pictures when told {self.prompt!r} ({error}); some "
+                f"{network.config.model_type} does not describe images when told {self.prompt!r} ({error}); some "
                 'models must be told something, in their own words: tool.prompt="<CAPTION>", "<grounding>An image of" …'
             ) from error
         told = inputs.get("input_ids")
@@ -126,14 +126,14 @@ def caption(
     device: str = "auto",
     offline: bool = False,
 ) -> str:
-    """Write a caption for every picture that has none yet.
+    """Write a caption for every image that has none yet.
 
     Args:
-        input: a picture, a folder (searched with its subfolders) or a pattern.
+        input: an image, a folder (searched with its subfolders) or a pattern.
         output: the file (``.jsonl``), one ``{"image": "a/b.jpg", "caption": "…"}`` a line, paths relative to the
             folder; or a folder for a ``captions.jsonl``. Beside it ``<name>.manifest.json`` says which model wrote it.
         model, prompt, keep_prompt, max_new_tokens, dtype, offline: see `Captioner`.
-        batch_size: pictures described together.
+        batch_size: images described together.
         device: "auto" (a GPU where there is one) or a torch device.
 
     Returns:
@@ -141,7 +141,7 @@ def caption(
 
     Raises:
         CacheError: ``output`` holds captions of another model or prompt, or cannot be written.
-        DataError: pictures that are missing or broken, or a line of ``output`` that is no caption.
+        DataError: images that are missing or broken, or a line of ``output`` that is no caption.
         WeightsError: see `Captioner`.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -151,7 +151,7 @@ def caption(
     path = Path(output).expanduser()
     if path.suffix != ".jsonl":
         path = path / "captions.jsonl"
-    source = PictureSource(input)
+    source = ImageSource(input)
     # new captions are collected beside it: what has the name of the result is never half a file
     partial = path.with_name(f"{path.name}.partial")
     known = {**_known(path), **_known(partial, torn=True)}
@@ -174,8 +174,8 @@ def caption(
     return f"{progress.summary()}: {path}"
 
 
-def _described(captioner: Captioner, source: PictureSource, batch: Sequence[int]) -> dict[str, str]:
-    """Picture → what the model says of it."""
+def _described(captioner: Captioner, source: ImageSource, batch: Sequence[int]) -> dict[str, str]:
+    """Image → what the model says of it."""
     images = [source.sample_id(index) for index in batch]
     told = dict(zip(images, captioner([source.load(index).image for index in batch]), strict=True))
     for image in images:
@@ -197,13 +197,13 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{folder} is no model of transformers that describes pictures, or lacks its processor: {reason}"
+            f"{folder} is no model of transformers that describes images, or lacks its processor: {reason}"
         ) from error
     return processor, network
 
 
 def _known(path: Path, torn: bool = False) -> dict[str, str]:
-    """Captions that are there, by picture; with ``torn`` the last line may have been cut off, and does not count."""
+    """Captions that are there, by image; with ``torn`` the last line may have been cut off, and does not count."""
     known: dict[str, str] = {}
     if not path.exists():
         return known

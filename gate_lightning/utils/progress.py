@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
-__all__ = ["Progress", "human_size"]
+from gate_lightning.utils.units import human_size
+
+__all__ = ["Progress"]
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ class Progress:
         self.start = self.said = time.monotonic()
 
     def step(self, computed: int, there: int) -> None:
-        """Count pictures."""
+        """Count images."""
         self.computed, self.there = self.computed + computed, self.there + there
         now, done = time.monotonic(), self.computed + self.there
         if now - self.said < _REPORT_EVERY or not self.computed:
@@ -30,18 +32,9 @@ class Progress:
         self.said = now
         rate = self.computed / (now - self.start)
         minutes = (self.total - done) / rate / 60
-        log.info("%s%d/%d pictures, %.2f a second, %.1f minutes left", self.who, done, self.total, rate, minutes)
+        log.info("%s%d/%d images, %.2f a second, %.1f minutes left", self.who, done, self.total, rate, minutes)
 
     def summary(self) -> str:
         """What was done."""
         there = f", of {self.there} there already" if self.there else ""
-        return f"{self.who}{self.what} of {self.computed} pictures written ({human_size(self.bytes)}){there}"
-
-
-def human_size(count: float) -> str:
-    """A number of bytes, readable."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB" if count < 1000 else f"{count / 1000:.3g} TB"
+        return f"{self.who}{self.what} of {self.computed} images written ({human_size(self.bytes)}){there}"

@@ -8,15 +8,9 @@ from pathlib import Path
 import psutil
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.units import GIB, human_size
 
-__all__ = ["check_disk", "check_memory", "gib"]
-
-_GIB = 2**30
-
-
-def gib(count: float) -> str:
-    """Bytes for people: ``1.73 GiB``."""
-    return f"{count / _GIB:.2f} GiB" if count >= 0.01 * _GIB else f"{count / 2**20:.2f} MiB"
+__all__ = ["check_disk", "check_memory"]
 
 
 def check_memory(parts: dict[str, float], limit_gib: float | None, advice: str) -> None:
@@ -34,11 +28,13 @@ def check_memory(parts: dict[str, float], limit_gib: float | None, advice: str) 
     if limit_gib is None:
         room, where = float(psutil.virtual_memory().available), "are free"
     else:
-        room = limit_gib * _GIB - psutil.Process().memory_info().rss
+        room = limit_gib * GIB - psutil.Process().memory_info().rss
         where = f"are left of the {limit_gib:g} GiB allowed"
     if needed > room:
-        listed = ", ".join(f"{gib(count)} for {name}" for name, count in parts.items())
-        raise ConfigError(f"this needs {gib(needed)} of memory ({listed}), and {gib(max(room, 0))} {where}. {advice}")
+        listed = ", ".join(f"{human_size(count)} for {name}" for name, count in parts.items())
+        raise ConfigError(
+            f"this needs {human_size(needed)} of memory ({listed}), and {human_size(max(room, 0))} {where}. {advice}"
+        )
 
 
 def check_disk(needed: float, folder: Path, what: str, advice: str) -> None:
@@ -50,4 +46,6 @@ def check_disk(needed: float, folder: Path, what: str, advice: str) -> None:
     existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), Path())
     free = shutil.disk_usage(existing).free
     if needed > free:
-        raise ConfigError(f"{what} need {gib(needed)} below {folder}, and {gib(free)} are free there. {advice}")
+        raise ConfigError(
+            f"{what} need {human_size(needed)} below {folder}, and {human_size(free)} are free there. {advice}"
+        )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["comparison_chart", "confusion_picture", "heat_chart", "line_chart"]
+__all__ = ["comparison_chart", "confusion_image", "heat_chart", "line_chart"]
 
 BAR_COLOUR = "#4c78a8"
 POINT_COLOUR = "#111111"
@@ -113,12 +113,12 @@ def heat_chart(
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.set_facecolor(ABSENT_COLOUR)
-    picture = axes.imshow(percent, cmap="viridis", aspect="auto")
+    image = axes.imshow(percent, cmap="viridis", aspect="auto")
     axes.set_xticks(range(len(columns)), [_shortened(column, 24) for column in columns], fontsize=9)
     axes.set_yticks(range(len(rows)), [_shortened(row) for row in rows], fontsize=9)
     axes.set_ylabel(titles[0])
     axes.set_xlabel(titles[1])
-    figure.colorbar(picture, ax=axes, label=f"{titles[2]} (%)")
+    figure.colorbar(image, ax=axes, label=f"{titles[2]} (%)")
     middle = (np.nanmin(percent) + np.nanmax(percent)) / 2
     for row, column in np.argwhere(~np.isnan(percent)):
         value = percent[row, column]
@@ -128,7 +128,7 @@ def heat_chart(
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def confusion_picture(confusion: NDArray[np.int64], classes: Sequence[str], title: str = "") -> NDArray[np.uint8]:
+def confusion_image(confusion: NDArray[np.int64], classes: Sequence[str], title: str = "") -> NDArray[np.uint8]:
     """Shares of every class's pixels that are called each class: rows add up to 100 %.
 
     Up to 32 classes the cells hold their percentages; beyond, cells and labels shrink so that 150 classes and their
@@ -137,7 +137,7 @@ def confusion_picture(confusion: NDArray[np.int64], classes: Sequence[str], titl
     Args:
         confusion: (K, K) pixels, rows: truth, columns: prediction.
         classes: K names.
-        title: above the picture.
+        title: above the image.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -162,14 +162,14 @@ def confusion_picture(confusion: NDArray[np.int64], classes: Sequence[str], titl
     scale = figure.add_axes(((names_take + side + 0.2) / width, names_take / height, 0.15 / width, side / height))
     axes.set_facecolor(ABSENT_COLOUR)
     # the square root keeps confusions of a few percent visible beside a diagonal near 100
-    picture = axes.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0.0, 100.0))
+    image = axes.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0.0, 100.0))
     axes.set_xticks(range(count), names, rotation=90, fontsize=letters)
     axes.set_yticks(range(count), names, fontsize=letters)
     axes.tick_params(length=0, pad=2)
     figure.text((names_take + side / 2) / width, 0.08 / height, "prediction", ha="center", va="bottom", fontsize=9)
     figure.text(0.08 / width, (names_take + side / 2) / height, "truth", rotation=90, va="center", fontsize=9)
     figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", fontsize=9)
-    figure.colorbar(picture, cax=scale, label="% of the truth")
+    figure.colorbar(image, cax=scale, label="% of the truth")
     for row, column in np.argwhere(shares >= 0.5) if numbered else ():
         value = shares[row, column]
         colour = "black" if value > 40 else "white"

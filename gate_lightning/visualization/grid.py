@@ -1,4 +1,4 @@
-"""Pictures side by side, with titles and a legend."""
+"""Images side by side, with titles and a legend."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["fit", "picture_grid", "with_legend"]
+__all__ = ["fit", "image_grid", "with_legend"]
 
 BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
@@ -25,7 +25,7 @@ LegendEntry = tuple[str, tuple[int, int, int]]
 
 
 def fit(image: NDArray[np.uint8], height: int, width: int, smooth: bool = False) -> NDArray[np.uint8]:
-    """A picture scaled to fit into (height, width) without changing its aspect, on white.
+    """An image scaled to fit into (height, width) without changing its aspect, on white.
 
     Args:
         image: (h, w, 3) uint8.
@@ -43,7 +43,7 @@ def fit(image: NDArray[np.uint8], height: int, width: int, smooth: bool = False)
     return canvas
 
 
-def picture_grid(
+def image_grid(
     rows: Sequence[Sequence[NDArray[np.uint8] | None]],
     column_titles: Sequence[str],
     row_titles: Sequence[str] = (),
@@ -51,15 +51,15 @@ def picture_grid(
     tile_height: int = 160,
     smooth: Sequence[bool] | bool = False,
 ) -> NDArray[np.uint8]:
-    """A table of pictures.
+    """A table of images.
 
     Args:
-        rows: pictures (h, w, 3) uint8 of any size, or None for an empty cell; as many a row as there are titles.
+        rows: images (h, w, 3) uint8 of any size, or None for an empty cell; as many a row as there are titles.
         column_titles: written above the columns; long ones are broken at spaces and slashes.
-        row_titles: written below the first picture of each row, or none.
+        row_titles: written below the first image of each row, or none.
         legend: names and colours written below.
         tile_height: pixels of a cell; its width follows from the widest aspect (at most 2:1).
-        smooth: per column, or for all: whether pictures are interpolated (see `fit`).
+        smooth: per column, or for all: whether images are interpolated (see `fit`).
 
     Returns:
         (H, W, 3) uint8.
@@ -69,7 +69,7 @@ def picture_grid(
     """
     for row in rows:
         if len(row) != len(column_titles):
-            raise ConfigError(f"a row has {len(row)} pictures for {len(column_titles)} titles")
+            raise ConfigError(f"a row has {len(row)} images for {len(column_titles)} titles")
     flags = [smooth] * len(column_titles) if isinstance(smooth, bool) else list(smooth)
     aspects = [cell.shape[1] / cell.shape[0] for row in rows for cell in row if cell is not None]
     width = round(tile_height * min(max(aspects, default=1.0), 2.0))
@@ -86,11 +86,11 @@ def picture_grid(
     return with_legend(_framed(_join(lines, axis=0)), legend)
 
 
-def with_legend(picture: NDArray[np.uint8], entries: Sequence[LegendEntry]) -> NDArray[np.uint8]:
-    """A picture with named colour patches below it; unchanged without entries."""
+def with_legend(image: NDArray[np.uint8], entries: Sequence[LegendEntry]) -> NDArray[np.uint8]:
+    """An image with named colour patches below it; unchanged without entries."""
     if not entries:
-        return picture
-    width = max(picture.shape[1], 160)
+        return image
+    width = max(image.shape[1], 160)
     font = _font(13)
     placed: list[tuple[int, int, LegendEntry]] = []
     x, y, line_height = GAP, GAP, 22
@@ -106,19 +106,19 @@ def with_legend(picture: NDArray[np.uint8], entries: Sequence[LegendEntry]) -> N
     for left, top, (name, colour) in placed:
         draw.rectangle((left, top + 1, left + 14, top + 15), fill=colour, outline=INK)
         draw.text((left + 20, top + 8), name, fill=INK, font=font, anchor="lm")
-    return _join([picture, np.asarray(strip)], axis=0, gap=0)
+    return _join([image, np.asarray(strip)], axis=0, gap=0)
 
 
-def _join(pictures: Sequence[NDArray[np.uint8]], axis: int, gap: int = GAP) -> NDArray[np.uint8]:
-    """Pictures in a line with gaps; shorter ones are filled up with the background."""
+def _join(images: Sequence[NDArray[np.uint8]], axis: int, gap: int = GAP) -> NDArray[np.uint8]:
+    """Images in a line with gaps; shorter ones are filled up with the background."""
     across = 1 - axis
-    extent = max(picture.shape[across] for picture in pictures)
+    extent = max(image.shape[across] for image in images)
     pieces: list[NDArray[np.uint8]] = []
-    for picture in pictures:
-        shape = list(picture.shape)
+    for image in images:
+        shape = list(image.shape)
         shape[across] = extent
         piece = np.full(shape, BACKGROUND, np.uint8)
-        piece[: picture.shape[0], : picture.shape[1]] = picture
+        piece[: image.shape[0], : image.shape[1]] = image
         if pieces and gap:
             shape[axis] = gap
             pieces.append(np.full(shape, BACKGROUND, np.uint8))
@@ -126,18 +126,18 @@ def _join(pictures: Sequence[NDArray[np.uint8]], axis: int, gap: int = GAP) -> N
     return np.concatenate(pieces, axis=axis)
 
 
-def _framed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return cv2.copyMakeBorder(picture, GAP, GAP, GAP, GAP, cv2.BORDER_CONSTANT, value=BACKGROUND)
+def _framed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cv2.copyMakeBorder(image, GAP, GAP, GAP, GAP, cv2.BORDER_CONSTANT, value=BACKGROUND)
 
 
-def _bottom_aligned(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def _bottom_aligned(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     canvas = np.full((height, width, 3), BACKGROUND, np.uint8)
-    canvas[height - picture.shape[0] :, : picture.shape[1]] = picture
+    canvas[height - image.shape[0] :, : image.shape[1]] = image
     return canvas
 
 
 def _text_block(text: str, width: int, size: int, bold: bool = False) -> NDArray[np.uint8]:
-    """Text broken to ``width`` pixels, as a picture of that width."""
+    """Text broken to ``width`` pixels, as an image of that width."""
     font = _font(size, bold)
     lines: list[str] = []
     for word in text.replace("/", "/\u200b").replace("-", "-\u200b").replace(" ", " \u200b").split("\u200b"):

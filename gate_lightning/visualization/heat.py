@@ -12,11 +12,11 @@ __all__ = ["heat_map"]
 
 
 def heat_map(values: NDArray[np.floating], highest: float, colours: str = "inferno") -> NDArray[np.uint8]:
-    """The picture of a map of values, dark where they are 0.
+    """The image of a map of values, dark where they are 0.
 
     Args:
         values: (H, W).
-        highest: what gets the brightest colour, as does all beyond; one number for all pictures that are compared.
+        highest: what gets the brightest colour, as does all beyond; one number for all images that are compared.
         colours: name of a matplotlib colour map.
 
     Returns:
@@ -29,5 +29,5 @@ def heat_map(values: NDArray[np.floating], highest: float, colours: str = "infer
         raise ConfigError(f"values are {values.shape}, the highest is {highest}; expected (H, W) and a positive number")
     table = (colormaps[colours](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
     places = np.rint(np.clip(values / highest, 0.0, 1.0) * 255).astype(np.int64)
-    picture: NDArray[np.uint8] = table[places]
-    return picture
+    image: NDArray[np.uint8] = table[places]
+    return image

@@ -1,4 +1,4 @@
-"""Label maps on their pictures, error maps, and the files that a prediction leaves."""
+"""Label maps on their images, error maps, and the files that a prediction leaves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def overlay(
     alpha: float = 0.5,
     ignore_index: int | None = None,
 ) -> NDArray[np.uint8]:
-    """A picture tinted with the colours of its labels; ignored pixels stay as they are.
+    """An image tinted with the colours of its labels; ignored pixels stay as they are.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -54,7 +54,7 @@ def error_map(
     truth: NDArray[np.integer],
     ignore_index: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Where a prediction is wrong: those pixels in red, right ones as a pale grey picture, ignored ones dark.
+    """Where a prediction is wrong: those pixels in red, right ones as a pale grey image, ignored ones dark.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -67,11 +67,11 @@ def error_map(
     _check_sizes(image, prediction)
     _check_sizes(image, truth)
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    picture = np.repeat((160.0 + grey[..., None] * (85.0 / 255.0)), 3, axis=2).astype(np.uint8)
-    picture[prediction != truth] = WRONG_COLOUR
+    image = np.repeat((160.0 + grey[..., None] * (85.0 / 255.0)), 3, axis=2).astype(np.uint8)
+    image[prediction != truth] = WRONG_COLOUR
     if ignore_index is not None:
-        picture[truth == ignore_index] = IGNORED_COLOUR
-    return picture
+        image[truth == ignore_index] = IGNORED_COLOUR
+    return image
 
 
 def legend_entries(
@@ -85,7 +85,7 @@ def legend_entries(
 
 
 def write_mask(path: Path, labels: NDArray[np.integer], palette: Palette) -> None:
-    """Write class indices as a PNG with a palette: an index picture for programs, coloured for people.
+    """Write class indices as a PNG with a palette: an index image for programs, coloured for people.
 
     Args:
         path: ``.png`` file; its folder is created.
@@ -96,15 +96,15 @@ def write_mask(path: Path, labels: NDArray[np.integer], palette: Palette) -> Non
         ConfigError: if an index does not fit into a byte.
     """
     if labels.size and (labels.min() < 0 or labels.max() > 255):
-        raise ConfigError(f"labels {labels.min()} … {labels.max()} do not fit into an 8-bit index picture")
-    picture = Image.fromarray(labels.astype(np.uint8))
+        raise ConfigError(f"labels {labels.min()} … {labels.max()} do not fit into an 8-bit index image")
+    image = Image.fromarray(labels.astype(np.uint8))
     # all 256 entries: with fewer, Pillow writes fewer bits a pixel and cuts larger indices (255, say) down
     entries = np.full((256, 3), IGNORED_COLOUR, np.uint8)
     colours = palette_array(palette)[:256]
     entries[: len(colours)] = colours
-    picture.putpalette(entries.tobytes())
+    image.putpalette(entries.tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    image.save(path)
 
 
 def write_prediction(
@@ -115,13 +115,13 @@ def write_prediction(
     palette: Palette,
     classes: Sequence[str],
 ) -> None:
-    """Write ``masks/<name>.png`` (class indices) and ``overlays/<name>.png`` (picture, tint, legend).
+    """Write ``masks/<name>.png`` (class indices) and ``overlays/<name>.png`` (image, tint, legend).
 
-    The mask is written last and atomically: where it exists, the picture is done.
+    The mask is written last and atomically: where it exists, the image is done.
 
     Args:
         output: folder.
-        name: file name without extension, with sub-folders if the pictures have them.
+        name: file name without extension, with sub-folders if the images have them.
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) class indices.
         palette: colour per class.
@@ -144,5 +144,5 @@ def write_prediction(
 def _check_sizes(image: NDArray[np.uint8], labels: NDArray[np.integer]) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.shape[:2] != labels.shape:
         raise ConfigError(
-            f"picture {image.shape} and labels {labels.shape} differ in size; expected (H, W, 3) and (H, W)"
+            f"image {image.shape} and labels {labels.shape} differ in size; expected (H, W, 3) and (H, W)"
         )

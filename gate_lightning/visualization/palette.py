@@ -36,7 +36,7 @@ def colorize(
     ignore_index: int | None = None,
     ignored_colour: Sequence[int] = IGNORED_COLOUR,
 ) -> NDArray[np.uint8]:
-    """The colour picture of a label map.
+    """The colour image of a label map.
 
     Args:
         labels: (H, W) class indices.
@@ -56,9 +56,9 @@ def colorize(
     if unknown.any():
         found = np.unique(labels[unknown])[:5].tolist()
         raise DataError(f"labels {found} have no colour: there are {len(colours)} classes, ignored is {ignore_index}")
-    picture = colours[np.where(ignored, 0, labels)]
-    picture[ignored] = ignored_colour
-    return picture
+    image = colours[np.where(ignored, 0, labels)]
+    image[ignored] = ignored_colour
+    return image
 
 
 def distinct_palette(count: int) -> list[tuple[int, int, int]]:

@@ -62,7 +62,7 @@ def test_a_single_branch_passes_unchanged(cls):
 
 
 @pytest.mark.parametrize("cls", MEMBERS)
-def test_a_picture_does_not_feel_its_batch(cls):
+def test_a_image_does_not_feel_its_batch(cls):
     torch.manual_seed(0)
     amalgamation = cls(BRANCHES, {"edges"}).double().eval()
     features = {b: {k: v.double() for k, v in maps.items()} for b, maps in random_features(batch=3).items()}
@@ -116,5 +116,5 @@ def test_what_is_no_map_is_refused_when_it_is_built(cls):
     weights = {"a": {"up-level1-cross-map": FeatureInfo(8, 0), "fine": FeatureInfo(4, 8)}}
     with pytest.raises(ConfigError, match=r"branch 'a' reads up-level1-cross-map, attention weights .*attn-up-cross"):
         cls(weights)
-    with pytest.raises(ConfigError, match="attn-up-self, whose number of channels depends on the picture's size"):
+    with pytest.raises(ConfigError, match="attn-up-self, whose number of channels depends on the image's size"):
         cls({"a": {"attn-up-self": FeatureInfo(0, 8)}})

@@ -53,7 +53,7 @@ def test_output_is_the_concatenation_of_weighted_sums(num_assigners, per_channel
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_weights_may_vary_over_the_picture(per_channel):
+def test_weights_may_vary_over_the_image(per_channel):
     amalgamation, features = build(num_assigners=2, per_channel=per_channel, spatial=True), random_features()
     pyramid = amalgamation(features)
     assert amalgamation.out_channels == (12, 8)
@@ -68,7 +68,7 @@ def test_weights_may_vary_over_the_picture(per_channel):
         np.testing.assert_allclose(level.detach().numpy(), expected, rtol=0, atol=1e-12)
 
 
-def test_the_mean_of_spatial_logits_is_the_logit_of_the_picture():
+def test_the_mean_of_spatial_logits_is_the_logit_of_the_image():
     whole, spatial = (
         WeightAssigner(6, 2, hidden_channels=8, spatial=spatial).double().eval() for spatial in (False, True)
     )
@@ -220,8 +220,8 @@ def test_a_level_is_fused_as_in_the_released_code(shared_dir):
     info = {f"branch{index}": {"layer": FeatureInfo(24, 8)} for index in range(3)}
     amalgamation = WeightedAmalgamation(info, per_channel=True, norm="BN").double().eval()
     amalgamation.assigners[0][0].load_state_dict(assigner.state_dict())
-    bucket = torch.from_numpy(arrays["bucket"]).double()
-    pyramid = amalgamation({f"branch{index}": {"layer": bucket[index]} for index in range(3)})
+    group = torch.from_numpy(arrays["group"]).double()
+    pyramid = amalgamation({f"branch{index}": {"layer": group[index]} for index in range(3)})
     weights = torch.from_numpy(arrays["weights"])[..., 0, 0].movedim(0, 1)[:, None]
     torch.testing.assert_close(pyramid.weights[0].float(), weights, rtol=0, atol=1e-6)
     torch.testing.assert_close(pyramid.levels[0].float(), torch.from_numpy(arrays["summed"]), rtol=0, atol=1e-6)

@@ -11,7 +11,7 @@ import torch
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.reading.hooks import FeatureRecorder
-from tests.support.small_networks import MEMBERS, build, pictures
+from tests.support.small_networks import MEMBERS, build, random_images
 
 
 @pytest.fixture(scope="module", params=MEMBERS)
@@ -19,10 +19,10 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
     return build(request.param)
 
 
-def odd_pictures(backbone: Backbone) -> torch.Tensor:
+def odd_images(backbone: Backbone) -> torch.Tensor:
     # not square, and not divisible by the deepest stride where that is allowed
     unit = backbone.size_multiple
-    return pictures(2, unit * 9, unit * 14) if unit > 1 else pictures(2, 33, 50)
+    return random_images(2, unit * 9, unit * 14) if unit > 1 else random_images(2, 33, 50)
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def run(backbone: Backbone, images: torch.Tensor, layers: Iterable[str], stop: b
 
 
 def test_feature_info_tells_what_every_layer_yields(backbone: Backbone) -> None:
-    images = odd_pictures(backbone)
+    images = odd_images(backbone)
     features = run(backbone, images, list(backbone.layers))
     height, width = images.shape[-2:]
     expected = {}
@@ -51,7 +51,7 @@ def test_derived_layers_yield_what_feature_info_tells(backbone: Backbone) -> Non
     if not names:
         assert backbone.family == "pixels"
         return
-    images = odd_pictures(backbone)
+    images = odd_images(backbone)
     height, width = images.shape[-2:]
     features = run(backbone, images, names)
     for layer, info in backbone.feature_info(names).items():
@@ -61,7 +61,7 @@ def test_derived_layers_yield_what_feature_info_tells(backbone: Backbone) -> Non
 
 
 def test_attention_maps_are_heads_by_queries_by_keys_and_sum_to_one(backbone: Backbone) -> None:
-    images = odd_pictures(backbone)
+    images = odd_images(backbone)
     maps = [layer for layer, spec in backbone.layers.items() if spec.kind == "attention"]
     if not maps:
         assert backbone.family == "pixels"
@@ -78,11 +78,11 @@ def test_attention_maps_are_heads_by_queries_by_keys_and_sum_to_one(backbone: Ba
 def test_layers_fire_in_the_order_of_the_table(backbone: Backbone) -> None:
     # attention maps are made as soon as the keys are there, before the values
     order = [layer for layer, spec in backbone.layers.items() if spec.kind != "attention"]
-    assert list(run(backbone, odd_pictures(backbone), reversed(order))) == order
+    assert list(run(backbone, odd_images(backbone), reversed(order))) == order
 
 
 def test_stopping_early_changes_nothing(backbone: Backbone) -> None:
-    images = odd_pictures(backbone)
+    images = odd_images(backbone)
     layers = [*backbone.layers, *backbone.derived]
     whole = run(backbone, images, layers, stop=False)
     for layer in layers[::17]:
@@ -90,13 +90,13 @@ def test_stopping_early_changes_nothing(backbone: Backbone) -> None:
 
 
 def test_no_hook_stays_behind(backbone: Backbone) -> None:
-    run(backbone, odd_pictures(backbone), list(backbone.layers)[-3:])
+    run(backbone, odd_images(backbone), list(backbone.layers)[-3:])
     hooks = [path for path, module in backbone.named_modules() if module._forward_hooks or module._forward_pre_hooks]
     assert hooks == []
 
 
 def test_latents_have_the_announced_shape_and_repeat(backbone: Backbone) -> None:
-    images = odd_pictures(backbone)
+    images = odd_images(backbone)
     with torch.no_grad():
         mean, std = backbone.encode_moments(images)
         noise = torch.randn(mean.shape)
@@ -114,20 +114,20 @@ def test_it_is_frozen_for_good(backbone: Backbone) -> None:
 
 
 def test_it_can_be_pickled_with_its_results_unchanged(backbone: Backbone) -> None:
-    images = odd_pictures(backbone)
+    images = odd_images(backbone)
     layer = list(backbone.layers)[-1]
     copy = pickle.loads(pickle.dumps(backbone))
     assert torch.equal(run(copy, images, [layer])[layer], run(backbone, images, [layer])[layer])
 
 
-def test_a_picture_too_small_is_refused(backbone: Backbone) -> None:
+def test_a_image_too_small_is_refused(backbone: Backbone) -> None:
     with pytest.raises(DataError, match="too small"):
-        backbone.check_images(pictures(1, backbone.minimum_size - 1, 200))
-    backbone.check_images(pictures(1, backbone.minimum_size, 2 * backbone.minimum_size))
+        backbone.check_images(random_images(1, backbone.minimum_size - 1, 200))
+    backbone.check_images(random_images(1, backbone.minimum_size, 2 * backbone.minimum_size))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 4, 64, 64)])
-def test_something_else_than_colour_pictures_is_refused(backbone: Backbone, shape: tuple[int, ...]) -> None:
+def test_something_else_than_colour_images_is_refused(backbone: Backbone, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="expected \\(B, 3, H, W\\)"):
         backbone.check_images(torch.zeros(shape))
 

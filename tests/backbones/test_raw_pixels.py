@@ -11,11 +11,11 @@ from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
-from tests.support.small_networks import conditions, pictures
+from tests.support.small_networks import conditions, random_images
 
 
 def test_a_patch_holds_its_own_pixels_and_its_position() -> None:
-    images = pictures(2, 32, 48)
+    images = random_images(2, 32, 48)
     extractor = FeatureExtractor(PixelBackbone([16, 8]), [Branch("none", 50, ("pixels-stride8",))])
     feature = extractor(images, conditions(2))["none"]["pixels-stride8"]
     assert feature.shape == (2, 3 * 64 + 2, 4, 6)
@@ -27,18 +27,18 @@ def test_a_patch_holds_its_own_pixels_and_its_position() -> None:
 
 
 def test_without_positions_there_are_pixels_alone() -> None:
-    images = pictures(1, 16, 24)
+    images = random_images(1, 16, 24)
     whole = PixelBackbone([1], 16, position=False)
     feature = FeatureExtractor(whole, [Branch("none", 50, ("pixels-stride1",))])(images, conditions(1))
     assert torch.equal(feature["none"]["pixels-stride1"], images)
     assert whole.feature_info(["pixels-stride1"])["pixels-stride1"].channels == 3
     assert whole.description != PixelBackbone([1], 16).description
-    with pytest.raises(ConfigError, match="makes no pictures"):
+    with pytest.raises(ConfigError, match="makes no images"):
         whole.decode(images)
 
 
 def test_timestep_and_prompt_change_nothing() -> None:
-    images = pictures(1, 32, 32)
+    images = random_images(1, 32, 32)
     one, other = (
         FeatureExtractor(PixelBackbone(), [Branch("none", timestep, ("pixels-stride4",), prompt=prompt)])
         for timestep, prompt in ((0, ""), (900, "a house"))

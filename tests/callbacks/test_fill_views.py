@@ -16,7 +16,7 @@ from gate_lightning.callbacks import fill_views
 from gate_lightning.callbacks.fill_views import FillViews
 from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.errors import CacheError
-from gate_lightning.features.caches.augmented_views import CachedViews, StoredViews, describe, padded_batch
+from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache, StoredViews, describe, padded_batch
 from gate_lightning.features.caches.view_plan import ViewPlan
 from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.structures import Conditions, Features
@@ -24,7 +24,7 @@ from gate_lightning.tasks.inference import Inference
 from gate_lightning.tasks.segmentation import SegmentationTask
 from tests.support.segmentation_fakes import FakeData, FakeExtractor, make_task, make_trainer
 
-#: twelve pictures in batches of two: six steps an epoch
+#: twelve images in batches of two: six steps an epoch
 EPOCH = 6
 Usage = namedtuple("Usage", "total used free")
 
@@ -47,7 +47,7 @@ def cached_run(
 ) -> tuple[SegmentationTask, FakeExtractor]:
     """Train with stored views in ``folder``; the task, and what was asked of the extractor."""
     extractor, data = extractor or FakeExtractor(), FakeData()
-    views = CachedViews(extractor, folder / "cache", dtype, {"augmentation": describe(data.train_transform)})
+    views = AugmentedFeatureCache(extractor, folder / "cache", dtype, {"augmentation": describe(data.train_transform)})
     data.view_cycle = count
     data.stored_views = partial(StoredViews, store=views.store, multiple=8)
     task = make_task(views)
@@ -76,7 +76,7 @@ def test_with_a_view_for_every_epoch_it_is_the_same_training(tmp_path: Path) -> 
     assert len(trained(extractor)) == 3 * EPOCH
     report = json.loads((tmp_path / "cached/cached_views.json").read_text())
     assert report["views"] == 3
-    assert report["pictures"] == 12
+    assert report["images"] == 12
     assert report["computed_here"] == 36
 
 
@@ -85,7 +85,7 @@ def test_every_view_is_read_by_the_backbone_once(tmp_path: Path) -> None:
     seen = [pair for one in trained(extractor) for pair in zip(one.sample_ids, one.views, strict=True)]
     assert sorted(seen) == sorted((f"train/{n:03d}", f"draw{k}") for n in range(12) for k in range(2))
     _, again = cached_run(tmp_path, 2, max_steps=EPOCH, limit_val_batches=1.0)
-    assert not again.seen  # nor are the pictures of validation computed again
+    assert not again.seen  # nor are the images of validation computed again
     _, more = cached_run(tmp_path, 3, max_steps=3 * EPOCH)
     assert {view for one in trained(more) for view in one.views} == {"draw2"}
 
@@ -109,7 +109,7 @@ def test_a_broken_off_filling_goes_on_to_the_same_files(
     with pytest.raises(seen):
         cached_run(tmp_path / "cut", 2, Stops(4, error), max_steps=2 * EPOCH)
     assert len(files(tmp_path / "cut")) == 6
-    next((tmp_path / "cut").rglob("*.safetensors")).unlink()  # killed between the two pictures of a batch
+    next((tmp_path / "cut").rglob("*.safetensors")).unlink()  # killed between the two images of a batch
     _, extractor = cached_run(tmp_path / "cut", 2, max_steps=2 * EPOCH)
     assert len(trained(extractor)) == 2 * EPOCH - 3 + 1
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
@@ -125,7 +125,7 @@ def test_processes_share_what_is_missing(tmp_path: Path) -> None:
     data.view_cycle = 2
     names = [data.source("train").sample_id(index) for index in range(12)]
     extractors = [FakeExtractor(), FakeExtractor()]
-    caches = [CachedViews(one, tmp_path) for one in extractors]
+    caches = [AugmentedFeatureCache(one, tmp_path) for one in extractors]
     plans = [ViewPlan(data.training_views(), names, 2, 2, cache) for cache in caches]
     assert [plan.todo for plan in plans] == [24, 24]
     for batches in zip(*(plan.loader(0) for plan in plans), strict=False):
@@ -153,7 +153,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_computed(
 def test_size_and_time_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         cached_run(tmp_path, 2, dtype="float16", max_steps=2 * EPOCH)
-    size = next(line for line in caplog.messages if "of each of 12 pictures" in line)
+    size = next(line for line in caplog.messages if "of each of 12 images" in line)
     assert "16 × 16 pixels, 480 bytes each in float16: 11.5 kB, 0 bytes of it there; 1.44 kB more" in size
     assert "features.pooling=2" in size
     assert "float16 (half)" not in size
@@ -165,27 +165,25 @@ def test_windows_count_in_what_validation_takes() -> None:
     task = make_task(inference=Inference("slide", crop_size=16, stride=8))
     views: Any = FakeExtractor()
     views.dtype = torch.float16
-    # 2 × 4 windows of 16 × 16 pixels, three pictures
+    # 2 × 4 windows of 16 × 16 pixels, three images
     assert fill_views._evaluation_bytes(task, data, views) == 3 * 8 * 480
 
 
-def test_a_folder_of_other_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_other_images_is_refused(tmp_path: Path) -> None:
     cached_run(tmp_path, 1, max_steps=EPOCH)
     original = FakeData.make_source
 
     def inverted(self: FakeData, split: str) -> Any:
         source = original(self, split)
-        source.samples = [sample.map_pictures(lambda image: 255 - image) for sample in source.samples]
+        source.samples = [sample.map_images(lambda image: 255 - image) for sample in source.samples]
         return source
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FakeData, "make_source", inverted)
-        with pytest.raises(
-            CacheError, match=r"views of other pictures .* .*5 of 5 looked at differ.*feature_cache_dir"
-        ):
+        with pytest.raises(CacheError, match=r"views of other images .* .*5 of 5 looked at differ.*cache.folder"):
             cached_run(tmp_path, 1, max_steps=EPOCH)
 
 
 def test_the_advice_goes_on_from_the_pooling_there_is(tmp_path: Path) -> None:
-    pooled = CachedViews(PooledExtractor(FakeExtractor(), 2), tmp_path)  # type: ignore[arg-type]
+    pooled = AugmentedFeatureCache(PooledExtractor(FakeExtractor(), 2), tmp_path)  # type: ignore[arg-type]
     assert "features.pooling=4 (a quarter)" in fill_views._advice(pooled)

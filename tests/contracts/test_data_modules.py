@@ -52,13 +52,13 @@ def test_batches_keep_the_contract(module: SegmentationDataModule) -> None:
             assert len(batch) == len(batch.masks) == len(batch.conditions)
 
 
-def test_training_pictures_have_one_size_equal_to_their_masks(module: SegmentationDataModule) -> None:
+def test_training_images_have_one_size_equal_to_their_masks(module: SegmentationDataModule) -> None:
     shapes = {(batch.images.shape[2:], batch.masks.shape[1:]) for batch in module.train_dataloader()}
     assert len(shapes) == 1
     assert len(set(shapes.pop())) == 1
 
 
-def test_every_picture_is_evaluated_once(module: SegmentationDataModule) -> None:
+def test_every_image_is_evaluated_once(module: SegmentationDataModule) -> None:
     source = module.source("val")
     names = [source.sample_id(index) for index in range(len(source))]
     seen = [name for batch in module.val_dataloader() for name in batch.conditions.sample_ids]
@@ -66,11 +66,11 @@ def test_every_picture_is_evaluated_once(module: SegmentationDataModule) -> None
     assert sorted(seen) == sorted(names)
 
 
-def test_evaluated_pictures_have_no_view(module: SegmentationDataModule) -> None:
+def test_evaluated_images_have_no_view(module: SegmentationDataModule) -> None:
     assert {view for batch in module.val_dataloader() for view in batch.conditions.views} == {""}
 
 
-def test_splits_share_no_picture(module: SegmentationDataModule) -> None:
+def test_splits_share_no_image(module: SegmentationDataModule) -> None:
     ids = [{module.source(s).sample_id(n) for n in range(len(module.source(s)))} for s in ("train", "val", "test")]
     assert not ids[0] & ids[1]
     assert not ids[2] & (ids[0] | ids[1])

@@ -116,7 +116,7 @@ def _seed() -> None:
 
 def test_every_amalgamation_and_head_of_the_package_is_in_this_contract():
     assert subclasses(gate_lightning.amalgamation, Amalgamation) == {cls for cls, _ in AMALGAMATIONS.values()}
-    # ResNetHead reads pictures only: its test is in tests/heads/test_resnet_head.py
+    # ResNetHead reads images only: its test is in tests/heads/test_resnet_head.py
     assert subclasses(gate_lightning.heads, Head) == {LinearHead, MMSegHead, ResNetHead}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gate_lightning.data.card import DatasetProtocol, gate_recipe
+from gate_lightning.data.card import DatasetProtocol, gate_branches
 from gate_lightning.errors import ConfigError
 
 BLACK, RED = (0, 0, 0), (255, 0, 0)
@@ -38,7 +38,7 @@ def test_ambiguous_protocols_are_refused(arguments: dict[str, object], named: st
 
 def test_recipe_is_the_papers() -> None:
     """One branch steered by the prompt alone, two by everything, with LoRAs of two strengths."""
-    recipe = gate_recipe()
+    recipe = gate_branches()
     assert [branch["techniques"] for branch in recipe] == [["prompt"], *[["prompt", "controlnet", "lora"]] * 2]
     assert [branch.get("lora") for branch in recipe] == [None, {"role": "moderate"}, {"role": "overtrained"}]
     assert len({branch["name"] for branch in recipe}) == 3

@@ -7,19 +7,20 @@ import pytest
 import torch
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.samples import Draw, Sample, SegmentationViews, collate, keyed_generator, to_tensor
+from gate_lightning.data.samples import Sample, SampleRequest, SegmentationDataset, collate, to_tensor
 from gate_lightning.data.transforms.basic import RandomFlip
+from gate_lightning.utils.seeding import data_generator
 from tests.support.toy_data import ToySource
 
 
 def test_keyed_numbers_are_the_same_in_every_process() -> None:
     """A recorded number: Python's own hash() would differ from process to process."""
-    assert keyed_generator("a", 1).integers(2**62) == 4569526078405219293
+    assert data_generator("a", 1).integers(2**62) == 4569526078405219293
 
 
 def test_every_part_of_the_key_counts() -> None:
     keys = [("a", 1), ("a", 2), ("b", 1), ("a", "1", ""), ("a1",), ("a", 1, 0)]
-    assert len({int(keyed_generator(*key).integers(2**62)) for key in keys}) == len(keys)
+    assert len({int(data_generator(*key).integers(2**62)) for key in keys}) == len(keys)
 
 
 def test_pixels_are_scaled_to_minus_one_to_one() -> None:
@@ -32,29 +33,29 @@ def test_pixels_are_scaled_to_minus_one_to_one() -> None:
 
 def test_view_depends_on_sample_and_epoch_only() -> None:
     source = ToySource("train", 12)
-    views = SegmentationViews(source, RandomFlip(0.5), seed=4, random=True)
-    together = views[[Draw(index, 3) for index in range(12)]]
-    alone = [views[[Draw(index, 3)]] for index in reversed(range(12))][::-1]
+    views = SegmentationDataset(source, RandomFlip(0.5), seed=4, random=True)
+    together = views[[SampleRequest(index, 3) for index in range(12)]]
+    alone = [views[[SampleRequest(index, 3)]] for index in reversed(range(12))][::-1]
     assert torch.equal(together.images, torch.cat([batch.images for batch in alone]))
     assert torch.equal(together.masks, torch.cat([batch.masks for batch in alone]))
     assert set(together.conditions.views) == {"draw3"}
     # all masks are alike: some are mirrored, some are not
     assert set(together.masks[:, 0, 0].tolist()) == {0, 1}
-    other = views[[Draw(index, 4) for index in range(12)]]
+    other = views[[SampleRequest(index, 4) for index in range(12)]]
     assert not torch.equal(together.images, other.images)
     assert set(other.conditions.views) == {"draw4"}
 
 
 def test_plain_views_have_no_name_and_no_randomness() -> None:
-    views = SegmentationViews(ToySource("train", 2), lambda sample, rng: sample)
-    first, second = views[[Draw(0, 0)]], views[[Draw(0, 9)]]
+    views = SegmentationDataset(ToySource("train", 2), lambda sample, rng: sample)
+    first, second = views[[SampleRequest(0, 0)]], views[[SampleRequest(0, 9)]]
     assert first.conditions.views == second.conditions.views == ("",)
     assert torch.equal(first.images, second.images)
 
 
-def test_padding_keeps_the_picture_and_voids_the_mask() -> None:
-    views = SegmentationViews(ToySource("val", 2), lambda sample, rng: sample)
-    real, padding = views[[Draw(1)]], views[[Draw(1, padding=True)]]
+def test_padding_keeps_the_image_and_ignores_the_mask() -> None:
+    views = SegmentationDataset(ToySource("val", 2), lambda sample, rng: sample)
+    real, padding = views[[SampleRequest(1)]], views[[SampleRequest(1, padding=True)]]
     assert torch.equal(real.images, padding.images)
     assert (padding.masks == IGNORE_INDEX).all()
     assert (real.masks != IGNORE_INDEX).all()
@@ -74,7 +75,7 @@ def test_batches_carry_captions_controls_and_windows() -> None:
     assert batch.conditions.control_images["edges"].unique().tolist() == pytest.approx([0.2])
 
 
-def test_unlabelled_pictures_have_no_masks_and_no_captions() -> None:
+def test_unlabelled_images_have_no_masks_and_no_captions() -> None:
     batch = collate([Sample("a", np.zeros((2, 2, 3), dtype=np.uint8), None)])
     assert batch.masks is None
     assert batch.conditions.captions is None

@@ -1,4 +1,4 @@
-"""experiment=lora on the folder of a segmentation data set: pictures in several caption styles, no masks needed."""
+"""experiment=lora on the folder of a segmentation data set: images in several caption styles, no masks needed."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.engine.run_folder import resolve
 from gate_lightning.engine.training import train
 from gate_lightning.errors import DataError
 from tests.support.composition import composed
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     folder.mkdir(parents=True)
     for index in range(2):
         cv2.imwrite(str(folder / f"{index}.png"), np.full((40, 60, 3), 80 * index, np.uint8))
 
 
-def test_any_folder_of_pictures_trains_adapters_that_load(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "set" / "images" / "train")
+def test_any_folder_of_images_trains_adapters_that_load(tmp_path: Path) -> None:
+    write_images(tmp_path / "set" / "images" / "train")
     (tmp_path / "set" / "captions_tags.txt").write_text("train/0.png\tnight\ntrain/1.png\tday\n")
     given = ["experiment=lora", "backbone=tiny", "dataset=folder", f"dataset.root={tmp_path / 'set'}"]
     given += ["dataset.batch_size=2", "task.rank=2", "task.targets=[attention]", "trainer.accelerator=cpu"]
@@ -38,17 +38,17 @@ def test_any_folder_of_pictures_trains_adapters_that_load(tmp_path: Path) -> Non
         assert len(backbone.adapters[name[:7] + name[8:]].paths["unet"]) == 128  # 16 transformers × 2 × q, k, v, out
 
 
-@pytest.mark.parametrize(("inside", "pictures"), [("images/train", 2), ("images", 2), ("", 2)])
-def test_the_settings_of_the_data_set_reach_the_pictures(tmp_path: Path, inside: str, pictures: int) -> None:
-    write_pictures(tmp_path / "set" / inside)
+@pytest.mark.parametrize(("inside", "images"), [("images/train", 2), ("images", 2), ("", 2)])
+def test_the_settings_of_the_data_set_reach_the_images(tmp_path: Path, inside: str, images: int) -> None:
+    write_images(tmp_path / "set" / inside)
     given = ["experiment=lora", "backbone=sd15", "dataset=folder", f"dataset.root={tmp_path / 'set'}"]
-    module = Parts(resolve(composed(*given, "dataset.batch_size=3", "seed=5")), str(tmp_path)).datamodule
+    module = Components(resolve(composed(*given, "dataset.batch_size=3", "seed=5")), str(tmp_path)).datamodule
     module.setup("fit")
-    assert (len(module.train_set), module.size, module.batch_size, module.seed) == (pictures, 512, 3, 5)
+    assert (len(module.train_set), module.size, module.batch_size, module.seed) == (images, 512, 3, 5)
     assert not module.flip
 
 
 def test_a_data_set_without_a_folder_is_refused(tmp_path: Path) -> None:
-    module = Parts(resolve(composed("experiment=lora", "dataset=scenes")), str(tmp_path)).datamodule
+    module = Components(resolve(composed("experiment=lora", "dataset=scenes")), str(tmp_path)).datamodule
     with pytest.raises(DataError, match=r"dataset\.root="):
         module.setup("fit")

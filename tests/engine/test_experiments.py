@@ -17,7 +17,7 @@ from gate_lightning.backbones.stable_diffusion.architectures import build_random
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.cli import config_folder
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.benchmarks import make_ade20k, make_cityscapes
@@ -45,12 +45,12 @@ PYRAMIDS: dict[str, dict[int, int]] = {
 EXPERIMENTS = [
     name.format(data) for name in PYRAMIDS for data in DATA if (FOLDER / f"{name.format(data)}.yaml").exists()
 ]
-#: pixels of the picture to one that SD 1.5 sees, of the runs on squares of 1024
+#: pixels of the image to one that SD 1.5 sees, of the runs on squares of 1024
 HALVED = [name for name in EXPERIMENTS if "cityscapes" in name and not name.endswith("_linear")]
 
 
 def in_small(name: str) -> list[str]:
-    """Pictures of one tile for a network that reads 64 pixels."""
+    """Images of one tile for a network that reads 64 pixels."""
     squares = ["dataset.scale=[256,128]", "dataset.crop_size=[128,128]", "task.inference.stride=64"]
     tiles = ["dataset.scale=[256,64]", "dataset.crop_size=64", "task.inference.stride=64"]
     widths = [] if name.endswith("_linear") else ["head.decode.channels=16"]
@@ -77,13 +77,13 @@ def configuration(name: str) -> DictConfig:
     return composed(f"experiment={name}", "callbacks=quiet", "logger=none")
 
 
-def parts_of(name: str, given: list[str], folder: Path) -> Parts:
+def parts_of(name: str, given: list[str], folder: Path) -> Components:
     """As with the overrides on the command line; composing takes longer than setting values."""
     config = configuration(name).copy()
     for override in given:
         key, _, value = override.partition("=")
         OmegaConf.update(config, key, yaml.safe_load(value))
-    return Parts(runs.resolve(config), str(folder), training=True)
+    return Components(runs.resolve(config), str(folder), training=True)
 
 
 def write_loras(folder: Path, backbone: UNetBackbone, every: int = 1) -> Path:
@@ -140,18 +140,18 @@ def test_it_builds_at_its_real_size(
 ) -> None:
     monkeypatch.setattr(loading, "build_random_backbone", lambda architecture, *args, **own: structure(architecture))
     monkeypatch.setattr("mmengine.model.BaseModule.init_weights", lambda head: None)  # it wants numbers
-    parts = parts_of(name, common(name, root, real_loras), tmp_path)
+    components = parts_of(name, common(name, root, real_loras), tmp_path)
     shape = name.replace("ade20k", "{}").replace("cityscapes", "{}")
     expected = {stride * (2 if name in HALVED else 1): count for stride, count in PYRAMIDS[shape].items()}
     if name.endswith("vpd_frozen"):
-        expected[min(expected)] += 2 * 2 * structure("sd15").text_length(", ".join(parts.protocol.classes))
+        expected[min(expected)] += 2 * 2 * structure("sd15").text_length(", ".join(components.protocol.classes))
     if name.endswith("attention"):
-        expected[min(expected)] += 2 * structure("sd15").text_length(parts.protocol.prompt_fine)
-    assert parts.extractor.feature_info
+        expected[min(expected)] += 2 * structure("sd15").text_length(components.protocol.prompt_fine)
+    assert components.extractor.feature_info
     with torch.device("meta"):
-        amalgamation: Any = parts.amalgamation
-        head: Any = parts.head
-        assert parts.auxiliary_head is None or parts.auxiliary_head.in_channels == head.in_channels
+        amalgamation: Any = components.amalgamation
+        head: Any = components.head
+        assert components.auxiliary_head is None or components.auxiliary_head.in_channels == head.in_channels
     assert dict(zip(amalgamation.strides, amalgamation.out_channels, strict=True)) == expected
     assert head.num_classes == (150 if "ade20k" in name else 19)
 
@@ -161,13 +161,13 @@ def test_it_takes_a_step_on_small_networks(
     name: str, root: Path, small_loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "build_random_backbone", lambda architecture, *args, **own: small(architecture))
-    parts = parts_of(name, [*common(name, root, small_loras), *in_small(name)], tmp_path)
-    before = [parameter.detach().clone() for parameter in parts.task.parameters() if parameter.requires_grad]
-    parts.trainer.fit(parts.task, parts.datamodule)
-    after = [parameter for parameter in parts.task.parameters() if parameter.requires_grad]
-    assert math.isfinite(parts.trainer.callback_metrics["train/loss"])
+    components = parts_of(name, [*common(name, root, small_loras), *in_small(name)], tmp_path)
+    before = [parameter.detach().clone() for parameter in components.task.parameters() if parameter.requires_grad]
+    components.trainer.fit(components.task, components.datamodule)
+    after = [parameter for parameter in components.task.parameters() if parameter.requires_grad]
+    assert math.isfinite(components.trainer.callback_metrics["train/loss"])
     assert sum(not torch.equal(old, new) for old, new in zip(before, after, strict=True)) > len(after) / 2
-    assert parts.trainer.global_step == 1
+    assert components.trainer.global_step == 1
 
 
 @pytest.mark.parametrize("data", DATA)
@@ -201,13 +201,13 @@ def test_vpd_reads_clean_latents_under_the_class_names(
 ) -> None:
     monkeypatch.setattr(loading, "build_random_backbone", lambda architecture, *args, **own: small(architecture))
     name = "baseline/cityscapes_vpd_frozen"
-    given = [*common(name, root, small_loras), *in_small(name), "picture_scale=1.0", "techniques[0].layers=unet-in"]
-    parts, images = parts_of(name, given, tmp_path), torch.rand(1, 3, 64, 64) * 2 - 1
-    features = parts.extractor(images, Conditions(("a",)))["vpd"]["unet-in"]
+    given = [*common(name, root, small_loras), *in_small(name), "backbone_scale=1.0", "techniques[0].layers=unet-in"]
+    components, images = parts_of(name, given, tmp_path), torch.rand(1, 3, 64, 64) * 2 - 1
+    features = components.extractor(images, Conditions(("a",)))["vpd"]["unet-in"]
     torch.testing.assert_close(features, small("sd15").encode_moments(images)[0])
-    (branch,) = parts.branches
+    (branch,) = components.branches
     assert branch.timestep == 1
-    assert branch.techniques[0] == Prompt(", ".join(parts.protocol.classes))
+    assert branch.techniques[0] == Prompt(", ".join(components.protocol.classes))
 
 
 @pytest.mark.slow
@@ -215,6 +215,6 @@ def test_gate_takes_a_step_at_its_real_size(root: Path, tmp_path: Path) -> None:
     """Stable Diffusion 1.5 with random weights, 512 pixels: about 6 GB and some minutes on a CPU."""
     loras = write_loras(tmp_path / "loras", build_random_backbone("sd15"))
     given = [*common("gate/ade20k", root, loras), "dataset.batch_size=1"]
-    parts = parts_of("gate/ade20k", given, tmp_path / "run")
-    parts.trainer.fit(parts.task, parts.datamodule)
-    assert math.isfinite(parts.trainer.callback_metrics["train/loss"])
+    components = parts_of("gate/ade20k", given, tmp_path / "run")
+    components.trainer.fit(components.task, components.datamodule)
+    assert math.isfinite(components.trainer.callback_metrics["train/loss"])

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.extraction import split_size
 from gate_lightning.engine.training import train
@@ -29,8 +29,8 @@ TWO_BRANCHES = (
 )
 
 
-def parts(*overrides: str) -> Parts:
-    return Parts(runs.resolve(composed("backbone.weights=random", *overrides)), "")
+def components(*overrides: str) -> Components:
+    return Components(runs.resolve(composed("backbone.weights=random", *overrides)), "")
 
 
 #: one step of a linear head on one layer
@@ -63,8 +63,8 @@ def test_a_run_trains_on_two_backbones_and_is_evaluated(tmp_path: Path) -> None:
     )
 
 
-def test_a_size_is_that_of_a_picture_of_the_first_backbones_native_size() -> None:
-    made = parts(*SECOND, "+backbones.second.size=32", TWO_BRANCHES, "feature_cache=0").extractor
+def test_a_size_is_that_of_a_image_of_the_first_backbones_native_size() -> None:
+    made = components(*SECOND, "+backbones.second.size=32", TWO_BRANCHES, "cache.memory_gib=0").extractor
     assert made.scales == {"main": 1.0, "second": 0.5}
     assert [branch.name for branch in made.branches] == ["a", "b"]
     assert split_size("x", {"_target_": "y", "size": 256}, 512) == ({"_target_": "y"}, 0.5)
@@ -84,7 +84,7 @@ def test_a_size_is_that_of_a_picture_of_the_first_backbones_native_size() -> Non
 )
 def test_backbones_that_make_no_sense_are_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        _ = parts(*overrides).extractor
+        _ = components(*overrides).extractor
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,9 @@ def controlled(root: Path, *overrides: str) -> tuple[str, ...]:
 
 
 def test_control_folders_and_caption_files_reach_the_branches(root: Path) -> None:
-    made = parts(*controlled(root, "technique.controlnet.dropout=0.5", "dataset.augment=false", "dataset.batch_size=2"))
+    made = components(
+        *controlled(root, "technique.controlnet.dropout=0.5", "dataset.augment=false", "dataset.batch_size=2")
+    )
     prompt, control = made.extractor.extractor.branches[0].techniques
     made.datamodule.setup("fit")
     batch = next(iter(made.datamodule.train_dataloader()))
@@ -130,28 +132,28 @@ def test_control_folders_and_caption_files_reach_the_branches(root: Path) -> Non
 
 def test_a_missing_caption_stops_before_training(root: Path, tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text((root / "captions.jsonl").read_text().splitlines()[0])
-    made = parts(*controlled(root, f"technique.prompt.file={tmp_path / 'c.jsonl'}"))
+    made = components(*controlled(root, f"technique.prompt.file={tmp_path / 'c.jsonl'}"))
     _ = made.extractor
     with pytest.raises(DataError, match=r"has no caption for 'images/.*\(1 of 2 .*technique\.prompt\.fallback"):
         made.datamodule.setup("fit")
 
 
-def test_pictures_to_be_labelled_bring_their_controls_too(root: Path, tmp_path: Path) -> None:
+def test_images_to_be_labelled_bring_their_controls_too(root: Path, tmp_path: Path) -> None:
     given = small(*controlled(root, "dataset.batch_size=2"))
     train(composed(*given), given, tmp_path / "run")
-    pictures = tmp_path / "pictures"
-    write(pictures / "train/001.png", make_image(70, 80, seed=1))
-    overrides = [f"run={tmp_path / 'run'}", f"input={pictures}", f"output={tmp_path / 'out'}"]
+    images = tmp_path / "images"
+    write(images / "train/001.png", make_image(70, 80, seed=1))
+    overrides = [f"run={tmp_path / 'run'}", f"input={images}", f"output={tmp_path / 'out'}"]
     evaluate(composed(*overrides, name="eval"), overrides, tmp_path)
     assert (tmp_path / "out/masks/train/001.png").is_file()
-    write(pictures / "train/002.png", make_image(70, 80, seed=2))
+    write(images / "train/002.png", make_image(70, 80, seed=2))
     with pytest.raises(DataError, match=r"no caption for 'train/002\.png' \(1 of 2"):
         evaluate(composed(*overrides, name="eval"), overrides, tmp_path)
 
 
 def test_a_function_of_the_configuration_is_built_once() -> None:
     function = "function: {_target_: tests.engine.test_extraction.grey, _partial_: true, gain: 0.5}"
-    made = parts(
+    made = components(
         f"techniques=[{{name: a, controlnet: {{{function}}}}},{{name: b, noise_seed: 0, controlnet: {{{function}}}}}]",
         "dataset=scenes",
     )
@@ -168,15 +170,15 @@ def test_the_branches_of_the_documentation_are_built(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text('{"image": "a.png", "caption": "a house"}')
     config = composed("backbone.weights=random", "+backbone.controlnets.depth=asset:tiny/controlnet")
     config.techniques = yaml.safe_load(block.replace("captions.jsonl", str(tmp_path / "captions.jsonl")))
-    branches = Parts(runs.resolve(config), "").branches
+    branches = Components(runs.resolve(config), "").branches
     assert [branch.name for branch in branches] == ["plain", "caption", "held", "styled", "walked", "inverted", "dift"]
     held = branches[2].techniques
     assert [technique.control for technique in held if isinstance(technique, ControlNet)] == ["canny", "depth"]
 
 
-def test_the_backbone_may_see_pictures_at_another_size() -> None:
-    halved = parts("techniques=none", "picture_scale=0.5", "dataset.size=128")
-    plain = parts("techniques=none", "dataset.size=128")
+def test_the_backbone_may_see_images_at_another_size() -> None:
+    halved = components("techniques=none", "backbone_scale=0.5", "dataset.size=128")
+    plain = components("techniques=none", "dataset.size=128")
     strides = [{info.stride for info in made.extractor.feature_info["none"].values()} for made in (plain, halved)]
     assert strides[1] == {2 * stride for stride in strides[0]}
     images = torch.rand(1, 3, 128, 128) * 2 - 1

@@ -12,7 +12,7 @@ from tests.support.label_scarce import make_scarce
 
 BLOCKS = [f"output_blocks.{block}" for block in (5, 6, 7, 8, 11)]  # the small one ends before block 12
 SMALL = (
-    *("task.data.members=2", "task.data.size=32", "task.data.picture_size=64", "task.max_steps_per_member=2"),
+    *("task.data.members=2", "task.data.size=32", "task.data.image_size=64", "task.max_steps_per_member=2"),
     *("dataset.train=0", "dataset.test=0", "repeats=1", "trainer.accelerator=cpu", "callbacks=quiet", "logger=csv"),
 )
 STEERED = (

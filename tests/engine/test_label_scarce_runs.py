@@ -88,11 +88,11 @@ def test_every_split_is_a_run_of_its_own_and_the_protocol_their_mean(protocol: P
     assert [rows[number]["task.data.split_seed"] for number in range(2)] == ["0", "1"]
     with (protocol / "classes_test.csv").open() as file:
         assert {"class", "IoU_ddpm", "IoU_ddpm std"} <= set(next(csv.DictReader(file)))
-    for name in ("split.json", "classes_test.csv", "uncertainty_test.csv", "pictures/uncertainty_test.png"):
+    for name in ("split.json", "classes_test.csv", "uncertainty_test.csv", "images/uncertainty_test.png"):
         assert (protocol / "split1" / name).stat().st_size > 0
 
 
-def test_every_picture_is_extracted_once_for_all_splits(protocol: Path) -> None:
+def test_every_image_is_extracted_once_for_all_splits(protocol: Path) -> None:
     assert len(list((protocol / "features").rglob("*.safetensors"))) == 5
     assert not list(protocol.glob("split*/features"))
 
@@ -153,7 +153,7 @@ def test_a_run_that_had_only_its_evaluation_left_trains_no_more(protocol: Path, 
 
 @pytest.mark.parametrize(("where", "words"), [("on_fit_start", "before the first step"), ("test_step", "evaluation")])
 def test_ctrl_c_where_no_step_is_made(where: str, words: str, protocol: Path, tmp_path: Path) -> None:
-    """While features are computed, and while pictures are measured, both of which take long with a large model."""
+    """While features are computed, and while images are measured, both of which take long with a large model."""
 
     def ctrl_c(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -178,10 +178,10 @@ def test_evaluation_repeats_the_reported_metrics(protocol: Path, tmp_path: Path)
     assert found == pytest.approx(json.loads((single / "metrics.json").read_text()))
 
 
-def test_pictures_are_labelled_by_one_split(protocol: Path, tmp_path: Path) -> None:
+def test_images_are_labelled_by_one_split(protocol: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (80, 80, 3), dtype=np.uint8)
-    labels = load_run(protocol / "split0").predict(picture)
+    image = rng.integers(0, 255, (80, 80, 3), dtype=np.uint8)
+    labels = load_run(protocol / "split0").predict(image)
     assert labels.shape == (80, 80)
     with pytest.raises(ConfigError, match="split0"):
         evaluate(composed(f"run={protocol}", "input=x", name="eval"), [f"run={protocol}"], tmp_path)
@@ -215,7 +215,7 @@ def test_a_cap_stops_all_members(tmp_path: Path) -> None:
 
 
 def test_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"this needs .* for the features of 3 labelled pictures.*labelled"):
+    with pytest.raises(ConfigError, match=r"this needs .* for the features of 3 labelled images.*labelled"):
         run(tmp_path / "run", "repeats=1", "task.memory_gib=0.01")
 
 
@@ -233,7 +233,7 @@ def test_seeds_of_a_split_and_what_cannot_be_split() -> None:
     config = composed(*SMALL)
     third = of_split(config, 3)
     assert (third.repeats, third.seed, third.task.data.split_seed, third.head.decode.seed) == (1, 0, 3, 3)
-    assert third.feature_cache_dir == "run:../features"
+    assert third.cache.folder == "run:../features"
     with pytest.raises(ConfigError, match="split is fixed"):
         repeats_of(composed(*SMALL, "task.data.split_seed=null"))
     with pytest.raises(ConfigError, match="1 or more"):

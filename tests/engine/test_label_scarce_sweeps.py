@@ -1,4 +1,4 @@
-"""Experiments around few labelled pictures: sweeps name layers that there are, the student reads pictures alone."""
+"""Experiments around few labelled images: sweeps name layers that there are, the student reads images alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.cli import config_folder, register_resolvers
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.trained_run import load_run
 from gate_lightning.engine.training import train
@@ -59,13 +59,13 @@ def test_single_layers_are_layers_of_the_network(name: str, target: str, count: 
     assert all(0 <= int(timestep) < backbone.num_train_timesteps for timestep in params["timestep"])
 
 
-def test_a_student_trains_on_pictures_alone(tmp_path: Path) -> None:
+def test_a_student_trains_on_images_alone(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data", {split: [(32, 32)] * 4 for split in ("train", "val", "test")})
     tiny = ("head.decode.width=4", "head.decode.decoder.channels=8", "backbone.native_size=32", "trainer.max_epochs=2")
     settings = ("experiment=student_tiny", f"dataset.root={root}", "dataset.batch_size=2", *tiny, "logger=csv")
     run_folder = tmp_path / "run"
     config = composed(*settings, "callbacks=quiet", "trainer.accelerator=cpu")
-    task = Parts(runs.resolve(config), "").task
+    task = Components(runs.resolve(config), "").task
     (layers,) = task.extractor.feature_info.values()
     assert {layer: info.channels for layer, info in layers.items()} == {"pixels-stride1": 3}
     metrics = train(config, list(settings), run_folder)
@@ -73,7 +73,7 @@ def test_a_student_trains_on_pictures_alone(tmp_path: Path) -> None:
     run = load_run(run_folder)
     labels = run.predict(root / "images/test/001.png")
     assert labels.shape == (32, 32)
-    # nothing but the picture is looked at: another name, which keys the noise of diffusion features, changes nothing
+    # nothing but the image is looked at: another name, which keys the noise of diffusion features, changes nothing
     (tmp_path / "other.png").write_bytes((root / "images/test/001.png").read_bytes())
     assert (run.predict(tmp_path / "other.png") == labels).all()
     state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
@@ -102,6 +102,6 @@ def test_from_an_ensemble_to_its_student_s_data(tmp_path: Path) -> None:
     counts = {split: len(list((data / "images" / split).rglob("*.png"))) for split in ("train", "val", "test")}
     assert counts == {"train": 2, "val": 3, "test": 2}
     settings = ("experiment=student_tiny", f"dataset.root={data}", "head.decode.width=4")
-    report = Parts(runs.resolve(composed(*settings)), "").datamodule.check()
+    report = Components(runs.resolve(composed(*settings)), "").datamodule.check()
     assert not report.errors
     assert len(report.classes) == 16

@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 from gate_lightning.structures import FeatureInfo
 from tests.support.paths import CONF
 
-#: what works on single pixels, and what reads the picture itself
+#: what works on single pixels, and what reads the image itself
 PIXELS = {
     "amalgamation": ("concat_pixels", "released_pixels", "weighted_pixels"),
     "head": ("nearest_pixels", "pixel_ensemble"),
 }
-PICTURES = ("deeplab",)
+IMAGES = ("deeplab",)
 LAYERS = {"fine": FeatureInfo(16, 4), "middle": FeatureInfo(24, 8), "coarse": FeatureInfo(32, 16)}
 
 
@@ -55,7 +55,7 @@ def test_amalgamations(name):
 
 @pytest.mark.parametrize("name", PIXELS["amalgamation"])
 def test_amalgamations_of_pixels(name):
-    amalgamation = build(at_its_place("amalgamation", name), buckets={"a": (2, 16), "b": (1, 24)})
+    amalgamation = build(at_its_place("amalgamation", name), backbone_groups={"a": (2, 16), "b": (1, 24)})
     fused = amalgamation({"a": torch.randn(10, 3, 2, 16), "b": torch.randn(10, 3, 1, 24)}).features
     assert fused.shape == (10, 3, amalgamation.out_channels)
 
@@ -69,15 +69,15 @@ def test_heads_of_pixels(name):
     assert load("head", name).auxiliary is None
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_networks_on_pictures(name):
+@pytest.mark.parametrize("name", IMAGES)
+def test_networks_on_images(name):
     node = OmegaConf.merge(at_its_place("head", name).decode, {"depth": 18, "width": 8, "decoder": {"channels": 8}})
     head = build(node, in_channels=(3,), strides=(1,), num_classes=3)
     assert head([torch.randn(2, 3, 64, 64)]).shape == (2, 3, 64, 64)
 
 
 @pytest.mark.parametrize("part", ["decode", "auxiliary"])
-@pytest.mark.parametrize("name", names("head", without=(*PIXELS["head"], *PICTURES)))
+@pytest.mark.parametrize("name", names("head", without=(*PIXELS["head"], *IMAGES)))
 def test_heads(name, part):
     node = at_its_place("head", name)[part]
     if node is None:

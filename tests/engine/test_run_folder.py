@@ -37,7 +37,7 @@ def test_patch_refuses_another_task() -> None:
         runs.patch(SAVED, composed(), ["task=label_scarce"])
 
 
-@pytest.mark.parametrize("override", ["experiment=study/controls", "control=pixels"])
+@pytest.mark.parametrize("override", ["experiment=study/controls", "ablation=pixels"])
 def test_patch_refuses_what_sets_many_values(override: str) -> None:
     with pytest.raises(ConfigError, match="sets many values at once"):
         runs.patch(SAVED, composed(), [override])
@@ -70,8 +70,8 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_no_run_folder_lists_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(ConfigError, match=r"no config.yaml.*pictures"):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ConfigError, match=r"no config.yaml.*images"):
         runs.load_config(tmp_path)
 
 

@@ -13,7 +13,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.tasks.inference import Inference
 from gate_lightning.tasks.segmentation import SegmentationTask
 from tests.support.paths import CONF
@@ -22,7 +22,7 @@ from tests.support.segmentation_fakes import FakeData, make_task
 
 @pytest.fixture(scope="module", autouse=True)
 def _resolver() -> None:
-    OmegaConf.register_new_resolver("gate.or", lambda value, fallback: value or fallback, replace=True)
+    OmegaConf.register_new_resolver("gate.first_set", lambda value, fallback: value or fallback, replace=True)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -89,7 +89,7 @@ def test_the_validation_interval_counts_optimiser_steps(tmp_path: Path, accumula
     given = ["trainer=cpu", "callbacks=quiet", "logger=none", "trainer.max_steps=6", "trainer.val_check_interval=2"]
     config = composed(*given, f"trainer.accumulate_grad_batches={accumulate}")
     OmegaConf.set_struct(config, False)
-    trainer, seen = Parts(config, str(tmp_path)).trainer, Validations()
+    trainer, seen = Components(config, str(tmp_path)).trainer, Validations()
     trainer.callbacks.append(seen)
     trainer.fit(make_task(), FakeData())
     assert seen.steps == steps
@@ -99,7 +99,7 @@ def test_a_share_of_an_epoch_stays_one(tmp_path: Path) -> None:
     given = ["trainer=cpu", "callbacks=quiet", "logger=none", "trainer.check_val_every_n_epoch=1"]
     config = composed(*given, "trainer.val_check_interval=0.5", "trainer.accumulate_grad_batches=4")
     OmegaConf.set_struct(config, False)
-    assert Parts(config, str(tmp_path)).trainer.val_check_interval == 0.5
+    assert Components(config, str(tmp_path)).trainer.val_check_interval == 0.5
 
 
 def test_segmentation_task_knows_its_keys() -> None:

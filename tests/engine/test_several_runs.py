@@ -18,7 +18,7 @@ def test_fifty_steps_end_in_the_same_metrics(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: int
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    cache = (f"features.cached_views={views}", "feature_cache_dir=${hydra:run.dir}/cache") if views else ()
+    cache = (f"cache.augmented_views={views}", "cache.folder=${hydra:run.dir}/cache") if views else ()
     one, two = importlib.import_module("two_processes").main(["--steps", "50", "--batch", "8", *SMALL, *cache])
     assert two.metrics == pytest.approx(one.metrics, abs=1e-3)
     assert one.metrics["val/mIoU"] > 0.01

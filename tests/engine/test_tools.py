@@ -1,4 +1,4 @@
-"""``eval.py tool=…``: tools get the parts they name, prompts without a data set, and processes of their own."""
+"""``eval.py tool=…``: tools get the components they name, prompts without a data set, and processes of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from PIL import Image
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.tools import PARTS
 from gate_lightning.engine.training import train
@@ -26,8 +26,8 @@ RANDOM = ("tool=extract", "backbone.weights=random", "tool.device=cpu")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def random_images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in "ab":
         pixels = np.random.default_rng(ord(name)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -44,19 +44,19 @@ def prompts(folder: Path) -> list[str]:
     return [branch["prompt"] for branch in description["extractor"]["branches"]]
 
 
-def test_features_of_plain_pictures(pictures: Path, tmp_path: Path) -> None:
+def test_features_of_plain_images(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    run(f"input={pictures}", f"output={output}", "techniques=[prompt,controlnet]", "layers=legacy", "timestep=261")
+    run(f"input={images}", f"output={output}", "techniques=[prompt,controlnet]", "layers=legacy", "timestep=261")
     assert sorted(path.name for path in output.iterdir()) == ["a.safetensors", "b.safetensors", "manifest.json"]
     assert prompts(output) == ["a photo"]
     with pytest.raises(CacheError, match="timestep: 261 → 50"):
-        run(f"input={pictures}", f"output={output}", "techniques=[prompt,controlnet]", "layers=legacy")
+        run(f"input={images}", f"output={output}", "techniques=[prompt,controlnet]", "layers=legacy")
 
 
-def test_captions_of_a_file(pictures: Path, tmp_path: Path) -> None:
+def test_captions_of_a_file(images: Path, tmp_path: Path) -> None:
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"image": "a.png", "caption": "a red house"}\n{"image": "b.png", "caption": "a car"}\n')
-    told = (f"input={pictures}", "techniques=prompt", f"technique.prompt.file={captions}")
+    told = (f"input={images}", "techniques=prompt", f"technique.prompt.file={captions}")
     run(*told, f"output={tmp_path / 'told'}")
     run(*told[:2], "technique.prompt.text=a car", f"output={tmp_path / 'car'}")
     same = [(tmp_path / "told" / f"{name}.safetensors").read_bytes()[-1000:] for name in "ab"]
@@ -64,15 +64,15 @@ def test_captions_of_a_file(pictures: Path, tmp_path: Path) -> None:
     assert [one == other for one, other in zip(same, car, strict=True)] == [False, True]
 
 
-def test_prompts_of_a_data_set(pictures: Path, tmp_path: Path) -> None:
+def test_prompts_of_a_data_set(images: Path, tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data")
     data = ("dataset=folder", f"dataset.root={root}", "dataset.crop_size=16", "dataset.prompt_simple=a drawing")
-    run(*data, f"input={pictures}", f"output={tmp_path / 'out'}", "techniques=none")
+    run(*data, f"input={images}", f"output={tmp_path / 'out'}", "techniques=none")
     assert prompts(tmp_path / "out") == ["a drawing"]
 
 
-def test_processes_that_cannot_be_started(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = (f"input={pictures}", f"output={tmp_path / 'out'}", "techniques=none")
+def test_processes_that_cannot_be_started(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = (f"input={images}", f"output={tmp_path / 'out'}", "techniques=none")
     with pytest.raises(ConfigError, match=r"tool\.processes=0"):
         run(*here, "tool.processes=0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -86,21 +86,21 @@ def test_processes_that_cannot_be_started(pictures: Path, tmp_path: Path, monkey
 def test_training_keeps_features_on_disk(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     short = ("trainer.max_steps=2", "dataset.train=4")
-    settings = (*SMALL, *short, "techniques=none", f"feature_cache_dir={cache}")
+    settings = (*SMALL, *short, "techniques=none", f"cache.folder={cache}")
     metrics = [train(composed(*settings), list(settings), tmp_path / name) for name in ("first", "second")]
     files = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
     assert len(files) == 4 + 4 + 4
     assert metrics[0] == metrics[1]
-    extractor = Parts(runs.resolve(composed(*settings)), str(tmp_path)).extractor
+    extractor = Components(runs.resolve(composed(*settings)), str(tmp_path)).extractor
     assert isinstance(extractor, MemoryCache)
     assert isinstance(extractor.extractor, DiskCache)
     with pytest.raises(CacheError, match="timestep"):
-        _ = Parts(runs.resolve(composed(*settings, "timestep=51")), str(tmp_path)).extractor
+        _ = Components(runs.resolve(composed(*settings, "timestep=51")), str(tmp_path)).extractor
 
 
 @pytest.mark.parametrize("name", ["extract", "caption", "generate", "pseudo_label", "student_set"])
 def test_a_tool_s_settings_are_its_function_s(name: str) -> None:
-    """Every key is a parameter, with the function's own default; parts are injected, processes are the engine's."""
+    """Every key is a parameter, with the function's own default; the engine injects components and runs processes."""
     node = composed(f"tool={name}", name="eval").tool
     parameters = inspect.signature(get_object(node._target_)).parameters
     keys = {key: node._get_node(key)._value() for key in node if key not in ("_target_", "processes")}

@@ -36,7 +36,7 @@ def test_a_run_leaves_what_the_readme_promises(trained: Path) -> None:
     assert {"val/mIoU", "val/aAcc", "val/mAcc", "test/mIoU"} <= metrics.keys()
     assert all(0 <= metrics[name] <= 1 for name in ("val/mIoU", "test/mIoU"))
     assert json.loads((trained / "status.json").read_text()) == {"status": "done"}
-    for name in ("config.yaml", "environment.json", "metrics.csv", "classes_val.csv", "pictures/feature_pca.png"):
+    for name in ("config.yaml", "environment.json", "metrics.csv", "classes_val.csv", "images/feature_pca.png"):
         assert (trained / name).stat().st_size > 0
 
 
@@ -65,7 +65,7 @@ def test_another_data_set_is_read_with_the_trained_prompts(trained: Path, tmp_pa
     assert steering.prompt_simple == "a photo"
 
 
-def test_labelling_pictures(trained: Path, tmp_path: Path) -> None:
+def test_labelling_images(trained: Path, tmp_path: Path) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -126,9 +126,9 @@ def test_eval_without_anything_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("control=pixels", "~backbone.weights"),
-        ("control=plain_edges",),
-        ("control=plain_noise3",),
+        ("ablation=pixels", "~backbone.weights"),
+        ("ablation=plain_edges",),
+        ("ablation=plain_noise3",),
         ("techniques=prompt", "captions=shuffled"),
         ("techniques=prompt", "head=linear", "amalgamation=concat", "layers=practical"),
     ],
@@ -136,7 +136,7 @@ def test_eval_without_anything_to_do(tmp_path: Path) -> None:
 )
 def test_settings_train(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     given = [item for item in SMALL if not (item.startswith("head.") and "head=linear" in overrides)]
-    given = [item for item in given if not (item.startswith("backbone.") and "control=pixels" in overrides)]
+    given = [item for item in given if not (item.startswith("backbone.") and "ablation=pixels" in overrides)]
     given += [item for item in overrides if not item.startswith("~")]
     config: DictConfig = composed(*given)
     assert math.isfinite(train(config, given, tmp_path / "run")["val/loss"])

@@ -1,4 +1,4 @@
-"""``features.cached_views`` and ``features.pooling`` from the command line to the metrics."""
+"""``cache.augmented_views`` and ``features.pooling`` from the command line to the metrics."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.tasks.segmentation import SegmentationTask
 from tests.support.composition import SMALL, composed
 
-#: two epochs of eight augmented pictures; the edge map is one of the features
-GIVEN = (*SMALL, "dataset.augment=true", "techniques=prompt", "edges=input", "amalgamation.dropout=0")
+#: two epochs of eight augmented images; the edge map is one of the features
+GIVEN = (*SMALL, "dataset.augment=true", "techniques=prompt", "edge_channels=true", "amalgamation.dropout=0")
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
@@ -26,7 +26,7 @@ def run(folder: Path, *overrides: str) -> dict[str, float]:
 
 
 def views_in(folder: Path) -> tuple[str, ...]:
-    return ("features.cached_views=2", f"feature_cache_dir={folder}/cache", "feature_cache_dtype=float32")
+    return ("cache.augmented_views=2", f"cache.folder={folder}/cache", "cache.dtype=float32")
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,12 @@ def test_views_for_all_epochs_change_no_metric(cached: tuple[Path, dict[str, flo
     names = [path.relative_to(folder / "cache/views").parts for path in (folder / "cache/views").rglob("*.safetensors")]
     assert sorted({parts[0] for parts in names}) == ["draw0", "draw1"]
     assert len(names) == 16
-    assert len(list((folder / "cache/scenes").rglob("*.safetensors"))) == 4  # the pictures of validation, not of test
+    assert len(list((folder / "cache/scenes").rglob("*.safetensors"))) == 4  # the images of validation, not of test
 
 
 def test_a_run_is_evaluated_where_its_views_are_not(cached: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     folder, metrics = cached
-    given = [f"run={folder / 'run'}", "feature_cache_dir=null"]
+    given = [f"run={folder / 'run'}", "cache.folder=null"]
     found = evaluate(composed(*given, name="eval"), given, tmp_path)
     assert found["val/mIoU"] == pytest.approx(metrics["val/mIoU"], abs=1e-6)
     assert found["val/loss"] == pytest.approx(metrics["val/loss"], abs=1e-5)
@@ -81,21 +81,21 @@ def test_pooled_features_are_trained_and_evaluated_on(tmp_path: Path) -> None:
     assert again["val/mIoU"] == pytest.approx(metrics["val/mIoU"], abs=1e-6)
 
 
-def test_pictures_that_stay_the_same_are_refused(tmp_path: Path) -> None:
-    given = [*SMALL, "techniques=none", "features.cached_views=2", f"feature_cache_dir={tmp_path}/cache"]
-    with pytest.raises(ConfigError, match=r"scenes-target-parts are not augmented.*dataset\.augment=true"):
+def test_images_that_stay_the_same_are_refused(tmp_path: Path) -> None:
+    given = [*SMALL, "techniques=none", "cache.augmented_views=2", f"cache.folder={tmp_path}/cache"]
+    with pytest.raises(ConfigError, match=r"scenes-target-components are not augmented.*dataset\.augment=true"):
         train(composed(*given), given, tmp_path / "run")
 
 
 @pytest.mark.parametrize("count", ["-1", "1.5", "many", "true"])
 def test_a_number_of_views_out_of_range_is_refused(count: str) -> None:
-    with pytest.raises(ConfigError, match=r"features\.cached_views="):
-        view_count(composed(f"features.cached_views={count}"))
+    with pytest.raises(ConfigError, match=r"cache\.augmented_views="):
+        view_count(composed(f"cache.augmented_views={count}"))
 
 
 def test_tasks_without_masks_are_refused() -> None:
-    config = composed("features.cached_views=2")
-    with pytest.raises(ConfigError, match="does not train on pictures with masks"):
+    config = composed("cache.augmented_views=2")
+    with pytest.raises(ConfigError, match="does not train on images with masks"):
         train_on_stored_views(config, object(), SimpleNamespace(), SimpleNamespace(), "")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="SimpleNamespace gives none"):
         view_settings(config, SimpleNamespace())

@@ -37,7 +37,7 @@ def test_logits_come_at_the_finest_level(type_, levels):
 
 
 @pytest.mark.parametrize("type_", ["UPerHead", "FCNHead", "SegformerHead", "FPNHead"])
-def test_with_group_norm_a_picture_does_not_feel_its_batch(type_):
+def test_with_group_norm_a_image_does_not_feel_its_batch(type_):
     head, levels = build(type_, dropout_ratio=0.0).double().train(), [level.double() for level in pyramid()]
     alone = head([level[1:] for level in levels])
     torch.testing.assert_close(head(levels)[1:], alone, rtol=0, atol=1e-12)

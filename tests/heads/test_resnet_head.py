@@ -18,16 +18,16 @@ def build(output_stride: int = 8, **settings) -> ResNetHead:
     return ResNetHead([3], [1], 5, output_stride=output_stride, **small)
 
 
-def picture(batch: int = 2, height: int = 64, width: int = 48) -> torch.Tensor:
+def random_image(batch: int = 2, height: int = 64, width: int = 48) -> torch.Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.mark.parametrize("output_stride", [4, 8, 16, 32])
 def test_stages_stop_at_the_output_stride(output_stride):
     head = build(output_stride).eval()
-    maps = head.network(picture())
+    maps = head.network(random_image())
     assert [64 // found.shape[-2] for found in maps] == [stride for stride in (4, 8, 16, 32) if stride <= output_stride]
-    assert head([picture()]).shape == (2, 5, 64, 48)
+    assert head([random_image()]).shape == (2, 5, 64, 48)
 
 
 def test_dilation_sees_as_far_as_striding():
@@ -37,7 +37,7 @@ def test_dilation_sees_as_far_as_striding():
         network = build(output_stride, norm="BN", depth=50, width=2).eval().double().network
         for parameter in network.parameters():
             nn.init.constant_(parameter, 0.01)
-        image = picture(1, 768, 32).double().requires_grad_(True)
+        image = random_image(1, 768, 32).double().requires_grad_(True)
         deepest = network(image)[-1]
         deepest[0, :, deepest.shape[-2] // 2, deepest.shape[-1] // 2].sum().backward()
         rows = torch.nonzero(image.grad.abs().sum(dim=(0, 1, 3)) > 0)
@@ -45,7 +45,7 @@ def test_dilation_sees_as_far_as_striding():
     assert reach[8] == pytest.approx(reach[32], rel=0.05)
 
 
-def test_pictures_are_normalised_as_imagenet_classifiers_want_them():
+def test_images_are_normalised_as_imagenet_classifiers_want_them():
     head = build().eval()
     seen = []
     head.network.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
@@ -57,11 +57,11 @@ def test_pictures_are_normalised_as_imagenet_classifiers_want_them():
 
 
 @pytest.mark.parametrize("norm", ["GN", "BN"])
-def test_it_learns_a_picture_by_heart(norm):
+def test_it_learns_a_image_by_heart(norm):
     head = build(8, norm=norm, decoder={"type": "ASPPHead", "channels": 8, "dilations": (1, 2), "dropout_ratio": 0.0})
     masks = torch.zeros(2, 32, 32, dtype=torch.long)
     masks[0, :16], masks[1, :, 16:] = 1, 2
-    images = picture(2, 32, 32) * 0.2 + (masks[:, None] - 1) * 0.8
+    images = random_image(2, 32, 32) * 0.2 + (masks[:, None] - 1) * 0.8
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):

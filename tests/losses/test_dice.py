@@ -31,9 +31,9 @@ def by_hand(entries, weights, smooth) -> float | None:
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 @pytest.mark.parametrize("per_image", [False, True])
 def test_it_is_the_formula_over_the_classes_present(ignore, weights, smooth, per_image):
-    logits, masks = example(ignore, pictures=3)
+    logits, masks = example(ignore, images=3)
     masks[masks == 1] = 3  # absent
-    masks[2] = ignore  # a picture without a labelled pixel
+    masks[2] = ignore  # an image without a labelled pixel
     entries = list(pixels(logits, masks, ignore))
     groups = [[e[1:] for e in entries if e[0] == b] for b in range(3)] if per_image else [[e[1:] for e in entries]]
     expected = [value for group in groups if (value := by_hand(group, weights, smooth)) is not None]

@@ -10,7 +10,7 @@ from gate_lightning.losses.lovasz import LovaszSoftmaxLoss, lovasz_gradient
 
 
 def example(batch=3, classes=5, ignore=255):
-    """Random logits; class 4 is in no mask, the last picture has no labelled pixel."""
+    """Random logits; class 4 is in no mask, the last image has no labelled pixel."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(batch, classes, 4, 5, generator=generator, dtype=torch.float64)
     masks = torch.randint(0, classes - 1, (batch, 4, 5), generator=generator)
@@ -61,14 +61,14 @@ def test_one_loss_over_the_batch_equals_the_definition(ignore, weights):
     assert loss.item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_per_image_is_the_mean_over_pictures_with_a_label():
+def test_per_image_is_the_mean_over_images_with_a_label():
     logits, masks = example()
     single = [slow(logits[b].flatten(1).numpy(), masks[b].flatten().numpy(), 255) for b in range(3)]
     assert single[2] is None
     assert LovaszSoftmaxLoss(per_image=True)(logits, masks).item() == pytest.approx(np.mean(single[:2]), abs=1e-12)
 
 
-def test_per_image_leaves_pictures_without_a_weighted_class_out():
+def test_per_image_leaves_images_without_a_weighted_class_out():
     logits, masks = example()
     masks[1] = 2
     weights = [0.5, 2.0, 0.0, 1.0, 3.0]

@@ -13,11 +13,11 @@ from gate_lightning.metrics.boundary import BoundaryMetrics, boundary_band
 CLASSES = 5
 
 
-def blobs(seed: int, pictures: int = 3, size: tuple[int, int] = (40, 30)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patchy masks with void and predictions that miss outlines; class 3 is only predicted, class 4 is nowhere."""
+def blobs(seed: int, images: int = 3, size: tuple[int, int] = (40, 30)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patchy masks with ignored and predictions that miss outlines; class 3 is only predicted, class 4 is nowhere."""
     rng = np.random.default_rng(seed)
     masks, predictions = [], []
-    for _ in range(pictures):
+    for _ in range(images):
         smooth = cv2.resize(rng.random((5, 4)), size[::-1], interpolation=cv2.INTER_CUBIC)
         mask = np.digitize(smooth, [0.35, 0.65])
         prediction = np.roll(mask, (1, 2), (0, 1))
@@ -39,9 +39,9 @@ def band(mask: np.ndarray, width: int) -> np.ndarray:
 def test_the_band_is_what_erosions_take_away(width):
     labels = blobs(0)[0]
     found = boundary_band(labels, width).numpy()
-    for picture, bands in zip(labels.numpy(), found, strict=True):
-        for label in np.unique(picture):
-            assert np.array_equal(bands & (picture == label), band(picture == label, width))
+    for image, bands in zip(labels.numpy(), found, strict=True):
+        for label in np.unique(image):
+            assert np.array_equal(bands & (image == label), band(image == label, width))
 
 
 @pytest.mark.parametrize("ratio", [0.001, 0.02, 0.06])

@@ -12,10 +12,10 @@ from gate_lightning.metrics.segmentation import SegmentationMetrics
 CLASSES = 6
 
 
-def example(seed: int, pictures: int = 4, ignore: int = 255) -> tuple[torch.Tensor, torch.Tensor]:
+def example(seed: int, images: int = 4, ignore: int = 255) -> tuple[torch.Tensor, torch.Tensor]:
     """Class 4 is predicted but never labelled, class 5 is nowhere; some pixels are ignored."""
     generator = torch.Generator().manual_seed(seed)
-    masks = torch.randint(0, 4, (pictures, 9, 7), generator=generator)
+    masks = torch.randint(0, 4, (images, 9, 7), generator=generator)
     guesses = torch.randint(0, 5, masks.shape, generator=generator)
     right = torch.rand(masks.shape, generator=generator) < 0.5
     predictions = torch.where(right, masks, guesses)
@@ -54,8 +54,8 @@ def slow(predictions: np.ndarray, masks: np.ndarray, ignore: int, classes: int) 
 def test_it_equals_a_loop_over_pixels(seed, ignore):
     predictions, masks = example(seed, ignore=ignore)
     metrics = SegmentationMetrics(CLASSES, ignore, list("abcdef"))
-    for picture, mask in zip(predictions, masks, strict=True):
-        metrics.update(picture[None], mask[None])
+    for image, mask in zip(predictions, masks, strict=True):
+        metrics.update(image[None], mask[None])
     expected = slow(predictions.numpy(), masks.numpy(), ignore, CLASSES)
     values = metrics.compute()
     assert {name: value.item() for name, value in values.items()} == pytest.approx(
@@ -75,7 +75,7 @@ def test_it_equals_mmsegmentation(seed):
 
     predictions, masks = example(seed)
     pairs = zip(predictions, masks, strict=True)
-    areas = [IoUMetric.intersect_and_union(picture, mask, CLASSES, 255) for picture, mask in pairs]
+    areas = [IoUMetric.intersect_and_union(image, mask, CLASSES, 255) for image, mask in pairs]
     totals = [sum(parts) for parts in zip(*areas, strict=True)]
     theirs = IoUMetric.total_area_to_metrics(*totals, ["mIoU"], None, 1)
     metrics = SegmentationMetrics(CLASSES)
@@ -88,7 +88,7 @@ def test_it_equals_mmsegmentation(seed):
 
 
 def test_it_reports_what_mmsegmentations_metric_does():
-    """Through its own collection over pictures, in percent, to its rounding to two decimals."""
+    """Through its own collection over images, in percent, to its rounding to two decimals."""
     from mmseg.evaluation.metrics import IoUMetric
 
     theirs = IoUMetric(iou_metrics=["mIoU", "mDice", "mFscore"])
@@ -98,8 +98,8 @@ def test_it_reports_what_mmsegmentations_metric_does():
         predictions, masks = example(seed)
         metrics.update(predictions, masks)
         samples = [
-            {"pred_sem_seg": {"data": picture[None]}, "gt_sem_seg": {"data": mask[None]}}
-            for picture, mask in zip(predictions, masks, strict=True)
+            {"pred_sem_seg": {"data": image[None]}, "gt_sem_seg": {"data": mask[None]}}
+            for image, mask in zip(predictions, masks, strict=True)
         ]
         theirs.process({}, samples)
     reported, ours = theirs.compute_metrics(theirs.results), metrics.compute()
@@ -128,7 +128,7 @@ def test_logits_count_as_their_arg_max():
 
 
 def test_two_processes_get_what_one_would():
-    """Each process holds half of the pictures; the gathering is what torchmetrics would do over a process group."""
+    """Each process holds half of the images; the gathering is what torchmetrics would do over a process group."""
     predictions, masks = example(0)
     whole = SegmentationMetrics(CLASSES)
     whole.update(predictions, masks)

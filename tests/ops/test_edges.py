@@ -32,13 +32,13 @@ def test_edges_follow_the_outline() -> None:
     assert edges[20, 28:32].any()
 
 
-def test_normalisation_finds_edges_in_dark_pictures() -> None:
+def test_normalisation_finds_edges_in_dark_images() -> None:
     dark = (square() * 0.15).astype(np.uint8)
     assert not canny(dark).any()
     assert canny(dark, normalize=True).any()
 
 
-def test_blank_picture_has_no_edges() -> None:
+def test_blank_image_has_no_edges() -> None:
     assert not canny(np.full((16, 16, 3), 77, np.uint8), normalize=True).any()
 
 
@@ -48,6 +48,6 @@ def test_impossible_settings_are_refused(arguments: dict[str, float]) -> None:
         canny(square(), **arguments)
 
 
-def test_foreign_pictures_are_refused() -> None:
+def test_foreign_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="float64"):
         canny(np.zeros((8, 8, 3)))

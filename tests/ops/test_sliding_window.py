@@ -69,7 +69,7 @@ def test_constant_logits_stay_constant_whatever_the_overlap() -> None:
     assert torch.equal(result, torch.full((1, 4, 13, 9), 0.375))
 
 
-def test_small_picture_is_padded_and_its_padding_dropped() -> None:
+def test_small_image_is_padded_and_its_padding_dropped() -> None:
     image = torch.arange(6.0).view(1, 1, 2, 3)
     seen: list[Tensor] = []
 
@@ -97,7 +97,7 @@ def test_gaps_and_nonsense_are_refused(numbers: tuple[int, int, int]) -> None:
         window_origins(*numbers)
 
 
-def test_padding_to_multiples_mirrors_and_keeps_the_picture() -> None:
+def test_padding_to_multiples_mirrors_and_keeps_the_image() -> None:
     image = torch.randn(1, 3, 13, 16)
     padded = pad_to_multiple(image, 8)
     assert padded.shape == (1, 3, 16, 16)

@@ -23,7 +23,7 @@ def _pixels(members: int = 2, count: int = 6, seed: int = 0) -> dict[str, torch.
     }
 
 
-def test_concatenation_is_in_the_order_of_buckets_entries_and_channels():
+def test_concatenation_is_in_the_order_of_groups_entries_and_channels():
     pixels = _pixels()
     fusion = ConcatPixels(BUCKETS, 2)(pixels)
     expected = torch.cat([*pixels["sd"].unbind(2), pixels["adm"][:, :, 0]], dim=2)
@@ -76,7 +76,7 @@ def test_the_same_pixels_for_all_members_are_weighed_by_each():
 def test_sparsity_and_diversity_are_those_of_the_paper():
     module = WeightedPixels({"a": (2, 3), "b": (3, 3), "c": (1, 3)}, 2, num_assigners=3, sparsity=0.3, diversity=0.7)
     generator = torch.Generator().manual_seed(0)
-    pixels = {name: torch.randn(2, 4, *shape, generator=generator) for name, shape in module.buckets.items()}
+    pixels = {name: torch.randn(2, 4, *shape, generator=generator) for name, shape in module.backbone_groups.items()}
     fusion = module(pixels)
     losses = torch.tensor([1.0, 2.0])
     found = module.losses(losses, fusion)
@@ -102,7 +102,7 @@ def test_without_weights_or_without_a_choice_the_losses_stay():
 
 
 def _to(module, pixels):
-    return {name: pixels[name].float() for name in module.buckets}
+    return {name: pixels[name].float() for name in module.backbone_groups}
 
 
 def test_every_parameter_learns():
@@ -140,7 +140,7 @@ def test_the_released_term_is_the_norm_scaled_to_the_loss():
     torch.testing.assert_close(s, torch.full((2,), 0.25), atol=1e-5, rtol=0)
     torch.testing.assert_close(found, losses * (1 - s))
     weights = fusion.weights["sd"]  # (M, P, 1, b, C)
-    norms = weights.square().sum(3).sqrt().flatten(1).mean(1) + 1  # the bucket of one entry adds 1
+    norms = weights.square().sum(3).sqrt().flatten(1).mean(1) + 1  # the group of one entry adds 1
     torch.testing.assert_close(module.norms(fusion), norms)
     (gradient,) = torch.autograd.grad(found.sum(), weights, retain_graph=True)
     (expected,) = torch.autograd.grad((-s * losses.detach() * norms / norms.detach()).sum(), weights)
@@ -177,7 +177,7 @@ def test_the_sparsity_walk():
 MAPS = {"sd": [(3, 4, 4), (2, 8, 8)], "adm": [(4, 16, 16)]}
 
 
-def _picture(seed: int = 0) -> dict[str, list[list[torch.Tensor]]]:
+def _image(seed: int = 0) -> dict[str, list[list[torch.Tensor]]]:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: [
@@ -202,7 +202,7 @@ def test_dense_products_are_those_of_resized_and_fused_pixels(kind, rows):
         torch.nn.init.normal_(parameter, std=0.5)
     module(_pixels(count=40))  # running values of their own
     module.eval()
-    maps, size = _picture(), (16, 16)
+    maps, size = _image(), (16, 16)
     weight = torch.randn(2, 7, module.out_channels, dtype=torch.float64)
     pixels = {
         name: torch.stack(
@@ -231,8 +231,9 @@ def test_features_that_were_not_announced_are_refused():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"num_assigners": 0}, {"sparsity": -1.0}, {"dropout": 1.0}, {"buckets": {}}, {"hidden_channels": 0}]
+    "arguments",
+    [{"num_assigners": 0}, {"sparsity": -1.0}, {"dropout": 1.0}, {"backbone_groups": {}}, {"hidden_channels": 0}],
 )
 def test_settings_that_cannot_work_are_refused(arguments):
     with pytest.raises(ConfigError):
-        WeightedPixels(**{"buckets": BUCKETS, "members": 2} | arguments)
+        WeightedPixels(**{"backbone_groups": BUCKETS, "members": 2} | arguments)

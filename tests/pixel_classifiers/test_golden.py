@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble
 from gate_lightning.pixel_classifiers.released import ReleasedPixels
-from gate_lightning.pixel_classifiers.votes import js_divergence, majority_vote, picture_uncertainty
+from gate_lightning.pixel_classifiers.votes import image_uncertainty, js_divergence, majority_vote
 
 BUCKETS = {"conv": (4, 40), "ddpm": (2, 30)}
 NAMES = {"conv": "weight_assigner", "ddpm": "weight_assigner_ddpm"}
@@ -34,12 +34,12 @@ def _released(golden: dict[str, Tensor], prefixes: list[str]) -> tuple[ReleasedP
     members = len(prefixes)
     fuse, ensemble = ReleasedPixels(BUCKETS, members), PixelEnsemble(70, 21, members)
     state = {}
-    for bucket, name in NAMES.items():
+    for group, name in NAMES.items():
         for ours, theirs in (("first", 0), ("norm", 2), ("last", 4)):
             for part in ("weight", "bias", "running_mean", "running_var"):
                 value = stacked.get(f"{name}.0.{theirs}.{part}")
                 if value is not None and not (part == "bias" and ours != "first"):
-                    state[f"assigners.{bucket}.0.{ours}.{part}"] = value
+                    state[f"assigners.{group}.0.{ours}.{part}"] = value
     missing, unexpected = fuse.load_state_dict(state, strict=False)
     assert not unexpected
     assert all("walk" in name or "dropout" in name for name in missing)
@@ -72,5 +72,5 @@ def test_votes_and_uncertainty_of_an_ensemble(shared_dir):
     fusion = fuse({"conv": golden["features"][None], "ddpm": golden["ddpm"][None]})
     logits = ensemble(fusion.features)  # (3, 120, 21)
     assert torch.equal(majority_vote(logits.argmax(dim=2), 21).view(12, 10), golden["pred"])
-    uncertainty = picture_uncertainty(js_divergence(logits.transpose(1, 2)))
+    uncertainty = image_uncertainty(js_divergence(logits.transpose(1, 2)))
     assert uncertainty.item() == pytest.approx(golden["uncertainty"].item(), abs=1e-6)

@@ -40,7 +40,7 @@ def test_a_labelled_pixel_is_its_own_nearest():
     assert torch.equal(probe(3.0 * probe.first_weight)[0].argmax(1), probe.labels[0, :60])
 
 
-def test_a_picture_at_once_is_its_pixels():
+def test_a_image_at_once_is_its_pixels():
     probe = _fitted()
     maps = [torch.randn(4, 3, 3, dtype=torch.float64), torch.randn(2, 6, 6, dtype=torch.float64)]
     full = torch.cat([interpolate(map_[None], (12, 12), mode="bilinear")[0] for map_ in maps])

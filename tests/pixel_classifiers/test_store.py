@@ -22,12 +22,12 @@ INFO = {
 BUCKETS = {"sd": ("plain", "steered"), "adm": ("ddpm",)}
 
 
-def features(pictures: int, seed: int = 0) -> Features:
+def features(images: int, seed: int = 0) -> Features:
     generator = torch.Generator().manual_seed(seed)
     return {
         branch: {
             layer: torch.randn(
-                pictures, one.channels, -(-SIZE[0] // one.stride), -(-SIZE[1] // one.stride), generator=generator
+                images, one.channels, -(-SIZE[0] // one.stride), -(-SIZE[1] // one.stride), generator=generator
             )
             for layer, one in layers.items()
         }
@@ -35,16 +35,16 @@ def features(pictures: int, seed: int = 0) -> Features:
     }
 
 
-def filled(dtype: str = "float32", folder: Path | None = None, pictures: int = 3) -> tuple[PixelStore, Features]:
-    made = features(pictures)
-    store = PixelStore(INFO, BUCKETS, SIZE, pictures, dtype, folder)
-    for picture in range(pictures):
-        store.put(picture, made, row=picture)
+def filled(dtype: str = "float32", folder: Path | None = None, images: int = 3) -> tuple[PixelStore, Features]:
+    made = features(images)
+    store = PixelStore(INFO, BUCKETS, SIZE, images, dtype, folder)
+    for image in range(images):
+        store.put(image, made, row=image)
     return store, made
 
 
 def dense(made: Features, branch: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(pictures, pixels, channels): the released way."""
+    """(images, pixels, channels): the released way."""
     maps = [
         F.interpolate(value.to(dtype).float(), SIZE, mode="bilinear", align_corners=False)
         for value in made[branch].values()
@@ -56,21 +56,21 @@ def dense(made: Features, branch: str, dtype: torch.dtype = torch.float32) -> Te
 def test_sampled_pixels_equal_those_of_upsampled_maps(dtype: str) -> None:
     store, made = filled(dtype)
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.randint(3, (4, 50), generator=generator)
+    images = torch.randint(3, (4, 50), generator=generator)
     positions = torch.randint(SIZE[0] * SIZE[1], (4, 50), generator=generator)
-    found = store.sample(pictures, positions)
-    assert {bucket: tuple(values.shape) for bucket, values in found.items()} == {
+    found = store.sample(images, positions)
+    assert {group: tuple(values.shape) for group, values in found.items()} == {
         "sd": (4, 50, 2, 8),
         "adm": (4, 50, 1, 6),
     }
     rounded = {"float32": torch.float32, "float16": torch.float16}[dtype]
-    for bucket, branches in BUCKETS.items():
+    for group, branches in BUCKETS.items():
         for entry, branch in enumerate(branches):
-            expected = dense(made, branch, rounded)[pictures, positions]
-            assert (found[bucket][:, :, entry] - expected).abs().max() <= 1e-6
+            expected = dense(made, branch, rounded)[images, positions]
+            assert (found[group][:, :, entry] - expected).abs().max() <= 1e-6
 
 
-def test_rows_of_a_picture_are_all_its_pixels_in_reading_order() -> None:
+def test_rows_of_a_image_are_all_its_pixels_in_reading_order() -> None:
     store, made = filled()
     area = SIZE[0] * SIZE[1]
     parts = [store.rows(1, start, min(start + 100, area)) for start in range(0, area, 100)]
@@ -90,9 +90,9 @@ def test_the_file_of_a_store_gives_the_same_and_leaves_nothing(tmp_path: Path) -
     memory, _ = filled("float16")
     disk, _ = filled("float16", tmp_path / "store")
     assert list((tmp_path / "store").iterdir()) == []
-    pictures, positions = torch.tensor([0, 2, 2]), torch.tensor([0, 5, SIZE[0] * SIZE[1] - 1])
-    for bucket, values in memory.sample(pictures, positions).items():
-        assert torch.equal(values, disk.sample(pictures, positions)[bucket])
+    images, positions = torch.tensor([0, 2, 2]), torch.tensor([0, 5, SIZE[0] * SIZE[1] - 1])
+    for group, values in memory.sample(images, positions).items():
+        assert torch.equal(values, disk.sample(images, positions)[group])
 
 
 def test_size_is_known_before_anything_is_made() -> None:
@@ -101,7 +101,7 @@ def test_size_is_known_before_anything_is_made() -> None:
     assert store_bytes(INFO, SIZE, 3) == store.nbytes == 3 * 2 * values
 
 
-def test_a_bucket_may_leave_branches_out() -> None:
+def test_a_group_may_leave_branches_out() -> None:
     made = features(1)
     store = PixelStore(INFO, {"one": ("steered",)}, SIZE, 1, "float32")
     store.put(0, made)
@@ -109,12 +109,12 @@ def test_a_bucket_may_leave_branches_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("buckets", "message"),
+    ("backbone_groups", "message"),
     [({"all": ("plain", "ddpm")}, "equally many channels; all has plain: 8, ddpm: 6"), ({"x": ("none",)}, "'x'")],
 )
-def test_buckets_that_do_not_fit_are_refused(buckets: dict[str, tuple[str, ...]], message: str) -> None:
+def test_groups_that_do_not_fit_are_refused(backbone_groups: dict[str, tuple[str, ...]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PixelStore(INFO, buckets, SIZE, 1)
+        PixelStore(INFO, backbone_groups, SIZE, 1)
 
 
 def test_what_is_no_map_is_refused() -> None:

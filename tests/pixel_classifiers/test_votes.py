@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.pixel_classifiers.votes import js_divergence, majority_vote, mean_probability, picture_uncertainty
+from gate_lightning.pixel_classifiers.votes import image_uncertainty, js_divergence, majority_vote, mean_probability
 
 
 def test_the_majority_wins_and_the_smallest_label_of_a_tie():
@@ -43,10 +43,10 @@ def test_divergence_of_members_that_agree_or_contradict_each_other():
     assert js_divergence(torch.full((2, 3, 1), -torch.inf).index_fill(1, torch.tensor([1]), 0.0)).item() == 0.0
 
 
-def test_the_uncertainty_of_a_picture_is_that_of_its_worst_tenth():
+def test_the_uncertainty_of_a_image_is_that_of_its_worst_tenth():
     divergence = torch.arange(55.0).view(5, 11)
-    assert picture_uncertainty(divergence).item() == 52  # 5 of 55: 50 … 54
-    assert picture_uncertainty(torch.tensor([1.0, 5.0])).item() == 5
-    assert picture_uncertainty(divergence, 1.0).item() == 27
+    assert image_uncertainty(divergence).item() == 52  # 5 of 55: 50 … 54
+    assert image_uncertainty(torch.tensor([1.0, 5.0])).item() == 5
+    assert image_uncertainty(divergence, 1.0).item() == 27
     with pytest.raises(ConfigError, match="share is 0"):
-        picture_uncertainty(divergence, 0.0)
+        image_uncertainty(divergence, 0.0)

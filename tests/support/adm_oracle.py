@@ -95,7 +95,7 @@ class Block(nn.Sequential):
 
 
 class OracleUNet(nn.Module):
-    """Noisy pictures (B, 3, H, W) and a timestep → (B, out_channels, H, W)."""
+    """Noisy images (B, 3, H, W) and a timestep → (B, out_channels, H, W)."""
 
     def __init__(
         self,

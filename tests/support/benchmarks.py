@@ -22,7 +22,7 @@ def blocks(height: int, width: int, low: int, high: int, seed: int) -> np.ndarra
 
 
 def make_ade20k(root: Path, low: int = 0, high: int = 150) -> Path:
-    """ADEChallengeData2016 with JPEG pictures, index masks of values ``low`` … ``high``, and a test picture."""
+    """ADEChallengeData2016 with JPEG images, index masks of values ``low`` … ``high``, and a test image."""
     for folder, sizes in ADE_SIZES.items():
         for number, (height, width) in enumerate(sizes, start=1):
             name = f"ADE_{folder[: 5 if folder == 'training' else 3]}_{number:08d}"
@@ -33,7 +33,7 @@ def make_ade20k(root: Path, low: int = 0, high: int = 150) -> Path:
 
 
 def make_cityscapes(root: Path, encodings: tuple[str, ...] = ("labelIds",), size: tuple[int, int] = CITY_SIZE) -> Path:
-    """Two pictures a city, with the other files of the download beside the masks."""
+    """Two images a city, with the other files of the download beside the masks."""
     for split, cities in CITIES.items():
         for city in cities:
             for number in range(2):

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine.cli import config_folder, register_resolvers
 
-#: random weights of the embedded architecture, few pictures, few steps
+#: random weights of the embedded architecture, few images, few steps
 SMALL = (
     "backbone.weights=random",
     "dataset.train=8",

@@ -1,4 +1,4 @@
-"""Data sets in ddpm-segmentation's layout, made up: square pictures with a .npy mask beside each.
+"""Data sets in ddpm-segmentation's layout, made up: square images with a .npy mask beside each.
 
 As a command it writes one of real size, to measure on: python -m tests.support.label_scarce FOLDER horse_21
 """
@@ -25,7 +25,7 @@ COUNTS = {
 
 def regions(values: int, side: int, seed: int, sites: int = 40) -> np.ndarray:
     """int64 (side, side): the plane shared out between random points, each of a value from 0 on; all values occur in
-    one of ``values / sites`` pictures or more."""
+    one of ``values / sites`` images or more."""
     rng = np.random.default_rng(seed)
     points = rng.uniform(0, side, (sites, 2))
     of_site = (np.arange(sites) + seed * sites) % values

@@ -66,7 +66,7 @@ class FakeExtractor(nn.Module):
 
 
 class FakeSource:
-    """Pictures whose classes are bands of colour."""
+    """Images whose classes are bands of colour."""
 
     def __init__(self, prefix: str, length: int, size: tuple[int, int] = (SIZE, SIZE)) -> None:
         rng = np.random.default_rng(len(prefix))
@@ -81,7 +81,7 @@ class FakeSource:
             colours = np.array([[80, 120, 240], [20, 160, 90], [230, 210, 120]])
             image = colours[np.where(mask == 255, 0, mask)] + rng.integers(-20, 20, (*size, 3))
             sample_id = f"{prefix}/{number:03d}"
-            self.samples.append(Sample(sample_id, image.clip(0, 255).astype(np.uint8), mask, f"picture {number}"))
+            self.samples.append(Sample(sample_id, image.clip(0, 255).astype(np.uint8), mask, f"image {number}"))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -97,7 +97,7 @@ class FakeSource:
 
 
 class FakeData(SegmentationDataModule):
-    """Twelve training pictures in batches of two, three for validation, two for test."""
+    """Twelve training images in batches of two, three for validation, two for test."""
 
     random_views = True
 

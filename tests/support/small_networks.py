@@ -97,7 +97,7 @@ def _autoencoder(channels: tuple[int, ...]) -> AutoencoderKL:
     )
 
 
-def pictures(count: int, height: int = 64, width: int = 96, seed: int = 7) -> Tensor:
+def random_images(count: int, height: int = 64, width: int = 96, seed: int = 7) -> Tensor:
     """(count, 3, height, width) in [-1, 1], smooth enough to have edges rather than speckle."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 6, 8, generator=generator) * 2 - 1

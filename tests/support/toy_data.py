@@ -21,7 +21,7 @@ SIZE = 4
 
 
 class ToySource:
-    """Noise pictures whose left half is class 1."""
+    """Noise images whose left half is class 1."""
 
     def __init__(self, prefix: str, length: int) -> None:
         rng = np.random.default_rng(len(prefix))
@@ -44,7 +44,7 @@ class ToySource:
 
 
 class ToyData(SegmentationDataModule):
-    """``length`` training pictures, randomly flipped, and five for validation."""
+    """``length`` training images, randomly flipped, and five for validation."""
 
     random_views = True
 

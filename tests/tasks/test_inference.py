@@ -14,7 +14,7 @@ from gate_lightning.tasks.inference import Inference
 
 
 class Recorder:
-    """Logits are the picture's first channel; remembers what belonged to each window."""
+    """Logits are the image's first channel; remembers what belonged to each window."""
 
     def __init__(self) -> None:
         self.conditions: list[Conditions] = []
@@ -40,7 +40,7 @@ def test_windows_carry_their_offsets_and_their_part_of_the_controls() -> None:
     assert torch.equal(predict.conditions[1].control_images["canny"], images[..., 3:9])
 
 
-def test_controls_of_small_pictures_are_padded_like_the_pictures() -> None:
+def test_controls_of_small_images_are_padded_like_the_images() -> None:
     images, predict = torch.randn(1, 3, 3, 4), Recorder()
     conditions = Conditions(("a",), control_images={"canny": images})
     Inference("slide", crop_size=5)(predict, images, conditions, native_size=64)
@@ -128,7 +128,7 @@ def test_every_view_has_noise_of_its_own_and_the_plain_one_the_usual() -> None:
     assert {c.views for _, c in again.seen} == set(keys)
 
 
-def test_controls_are_scaled_and_mirrored_with_the_picture() -> None:
+def test_controls_are_scaled_and_mirrored_with_the_image() -> None:
     images, network = torch.rand(1, 3, 8, 12), Network()
     conditions = Conditions(("a",), control_images={"canny": images})
     Inference("slide", crop_size=6, stride=3, scales=[0.5, 1.25], flip=True)(
@@ -140,7 +140,7 @@ def test_controls_are_scaled_and_mirrored_with_the_picture() -> None:
         assert torch.equal(at.control_images["canny"], seen)
 
 
-def test_mirroring_makes_the_prediction_of_the_mirrored_picture_the_mirrored_one() -> None:
+def test_mirroring_makes_the_prediction_of_the_mirrored_image_the_mirrored_one() -> None:
     images = torch.rand(1, 3, 8, 12)
     inference = Inference(flip=True)
     found = inference(Network(), images, Conditions(("a",)), native_size=8)

@@ -45,7 +45,7 @@ def test_odd_sizes_are_padded_for_the_backbone_and_cropped_back() -> None:
     assert torch.equal(logits, task.infer(mirrored, batch.conditions)[..., :13, :19])
 
 
-def test_controls_are_padded_with_the_picture() -> None:
+def test_controls_are_padded_with_the_image() -> None:
     task, batch = make_task().eval(), random_batch(13, 19)
     conditions = Conditions(batch.conditions.sample_ids, control_images={"canny": batch.images})
     task.infer(batch.images, conditions)
@@ -124,7 +124,7 @@ def test_several_views_evaluate_and_predict_alike(tmp_path: Path) -> None:
     assert 0.0 < result["val/loss"] < 10.0
 
 
-def test_masks_may_be_larger_than_the_pictures() -> None:
+def test_masks_may_be_larger_than_the_images() -> None:
     task = make_task().eval()
     batch = random_batch(16, 16)
     masks = torch.zeros(2, 33, 35, dtype=torch.int64)
@@ -165,7 +165,7 @@ def test_loss_adds_auxiliary_and_regularization_with_their_weights() -> None:
 
 
 def test_padding_is_not_trained_on() -> None:
-    """The loss of an odd picture equals that of its logits, cropped, against its mask."""
+    """The loss of an odd image equals that of its logits, cropped, against its mask."""
     task, batch = make_task(dropout=0.0).eval(), random_batch(13, 19)
     Logged(task)
     loss = task.training_step(batch, 0).detach()
@@ -175,7 +175,7 @@ def test_padding_is_not_trained_on() -> None:
     )
 
 
-def test_pictures_without_masks_are_not_trained_on() -> None:
+def test_images_without_masks_are_not_trained_on() -> None:
     with pytest.raises(ConfigError, match="without masks"):
         make_task().training_step(random_batch(16, 16, masked=False), 0)
 
@@ -279,13 +279,13 @@ def test_protocol_of_the_fakes_is_the_one_the_metrics_use() -> None:
     assert make_task().metrics["val"].class_names == PROTOCOL.classes
 
 
-def test_pictures_without_a_labelled_pixel_do_not_move_the_mean_loss(tmp_path: Path) -> None:
+def test_images_without_a_labelled_pixel_do_not_move_the_mean_loss(tmp_path: Path) -> None:
     """Padding of the last batch in distributed validation looks like that."""
     losses = []
-    for void in (False, True):
+    for ignored in (False, True):
         data = FakeData(eval_batch_size=1)
         samples = data.source("val").samples
-        if void:
+        if ignored:
             samples.append(replace(samples[0], mask=np.full_like(samples[0].mask, 255)))
         (result,) = make_trainer(tmp_path).validate(make_task().eval(), data, verbose=False)
         losses.append(result["val/loss"])

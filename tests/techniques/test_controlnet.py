@@ -1,4 +1,4 @@
-"""Several ControlNets, their control pictures, and training-time dropout."""
+"""Several ControlNets, their control images, and training-time dropout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.ops.edges import canny
 from gate_lightning.techniques.base import Conditioning
 from gate_lightning.techniques.controlnet import ControlFunction, ControlNet
-from tests.support.small_networks import build, conditions, pictures, relative
+from tests.support.small_networks import build, conditions, random_images, relative
 
 LAYER, PATH = "up-level1-upsampler-out", "up_blocks.1.upsamplers.0"
 
@@ -45,12 +45,12 @@ def read(backbone: UNetBackbone, *techniques: ControlNet, **own: object) -> Tens
     noise = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(3))
     given = conditions(2, noise=noise, **own)
     extractor = FeatureExtractor(backbone, [Branch("x", 50, (LAYER,), techniques, prompt="a photo")])
-    return extractor(pictures(2), given)["x"][LAYER]
+    return extractor(random_images(2), given)["x"][LAYER]
 
 
 def oracle(backbone: UNetBackbone, controls: dict[str, tuple[float, Tensor]]) -> Tensor:
     """diffusers' own sum of ControlNets, and its own U-Net call."""
-    images = pictures(2)
+    images = random_images(2)
     noise = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         latents = backbone.add_noise(backbone.encode(images), noise, 50)
@@ -67,13 +67,13 @@ def oracle(backbone: UNetBackbone, controls: dict[str, tuple[float, Tensor]]) ->
 
 def edges(images: Tensor) -> Tensor:
     pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    maps = torch.stack([torch.from_numpy(canny(picture, 100, 200)) for picture in pixels])
+    maps = torch.stack([torch.from_numpy(canny(image, 100, 200)) for image in pixels])
     return (maps[:, None] / 255).expand(-1, 3, -1, -1)
 
 
-def test_two_controlnets_add_up_each_with_its_picture_and_scale(backbone: UNetBackbone) -> None:
+def test_two_controlnets_add_up_each_with_its_image_and_scale(backbone: UNetBackbone) -> None:
     both = (ControlNet("canny", 0.7), ControlNet("depth", 0.4, function=ControlFunction(brightness)))
-    images = pictures(2)
+    images = random_images(2)
     expected = oracle(backbone, {"canny": (0.7, edges(images)), "depth": (0.4, brightness(images))})
     assert relative(read(backbone, *both), expected) < 1e-5
     assert relative(read(backbone, *both[::-1]), expected) < 1e-5
@@ -82,20 +82,20 @@ def test_two_controlnets_add_up_each_with_its_picture_and_scale(backbone: UNetBa
     assert relative(one, expected) > 1e-3  # the second one says something
 
 
-def test_control_pictures_of_the_batch_have_the_name_that_is_asked_for(backbone: UNetBackbone) -> None:
-    given = brightness(pictures(2))
+def test_control_images_of_the_batch_have_the_name_that_is_asked_for(backbone: UNetBackbone) -> None:
+    given = brightness(random_images(2))
     expected = oracle(backbone, {"canny": (1.0, given)})
     assert relative(read(backbone, ControlNet(image="grey"), control_images={"grey": given}), expected) < 1e-5
     named = ControlNet("depth", folder="anywhere")
     assert relative(read(backbone, named, control_images={"depth": given}), expected) > 1e-3
-    with pytest.raises(DataError, match=r"needs control pictures.*technique\.controlnet\.folder"):
+    with pytest.raises(DataError, match=r"needs control images.*technique\.controlnet\.folder"):
         read(backbone, named)
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda images: images[:, :1], r"of shape \(2, 1, 64, 96\) for pictures of shape \(2, 3, 64, 96\)"),
+        (lambda images: images[:, :1], r"of shape \(2, 1, 64, 96\) for images of shape \(2, 3, 64, 96\)"),
         (lambda images: images[..., ::2, ::2], "cropped and resized together"),
         (lambda images: images * 255, r"values from -255 to 255; expected 0 to 1"),
         (lambda images: images * float("nan"), "expected 0 to 1"),
@@ -104,7 +104,7 @@ def test_control_pictures_of_the_batch_have_the_name_that_is_asked_for(backbone:
     ],
 )
 def test_what_a_function_makes_is_checked(backbone: UNetBackbone, function: object, message: str) -> None:
-    images = pictures(2)
+    images = random_images(2)
     images[0, 0, 0, :2] = torch.tensor([-1.0, 1.0])
     with pytest.raises(DataError, match=message):
         ControlFunction(function)(images, conditions(2))  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ def test_contradictions_are_refused(own: dict[str, object], message: str) -> Non
 def kept(technique: ControlNet, ids: tuple[str, ...], view: str = "draw0", training: bool = True) -> list[bool]:
     given = replace(conditions(len(ids)), sample_ids=ids, views=(view,) * len(ids), training=training)
     start = Conditioning(prompts=("",) * len(ids))
-    (control,) = technique.apply(start, pictures(len(ids)), given, build("pixels")).controls
+    (control,) = technique.apply(start, random_images(len(ids)), given, build("pixels")).controls
     return [True] * len(ids) if control.kept is None else list(control.kept)
 
 
@@ -154,7 +154,7 @@ def test_dropout_is_drawn_by_seed_sample_and_view_in_training_only() -> None:
     assert all(kept(ControlNet(), ids))
 
 
-def test_a_dropped_picture_has_plain_features_and_the_others_have_theirs(backbone: UNetBackbone) -> None:
+def test_a_dropped_image_has_plain_features_and_the_others_have_theirs(backbone: UNetBackbone) -> None:
     seed = next(seed for seed in range(99) if kept(ControlNet(dropout=0.5, seed=seed), ("s0", "s1")) == [True, False])
     dropping = ControlNet(dropout=0.5, seed=seed)
     views = {"views": ("draw0", "draw0")}

@@ -13,12 +13,12 @@ from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning
 from gate_lightning.techniques.prompt import Prompt
-from tests.support.small_networks import build, conditions, pictures
+from tests.support.small_networks import build, conditions, random_images
 
 
 def told(prompt: Prompt, given: Conditions) -> tuple[str, ...]:
     count = len(given)
-    return prompt.apply(Conditioning(prompts=("?",) * count), pictures(count), given, build("pixels")).prompts
+    return prompt.apply(Conditioning(prompts=("?",) * count), random_images(count), given, build("pixels")).prompts
 
 
 @pytest.fixture
@@ -46,22 +46,22 @@ def test_a_template_names_the_category_and_nothing_else(template: str) -> None:
         Prompt(template=template)
 
 
-def test_every_picture_is_told_its_entry_of_the_file(captions: str) -> None:
+def test_every_image_is_told_its_entry_of_the_file(captions: str) -> None:
     prompt = Prompt(file=captions)
     # the captions of the data set itself do not count
     given = Conditions(("images/train/b.jpg", "images/train/a.jpg"), captions=("x", "y"))
     assert told(prompt, given) == ("a tree", "a house")
 
 
-def test_a_picture_without_entry_is_refused_by_name_unless_there_is_a_fallback(captions: str) -> None:
+def test_a_image_without_entry_is_refused_by_name_unless_there_is_a_fallback(captions: str) -> None:
     given = Conditions(("images/train/a.jpg", "images/train/bb.jpg", "images/train/c.jpg"))
     refused = r"no caption for 'images/train/bb\.jpg' \(2 of 3 .*nearest.*'train/b\.jpg'"
     with pytest.raises(DataError, match=refused):
         told(Prompt(file=captions), given)
     with pytest.raises(DataError, match=refused):
-        Prompt(file=captions).check_pictures(given.sample_ids)
+        Prompt(file=captions).check_images(given.sample_ids)
     assert told(Prompt(file=captions, fallback="a photo"), given) == ("a house", "a photo", "a photo")
-    Prompt(file=captions, fallback="a photo").check_pictures(given.sample_ids)
+    Prompt(file=captions, fallback="a photo").check_images(given.sample_ids)
 
 
 def test_the_description_follows_the_captions_not_the_path(captions: str, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_learned_prompt_takes_the_place_of_text_and_learned_tokens_go_into_it(
     encoded = {}
     for prompt in (whole, styled, Prompt("a <style> house")):
         prompt.prepare(backbone)
-        made = prompt.apply(Conditioning(prompts=("?",)), pictures(1), conditions(1), backbone)
+        made = prompt.apply(Conditioning(prompts=("?",)), random_images(1), conditions(1), backbone)
         encoded[prompt] = backbone.encode_text(made.prompts, backbone.text_adapters(made.adapters)).hidden
     assert torch.equal(encoded[whole][0], embeds)
     assert not torch.allclose(encoded[styled], encoded[Prompt("a <style> house")])

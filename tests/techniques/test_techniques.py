@@ -10,7 +10,7 @@ from gate_lightning.techniques.base import Conditioning, Technique
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
-from tests.support.small_networks import build, conditions, pictures
+from tests.support.small_networks import build, conditions, random_images
 
 START = Conditioning(prompts=("a photo", "a photo"))
 
@@ -24,7 +24,7 @@ def backbone() -> Backbone:
 def test_techniques_keep_the_contract_and_what_others_set(technique: Technique, backbone: Backbone) -> None:
     assert isinstance(technique, Technique)
     first = Conditioning(prompts=("p", "q"), adapters=(("z", 2.0),))
-    after = technique.apply(first, pictures(2), conditions(2), backbone)
+    after = technique.apply(first, random_images(2), conditions(2), backbone)
     assert ("z", 2.0) in after.adapters
     assert (after.prompts == ("p", "q")) == (technique.name != "prompt")
     assert first == Conditioning(prompts=("p", "q"), adapters=(("z", 2.0),))
@@ -32,31 +32,31 @@ def test_techniques_keep_the_contract_and_what_others_set(technique: Technique, 
 
 def test_a_prompt_is_the_text_the_caption_or_the_fallback(backbone: Backbone) -> None:
     captioned, bare = conditions(2, captions=("one", "two")), conditions(2)
-    images = pictures(2)
+    images = random_images(2)
     assert Prompt("text").apply(START, images, captioned, backbone).prompts == ("text", "text")
     assert Prompt(None, "else").apply(START, images, captioned, backbone).prompts == ("one", "two")
     assert Prompt(None, "else").apply(START, images, bare, backbone).prompts == ("else", "else")
-    with pytest.raises(DataError, match=r"pictures have none.*technique\.prompt\.source=fine"):
+    with pytest.raises(DataError, match=r"images have none.*technique\.prompt\.source=fine"):
         Prompt().apply(START, images, bare, backbone)
 
 
-def test_canny_control_pictures_are_the_edges_of_the_picture() -> None:
-    images = pictures(2)
+def test_canny_control_images_are_the_edges_of_the_image() -> None:
+    images = random_images(2)
     controls = ControlNet(low=30, high=90).source()(images, conditions(2))
-    picture = ((images[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
-    expected = torch.from_numpy(canny(picture, 30, 90)) / 255
+    image = ((images[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+    expected = torch.from_numpy(canny(image, 30, 90)) / 255
     assert expected.any()
     assert torch.equal(controls[0], expected.expand(3, -1, -1))
 
 
-def test_control_pictures_of_the_batch_are_used_and_checked() -> None:
-    images, given = pictures(2), torch.rand(2, 3, 64, 96)
+def test_control_images_of_the_batch_are_used_and_checked() -> None:
+    images, given = random_images(2), torch.rand(2, 3, 64, 96)
     for name in ("depth", "canny"):
         source = ControlNet(name).source()
         assert torch.equal(source(images, conditions(2, control_images={name: given})), given)
         with pytest.raises(DataError, match="cropped and resized together"):
             source(images, conditions(2, control_images={name: given[..., :64]}))
-    with pytest.raises(DataError, match=r"'depth' needs control pictures.*has: \['pose'\]"):
+    with pytest.raises(DataError, match=r"'depth' needs control images.*has: \['pose'\]"):
         ControlNet("depth").source()(images, conditions(2, control_images={"pose": given}))
 
 

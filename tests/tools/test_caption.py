@@ -1,4 +1,4 @@
-"""``tool=caption``: one caption a picture, going on where it was stopped, refusing what does not fit."""
+"""``tool=caption``: one caption an image, going on where it was stopped, refusing what does not fit."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> str:
 def git(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("git")
     torch.manual_seed(1)
-    # large weights, so that different pictures get different captions
+    # large weights, so that different images get different captions
     config = GitConfig(
         vocab_size=len(VOCABULARY),
         **SMALL,
@@ -75,7 +75,7 @@ def git(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     (root / "sub").mkdir()
     for number, name in enumerate(NAMES):
         pixels = np.random.default_rng(number).integers(0, 256, (5, 6, 3), dtype=np.uint8)
@@ -88,14 +88,14 @@ def entries(path: Path) -> dict[str, str]:
     return {line["image"]: line["caption"] for line in lines}
 
 
-def test_every_picture_gets_a_caption_of_its_own(git: str, folder: Path, tmp_path: Path) -> None:
+def test_every_image_gets_a_caption_of_its_own(git: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     report = caption(folder, path, git, max_new_tokens=6, batch_size=2, device="cpu")
     found = entries(path)
     assert list(found) == [f"{name}.png" for name in NAMES]
     assert len(set(found.values())) > 1
     assert all(set(text.split()) <= set(VOCABULARY) for text in found.values())
-    assert "captions of 5 pictures written" in report
+    assert "captions of 5 images written" in report
     # what the prompt technique reads
     assert CaptionFile(path).table.get("sub/c.png") == found["sub/c.png"]
 
@@ -109,10 +109,10 @@ def test_captions_do_not_depend_on_the_batch(git: str, folder: Path, tmp_path: P
 @pytest.mark.parametrize("model", ["blip", "git"])
 def test_prompts_are_continued(model: str, request: pytest.FixtureRequest, folder: Path) -> None:
     weights = request.getfixturevalue(model)
-    pictures = [np.array(Image.open(folder / f"{name}.png")) for name in ("a", "b")]
-    bare = Captioner(weights, max_new_tokens=5)(pictures)
-    told = Captioner(weights, "a photo of", max_new_tokens=5)(pictures)
-    kept = Captioner(weights, "a photo of", keep_prompt=True, max_new_tokens=5)(pictures)
+    images = [np.array(Image.open(folder / f"{name}.png")) for name in ("a", "b")]
+    bare = Captioner(weights, max_new_tokens=5)(images)
+    told = Captioner(weights, "a photo of", max_new_tokens=5)(images)
+    kept = Captioner(weights, "a photo of", keep_prompt=True, max_new_tokens=5)(images)
     assert told != bare
     assert kept == [f"a photo of {text}".strip() for text in told]
 
@@ -149,10 +149,10 @@ def test_a_resumed_file_equals_an_uninterrupted_one(
     report = caption(folder, path, git, **settings)
     assert path.read_bytes() == whole.read_bytes()
     assert not partial.exists()
-    assert f"captions of {4 if tear else 3} pictures written" in report
+    assert f"captions of {4 if tear else 3} images written" in report
 
 
-def test_own_captions_are_kept_and_new_pictures_added(git: str, folder: Path, tmp_path: Path) -> None:
+def test_own_captions_are_kept_and_new_images_added(git: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     path.write_text('{"image": "b.png", "caption": "by hand"}\n')
     caption(folder, path, git, max_new_tokens=6, device="cpu")
@@ -194,7 +194,7 @@ def test_other_models_are_refused(tmp_path: Path, git: str) -> None:
     with pytest.raises(WeightsError, match=r"no \*\.safetensors"):
         Captioner(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes((Path(git) / "model.safetensors").read_bytes())
-    with pytest.raises(WeightsError, match="describes pictures"):
+    with pytest.raises(WeightsError, match="describes images"):
         Captioner(str(tmp_path))
     with pytest.raises(WeightsError, match=r"tool\.model="):
         Captioner("no/where/at/all")

@@ -26,9 +26,7 @@ def test_all_errors_of_a_broken_folder_are_told(tmp_path: Path) -> None:
     (root / "images/train/001.png").write_text("x")
     (root / "masks/val/001.png").unlink()
     config = {"_target_": FOLDER, "root": str(root), "crop_size": 16}
-    with pytest.raises(
-        DataError, match=r"(?s)2 errors.*train/001.png is no picture.*val/001.png: picture without mask"
-    ):
+    with pytest.raises(DataError, match=r"(?s)2 errors.*train/001.png is no image.*val/001.png: image without mask"):
         check_data(config, output=str(tmp_path / "out"))
     assert "2 errors" in (tmp_path / "out/check_data.txt").read_text()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.visualization.grid import fit, picture_grid, with_legend
+from gate_lightning.visualization.grid import fit, image_grid, with_legend
 
 RED = (255, 0, 0)
 
@@ -27,7 +27,7 @@ def test_labels_keep_hard_edges_and_photographs_do_not(smooth: bool) -> None:
 
 def test_grid_places_rows_and_columns_and_leaves_holes() -> None:
     first, second = np.full((8, 8, 3), 10, np.uint8), np.full((8, 8, 3), 90, np.uint8)
-    grid = picture_grid([[first, second], [None, first]], ["a", "b"], ["one", "two"], tile_height=50)
+    grid = image_grid([[first, second], [None, first]], ["a", "b"], ["one", "two"], tile_height=50)
     rows, columns = np.nonzero((grid == 90).all(axis=2))
     assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (50, 50)
     assert columns.min() == 6 + 50 + 6
@@ -40,24 +40,24 @@ def test_grid_places_rows_and_columns_and_leaves_holes() -> None:
 
 def test_titles_are_written_and_long_ones_broken() -> None:
     tile = np.full((8, 8, 3), 200, np.uint8)
-    short = picture_grid([[tile]], ["a"], tile_height=60)
-    broken = picture_grid([[tile]], ["all: up-level1-upsampler-out"], tile_height=60)
+    short = image_grid([[tile]], ["a"], tile_height=60)
+    broken = image_grid([[tile]], ["all: up-level1-upsampler-out"], tile_height=60)
     assert broken.shape[0] > short.shape[0] + 15
     assert broken.shape[1] == short.shape[1] == 60 + 12
     assert (short < 100).any()
 
 
 def test_legend_shows_every_colour_and_wraps() -> None:
-    picture = np.full((20, 200, 3), 255, np.uint8)
+    image = np.full((20, 200, 3), 255, np.uint8)
     entries = [(f"class number {i}", (i * 20, 5, 5)) for i in range(8)]
-    legend = with_legend(picture, entries)
+    legend = with_legend(image, entries)
     assert legend.shape[1] == 200
     assert legend.shape[0] > 20 + 4 * 22
     for _, colour in entries:
         assert (legend == colour).all(axis=2).sum() >= 100
-    assert with_legend(picture, []) is picture
+    assert with_legend(image, []) is image
 
 
-def test_rows_have_as_many_pictures_as_titles() -> None:
+def test_rows_have_as_many_images_as_titles() -> None:
     with pytest.raises(ConfigError, match="titles"):
-        picture_grid([[None]], ["a", "b"])
+        image_grid([[None]], ["a", "b"])

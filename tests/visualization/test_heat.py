@@ -9,10 +9,10 @@ from gate_lightning.visualization.heat import heat_map
 
 def test_the_larger_the_brighter_up_to_the_highest() -> None:
     values = np.array([[0.0, 0.1, 0.2], [0.35, 0.5, 3.0]])
-    picture = heat_map(values, 0.5)
-    assert picture.shape == (2, 3, 3)
-    assert picture.dtype == np.uint8
-    brightness = picture.astype(int).sum(axis=2).ravel()
+    image = heat_map(values, 0.5)
+    assert image.shape == (2, 3, 3)
+    assert image.dtype == np.uint8
+    brightness = image.astype(int).sum(axis=2).ravel()
     assert (np.diff(brightness[:5]) > 0).all()
     assert brightness[4] == brightness[5]
     assert brightness[0] < 30

@@ -22,10 +22,10 @@ LABELS = np.array([[0, 1, 2], [2, 1, 255]])
 
 
 def test_every_pixel_has_the_colour_of_its_class() -> None:
-    picture = colorize(LABELS, PALETTE, ignore_index=255)
+    image = colorize(LABELS, PALETTE, ignore_index=255)
     for y, x in np.ndindex(2, 3):
         label = LABELS[y, x]
-        assert tuple(picture[y, x]) == (IGNORED_COLOUR if label == 255 else PALETTE[label])
+        assert tuple(image[y, x]) == (IGNORED_COLOUR if label == 255 else PALETTE[label])
 
 
 @pytest.mark.parametrize("labels", [np.array([[3]]), np.array([[-1]]), np.array([[255]])])
@@ -60,11 +60,11 @@ def test_overlay_mixes_and_leaves_ignored_pixels() -> None:
 def test_error_map_is_red_exactly_where_the_prediction_is_wrong_and_judged() -> None:
     image = np.full((2, 3, 3), 100, np.uint8)
     prediction = np.array([[0, 0, 2], [2, 1, 1]])
-    picture = error_map(image, prediction, LABELS, ignore_index=255)
-    wrong = (picture == WRONG_COLOUR).all(axis=2)
+    image = error_map(image, prediction, LABELS, ignore_index=255)
+    wrong = (image == WRONG_COLOUR).all(axis=2)
     assert wrong.tolist() == [[False, True, False], [False, False, False]]
-    assert tuple(picture[1, 2]) == IGNORED_COLOUR
-    assert len(set(picture[0, 0].tolist())) == 1
+    assert tuple(image[1, 2]) == IGNORED_COLOUR
+    assert len(set(image[0, 0].tolist())) == 1
 
 
 def test_sizes_have_to_fit() -> None:
@@ -83,15 +83,15 @@ def test_legend_lists_what_occurs_by_area() -> None:
 def test_mask_file_holds_indices_and_shows_colours(tmp_path: Path) -> None:
     path = tmp_path / "new" / "mask.png"
     write_mask(path, LABELS, PALETTE)
-    picture = Image.open(path)
-    assert picture.mode == "P"
-    assert np.array_equal(np.asarray(picture), LABELS)
-    assert picture.convert("RGB").getpixel((1, 0)) == PALETTE[1]
+    image = Image.open(path)
+    assert image.mode == "P"
+    assert np.array_equal(np.asarray(image), LABELS)
+    assert image.convert("RGB").getpixel((1, 0)) == PALETTE[1]
     with pytest.raises(ConfigError, match="8-bit"):
         write_mask(path, LABELS + 1, PALETTE)
 
 
-def test_prediction_writes_mask_and_overlay_under_the_pictures_name(tmp_path: Path) -> None:
+def test_prediction_writes_mask_and_overlay_under_the_images_name(tmp_path: Path) -> None:
     image = np.full((2, 3, 3), 100, np.uint8)
     labels = np.array([[0, 1, 2], [2, 1, 0]])
     write_prediction(tmp_path, "sub/x", image, labels, PALETTE, ("a", "b", "c"))

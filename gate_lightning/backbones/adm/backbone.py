@@ -31,13 +31,13 @@ _LEARNED_VARIANCE = 6  # the first three channels are the noise, the others the 
 
 
 class ADMBackbone(Backbone):
-    """A U-Net that denoises pictures themselves, frozen.
+    """A U-Net that denoises images themselves, frozen.
 
-    Latents are the pictures in [-1, 1]; there is no text and nothing that steers. Convolutions and attention take any
+    Latents are the images in [-1, 1]; there is no text and nothing that steers. Convolutions and attention take any
     size that can be halved as often as the network does.
 
     Args:
-        unet: without conditions, over RGB pictures; the prediction has 3 channels, or 6 with a learned variance.
+        unet: without conditions, over RGB images; the prediction has 3 channels, or 6 with a learned variance.
         schedule: the noise schedule's config: betas, number of timesteps, prediction type.
         identity: which weights these are.
 
@@ -82,12 +82,12 @@ class ADMBackbone(Backbone):
         return {**super().description, **settings}
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The pictures themselves, without spread."""
+        """The images themselves, without spread."""
         images = images.to(self.dtype)
         return images, torch.zeros_like(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The latents: they are pictures."""
+        """The latents: they are images."""
         return latents
 
     def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
@@ -113,7 +113,7 @@ class ADMBackbone(Backbone):
 
 
 def check_unconditional(config: Mapping[str, Any]) -> None:
-    """Raise WeightsError unless a ``UNet2DModel`` of this config denoises RGB pictures, told a timestep alone."""
+    """Raise WeightsError unless a ``UNet2DModel`` of this config denoises RGB images, told a timestep alone."""
     wrong = []
     if config.get("in_channels", 3) != _RGB:
         wrong.append(f"it reads {config['in_channels']} channels (expected 3)")
@@ -124,8 +124,8 @@ def check_unconditional(config: Mapping[str, Any]) -> None:
     if config.get("time_embedding_type", "positional") != "positional":
         wrong.append(f"its time embedding is {config['time_embedding_type']} (expected positional, as DDPM's)")
     if config.get("center_input_sample"):
-        wrong.append("it reads pictures in [0, 1]")
+        wrong.append("it reads images in [0, 1]")
     if config.get("sample_size") is None:
-        wrong.append("its config has no sample_size, the side of the pictures it was trained on")
+        wrong.append("its config has no sample_size, the side of the images it was trained on")
     if wrong:
         raise WeightsError(f"no unconditional pixel-space diffusion model: {'; '.join(wrong)}")

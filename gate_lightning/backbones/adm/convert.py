@@ -1,6 +1,6 @@
 """guided-diffusion (ADM) checkpoints as diffusers' ``UNet2DModel``: the same function, under other names.
 
-The architecture is read off the tensors, but for two things that leave no trace in them: the size of the pictures it
+The architecture is read off the tensors, but for two things that leave no trace in them: the size of the images it
 was trained on, and the channels of an attention head. Facts: guided-diffusion's network, and the flags in its README.
 
 What differs besides names:
@@ -55,10 +55,10 @@ class ADMArchitecture:
         attention: which levels have attention.
         res_blocks: residual blocks of a level on the way down; one more on the way up.
         head_channels: channels of an attention head.
-        in_channels, out_channels: of the pictures and of the prediction (6: with a learned variance).
+        in_channels, out_channels: of the images and of the prediction (6: with a learned variance).
         scale_shift: the time embedding scales and shifts, else it is added.
         residual_resampling: sizes change in residual blocks, else in plain convolutions.
-        image_size: side in pixels of the pictures it was trained on.
+        image_size: side in pixels of the images it was trained on.
     """
 
     channels: tuple[int, ...]
@@ -115,7 +115,7 @@ def adm_unet(state: State, head_channels: int = 64, image_size: int = 256) -> UN
     Args:
         state: as guided-diffusion saves it.
         head_channels: channels of an attention head (its ``num_head_channels``).
-        image_size: side in pixels of the pictures it was trained on.
+        image_size: side in pixels of the images it was trained on.
 
     Raises:
         WeightsError: another kind of state dict; the message says which, or lists the keys that do not fit.
@@ -250,7 +250,7 @@ def _get(state: State, key: str) -> Tensor:
 
 
 def _refuse_others(state: State) -> None:
-    """Raise WeightsError unless these are the keys of an unconditional guided-diffusion U-Net over RGB pictures."""
+    """Raise WeightsError unless these are the keys of an unconditional guided-diffusion U-Net over RGB images."""
     if not any(key.startswith("output_blocks.") for key in state):
         raise WeightsError(
             f"no guided-diffusion U-Net: none of its {len(state)} keys starts with output_blocks. "
@@ -263,4 +263,4 @@ def _refuse_others(state: State) -> None:
         )
     channels = _get(state, "input_blocks.0.0.weight").shape[1]
     if channels != 3:
-        raise WeightsError(f"the model reads {channels} channels (6: an upsampler); expected 3, an RGB picture")
+        raise WeightsError(f"the model reads {channels} channels (6: an upsampler); expected 3, an RGB image")

@@ -66,7 +66,7 @@ def load_adm_backbone(
             ``num_head_channels``. Not read for diffusers folders, which tell it.
         architecture, seed: what ``weights=random`` builds, of ADM_ARCHITECTURES.
         offline: never ask the network.
-        native_size: side in pixels of the pictures the model was trained on. Data sets take their crop size from this
+        native_size: side in pixels of the images the model was trained on. Data sets take their crop size from this
             setting. A checkpoint does not tell it; of a folder it must be the weights' own.
 
     Raises:
@@ -121,7 +121,7 @@ def _from_folder(folder: Path, name: str, revision: str, native_size: int) -> AD
     check_unconditional(config)  # before gigabytes are read
     if native_size != config["sample_size"]:
         raise ConfigError(
-            f"backbone.native_size={native_size}, but {name} was trained on pictures of {config['sample_size']} px; "
+            f"backbone.native_size={native_size}, but {name} was trained on images of {config['sample_size']} px; "
             f"set backbone.native_size={config['sample_size']}"
         )
     unet = open_part(UNet2DModel, part, torch.float32)

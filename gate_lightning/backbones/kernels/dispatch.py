@@ -142,12 +142,12 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *others: Any, **named:
     # products with 48 columns take less time than with 40
     values = F.pad(value, (0, -width % _COLUMNS)).contiguous()
     queries, keys = (query * scale).contiguous(), key.transpose(2, 3).contiguous()
-    for picture in range(query.shape[0]):
+    for image in range(query.shape[0]):
         for head in range(query.shape[1]):
-            blocks = queries[picture, head].split(_QUERIES)
-            scores = (torch.mm(block, keys[picture, head]).softmax(dim=-1) for block in blocks)
-            results = [torch.mm(weights, values[picture, head]) for weights in scores]
-            output[picture, head] = torch.cat(results)[:, :width]
+            blocks = queries[image, head].split(_QUERIES)
+            scores = (torch.mm(block, keys[image, head]).softmax(dim=-1) for block in blocks)
+            results = [torch.mm(weights, values[image, head]) for weights in scores]
+            output[image, head] = torch.cat(results)[:, :width]
     return output
 
 

@@ -31,7 +31,7 @@ _KEPT, _BLOCK, _BLOCK_TILES = 2**19, 2**18, 256
 def winograd_conv2d(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 3 × 3 convolution of stride 1 and padding 1: (B, C, H, W) → (B, O, H, W) in channels_last.
 
-    Every picture's result is independent of the others, up to how matrix products of other sizes round.
+    Every image's result is independent of the others, up to how matrix products of other sizes round.
 
     Args:
         inputs: float32; channels_last spares a copy.
@@ -45,18 +45,18 @@ def winograd_conv2d(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     tiled = output.view(count, high, 4, wide, 4, len(weight))
     kept = [_transform_weight(weight)] if weight[:, :, 0, 0].numel() <= _KEPT else []
     tiles = max(_MIN_TILES, _STEP // max(channels, len(weight))) if kept else _BLOCK_TILES
-    pictures, rows = max(1, tiles // (high * wide)), max(1, min(high, tiles // wide))
+    images, rows = max(1, tiles // (high * wide)), max(1, min(high, tiles // wide))
     kernels = len(weight) if kept else max(1, _BLOCK // channels)
-    for start, row in product(range(0, count, pictures), range(0, high, rows)):
+    for start, row in product(range(0, count, images), range(0, high, rows)):
         end = min(high, row + rows)
         top = max(0, 4 * row - 1)
-        part = maps[start : start + pictures, top : 4 * end + 1]
+        part = maps[start : start + images, top : 4 * end + 1]
         above = int(row == 0)
         below = 4 * (end - row) + 2 - above - part.shape[1]
         planes = _planes(F.pad(part, (0, 0, 1, 4 * wide + 1 - width, above, below)), end - row, wide)
         for first in range(0, len(weight), kernels):
             own = slice(first, first + kernels)
-            results = tiled[start : start + pictures, row:end, ..., own]
+            results = tiled[start : start + images, row:end, ..., own]
             _fill(results, planes, kept[0] if kept else _transform_weight(weight[own]))
             if bias is not None:
                 results.add_(bias[own])

@@ -160,7 +160,7 @@ def build_random_backbone(
         architecture: "tiny", "sd15", "sd21" or "sdxl" (2.6 billion parameters in the U-Net alone).
         seed: of the weights.
         controlnet: add a ControlNet named "canny" whose zero convolutions are random too, so that it does something.
-        size_conditions: what an SDXL model is told about pictures.
+        size_conditions: what an SDXL model is told about images.
     """
     if architecture not in ARCHITECTURES:
         raise ConfigError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")

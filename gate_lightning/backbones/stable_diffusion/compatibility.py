@@ -74,7 +74,7 @@ def check_controlnet(
     wrong = [f"{key} {other[key]} (U-Net: {own[key]})" for key in keys if _plain(own[key]) != _plain(other[key])]
     stride = 2 ** (len(other["conditioning_embedding_out_channels"]) - 1)
     if stride != latent_stride:
-        wrong.append(f"control pictures reduced by {stride} (latents: {latent_stride})")
+        wrong.append(f"control images reduced by {stride} (latents: {latent_stride})")
     if wrong:
         raise WeightsError(
             f"ControlNet {name!r} is made for another architecture than {backbone}: {', '.join(wrong)}. "

@@ -10,7 +10,7 @@ transformer behind it):
 * ``mid``, ``us1`` …: CleanDIFT's maps. ``mid`` is the output of the middle block. ``us`` counts the residual blocks of
   the whole up stage from 1 and stands for the output after block, transformer, and, behind a level's last block, the
   upsampler. With three blocks a level us3, us6, us9 are up_blocks 0, 1, 2, and us10 is the first of the last level:
-  channels 1280 × 6, 640 × 3, 320 and sides 1/64 × 2, 1/32 × 3, 1/16 × 3, 1/8 × 2 of the picture's in us1 … us10,
+  channels 1280 × 6, 640 × 3, 320 and sides 1/64 × 2, 1/32 × 3, 1/16 × 3, 1/8 × 2 of the image's in us1 … us10,
   as published.
 * ``fine0`` …: the layers of DIFT's sweep (its appendix): the same blocks and the upsamplers, each counted for itself.
 * ``attn``: GATE's attention feature, ``attn-up-cross``.
@@ -78,18 +78,18 @@ def averaged_attention(layers: Layers, tokens: int, latent_stride: int) -> dict[
     """Attention averaged over heads and over the layers of a place, by size: layer id → LayerSpec.
 
     ``attn-{down,mid,up}-{cross,self}`` is what the released code keeps: maps between 1/2 and 1/4 of the latents' side
-    (1/16 and 1/32 of the picture's for Stable Diffusion), one mean for each size, each resized (nearest) to the
+    (1/16 and 1/32 of the image's for Stable Diffusion), one mean for each size, each resized (nearest) to the
     latents' size, concatenated in the order in which the network computes the sizes: 32 then 16 pixels per position on
     the way up, the other way round on the way down. ``attn-up-cross-stride8-32`` keeps 8 to 32 pixels per position
     instead, ``attn-up-cross-stride8`` one size; every range that occurs is there.
 
     A cross map has one channel per prompt token (more where a prompt is longer than ``tokens``), a self map one per
-    position attended to, so its channels depend on the picture's size.
+    position attended to, so its channels depend on the image's size.
 
     Args:
         layers: table as ``unet_layers`` makes it.
         tokens: of a prompt.
-        latent_stride: pixels of the picture per position of the latents.
+        latent_stride: pixels of the image per position of the latents.
     """
     averaged = {}
     for place in ("down", "mid", "up"):

@@ -25,12 +25,12 @@ def unet_layers(unet: UNet2DConditionModel, latent_stride: int) -> dict[str, Lay
 
     Args:
         unet: any ``UNet2DConditionModel``: the table follows its blocks, whatever their number and depth.
-        latent_stride: pixels of the picture per position of the latents.
+        latent_stride: pixels of the image per position of the latents.
     """
-    return dict(_walk(unet, latent_stride))
+    return dict(_trajectory(unet, latent_stride))
 
 
-def _walk(unet: UNet2DConditionModel, stride: int) -> Iterator[Entry]:
+def _trajectory(unet: UNet2DConditionModel, stride: int) -> Iterator[Entry]:
     yield "unet-in", LayerSpec("conv_in", "input", unet.conv_in.in_channels, stride)
     yield "unet-after-conv-in", LayerSpec("conv_in", "output", unet.conv_in.out_channels, stride)
     for level, block in enumerate(unet.down_blocks):

@@ -71,7 +71,7 @@ def load_unet_backbone(
         controlnets: name → folder or hub id, or None for none. Loaded when a branch first asks for the name.
         architecture, seed: what ``weights=random`` builds.
         offline: never ask the network.
-        native_size: side in pixels of the pictures the model was trained on. Data sets take their crop size from this
+        native_size: side in pixels of the images the model was trained on. Data sets take their crop size from this
             setting, so it must be the weights' own; None does not check.
         long_prompts: what happens to prompts that the text encoder cannot read at once: "windows", "released" or "cut",
             see ``clip_text``.
@@ -79,7 +79,7 @@ def load_unet_backbone(
             released model, from the hub or its cache.
         prediction_type: of a single-file checkpoint, which does not tell it: "epsilon", "v_prediction" or "sample".
             None: that of the released models; Stable Diffusion 2.x has two and must be told.
-        size_conditions: what an SDXL model is told about pictures: settings of ``sdxl.SizeConditions``.
+        size_conditions: what an SDXL model is told about images: settings of ``sdxl.SizeConditions``.
 
     Raises:
         ConfigError: settings that do not go together, or not with these weights.
@@ -103,7 +103,7 @@ def load_unet_backbone(
         log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
     if weights != "random" and native_size is not None and native_size != backbone.native_size:
         raise ConfigError(
-            f"backbone.native_size={native_size}, but {weights} was trained on pictures of {backbone.native_size} px; "
+            f"backbone.native_size={native_size}, but {weights} was trained on images of {backbone.native_size} px; "
             f"set backbone.native_size={backbone.native_size}"
         )
     backbone.controlnet_sources.update({name: source for name, source in (controlnets or {}).items() if source})

@@ -1,7 +1,7 @@
-"""Stable Diffusion XL and models of its architecture (Playground v2): two text encoders, picture sizes as conditions.
+"""Stable Diffusion XL and models of its architecture (Playground v2): two text encoders, image sizes as conditions.
 
 What differs from Stable Diffusion 1.x and 2.x: the prompt is what both text encoders say in their last but one layer,
-side by side; the second one's pooled, projected vector and six numbers about the picture are added to the time
+side by side; the second one's pooled, projected vector and six numbers about the image are added to the time
 embedding (Podell et al. 2023, §2.2: original size, crop, target size); the autoencoder overflows in half precision.
 """
 
@@ -28,12 +28,12 @@ __all__ = ["SDXLBackbone", "SizeConditions"]
 
 @dataclass(frozen=True)
 class SizeConditions:
-    """What the model is told about the picture, in pixels. As the released GATE code has it where nothing is set.
+    """What the model is told about the image, in pixels. As the released GATE code has it where nothing is set.
 
     Args:
-        original_size: (height, width) of the picture before it was resized; None: as it is.
-        crop: (top, left) corner of the crop in the resized picture.
-        target_size: (height, width) of the picture to make; None: as it is. Not told to models with a score.
+        original_size: (height, width) of the image before it was resized; None: as it is.
+        crop: (top, left) corner of the crop in the resized image.
+        target_size: (height, width) of the image to make; None: as it is. Not told to models with a score.
         aesthetic_score: about 1 to 10, told to models made for it instead of the target size.
 
     Raises:
@@ -58,7 +58,7 @@ class SizeConditions:
             raise ConfigError(f"backbone.size_conditions.aesthetic_score={self.aesthetic_score!r}: expected a number")
 
     def numbers(self, height: int, width: int, with_score: bool) -> tuple[float, ...]:
-        """The numbers for a picture of that size, in the order in which the model is told them."""
+        """The numbers for an image of that size, in the order in which the model is told them."""
         last = (self.aesthetic_score,) if with_score else self.target_size or (height, width)
         return (*(self.original_size or (height, width)), *self.crop, *last)
 
@@ -70,7 +70,7 @@ class SDXLBackbone(UNetBackbone):
         unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2: the parts of its pipeline. The autoencoder
             keeps its floating-point type, whatever the rest is converted to, if its config says ``force_upcast``.
         schedule, identity: see UNetBackbone.
-        size_conditions: what the model is told about pictures.
+        size_conditions: what the model is told about images.
 
     Raises:
         WeightsError: parts that do not belong together.
@@ -149,7 +149,7 @@ class SDXLBackbone(UNetBackbone):
 
     @property
     def description(self) -> dict[str, object]:
-        """Weights, ControlNets, adapters and what is told about pictures, JSON-able."""
+        """Weights, ControlNets, adapters and what is told about images, JSON-able."""
         return {**super().description, "size_conditions": asdict(self.size_conditions)}
 
     def _added_conditions(self, latents: Tensor, prompt_embeds: PromptEmbeds) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ class UNetBackbone(Backbone):
         self.max_tokens = min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
         self.derived = averaged_attention(self.layers, self.max_tokens, self.latent_stride)
         if not self.reads_clean:  # else there is no noise for a scheduler to step down from
-            self.derived["vae-out"] = LayerSpec("", "picture", int(vae.config.out_channels), 1)
+            self.derived["vae-out"] = LayerSpec("", "image", int(vae.config.out_channels), 1)
         self.freeze()
 
     def _check(
@@ -126,13 +126,13 @@ class UNetBackbone(Backbone):
         return (mean - self.shift_factor) * self.scaling_factor, std * self.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), about [-1, 1], of scaled latents."""
+        """Images (B, 3, H, W), about [-1, 1], of scaled latents."""
         latents = (latents / self.scaling_factor + self.shift_factor).to(self.vae.dtype)
         decoded: Tensor = self.vae.decode(latents, return_dict=False)[0]
         return decoded.to(self.dtype)
 
-    def picture_after_step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
-        """The picture decoded after one deterministic step to ``timestep - 1`` of the weights' own kind of scheduler.
+    def image_after_step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
+        """The image decoded after one deterministic step to ``timestep - 1`` of the weights' own kind of scheduler.
 
         Euler schedulers step, and leave the latents to be decoded, at signal 1 and noise σ; all others at √ᾱ, √(1-ᾱ).
         """

@@ -1,7 +1,7 @@
 """The embedded tiny latent diffusion model: architectures and folder assembly.
 
 Everything here is an ordinary diffusers/transformers class with small numbers in its config, so the finished folder
-loads with ``StableDiffusionPipeline.from_pretrained`` like any other.  Pictures are 64 x 64, latents 4 x 16 x 16.
+loads with ``StableDiffusionPipeline.from_pretrained`` like any other.  Images are 64 x 64, latents 4 x 16 x 16.
 
 ``layers_per_block=2`` is not the fastest choice, but it gives the U-Net the block structure of Stable Diffusion 1.x and
 with it the same layer ids, which is what makes the model a stand-in for the real one.
@@ -27,8 +27,8 @@ from gate_lightning.backbones.tiny.tokenizer import MAX_TOKENS
 
 log = logging.getLogger(__name__)
 
-PICTURE_SIZE = 64
-"""Side of the pictures in pixels."""
+IMAGE_SIZE = 64
+"""Side of the images in pixels."""
 LATENT_SIZE = 16
 """Side of the latents in pixels."""
 TEXT_WIDTH = 128
@@ -66,7 +66,7 @@ def build_autoencoder() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
-        sample_size=PICTURE_SIZE,
+        sample_size=IMAGE_SIZE,
         mid_block_add_attention=False,
         scaling_factor=SCALING_FACTOR,
     )
@@ -103,8 +103,8 @@ def build_unet(
 def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """ControlNet (2.4 M parameters) that starts as a copy of the U-Net's encoder.
 
-    The picture-to-latent embedding halves the size once per entry after the first: three entries take the 64 px
-    control picture to the 16 px latents. Its last convolution does not start at zero, as it does in diffusers: in
+    The image-to-latent embedding halves the size once per entry after the first: three entries take the 64 px
+    control image to the 16 px latents. Its last convolution does not start at zero, as it does in diffusers: in
     front of zero convolutions, a second zero gets hardly any gradient, and the control is ignored for long.
     """
     controlnet = ControlNetModel.from_unet(

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gate_lightning.callbacks.pace.measuring import ComputingClock, prediction_seconds, synchronize
-from gate_lightning.callbacks.pace.progress import duration, planned_steps
+from gate_lightning.callbacks.pace.progress import planned_steps
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.wrappers.base import WrappedExtractor
+from gate_lightning.utils.units import duration
 
 __all__ = ["CostReport"]
 
@@ -56,7 +57,7 @@ class CostReport(Callback):
     What is measured are steps of the training itself, data loading included, so nothing is run twice and no weight,
     random number or order of data is touched. Validation is judged by one prediction of its first batch.
 
-    Where a cache keeps the features of all pictures, the backbone is needed until all are known: its share of the
+    Where a cache keeps the features of all images, the backbone is needed until all are known: its share of the
     measured time is measured by itself and foretold for that long only. What reading a large cache takes is not known
     before. With several processes, each of which remembers in a memory of its own, nothing is foretold to get cheaper.
 
@@ -115,9 +116,9 @@ class CostReport(Callback):
         computing = self._computing.seconds / max(self._computing.calls, 1)
         rest = (elapsed - self._computing.seconds) / self.measured
         validation, validation_computing = prediction_seconds(trainer, pl_module)
-        # asked after the prediction, which tells a cache in memory how large a picture's features are
+        # asked after the prediction, which tells a cache in memory how large an image's features are
         train_kept, val_kept = _kept(trainer, pl_module, batch)
-        new = max(_batches_of_new_pictures(trainer, batch, self._begun) - self._batches, 0) if train_kept else None
+        new = max(_batches_of_new_images(trainer, batch, self._begun) - self._batches, 0) if train_kept else None
         return _Pace(rest, computing, new, validation, validation_computing if val_kept else 0.0)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, pace: _Pace) -> None:
@@ -168,33 +169,33 @@ class CostReport(Callback):
 
 
 def _kept(trainer: Trainer, pl_module: LightningModule, batch: Any) -> tuple[bool, bool]:
-    """Whether features of all pictures are known after a while: of training, of validation."""
+    """Whether features of all images are known after a while: of training, of validation."""
     extractor = getattr(pl_module, "extractor", None)
     if not isinstance(extractor, WrappedExtractor):
         return False, False
-    train, val = _pictures(trainer.train_dataloader), _pictures(trainer.val_dataloaders)
+    train, val = _images(trainer.train_dataloader), _images(trainer.val_dataloaders)
     conditions = getattr(batch, "conditions", None)
     plain = conditions is not None and not any(conditions.views)  # an augmented view does not come again
     # part of an epoch is another part every time
     whole = plain and trainer.num_training_batches == len(trainer.train_dataloader or ())
-    # every process sees other pictures in every epoch: of what each remembers by itself nothing is sure
+    # every process sees other images in every epoch: of what each remembers by itself nothing is sure
     wanted = train + val if trainer.world_size == 1 else math.inf
     return whole and extractor.keeps(wanted), extractor.keeps(train * plain + val)
 
 
-def _pictures(loader: Any) -> int:
+def _images(loader: Any) -> int:
     return len(loader.dataset) if isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") else 0
 
 
-def _batches_of_new_pictures(trainer: Trainer, batch: Any, begun: int) -> int:
-    """At most so many batches, after the ``begun`` first ones of an epoch, hold a picture that did not come before.
+def _batches_of_new_images(trainer: Trainer, batch: Any, begun: int) -> int:
+    """At most so many batches, after the ``begun`` first ones of an epoch, hold an image that did not come before.
 
-    Pictures of the batches that were not seen come in the next epoch, those that do not fill a batch of an epoch in
+    Images of the batches that were not seen come in the next epoch, those that do not fill a batch of an epoch in
     later ones: each of them in another batch at worst.
     """
     batches, together = int(trainer.num_training_batches), len(batch) * trainer.world_size
     unseen = begun % batches
-    waiting = max(_pictures(trainer.train_dataloader) - batches * together, 0)
+    waiting = max(_images(trainer.train_dataloader) - batches * together, 0)
     return batches - unseen + min(unseen * together, batches) + waiting
 
 

@@ -12,6 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.units import duration
 
 __all__ = ["ProgressLines", "duration", "planned_steps", "progress_bar"]
 
@@ -97,13 +98,3 @@ def planned_steps(trainer: Trainer, pl_module: LightningModule) -> tuple[float, 
     bounds: tuple[float, float] = getattr(pl_module, "steps_bounds", (math.inf, math.inf))
     planned = float(trainer.estimated_stepping_batches)
     return min(bounds[0], planned), min(bounds[1], planned)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,4 +1,4 @@
-"""How many pictures a second training gets through."""
+"""How many images a second training gets through."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Throughput"]
 
 
 class Throughput(Callback):
-    """Logs ``train/pictures_per_second`` of all processes together, every ``trainer.log_every_n_steps`` steps.
+    """Logs ``train/images_per_second`` of all processes together, every ``trainer.log_every_n_steps`` steps.
 
     The mean since the last value: data loading and writing of checkpoints are in it, validation is not, nor is the
     first batch of a run.
@@ -21,7 +21,7 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self._began: float | None = None
         self._paused = 0.0
-        self._pictures = 0
+        self._images = 0
         self._logged_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -34,15 +34,15 @@ class Throughput(Callback):
         """Count a batch; log where it is time."""
         now, step = time.perf_counter(), trainer.global_step
         if self._began is None:
-            self._began, self._pictures = now, 0
+            self._began, self._images = now, 0
             return
-        self._pictures += _pictures(batch)
+        self._images += _images(batch)
         if step == self._logged_step or step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         # logged with the batch, so that it gets into the row of the batch's other metrics
-        pace = trainer.world_size * self._pictures / (now - self._began)
-        pl_module.log("train/pictures_per_second", pace, batch_size=1)
-        self._began, self._pictures, self._logged_step = now, 0, step
+        pace = trainer.world_size * self._images / (now - self._began)
+        pl_module.log("train/images_per_second", pace, batch_size=1)
+        self._began, self._images, self._logged_step = now, 0, step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -54,5 +54,5 @@ class Throughput(Callback):
             self._began += time.perf_counter() - self._paused
 
 
-def _pictures(batch: Any) -> int:
+def _images(batch: Any) -> int:
     return len(next(iter(batch.values())) if isinstance(batch, Mapping) else batch)

@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a picture, a CSV and the worst pairs in words."""
+"""Which classes are taken for which: an image, a CSV and the worst pairs in words."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 
-from gate_lightning.callbacks.reports.dashboards import publish_picture
-from gate_lightning.visualization.charts import confusion_picture
+from gate_lightning.callbacks.reports.dashboards import publish_image
+from gate_lightning.visualization.charts import confusion_image
 
-__all__ = ["ConfusionPicture"]
+__all__ = ["ConfusionImage"]
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 WORST = 3
 
 
-class ConfusionPicture(Callback):
-    """Writes ``pictures/confusion_<split>.png`` and ``confusion_<split>.csv`` after evaluations outside training.
+class ConfusionImage(Callback):
+    """Writes ``images/confusion_<split>.png`` and ``confusion_<split>.csv`` after evaluations outside training.
 
     It reads the task's ``confusion``: split → (K, K) pixels, rows: truth, columns: prediction. The CSV holds these
-    numbers with the classes in its first row and column; the picture and the log hold shares of every row.
+    numbers with the classes in its first row and column; the image and the log hold shares of every row.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,7 +52,7 @@ class ConfusionPicture(Callback):
             writer.writerow(["truth", *classes])
             writer.writerows([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
         title = f"{split}: share of each class's pixels"
-        publish_picture(trainer, f"confusion_{split}", confusion_picture(counts, classes, title))
+        publish_image(trainer, f"confusion_{split}", confusion_image(counts, classes, title))
         pairs = worst_pairs(counts, classes)
         if pairs:
             log.info("most confused in %s: %s", split, "; ".join(pairs))

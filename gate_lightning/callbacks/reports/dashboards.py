@@ -1,4 +1,4 @@
-"""Pictures and tables: files in the run folder, and dashboards where a logger has them."""
+"""Images and tables: files in the run folder, and dashboards where a logger has them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["publish_picture", "publish_table"]
+__all__ = ["publish_image", "publish_table"]
 
 
-def publish_picture(trainer: Trainer, name: str, picture: NDArray[np.uint8], suffix: str = "") -> Path:
-    """Write ``pictures/<name><suffix>.png`` into the run folder; show it on dashboards as ``name``.
+def publish_image(trainer: Trainer, name: str, image: NDArray[np.uint8], suffix: str = "") -> Path:
+    """Write ``images/<name><suffix>.png`` into the run folder; show it on dashboards as ``name``.
 
     Args:
         trainer: its ``default_root_dir`` is the run folder.
-        name: of the picture.
-        picture: (H, W, 3) uint8 RGB.
-        suffix: what tells several pictures of that name apart.
+        name: of the image.
+        image: (H, W, 3) uint8 RGB.
+        suffix: what tells several images of that name apart.
     """
-    path = Path(trainer.default_root_dir) / "pictures" / f"{name}{suffix}.png"
+    path = Path(trainer.default_root_dir) / "images" / f"{name}{suffix}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    Image.fromarray(image).save(path)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(f"pictures/{name}", [picture])
+            logger.log_image(f"images/{name}", [image])
     return path
 
 

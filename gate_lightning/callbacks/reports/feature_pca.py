@@ -12,30 +12,30 @@ from lightning import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gate_lightning.callbacks.reports.dashboards import publish_picture
-from gate_lightning.callbacks.reports.predictions import to_picture
+from gate_lightning.callbacks.reports.dashboards import publish_image
+from gate_lightning.callbacks.reports.predictions import to_image
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.padding import pad_to_multiple
 from gate_lightning.ops.pca import principal_components, to_unit_range
 from gate_lightning.structures import Conditions, Features, SegmentationBatch
-from gate_lightning.visualization.grid import picture_grid
+from gate_lightning.visualization.grid import image_grid
 
-__all__ = ["FeaturePCA", "pca_pictures"]
+__all__ = ["FeaturePCA", "pca_images"]
 
-#: with more columns than this a picture is split by layer
+#: with more columns than this an image is split by layer
 MOST_COLUMNS = 11
 
 
 class FeaturePCA(Callback):
     """Draws the first three principal components of every branch's and layer's features as red, green and blue.
 
-    Rows are validation pictures, columns the picture, then branch by branch for each layer. The axes and limits of a
-    layer are shared by all branches and pictures, so equal colours are equal features. Features are frozen, so it
-    is drawn once, after the first validation, as ``pictures/feature_pca.png`` (or one picture per layer where there
+    Rows are validation images, columns the image, then branch by branch for each layer. The axes and limits of a
+    layer are shared by all branches and images, so equal colours are equal features. Features are frozen, so it
+    is drawn once, after the first validation, as ``images/feature_pca.png`` (or one image per layer where there
     are many columns).
 
     Args:
-        count: pictures shown, at least 1.
+        count: images shown, at least 1.
 
     Raises:
         ConfigError: if ``count`` is out of range.
@@ -43,49 +43,49 @@ class FeaturePCA(Callback):
 
     def __init__(self, count: int = 3) -> None:
         if count < 1:
-            raise ConfigError(f"count is {count}; expected at least 1 picture")
+            raise ConfigError(f"count is {count}; expected at least 1 image")
         self.count = count
-        self._pictures: list[tuple[str, Tensor, Conditions]] = []
+        self._images: list[tuple[str, Tensor, Conditions]] = []
         self._drawn = False
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Keep the first pictures."""
-        missing = self.count - len(self._pictures)
+        """Keep the first images."""
+        missing = self.count - len(self._images)
         if self._drawn or missing <= 0 or not trainer.is_global_zero or not isinstance(batch, SegmentationBatch):
             return
         for index in range(min(missing, len(batch))):
             conditions = _one(batch.conditions, index)
-            self._pictures.append((conditions.sample_ids[0], batch.images[index : index + 1], conditions))
+            self._images.append((conditions.sample_ids[0], batch.images[index : index + 1], conditions))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, the first time."""
-        if self._drawn or not self._pictures or trainer.sanity_checking:
+        """Draw the features of the first images, once."""
+        if self._drawn or not self._images or trainer.sanity_checking:
             return
         self._drawn = True
         extractor: Any = pl_module.extractor
         multiple: int = extractor.backbone.size_multiple
         features = []
-        for _, image, conditions in self._pictures:
+        for _, image, conditions in self._images:
             controls = {name: pad_to_multiple(c, multiple) for name, c in conditions.control_images.items()}
             features.append(extractor(pad_to_multiple(image, multiple), replace(conditions, control_images=controls)))
-        names = [name for name, _, _ in self._pictures]
-        images = [to_picture(image[0]) for _, image, _ in self._pictures]
-        for suffix, picture in pca_pictures(names, images, features).items():
-            publish_picture(trainer, f"feature_pca{suffix}", picture)
-        self._pictures = []
+        names = [name for name, _, _ in self._images]
+        images = [to_image(image[0]) for _, image, _ in self._images]
+        for suffix, grid in pca_images(names, images, features).items():
+            publish_image(trainer, f"feature_pca{suffix}", grid)
+        self._images = []
 
 
-def pca_pictures(
+def pca_images(
     names: Sequence[str], images: Sequence[NDArray[np.uint8]], features: Sequence[Features]
 ) -> dict[str, NDArray[np.uint8]]:
     """Tables of features as colours.
 
     Args:
-        names: of the pictures.
+        names: of the images.
         images: (H, W, 3) uint8.
-        features: of each picture: branch → layer → (1, C, h, w).
+        features: of each image: branch → layer → (1, C, h, w).
 
     Returns:
         "" → one table; or, where it would be too wide, "_<layer>" → the table of that layer.
@@ -99,9 +99,9 @@ def pca_pictures(
 
 
 def _layer_columns(layer: str, features: Sequence[Features]) -> dict[str, list[NDArray[np.uint8]]]:
-    """Column title → one picture per row, of the branches that read ``layer``."""
+    """Column title → one image per row, of the branches that read ``layer``."""
     branches = [branch for branch, maps in features[0].items() if layer in maps]
-    maps = [picture[branch][layer].float() for branch in branches for picture in features]
+    maps = [image[branch][layer].float() for branch in branches for image in features]
     colours = []
     # branches of different backbones may give one layer id different channels
     for channels in dict.fromkeys(m.shape[1] for m in maps):
@@ -118,11 +118,11 @@ def _table(
 ) -> NDArray[np.uint8]:
     rows = [[image, *(cells[number] for cells in columns.values())] for number, image in enumerate(images)]
     smooth = [True] + [False] * len(columns)
-    return picture_grid(rows, ["picture", *columns], names, tile_height=128, smooth=smooth)
+    return image_grid(rows, ["image", *columns], names, tile_height=128, smooth=smooth)
 
 
 def _one(conditions: Conditions, index: int) -> Conditions:
-    """What belongs to picture ``index`` of a batch."""
+    """What belongs to image ``index`` of a batch."""
     here = slice(index, index + 1)
     return Conditions(
         sample_ids=conditions.sample_ids[here],

@@ -1,4 +1,4 @@
-"""Results picture by picture, the worst ones first."""
+"""Results image by image, the worst ones first."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from gate_lightning.callbacks.gather_rows import of_all_processes
 from gate_lightning.metrics.segmentation import confusion_counts, scores
 from gate_lightning.structures import SegmentationBatch
 
-__all__ = ["PictureTable"]
+__all__ = ["ImageTable"]
 
 log = logging.getLogger(__name__)
 
-#: pictures that the log names
+#: images that the log names
 WORST = 5
-COLUMNS = ("picture", "mIoU", "aAcc", "labelled")
+COLUMNS = ("image", "mIoU", "aAcc", "labelled")
 
 #: sample id, mIoU, aAcc, labelled pixels
 _Row = tuple[str, float, float, int]
 
 
-class PictureTable(Callback):
-    """Writes ``pictures_<split>.csv`` after evaluations outside training, and names the worst pictures in the log.
+class ImageTable(Callback):
+    """Writes ``images_<split>.csv`` after evaluations outside training, and names the worst images in the log.
 
-    Per picture: mIoU over the classes in its mask or prediction, share of pixels called right (fractions), and the
+    Per image: mIoU over the classes in its mask or prediction, share of pixels called right (fractions), and the
     number of labelled pixels; the lowest mIoU first. The mean of the column is not the mIoU of the split, which counts
-    pixels of all pictures together. Pictures without a labelled pixel are left out.
+    pixels of all images together. Images without a labelled pixel are left out.
     """
 
     def __init__(self) -> None:
@@ -49,14 +49,14 @@ class PictureTable(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Count the pictures of a batch."""
+        """Count the images of a batch."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._count(pl_module, outputs, batch)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Count the pictures of a batch."""
+        """Count the images of a batch."""
         self._count(pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,11 +83,11 @@ class PictureTable(Callback):
         if not trainer.is_global_zero or not rows:
             return
         rows.sort(key=lambda row: (row[1], row[0]))
-        path = Path(trainer.default_root_dir) / f"pictures_{split}.csv"
+        path = Path(trainer.default_root_dir) / f"images_{split}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(rows)
         worst = ", ".join(f"{name} {100 * miou:.1f}" for name, miou, *_ in rows[:WORST])
-        log.info("pictures of %s with the lowest mIoU: %s (all: %s)", split, worst, path)
+        log.info("images of %s with the lowest mIoU: %s (all: %s)", split, worst, path)

@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the truth."""
+"""Images of predictions beside the truth."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gate_lightning.callbacks.reports.dashboards import publish_picture
+from gate_lightning.callbacks.reports.dashboards import publish_image
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import SegmentationBatch
-from gate_lightning.visualization.grid import picture_grid
+from gate_lightning.visualization.grid import image_grid
 from gate_lightning.visualization.overlay import error_map, legend_entries
 from gate_lightning.visualization.palette import colorize
 
-__all__ = ["PredictionPictures", "to_picture"]
+__all__ = ["PredictionImages", "to_image"]
 
-COLUMNS = ("picture", "ground truth", "prediction", "errors (red)")
+COLUMNS = ("image", "ground truth", "prediction", "errors (red)")
 
-#: name, picture, truth, prediction
+#: name, image, truth, prediction
 _Row = tuple[str, NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
 
 
-class PredictionPictures(Callback):
-    """Draws the first pictures of a split after its evaluation: picture, truth, prediction, errors.
+class PredictionImages(Callback):
+    """Draws the first images of a split after its evaluation: image, truth, prediction, errors.
 
-    In training they are ``pictures/predictions_step<step>.png``, else ``pictures/predictions_<split>.png``.
+    In training they are ``images/predictions_step<step>.png``, else ``images/predictions_<split>.png``.
 
     Args:
-        count: pictures shown, at least 1. The first process shows its own.
+        count: images shown, at least 1. The first process shows its own.
         every_n_validations: draw after every n-th validation of the training, at least 1.
 
     Raises:
@@ -49,17 +49,17 @@ class PredictionPictures(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Keep the first pictures."""
+        """Keep the first images."""
         self._collect(trainer, outputs, batch)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Keep the first pictures."""
+        """Keep the first images."""
         self._collect(trainer, outputs, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, if it is this validation's turn."""
+        """SampleRequest, if it is this validation's turn."""
         training = trainer.state.fn == TrainerFn.FITTING
         drawn = not training or self._validations % self.every_n_validations == 0
         if training and not trainer.sanity_checking:
@@ -80,37 +80,44 @@ class PredictionPictures(Callback):
         entries = zip(batch.conditions.sample_ids, batch.images, batch.masks, outputs, strict=True)
         for name, image, mask, labels in list(entries)[:missing]:
             truth = mask.cpu().numpy()
-            self._rows.append((name, _sized(to_picture(image), truth.shape), truth, labels.cpu().numpy()))
+            self._rows.append((name, _sized(to_image(image), truth.shape), truth, labels.cpu().numpy()))
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule, suffix: str) -> None:
         if not self._rows:
             return
         protocol: Any = pl_module.protocol
-        palette, void = protocol.palette, protocol.ignore_index
+        palette, ignored = protocol.palette, protocol.ignore_index
         rows = [
-            [image, colorize(truth, palette, void), colorize(labels, palette), error_map(image, labels, truth, void)]
+            [
+                image,
+                colorize(truth, palette, ignored),
+                colorize(labels, palette),
+                error_map(image, labels, truth, ignored),
+            ]
             for _, image, truth, labels in self._rows
         ]
-        maps = [labels for _, _, truth, labels in self._rows] + [truth[truth != void] for _, _, truth, _ in self._rows]
-        picture = picture_grid(
+        maps = [labels for _, _, truth, labels in self._rows] + [
+            truth[truth != ignored] for _, _, truth, _ in self._rows
+        ]
+        image = image_grid(
             rows,
             COLUMNS,
             [name for name, *_ in self._rows],
             legend_entries(maps, protocol.classes, palette),
             smooth=(True, False, False, False),
         )
-        publish_picture(trainer, "predictions", picture, suffix)
+        publish_image(trainer, "predictions", image, suffix)
 
 
-def to_picture(image: Tensor) -> NDArray[np.uint8]:
+def to_image(image: Tensor) -> NDArray[np.uint8]:
     """(3, H, W) in [-1, 1] → (H, W, 3) uint8."""
     scaled = (image.detach().float().clamp(-1, 1) + 1) * 127.5
-    picture: NDArray[np.uint8] = scaled.round().byte().permute(1, 2, 0).cpu().numpy()
-    return picture
+    array: NDArray[np.uint8] = scaled.round().byte().permute(1, 2, 0).cpu().numpy()
+    return array
 
 
-def _sized(picture: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The picture at the size of its mask, which evaluation leaves at that of the file."""
-    if picture.shape[:2] == size:
-        return picture
-    return cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+def _sized(image: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The image at the size of its mask, which evaluation leaves at that of the file."""
+    if image.shape[:2] == size:
+        return image
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Predictions as a benchmark's server takes them: one PNG per picture, with the server's numbers for the classes."""
+"""Predictions as a benchmark's server takes them: one PNG per image, with the server's numbers for the classes."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ log = logging.getLogger(__name__)
 
 
 class SubmissionWriter(Callback):
-    """Writes what ``trainer.predict`` finds into one folder, named like the pictures, 8 bit, one channel.
+    """Writes what ``trainer.predict`` finds into one folder, named like the images, 8 bit, one channel.
 
     Args:
         folder: for the files; created. Everything in it belongs to the submission, so that it can be zipped.
         values: file value of every class (``DatasetProtocol.submission``).
-        pictures: all files that will be predicted.
+        images: all files that will be predicted.
 
     Raises:
         ConfigError: no values: the data set has no server.
-        DataError: two pictures of one name, or the folder holds files of something else.
+        DataError: two images of one name, or the folder holds files of something else.
     """
 
-    def __init__(self, folder: Path, values: Sequence[int], pictures: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, values: Sequence[int], images: Sequence[Path]) -> None:
         if not values:
-            raise ConfigError("this data set has no submission format; use input=<pictures> for masks and overlays")
+            raise ConfigError("this data set has no submission format; use input=<images> for masks and overlays")
         self.folder, self.table = folder, np.array(values, dtype=np.uint8)
-        names = Counter(f"{path.stem}.png" for path in pictures)
+        names = Counter(f"{path.stem}.png" for path in images)
         twice = [name for name, count in names.items() if count > 1]
         if twice:
-            raise DataError(f"two pictures would both be written to {twice[0]}; a submission has one folder")
+            raise DataError(f"two images would both be written to {twice[0]}; a submission has one folder")
         folder.mkdir(parents=True, exist_ok=True)
         # a hidden file is half a PNG of a run that was killed, and will be written again
         strange = sorted(p.name for p in folder.iterdir() if p.name not in names and not p.name.startswith("."))
@@ -52,7 +52,7 @@ class SubmissionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Write the label maps (B, H, W) of a batch of picture files."""
+        """Write the label maps (B, H, W) of a batch of image files."""
         for labels, path in zip(outputs, batch.paths, strict=True):
             target = self.folder / f"{Path(path).stem}.png"
             partial = target.with_name(f".{target.name}.part")

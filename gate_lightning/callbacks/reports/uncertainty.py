@@ -1,4 +1,4 @@
-"""How unsure an ensemble is: pixel by pixel as pictures, picture by picture as a table."""
+"""How unsure an ensemble is: pixel by pixel as images, image by image as a table."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gate_lightning.callbacks.gather_rows import of_all_processes
-from gate_lightning.callbacks.reports.dashboards import publish_picture
-from gate_lightning.callbacks.reports.predictions import to_picture
+from gate_lightning.callbacks.reports.dashboards import publish_image
+from gate_lightning.callbacks.reports.predictions import to_image
 from gate_lightning.errors import ConfigError
 from gate_lightning.metrics.segmentation import confusion_counts, scores
-from gate_lightning.pixel_classifiers.votes import picture_uncertainty
+from gate_lightning.pixel_classifiers.votes import image_uncertainty
 from gate_lightning.structures import SegmentationBatch
-from gate_lightning.visualization.grid import picture_grid
+from gate_lightning.visualization.grid import image_grid
 from gate_lightning.visualization.heat import heat_map
 from gate_lightning.visualization.overlay import error_map, legend_entries
 from gate_lightning.visualization.palette import colorize
 
-__all__ = ["UncertaintyPictures", "UncertaintyTable"]
+__all__ = ["UncertaintyImages", "UncertaintyTable"]
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 _Row = tuple[str, float, float, float]
 
 
-class UncertaintyPictures(Callback):
-    """Draws ``pictures/uncertainty_test.png``: picture, truth, prediction, disagreement of the members, errors.
+class UncertaintyImages(Callback):
+    """Draws ``images/uncertainty_test.png``: image, truth, prediction, disagreement of the members, errors.
 
-    Of the disagreement black is none; the brightest colour is the largest of all pictures drawn, which the title of the
+    Of the disagreement black is none; the brightest colour is the largest of all images drawn, which the title of the
     column says in nats. It reads the task's ``uncertainty`` (B, H, W) after every test batch.
 
     Args:
-        count: pictures shown, at least 1; the first ones of the split.
+        count: images shown, at least 1; the first ones of the split.
 
     Raises:
         ConfigError: if ``count`` is out of range.
@@ -48,7 +48,7 @@ class UncertaintyPictures(Callback):
 
     def __init__(self, count: int = 6) -> None:
         if count < 1:
-            raise ConfigError(f"count is {count}; expected at least 1 picture")
+            raise ConfigError(f"count is {count}; expected at least 1 image")
         self.count = count
         self._rows: list[tuple[str, NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
 
@@ -59,7 +59,7 @@ class UncertaintyPictures(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Keep the first pictures."""
+        """Keep the first images."""
         missing = self.count - len(self._rows)
         uncertainty: Tensor | None = pl_module.uncertainty  # type: ignore[assignment]
         if missing <= 0 or uncertainty is None or not trainer.is_global_zero:
@@ -68,9 +68,9 @@ class UncertaintyPictures(Callback):
         entries = zip(batch.conditions.sample_ids, batch.images, batch.masks, outputs, uncertainty, strict=True)
         for name, image, mask, labels, unsure in list(entries)[:missing]:
             size = (mask.shape[1], mask.shape[0])
-            picture = cv2.resize(to_picture(image), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+            image = cv2.resize(to_image(image), size, interpolation=cv2.INTER_AREA).astype(np.uint8)
             values = (mask.cpu().numpy(), labels.cpu().numpy(), unsure.float().cpu().numpy())
-            self._rows.append((name, picture, *values))
+            self._rows.append((name, image, *values))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
@@ -78,31 +78,31 @@ class UncertaintyPictures(Callback):
         if not rows:
             return
         protocol: Any = pl_module.protocol
-        palette, void = protocol.palette, protocol.ignore_index
+        palette, ignored = protocol.palette, protocol.ignore_index
         largest = max(float(unsure.max()) for *_, unsure in rows)
         highest = largest if largest > 0 else 1.0  # members that all agree, or one alone: black
         cells: list[list[NDArray[np.uint8] | None]] = [
             [
                 image,
-                colorize(truth, palette, void),
+                colorize(truth, palette, ignored),
                 colorize(labels, palette),
                 heat_map(unsure, highest),
-                error_map(image, labels, truth, void),
+                error_map(image, labels, truth, ignored),
             ]
             for _, image, truth, labels, unsure in rows
         ]
-        maps = [labels for _, _, _, labels, _ in rows] + [truth[truth != void] for _, _, truth, _, _ in rows]
+        maps = [labels for _, _, _, labels, _ in rows] + [truth[truth != ignored] for _, _, truth, _, _ in rows]
         legend = legend_entries(maps, protocol.classes, palette)
-        titles = ("picture", "ground truth", "prediction", f"uncertainty 0 … {largest:.2f}", "errors (red)")
+        titles = ("image", "ground truth", "prediction", f"uncertainty 0 … {largest:.2f}", "errors (red)")
         smooth = (True, False, False, False, False)
-        grid = picture_grid(cells, titles, [row[0] for row in rows], legend, smooth=smooth)
-        publish_picture(trainer, "uncertainty", grid, "_test")
+        grid = image_grid(cells, titles, [row[0] for row in rows], legend, smooth=smooth)
+        publish_image(trainer, "uncertainty", grid, "_test")
 
 
 class UncertaintyTable(Callback):
-    """Writes ``uncertainty_test.csv``: the pictures of the split, the most uncertain first.
+    """Writes ``uncertainty_test.csv``: the images of the split, the most uncertain first.
 
-    Per picture its uncertainty (mean of the tenth of the pixels that the members disagree on most, nats) and, where it
+    Per image its uncertainty (mean of the tenth of the pixels that the members disagree on most, nats) and, where it
     has labels, mIoU over the classes in mask or prediction and the share of pixels called right. It reads the task's
     ``uncertainty``.
     """
@@ -117,14 +117,14 @@ class UncertaintyTable(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Measure the pictures of a batch."""
+        """Measure the images of a batch."""
         protocol: Any = pl_module.protocol
         uncertainty: Any = pl_module.uncertainty
         for name, labels, mask, unsure in zip(
             batch.conditions.sample_ids, outputs, batch.masks, uncertainty, strict=True
         ):
             values = scores(confusion_counts(labels, mask, len(protocol.classes), protocol.ignore_index))
-            self._rows.append((name, float(picture_uncertainty(unsure)), float(values["mIoU"]), float(values["aAcc"])))
+            self._rows.append((name, float(image_uncertainty(unsure)), float(values["mIoU"]), float(values["aAcc"])))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the table."""
@@ -136,6 +136,6 @@ class UncertaintyTable(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["picture", "uncertainty", "mIoU", "aAcc"])
+            writer.writerow(["image", "uncertainty", "mIoU", "aAcc"])
             writer.writerows(rows)
-        log.info("most uncertain picture of test: %s, least: %s (all: %s)", rows[0][0], rows[-1][0], path)
+        log.info("most uncertain image of test: %s, least: %s (all: %s)", rows[0][0], rows[-1][0], path)

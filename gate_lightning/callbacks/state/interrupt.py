@@ -89,7 +89,7 @@ class Interrupt(Checkpoint):
         self._release()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Of a broken-off validation nothing counts: Lightning would go on in its middle with the first pictures."""
+        """Of a broken-off validation nothing counts: Lightning would go on in its middle with the first images."""
         if self._broke_off:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = {"total": dict(begun), "current": dict(begun), "is_last_batch": False}

@@ -15,15 +15,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
 from gate_lightning.data.card import DatasetProtocol
-from gate_lightning.data.core.prediction import PictureSource, PredictionDataModule
-from gate_lightning.data.core.required_inputs import Companions
+from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
+from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, TrainingBatches, group_by_size
 from gate_lightning.data.files.checks import DataReport, SplitReport, count_pixels
-from gate_lightning.data.samples import Sample, SampleSource, SegmentationViews, Transform, collate, keyed_generator
+from gate_lightning.data.samples import Sample, SampleSource, SegmentationDataset, Transform, collate
 from gate_lightning.data.transforms.basic import Compose, Resize
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.structures import SegmentationBatch
+from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["SegmentationDataModule"]
 
@@ -31,18 +32,18 @@ log = logging.getLogger(__name__)
 
 
 class SegmentationDataModule(LightningDataModule):
-    """Loaders of `SegmentationBatch` for train, val and test, and of unlabelled pictures.
+    """Loaders of `SegmentationBatch` for train, val and test, and of unlabelled images.
 
     Training batches are a function of (seed, global step, process), augmentation of (seed, sample, epoch): neither
-    the number of workers nor the moment of an interruption changes them. Validation and test pictures are seen
-    exactly once each, whatever the number of processes; where processes must be padded, the repeated pictures have
-    void masks. There the mask keeps the size of its file while the picture follows ``eval_resize``.
+    the number of workers nor the moment of an interruption changes them. Validation and test images are seen
+    exactly once each, whatever the number of processes; where processes must be padded, the repeated images have
+    ignored masks. There the mask keeps the size of its file while the image follows ``eval_resize``.
 
     Subclasses set ``protocol`` and provide ``make_source``, ``train_transform`` and ``eval_resize``.
 
     Args:
-        batch_size: training pictures per process and step.
-        eval_batch_size: pictures of equal size evaluated together; None for ``batch_size`` if all have one size,
+        batch_size: training images per process and step.
+        eval_batch_size: images of equal size evaluated together; None for ``batch_size`` if all have one size,
             else 1.
         num_workers: loader processes.
         seed: of order and augmentation.
@@ -56,10 +57,10 @@ class SegmentationDataModule(LightningDataModule):
     allow_changes = False
     #: whether ``train_transform`` draws random numbers
     random_views = False
-    #: views of a training picture, taken in turn by epoch; None for another one in every epoch
+    #: views of a training image, taken in turn by epoch; None for another one in every epoch
     view_cycle: int | None = None
     #: what the training loader reads instead: batches of the same views with features that were stored before
-    stored_views: Callable[[SegmentationViews], Dataset[SegmentationBatch]] | None = None
+    stored_views: Callable[[SegmentationDataset], Dataset[SegmentationBatch]] | None = None
 
     def __init__(
         self, batch_size: int = 8, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
@@ -73,20 +74,20 @@ class SegmentationDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed = num_workers, seed
         self._sources: dict[str, SampleSource] = {}
-        self._companions = Companions()
+        self._required_inputs = RequiredInputs()
 
     @abstractmethod
     def make_source(self, split: str) -> SampleSource:
-        """The pictures of ``train``, ``val`` or ``test``."""
+        """The images of ``train``, ``val`` or ``test``."""
 
     @property
     def train_transform(self) -> Transform:
-        """From a file's picture and mask to training pictures of one size."""
+        """From a file's image and mask to training images of one size."""
         return Compose(())
 
     @property
     def eval_resize(self) -> Resize:
-        """The documented rule by which pictures (not masks) are resized for evaluation."""
+        """The documented rule by which images (not masks) are resized for evaluation."""
         return Resize(0)
 
     @property
@@ -94,15 +95,15 @@ class SegmentationDataModule(LightningDataModule):
         """Whether there is a test split."""
         return True
 
-    def accompany(self, companions: Companions) -> None:
-        """Hand out every picture with what techniques need besides, in all splits and in prediction."""
-        self._companions = companions
+    def attach_inputs(self, required_inputs: RequiredInputs) -> None:
+        """Hand out every image with what techniques need besides, in all splits and in prediction."""
+        self._required_inputs = required_inputs
         self._sources.clear()
 
     def source(self, split: str) -> SampleSource:
-        """The pictures of a split, read once."""
+        """The images of a split, read once."""
         if split not in self._sources:
-            self._sources[split] = self._companions.attach(self.make_source(split))
+            self._sources[split] = self._required_inputs.attach(self.make_source(split))
         return self._sources[split]
 
     def setup(self, stage: str | None = None) -> None:
@@ -124,25 +125,25 @@ class SegmentationDataModule(LightningDataModule):
             sampler.position = partial(position, trainer, len(sampler))
         return self._loader(views if self.stored_views is None else self.stored_views(views), sampler)
 
-    def training_views(self) -> SegmentationViews:
-        """The training pictures as they are trained on, batch by batch of one's own choice."""
-        random = self.random_views or self._companions.random_views
+    def training_views(self) -> SegmentationDataset:
+        """The training images as they are trained on, batch by batch of one's own choice."""
+        random = self.random_views or self._required_inputs.random_views
         source = self.source("train")
-        return SegmentationViews(source, self.train_transform, self.seed, random, True, self.view_cycle)
+        return SegmentationDataset(source, self.train_transform, self.seed, random, True, self.view_cycle)
 
     def val_dataloader(self) -> BatchLoader:
-        """Every validation picture once."""
+        """Every validation image once."""
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> BatchLoader:
-        """Every test picture once."""
+        """Every test image once."""
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> BatchLoader:
         source = self.source(split)
         sizes = [source.sizes(index) for index in range(len(source))]
         batches = group_by_size(sizes, self.eval_batch_size, together=self.batch_size)
-        views = SegmentationViews(source, self.eval_resize, self.seed)
+        views = SegmentationDataset(source, self.eval_resize, self.seed)
         return self._loader(views, EvaluationBatches(batches, *self._processes))
 
     def _loader(self, views: Dataset[SegmentationBatch], sampler: Any) -> BatchLoader:
@@ -150,28 +151,26 @@ class SegmentationDataModule(LightningDataModule):
             views, sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
         )
 
-    def pictures_of(self, split: str) -> PictureSource:
-        """The picture files of a split without their masks, with the sample ids of the split.
+    def images_of(self, split: str) -> ImageSource:
+        """The image files of a split without their masks, with the sample ids of the split.
 
         Raises:
             ConfigError: this data set has no such files.
         """
-        raise ConfigError(f"{self.protocol.name} has no picture files of its {split} split that could be predicted")
+        raise ConfigError(f"{self.protocol.name} has no image files of its {split} split that could be predicted")
 
-    def prediction(
-        self, pictures: str | Path | PictureSource, eval_batch_size: int | None = None
-    ) -> PredictionDataModule:
-        """Loader of unlabelled pictures, resized by the rule for evaluation.
+    def prediction(self, images: str | Path | ImageSource, eval_batch_size: int | None = None) -> PredictionDataModule:
+        """Loader of unlabelled images, resized by the rule for evaluation.
 
         Args:
-            pictures: a picture, a folder of pictures, or the pictures of a split.
+            images: an image, a folder of images, or the images of a split.
             eval_batch_size: see the constructor.
         """
-        return PredictionDataModule(pictures, self.eval_resize, eval_batch_size, self.num_workers, self._companions)
+        return PredictionDataModule(images, self.eval_resize, eval_batch_size, self.num_workers, self._required_inputs)
 
     def prepare(self, sample: Sample) -> SegmentationBatch:
-        """One picture, with what belongs to it, as the model gets it in evaluation."""
-        return collate([self.eval_resize(sample, keyed_generator())])  # resizing draws nothing
+        """One image, with what belongs to it, as the model gets it in evaluation."""
+        return collate([self.eval_resize(sample, data_generator())])  # resizing draws nothing
 
     def check(self, level: str = "full") -> DataReport:
         """Look at the data without a run.
@@ -216,7 +215,7 @@ class SegmentationDataModule(LightningDataModule):
         names = "\n".join(source.sample_id(index) for index in range(len(source)))
         length = len(source) // (self.batch_size * trainer.world_size)
         return {
-            "pictures": len(source),
+            "images": len(source),
             "names": hashlib.sha256(names.encode()).hexdigest()[:16],
             "seed": self.seed,
             "batch_size": self.batch_size,

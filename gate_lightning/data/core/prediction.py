@@ -1,4 +1,4 @@
-"""Unlabelled pictures: a folder or a single file."""
+"""Unlabelled images: a folder or a single file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from gate_lightning.data.core.required_inputs import Companions, check_control_size
+from gate_lightning.data.core.required_inputs import RequiredInputs, check_control_size
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
 from gate_lightning.data.files.captions import read_captions
-from gate_lightning.data.files.images import PICTURE_SUFFIXES, picture_size, read_image
-from gate_lightning.data.files.pairing import pictures_in
-from gate_lightning.data.samples import Draw, Sample, SegmentationViews, Transform, collate
-from gate_lightning.data.transforms.basic import Resize, resize_picture
+from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_size, read_image
+from gate_lightning.data.files.pairing import images_in
+from gate_lightning.data.samples import Sample, SampleRequest, SegmentationDataset, Transform, collate
+from gate_lightning.data.transforms.basic import Resize, resize_image
 from gate_lightning.errors import DataError
 from gate_lightning.structures import Conditions, SegmentationBatch
 
-__all__ = ["PictureSource", "PredictionBatch", "PredictionDataModule", "read_pictures"]
+__all__ = ["ImageSource", "PredictionBatch", "PredictionDataModule", "read_images"]
 
 
 @dataclass(frozen=True)
 class PredictionBatch(SegmentationBatch):
-    """Pictures without masks.
+    """Images without masks.
 
     Attributes:
         paths: B files.
@@ -44,29 +44,29 @@ class PredictionBatch(SegmentationBatch):
         return PredictionBatch(moved.images, None, moved.conditions, paths=self.paths, sizes=self.sizes)
 
 
-class PictureSource:
-    """The pictures below a folder (sorted), or one file, as `SampleSource` without masks.
+class ImageSource:
+    """The images below a folder (sorted), or one file, as `SampleSource` without masks.
 
     Args:
-        pictures: file, folder, or pattern (``my_pictures/*/a*.jpg``; names start at its first wildcard). A
+        images: file, folder, or pattern (``my_images/*/a*.jpg``; names start at its first wildcard). A
             ``captions.txt`` in the folder gives captions (``path<TAB>caption``).
-        root: folder that names and sample ids are relative to, where that is not ``pictures``; captions are then not
+        root: folder that names and sample ids are relative to, where that is not ``images``; captions are then not
             looked for.
 
     Raises:
-        DataError: nothing there, no picture in it, or two files whose results would have one name.
+        DataError: nothing there, no image in it, or two files whose results would have one name.
     """
 
-    def __init__(self, pictures: str | Path, root: Path | None = None) -> None:
-        path = Path(pictures).expanduser()
+    def __init__(self, images: str | Path, root: Path | None = None) -> None:
+        path = Path(images).expanduser()
         folder, self.paths = _found(path)
         self.root = root or folder
         if not self.paths:
-            raise DataError(f"input {path} holds no pictures; expected files with {', '.join(PICTURE_SUFFIXES)}")
+            raise DataError(f"input {path} holds no images; expected files with {', '.join(IMAGE_SUFFIXES)}")
         self.names = [file.relative_to(self.root).with_suffix("").as_posix() for file in self.paths]
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
-            raise DataError(f"input {path} has two pictures called {twice[0]!r}; their results would have one name")
+            raise DataError(f"input {path} has two images called {twice[0]!r}; their results would have one name")
         own = root is None and not path.is_file()
         self.captions: Sequence[str] | None = read_captions(self.root, "", self.names) if own else None
 
@@ -78,36 +78,36 @@ class PictureSource:
         return self.paths[index].relative_to(self.root).as_posix()
 
     def load(self, index: int) -> Sample:
-        """The picture as it is in the file."""
+        """The image as it is in the file."""
         caption = None if self.captions is None else self.captions[index]
         return Sample(self.sample_id(index), read_image(self.paths[index]), None, caption)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
         """(height, width), and None for the mask."""
-        return picture_size(self.paths[index]), None
+        return image_size(self.paths[index]), None
 
 
 def _found(path: Path) -> tuple[Path, list[Path]]:
     """The folder that names are relative to, and the files."""
     if path.is_dir():
-        return path, pictures_in(path)
+        return path, images_in(path)
     if path.exists():
         return path.parent, [path]
     wild = next((number for number, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), None)
     if wild is None:
-        raise DataError(f"input {path} does not exist (= {path.resolve()}); give a picture or a folder of pictures")
+        raise DataError(f"input {path} does not exist (= {path.resolve()}); give an image or a folder of images")
     root = Path(*path.parts[:wild])
     matches = sorted(root.glob("/".join(path.parts[wild:])))
-    return root, [file for file in matches if file.is_file() and file.suffix.lower() in PICTURE_SUFFIXES]
+    return root, [file for file in matches if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES]
 
 
-class _PictureViews(Dataset[PredictionBatch]):
+class _ImageViews(Dataset[PredictionBatch]):
     """Batches with paths and sizes."""
 
-    def __init__(self, source: PictureSource, transform: Transform, companions: Companions) -> None:
-        self.source, self.views = source, SegmentationViews(companions.attach(source), transform)
+    def __init__(self, source: ImageSource, transform: Transform, required_inputs: RequiredInputs) -> None:
+        self.source, self.views = source, SegmentationDataset(required_inputs.attach(source), transform)
 
-    def __getitem__(self, draws: Sequence[Draw]) -> PredictionBatch:
+    def __getitem__(self, draws: Sequence[SampleRequest]) -> PredictionBatch:
         batch = self.views[draws]
         paths = tuple(str(self.source.paths[draw.index]) for draw in draws)
         sizes = tuple(self.source.sizes(draw.index)[0] for draw in draws)
@@ -115,95 +115,95 @@ class _PictureViews(Dataset[PredictionBatch]):
 
 
 class PredictionDataModule(LightningDataModule):
-    """Unlabelled pictures for ``trainer.predict``, or one by one: iterating yields (name, uint8 (H, W, 3) RGB).
+    """Unlabelled images for ``trainer.predict``, or one by one: iterating yields (name, uint8 (H, W, 3) RGB).
 
     Args:
-        pictures: a picture, a folder of pictures (searched with its subfolders), or what has been found there.
-        resize: rule by which pictures are resized for the model; None keeps them.
-        eval_batch_size: pictures of equal size predicted together; None for 1.
+        images: an image, a folder of images (searched with its subfolders), or what has been found there.
+        resize: rule by which images are resized for the model; None keeps them.
+        eval_batch_size: images of equal size predicted together; None for 1.
         num_workers: loader processes.
-        companions: control pictures and captions that techniques need with the pictures.
+        required_inputs: control images and captions that techniques need with the images.
 
     Raises:
-        DataError: see `PictureSource`.
+        DataError: see `ImageSource`.
     """
 
     def __init__(
         self,
-        pictures: str | Path | PictureSource,
+        images: str | Path | ImageSource,
         resize: Resize | None = None,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
-        companions: Companions | None = None,
+        required_inputs: RequiredInputs | None = None,
     ) -> None:
         super().__init__()
-        self.pictures = pictures if isinstance(pictures, PictureSource) else PictureSource(pictures)
-        self.companions = companions or Companions()
+        self.images = images if isinstance(images, ImageSource) else ImageSource(images)
+        self.required_inputs = required_inputs or RequiredInputs()
         self.resize = resize or Resize(0)
         self.eval_batch_size, self.num_workers = eval_batch_size or 1, num_workers
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        for index, name in enumerate(self.pictures.names):
-            yield name, self.pictures.load(index).image
+        for index, name in enumerate(self.images.names):
+            yield name, self.images.load(index).image
 
     def predict_dataloader(self) -> BatchLoader:
-        """`PredictionBatch` of every picture once, shared between processes without padding."""
-        sizes = [self.pictures.sizes(index) for index in range(len(self.pictures))]
+        """`PredictionBatch` of every image once, shared between processes without padding."""
+        sizes = [self.images.sizes(index) for index in range(len(self.images))]
         batches = group_by_size(sizes, self.eval_batch_size, together=1)
         processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         sampler = EvaluationBatches(batches, *processes, pad=False)
-        views = _PictureViews(self.pictures, self.resize, self.companions)
+        views = _ImageViews(self.images, self.resize, self.required_inputs)
         return BatchLoader(views, sampler=sampler, num_workers=self.num_workers)
 
 
-def read_pictures(
+def read_images(
     paths: str | Path | Sequence[str | Path],
     size: int | tuple[int, int] | None = None,
     captions: Sequence[str] | None = None,
     control_images: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
 ) -> tuple[torch.Tensor, Conditions]:
-    """Picture files as a batch for a feature extractor.
+    """Image files as a batch for a feature extractor.
 
     Args:
         paths: B files, or one.
         size: (height, width) in pixels to resize to, aspect not kept; a number for a square; None keeps the files'
             size, which must then be the same for all.
-        captions: one per picture, for the prompt technique.
-        control_images: name → B files, each of its picture's size, for ControlNets; they are resized with the pictures.
+        captions: one per image, for the prompt technique.
+        control_images: name → B files, each of its image's size, for ControlNets; they are resized with the images.
 
     Returns:
         images (B, 3, H, W) float32 in [-1, 1], and their Conditions: sample ids are the file names.
 
     Raises:
-        DataError: a file is missing or broken, pictures of different sizes, or not one caption or control picture each.
+        DataError: a file is missing or broken, images of different sizes, or not one caption or control image each.
     """
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files or (captions is not None and len(captions) != len(files)):
-        raise DataError(f"{len(files)} pictures and captions={captions!r}; give pictures, and captions for all or none")
+        raise DataError(f"{len(files)} images and captions={captions!r}; give images, and captions for all or none")
     texts = [None] * len(files) if captions is None else list(captions)
     samples = [Sample(path.name, read_image(path), None, text) for path, text in zip(files, texts, strict=True)]
     for name, places in (control_images or {}).items():
         samples = _with_controls(samples, name, places)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        samples = [sample.map_pictures(lambda image: resize_picture(image, height, width)) for sample in samples]
+        samples = [sample.map_images(lambda image: resize_image(image, height, width)) for sample in samples]
     shape = samples[0].image.shape
     for path, sample in zip(files, samples, strict=True):
         if sample.image.shape != shape:
             shapes = f"{files[0]} has {shape[:2]} pixels (height, width), {path} {sample.image.shape[:2]}"
-            raise DataError(f"{shapes}; give read_pictures a size, or read them one by one")
+            raise DataError(f"{shapes}; give read_images a size, or read them one by one")
     batch = collate(samples)
     return batch.images, batch.conditions
 
 
 def _with_controls(samples: Sequence[Sample], name: str, files: str | Path | Sequence[str | Path]) -> list[Sample]:
-    """The pictures, each with its control picture of that name."""
+    """The images, each with its control image of that name."""
     given = [files] if isinstance(files, str | Path) else files
     if len(given) != len(samples):
-        raise DataError(f"control_images {name!r}: {len(given)} files for {len(samples)} pictures; give one for each")
+        raise DataError(f"control_images {name!r}: {len(given)} files for {len(samples)} images; give one for each")
     made = []
     for sample, file in zip(samples, given, strict=True):
         control = read_image(Path(file))

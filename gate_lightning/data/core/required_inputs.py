@@ -1,4 +1,4 @@
-"""Files beside a data set that techniques need with its pictures: control pictures from folders."""
+"""Files beside a data set that techniques need with its images: control images from folders."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gate_lightning.data.files.images import PICTURE_SUFFIXES, picture_size, read_image
-from gate_lightning.data.files.pairing import pictures_in
+from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_size, read_image
+from gate_lightning.data.files.pairing import images_in
 from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.data.samples import Sample, SampleSource
 from gate_lightning.errors import DataError
 
-__all__ = ["Companions", "ControlledSource", "check_control_size"]
+__all__ = ["ControlledSource", "RequiredInputs", "check_control_size"]
 
 
 @dataclass(frozen=True)
-class Companions:
-    """What the techniques of a run need with the pictures of any data set.
+class RequiredInputs:
+    """What the techniques of a run need with the images of any data set.
 
     Attributes:
-        control_folders: control image (see ``Conditions.control_images``) → folder with a picture for every picture.
+        control_folders: control image (see ``Conditions.control_images``) → folder with an image for every image.
         checks: each is told the sample ids of a split before it is read, and raises DataError where it lacks one.
-        random_views: whether training pictures are another view in every epoch although they are not augmented.
+        random_views: whether training images are another view in every epoch although they are not augmented.
     """
 
     control_folders: Mapping[str, str] = field(default_factory=dict)
@@ -30,10 +30,10 @@ class Companions:
     random_views: bool = False
 
     def attach(self, source: SampleSource) -> SampleSource:
-        """The pictures with their control pictures.
+        """The images with their control images.
 
         Raises:
-            DataError: a picture lacks something; names it, and how many lack the same.
+            DataError: an image lacks something; names it, and how many lack the same.
         """
         sample_ids = [source.sample_id(index) for index in range(len(source))]
         for check in self.checks:
@@ -42,14 +42,14 @@ class Companions:
 
 
 class ControlledSource:
-    """A split whose pictures get control pictures from folders, at the same path as in the data set.
+    """A split whose images get control images from folders, at the same path as in the data set.
 
     Args:
         source: the split.
         folders: control image → folder.
 
     Raises:
-        DataError: a folder or a file in it is missing, or a control picture has another size than its picture.
+        DataError: a folder or a file in it is missing, or a control image has another size than its image.
     """
 
     def __init__(self, source: SampleSource, folders: Mapping[str, str]) -> None:
@@ -60,7 +60,7 @@ class ControlledSource:
             table.check(sample_ids)
             for index in range(len(source)):
                 path = self._path(name, index)
-                check_control_size(name, path, picture_size(path), sample_ids[index], source.sizes(index)[0])
+                check_control_size(name, path, image_size(path), sample_ids[index], source.sizes(index)[0])
 
     def __len__(self) -> int:
         return len(self.source)
@@ -74,12 +74,12 @@ class ControlledSource:
         return self.source.sizes(index)
 
     def load(self, index: int) -> Sample:
-        """The picture with its control pictures, uint8 (H, W, 3) RGB as `read_image` reads them."""
+        """The image with its control images, uint8 (H, W, 3) RGB as `read_image` reads them."""
         sample = self.source.load(index)
         read = {name: read_image(self._path(name, index)) for name in self._tables}
-        for name, picture in read.items():
+        for name, image in read.items():
             path = self._path(name, index)
-            check_control_size(name, path, picture.shape[:2], sample.sample_id, sample.image.shape[:2])
+            check_control_size(name, path, image.shape[:2], sample.sample_id, sample.image.shape[:2])
         return replace(sample, controls={**sample.controls, **read})
 
     def _path(self, name: str, index: int) -> Path:
@@ -91,22 +91,22 @@ class ControlledSource:
 def _table(name: str, folder: str) -> PathTable[Path]:
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise DataError(f"the folder of {name} control pictures {root} (= {root.resolve()}) does not exist")
-    entries = {path.relative_to(root).as_posix(): path for path in pictures_in(root)}
+        raise DataError(f"the folder of {name} control images {root} (= {root.resolve()}) does not exist")
+    entries = {path.relative_to(root).as_posix(): path for path in images_in(root)}
     advice = (
-        f"every picture needs one at its own path below that folder ({', '.join(PICTURE_SUFFIXES)}); a trained run "
-        f"finds those of other pictures where control_images={{{name}: <folder>}} says"
+        f"every image needs one at its own path below that folder ({', '.join(IMAGE_SUFFIXES)}); a trained run "
+        f"finds those of other images where control_images={{{name}: <folder>}} says"
     )
-    return PathTable(entries, str(root), f"{name} control picture", advice)
+    return PathTable(entries, str(root), f"{name} control image", advice)
 
 
 def check_control_size(
     name: str, place: str | Path, found: Sequence[int], sample_id: str, expected: Sequence[int]
 ) -> None:
-    """Raise DataError unless a control picture has the (height, width) of its picture; ``place`` says where it is."""
+    """Raise DataError unless a control image has the (height, width) of its image; ``place`` says where it is."""
     if tuple(found) != tuple(expected):
         raise DataError(
-            f"the {name} control picture {place} has {found[1]}×{found[0]} pixels (width×height) and its picture "
+            f"the {name} control image {place} has {found[1]}×{found[0]} pixels (width×height) and its image "
             f"{sample_id!r} has {expected[1]}×{expected[0]}; make them the same size, they are resized and cropped "
             f"together"
         )

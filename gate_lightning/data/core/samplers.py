@@ -1,4 +1,4 @@
-"""Which pictures make up which batch: pure functions of (seed, epoch, batch number, process).
+"""Which images make up which batch: pure functions of (seed, epoch, batch number, process).
 
 The samplers yield whole batches (lists of draws) and go into a DataLoader with ``batch_size=None``. They derive from
 `DistributedSampler` only so that Lightning, which replaces every other sampler when training is distributed, leaves
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from gate_lightning.data.samples import Draw, keyed_generator
+from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import SegmentationBatch
+from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["BatchLoader", "EvaluationBatches", "TrainingBatches", "epoch_order", "group_by_size"]
 
@@ -26,7 +27,7 @@ Position = Callable[[], tuple[int, int]]
 
 def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     """int64 (length,) permutation of a pass over the data, the same in every process."""
-    return keyed_generator("order", seed, epoch).permutation(length)
+    return data_generator("order", seed, epoch).permutation(length)
 
 
 class _Batches(DistributedSampler[Any]):
@@ -42,19 +43,19 @@ class _Batches(DistributedSampler[Any]):
 class TrainingBatches(_Batches):
     """Shuffled batches that can start in the middle of an epoch.
 
-    The global order of pictures does not depend on the number of processes: step s of an epoch takes the s-th run of
-    ``batch_size * world_size`` pictures of its permutation, and each process its share. Pictures that do not fill a
+    The global order of images does not depend on the number of processes: step s of an epoch takes the s-th run of
+    ``batch_size * world_size`` images of its permutation, and each process its share. Images that do not fill a
     global batch wait for a later epoch.
 
     Args:
-        length: number of pictures.
-        batch_size: pictures per process and batch.
+        length: number of images.
+        batch_size: images per process and batch.
         seed: of the permutations.
         position: asked whenever iteration starts; without one, every iteration is the next epoch.
         rank, world_size: this process and their number.
 
     Raises:
-        ConfigError: fewer pictures than one global batch needs.
+        ConfigError: fewer images than one global batch needs.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class TrainingBatches(_Batches):
         if length < batch_size * world_size:
             raise ConfigError(
                 f"a batch of {batch_size} on {world_size} process(es) needs {batch_size * world_size} training "
-                f"pictures, there are {length}; use dataset.batch_size={max(length // world_size, 1)} or less"
+                f"images, there are {length}; use dataset.batch_size={max(length // world_size, 1)} or less"
             )
         super().__init__(length, rank, world_size)
         self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
@@ -81,28 +82,28 @@ class TrainingBatches(_Batches):
         """Batches of a whole epoch, also where iteration starts in its middle (Lightning counts on it)."""
         return self.length // (self.batch_size * self.num_replicas)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleRequest]]:
         # Not a generator: the position is that of now, not that of the first batch being asked for.
         return self._next_epoch() if self.position is None else self._rest_of(*self.position())
 
-    def _next_epoch(self) -> Iterator[list[Draw]]:
+    def _next_epoch(self) -> Iterator[list[SampleRequest]]:
         # Counted here and not in __iter__, which loaders with workers call twice.
         epoch = self._epochs
         self._epochs += 1
         yield from self._rest_of(epoch, 0)
 
-    def _rest_of(self, epoch: int, first: int) -> Iterator[list[Draw]]:
+    def _rest_of(self, epoch: int, first: int) -> Iterator[list[SampleRequest]]:
         order = epoch_order(self.length, self.seed, epoch)
         for number in range(first, len(self)):
             start = (number * self.num_replicas + self.rank) * self.batch_size
-            yield [Draw(int(index), epoch) for index in order[start : start + self.batch_size]]
+            yield [SampleRequest(int(index), epoch) for index in order[start : start + self.batch_size]]
 
 
 def group_by_size(sizes: Sequence[Hashable], batch_size: int | None, together: int) -> list[list[int]]:
     """Indices in batches of equal size, in order.
 
     Args:
-        sizes: size of every picture (anything that can be compared).
+        sizes: size of every image (anything that can be compared).
         batch_size: largest batch; None for ``together`` where all sizes are equal and 1 where they are not.
         together: see ``batch_size``.
     """
@@ -116,18 +117,18 @@ def group_by_size(sizes: Sequence[Hashable], batch_size: int | None, together: i
 
 
 class EvaluationBatches(_Batches):
-    """Every picture once, in fixed order; process r of n takes every n-th batch, starting with the r-th.
+    """Every image once, in fixed order; process r of n takes every n-th batch, starting with the r-th.
 
     Args:
         batches: indices of every batch.
         rank, world_size: this process and their number.
-        pad: give all processes equally many batches by repeating the last one as padding, whose masks become void.
+        pad: give all processes equally many batches by repeating the last one as padding, whose masks become ignored.
             Inside training this is needed: distributed forward passes wait for each other.
     """
 
     def __init__(self, batches: Sequence[Sequence[int]], rank: int = 0, world_size: int = 1, pad: bool = True) -> None:
         super().__init__(len(batches), rank, world_size)
-        draws = [[Draw(index) for index in batch] for batch in batches]
+        draws = [[SampleRequest(index) for index in batch] for batch in batches]
         missing = -len(draws) % world_size if pad else 0
         draws += [[replace(draw, padding=True) for draw in draws[-1]]] * missing
         self.own = draws[rank::world_size]
@@ -135,7 +136,7 @@ class EvaluationBatches(_Batches):
     def __len__(self) -> int:
         return len(self.own)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleRequest]]:
         return iter(self.own)
 
 

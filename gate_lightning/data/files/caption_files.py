@@ -1,4 +1,4 @@
-"""Captions by picture from one file, in the forms that captioning programs write."""
+"""Captions by image from one file, in the forms that captioning programs write."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ADVICE = "caption it (eval.py tool=caption writes such a file), or set techniqu
 
 
 class CaptionFile:
-    """A file (or folder) of captions; see `PathTable` for how pictures find theirs.
+    """A file (or folder) of captions; see `PathTable` for how images find theirs.
 
     Args:
         path: the file; its forms are those of ``FORMS``.
 
     Raises:
-        DataError: it is missing, of an unknown form, broken (names the line), or has two captions for one picture.
+        DataError: it is missing, of an unknown form, broken (names the line), or has two captions for one image.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -48,7 +48,7 @@ class CaptionFile:
 
 
 def _read(path: Path) -> list[tuple[str, str, str]]:
-    """(place, picture, caption) in the order of the file."""
+    """(place, image, caption) in the order of the file."""
     if path.is_dir():
         files = sorted(path.rglob("*.txt"))
         return [(str(f), f.relative_to(path).with_suffix("").as_posix(), _text(f).strip()) for f in files]
@@ -100,8 +100,8 @@ def _txt(path: Path) -> Iterable[tuple[str, str, str]]:
         image, tab, caption = line.partition("\t")
         if line.strip() and not tab:
             raise DataError(
-                f"{path}, line {number}: {line.strip()[:60]!r}; expected `picture<TAB>caption`. One prompt for all "
-                f"pictures is set with technique.prompt.text=<prompt>"
+                f"{path}, line {number}: {line.strip()[:60]!r}; expected `image<TAB>caption`. One prompt for all "
+                f"images is set with technique.prompt.text=<prompt>"
             )
         if tab:
             yield f"{path}, line {number}", image.strip(), caption.strip()

@@ -1,4 +1,4 @@
-"""Captions of pictures in files, and the control that hands every picture somebody else's."""
+"""Captions of images in files, and the control that hands every image somebody else's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gate_lightning.data.samples import keyed_generator
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["derangement", "read_captions"]
 
@@ -22,8 +22,8 @@ def derangement(length: int, *key: object) -> np.ndarray:
         ConfigError: fewer than two elements, which cannot change places.
     """
     if length < 2:
-        raise ConfigError(f"captions=shuffled needs at least 2 pictures in the split, there is {length}")
-    rng = keyed_generator("derangement", *key)
+        raise ConfigError(f"captions=shuffled needs at least 2 images in the split, there is {length}")
+    rng = data_generator("derangement", *key)
     order = np.arange(length)
     for last in range(length - 1, 0, -1):
         other = int(rng.integers(last))
@@ -34,20 +34,20 @@ def derangement(length: int, *key: object) -> np.ndarray:
 def read_captions(root: Path, split: str, names: Sequence[str], kind: str = "captions") -> list[str] | None:
     """Captions of a split, from ``captions/<split>/<name>.txt`` or from ``captions.txt``.
 
-    ``captions.txt`` has one picture a line: its path below ``images/`` with or without suffix, a tab, the caption.
+    ``captions.txt`` has one image a line: its path below ``images/`` with or without suffix, a tab, the caption.
     The text is taken as it is, without surrounding blanks.
 
     Args:
         root: data set folder.
         split: ``train``, ``val``, ``test``.
-        names: pictures of the split relative to ``images/<split>``, without suffix.
+        names: images of the split relative to ``images/<split>``, without suffix.
         kind: name of the folder or file, for data sets with several captions.
 
     Returns:
         One caption per name, or None if there are no captions for this split.
 
     Raises:
-        DataError: captions for some pictures only, or a line without tab. The first one is named.
+        DataError: captions for some images only, or a line without tab. The first one is named.
     """
     folder, table = root / kind / split, root / f"{kind}.txt"
     if folder.is_dir() and table.is_file():
@@ -70,7 +70,7 @@ def read_captions(root: Path, split: str, names: Sequence[str], kind: str = "cap
         where = f" of {split}" if split else ""
         raise DataError(
             f"{source} has no caption for {missing[0]!r}{where} ({len(missing)} of {len(names)} are missing); "
-            "every picture needs one, an empty one counts"
+            "every image needs one, an empty one counts"
         )
     return [found[name] for name in names]
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.files.images import picture_size, read_image, size_of_mask
+from gate_lightning.data.files.images import image_size, read_image, size_of_mask
 from gate_lightning.data.files.masks import MaskReader
 from gate_lightning.data.files.pairing import Pair, SplitFiles
 from gate_lightning.errors import ConfigError, DataError
 
 __all__ = ["LEVELS", "DataReport", "SplitReport", "check_split", "count_pixels"]
 
-#: quick: all headers, and some masks and pictures of every split; full: everything is decoded
+#: quick: all headers, and some masks and images of every split; full: everything is decoded
 LEVELS = ("quick", "full")
 QUICK_SAMPLES = 32
 #: folders that hold masks, by the layouts' names
@@ -31,11 +31,11 @@ class SplitReport:
 
     Attributes:
         split: its name.
-        count: pictures with masks.
+        count: images with masks.
         inspected: how many of them were decoded.
         errors, warnings: sentences that name the file, in the order of the files.
-        pixels: int64 (K + 1,) labelled pixels of every class and, last, void ones, of the decoded masks.
-        sizes: (height, width) → number of pictures.
+        pixels: int64 (K + 1,) labelled pixels of every class and, last, ignored ones, of the decoded masks.
+        sizes: (height, width) → number of images.
     """
 
     split: str
@@ -90,7 +90,7 @@ class DataReport:
         for split in self.splits:
             common = ", ".join(f"{w}×{h}" for (h, w), _ in Counter(split.sizes).most_common(3))
             sizes = f", {len(split.sizes)} size(s): {common}" if split.sizes else ""
-            lines.append(f"  {split.split}: {split.count} pictures, {split.inspected} decoded{sizes}")
+            lines.append(f"  {split.split}: {split.count} images, {split.inspected} decoded{sizes}")
         lines += [*_table(self.classes, self.splits), *self.notes]
         for title, entries in (("errors", self.errors), ("warnings", self.warnings)):
             lines.append(f"  {len(entries)} {title}")
@@ -102,9 +102,9 @@ class DataReport:
 
 def _table(classes: Sequence[str], splits: Sequence[SplitReport]) -> list[str]:
     """Share of the labelled pixels per class and split."""
-    width = max(len(name) for name in (*classes, "(void)"))
+    width = max(len(name) for name in (*classes, "(ignored)"))
     lines = [f"  {'class':<{width + 4}}" + "".join(f"{split.split:>10}" for split in splits)]
-    for number, name in enumerate((*classes, "(void)")):
+    for number, name in enumerate((*classes, "(ignored)")):
         shares = [split.pixels[number] / max(int(split.pixels.sum()), 1) for split in splits]
         index = f"{number:>3} " if number < len(classes) else "    "
         lines.append(f"  {index}{name:<{width}}" + "".join(f"{share:>10.2%}" for share in shares))
@@ -125,7 +125,7 @@ def _class_warnings(classes: Sequence[str], splits: Sequence[SplitReport]) -> tu
 
 
 def count_pixels(masks: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
-    """int64 (K + 1,) pixels per class and, last, void ones, of uint8 masks."""
+    """int64 (K + 1,) pixels per class and, last, ignored ones, of uint8 masks."""
     counts = np.zeros(num_classes + 1, dtype=np.int64)
     for mask in masks:
         seen = np.bincount(mask.ravel(), minlength=IGNORE_INDEX + 1)
@@ -148,7 +148,7 @@ def check_split(
         reader: of its masks.
         level: ``quick`` or ``full``.
         too_small: says for a (height, width) why it is too small, or None.
-        same_size: masks must have the size of their pictures; else only the same shape.
+        same_size: masks must have the size of their images; else only the same shape.
 
     Raises:
         ConfigError: unknown level.
@@ -220,10 +220,10 @@ def _pairing(files: SplitFiles) -> tuple[list[str], list[str]]:
         f"{path}: a mask saved with loss has wrong labels at every edge; save masks as PNG" for path in lossy[:1]
     ]
     if not lossy:
-        errors += _alone(files.without_mask, "picture", "mask", files.split, files.mask_place)
-    errors += _alone(files.without_image, "mask", "picture", files.split, files.image_place)
+        errors += _alone(files.without_mask, "image", "mask", files.split, files.mask_place)
+    errors += _alone(files.without_image, "mask", "image", files.split, files.image_place)
     rest = [path for path in files.other if path not in lossy]
-    warnings = [f"{path}: no picture, left out ({len(rest)} such files)" for path in rest[:1]]
+    warnings = [f"{path}: no image, left out ({len(rest)} such files)" for path in rest[:1]]
     return errors, warnings
 
 
@@ -235,18 +235,18 @@ def _alone(paths: Sequence[Path], what: str, partner: str, split: str, place: st
 
 
 def _check_sizes(pair: Pair, too_small: Callable[[int, int], str | None] | None, same_size: bool) -> tuple[int, int]:
-    """(height, width) of a picture whose mask fits.
+    """(height, width) of an image whose mask fits.
 
     Raises:
-        DataError: it has not, or the picture is too small.
+        DataError: it has not, or the image is too small.
     """
-    size, mask_size = picture_size(pair.image), size_of_mask(pair.mask)
+    size, mask_size = image_size(pair.image), size_of_mask(pair.mask)
     fits = size == mask_size if same_size else size[0] * mask_size[1] == size[1] * mask_size[0]
     if not fits:
         turned = size == mask_size[::-1]
-        hint = "the mask does not follow the EXIF rotation of the picture" if turned else "one of them was resized"
+        hint = "the mask does not follow the EXIF rotation of the image" if turned else "one of them was resized"
         raise DataError(
-            f"{pair.image}: picture is {size[1]}×{size[0]} (width × height), its mask {pair.mask} "
+            f"{pair.image}: image is {size[1]}×{size[0]} (width × height), its mask {pair.mask} "
             f"{mask_size[1]}×{mask_size[0]}; {hint}"
         )
     reason = too_small(*size) if too_small else None

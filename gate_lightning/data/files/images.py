@@ -1,4 +1,4 @@
-"""Picture files of every kind as uint8 RGB arrays, or an error that says why not."""
+"""Image files of every kind as uint8 RGB arrays, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from gate_lightning.errors import DataError
 
 __all__ = [
     "ARRAY_SUFFIX",
+    "IMAGE_SUFFIXES",
     "MASK_SUFFIXES",
-    "PICTURE_SUFFIXES",
+    "image_size",
     "opened",
-    "picture_size",
     "read_image",
     "read_mask_values",
     "size_of_mask",
 ]
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 #: formats without loss
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 #: masks that are saved arrays (data sets in ddpm-segmentation's layout)
@@ -35,7 +35,7 @@ _INDEX_MODES = {"1", "L", "P", "I;16", "I;16B", "I"}
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """An open PIL picture; whatever goes wrong inside becomes a `DataError` that names the file."""
+    """An open PIL image; whatever goes wrong inside becomes a `DataError` that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -44,20 +44,20 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} is no picture that can be read ({path.stat().st_size} bytes); replace it") from error
+        raise DataError(f"{path} is no image that can be read ({path.stat().st_size} bytes); replace it") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{path} claims an enormous size: {error}; cut it into smaller pictures") from error
+        raise DataError(f"{path} claims an enormous size: {error}; cut it into smaller images") from error
     except (OSError, SyntaxError, EOFError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} does not decode ({error}); it is damaged or cut off, replace it") from error
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(height, width) as shown, from the header alone.
 
     Raises:
-        DataError: no picture, or of a kind that `read_image` refuses.
+        DataError: no image, or of a kind that `read_image` refuses.
     """
     with opened(path) as image:
         _refuse(path, image)
@@ -66,9 +66,9 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A picture as uint8 (H, W, 3) RGB.
+    """An image as uint8 (H, W, 3) RGB.
 
-    Grey pictures get three equal channels, 16-bit grey is divided by 257, transparent pixels are laid on white, and
+    Grey images get three equal channels, 16-bit grey is divided by 257, transparent pixels are laid on white, and
     EXIF rotation is applied.
 
     Raises:
@@ -153,10 +153,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _refuse(path: Path, image: Image.Image) -> None:
-    # Telephones store a preview as a second picture of a JPEG (MPO); the first is the photograph.
+    # Telephones store a preview as a second image of a JPEG (MPO); the first is the photograph.
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
-        raise DataError(f"{path} holds {frames} pictures ({image.format}); save the one you mean by itself")
+        raise DataError(f"{path} holds {frames} images ({image.format}); save the one you mean by itself")
     if image.mode == "CMYK":
         raise DataError(f"{path} is CMYK, made for printing; convert it to RGB with its colour profile first")
     if image.mode in ("F", "LAB", "HSV", "YCbCr"):

@@ -1,4 +1,4 @@
-"""From the values in mask files to class indices: void values, shifted labels, renumbered labels."""
+"""From the values in mask files to class indices: ignored values, shifted labels, renumbered labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TABLE = 65536  # values a 16-bit mask can hold
 
 @dataclass(frozen=True)
 class LabelMap:
-    """How file values become labels 0 … K - 1, or 255 for void.
+    """How file values become labels 0 … K - 1, or 255 for ignored.
 
     Attributes:
         num_classes: K.
@@ -52,7 +52,7 @@ class LabelMap:
 
     @property
     def known(self) -> dict[int, int]:
-        """File value → label (255 for void)."""
+        """File value → label (255 for ignored)."""
         if self.label_map:
             known = {int(value): int(label) for value, label in self.label_map.items()}
         else:
@@ -70,7 +70,7 @@ class LabelMap:
             values: int (H, W).
 
         Returns:
-            uint8 (H, W) labels, void where the value is unknown; and unknown values with their numbers of pixels.
+            uint8 (H, W) labels, ignored where the value is unknown; and unknown values with their numbers of pixels.
         """
         table = np.full(_TABLE, -1, dtype=np.int16)
         for value, label in self.known.items():
@@ -91,11 +91,13 @@ class LabelMap:
         """What to do about unknown values: the usual reasons, most likely first."""
         values = set(unknown)
         if values == {255} and self.num_classes == 2:
-            return "If 255 is foreground use 'dataset.label_map={0: 0, 255: 1}', if it is void dataset.ignore_index=255"
+            return (
+                "If 255 is foreground use 'dataset.label_map={0: 0, 255: 1}', if it is ignored dataset.ignore_index=255"
+            )
         if len(values) == 1:
             (value,) = values
             shifted = value == self.num_classes and not self.reduce_zero_label
-            also = ", or if 0 is void and classes start at 1 dataset.reduce_zero_label=true" if shifted else ""
+            also = ", or if 0 is ignored and classes start at 1 dataset.reduce_zero_label=true" if shifted else ""
             return f"If {value} means unlabelled use dataset.ignore_index={value}{also}; else add it to classes.txt"
         return "Add the missing names to classes.txt, or renumber with dataset.label_map={file value: class index, …}"
 
@@ -123,7 +125,7 @@ class MaskReader:
         """Labels of a mask, and what in it has no meaning.
 
         Returns:
-            uint8 (H, W) labels, and unknown values (or colours) with their numbers of pixels, void in the labels.
+            uint8 (H, W) labels, and unknown values (or colours) with their numbers of pixels, ignored in the labels.
 
         Raises:
             DataError: missing, damaged, or RGB without a palette file.
@@ -136,7 +138,7 @@ class MaskReader:
         return self.palette.decode(values, self.classes)
 
     def read(self, path: Path) -> np.ndarray:
-        """Labels of a mask, uint8 (H, W) with 255 for void.
+        """Labels of a mask, uint8 (H, W) with 255 for ignored.
 
         Raises:
             DataError: as `inspect`, and for a value without meaning.
@@ -156,11 +158,11 @@ class MaskReader:
         shown = ", ".join(f"{value} in {count} pixels" for value, count in sorted(unknown.items())[:6])
         more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
         if isinstance(next(iter(unknown)), tuple):
-            return f"unknown colours: {shown}{more}; add them to the palette file, as `void` if they mean unlabelled"
+            return f"unknown colours: {shown}{more}; add them to the palette file, as `ignored` if they mean unlabelled"
         everywhere = everywhere or unknown
         expected = _ranges(sorted(self.label_map.known))
         return (
-            f"unknown label values: {shown}{more}; {len(self.classes)} classes and void are "
+            f"unknown label values: {shown}{more}; {len(self.classes)} classes and ignored are "
             f"{expected}. {self.label_map.advice(everywhere)}"
         )
 

@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gate_lightning.data.card import check_classes
-from gate_lightning.data.files.images import MASK_SUFFIXES, PICTURE_SUFFIXES
+from gate_lightning.data.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from gate_lightning.errors import ConfigError, DataError
 
-__all__ = ["LAYOUT", "Pair", "SplitFiles", "pair_files", "pictures_in", "read_classes", "require_root", "scan_split"]
+__all__ = ["LAYOUT", "Pair", "SplitFiles", "images_in", "pair_files", "read_classes", "require_root", "scan_split"]
 
 LAYOUT = "images/{train,val[,test]}, masks/{train,val[,test]}, classes.txt"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its mask.
+    """An image and its mask.
 
     Attributes:
-        name: path below the folder of the split's pictures without suffix, with forward slashes.
+        name: path below the folder of the split's images without suffix, with forward slashes.
         image: file.
         mask: file.
-        sample_id: path of the picture relative to the root, with forward slashes.
+        sample_id: path of the image relative to the root, with forward slashes.
     """
 
     name: str
@@ -42,7 +42,7 @@ class SplitFiles:
         without_mask, without_image: files without partner.
         other: files of unknown kind.
         doubles: groups of files with one name and several suffixes, of which none is in ``pairs``.
-        image_place, mask_place: where a picture or mask without partner was expected, for messages.
+        image_place, mask_place: where an image or mask without partner was expected, for messages.
     """
 
     split: str
@@ -93,16 +93,16 @@ def read_classes(path: Path) -> tuple[str, ...]:
         raise DataError(str(error)) from error
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Picture files below ``folder``, sorted."""
-    return [path for path in _files(folder) if path.suffix.lower() in PICTURE_SUFFIXES]
+def images_in(folder: Path) -> list[Path]:
+    """Image files below ``folder``, sorted."""
+    return [path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def scan_split(root: Path, split: str) -> SplitFiles:
-    """Pair the pictures of a split with their masks by name.
+    """Pair the images of a split with their masks by name.
 
     Raises:
-        DataError: a folder is missing or holds no picture.
+        DataError: a folder is missing or holds no image.
     """
     return pair_files(root, split, f"images/{split}", f"masks/{split}", LAYOUT)
 
@@ -116,32 +116,32 @@ def pair_files(
     endings: tuple[str, str] = ("", ""),
     mask_suffixes: Sequence[str] = MASK_SUFFIXES,
 ) -> SplitFiles:
-    """Pair the pictures of a folder with the masks of another one by their paths below it.
+    """Pair the images of a folder with the masks of another one by their paths below it.
 
     Args:
         root: data set folder.
         split: train, val, test.
         image_folder, mask_folder: relative to the root.
         layout: what was expected, for messages.
-        endings: of the names of pictures and of masks, before the suffix, by which the two differ
+        endings: of the names of images and of masks, before the suffix, by which the two differ
             (``_leftImg8bit``, ``_gtFine_labelIds``). Files with other endings belong to something else.
-        mask_suffixes: of masks. Pictures and masks may be in one folder if they share no suffix.
+        mask_suffixes: of masks. Images and masks may be in one folder if they share no suffix.
 
     Raises:
-        DataError: a folder is missing or holds no picture.
+        DataError: a folder is missing or holds no image.
     """
-    for folder, what in ((image_folder, "pictures"), (mask_folder, "masks")):
+    for folder, what in ((image_folder, "images"), (mask_folder, "masks")):
         if not (root / folder).is_dir():
             raise DataError(
                 f"{root / folder} does not exist; expected the {what} of the {split} split there ({layout})"
             )
-    images, other_images = _by_name(root / image_folder, PICTURE_SUFFIXES, endings[0])
+    images, other_images = _by_name(root / image_folder, IMAGE_SUFFIXES, endings[0])
     masks, other_masks = _by_name(root / mask_folder, mask_suffixes, endings[1])
     if image_folder == mask_folder:
         other_images, other_masks = [file for file in other_images if file in other_masks], []
     if not images:
         kind = f"*{endings[0]}" if endings[0] else "files"
-        raise DataError(f"{root / image_folder} holds no pictures; expected {kind} with {', '.join(PICTURE_SUFFIXES)}")
+        raise DataError(f"{root / image_folder} holds no images; expected {kind} with {', '.join(IMAGE_SUFFIXES)}")
     doubles = [tuple(files) for group in (images, masks) for files in group.values() if len(files) > 1]
     pairs = [
         Pair(name, files[0], masks[name][0], files[0].relative_to(root).as_posix())

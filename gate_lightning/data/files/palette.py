@@ -14,7 +14,7 @@ from gate_lightning.errors import DataError
 __all__ = ["VOID_NAMES", "Palette", "default_palette", "read_palette"]
 
 #: names in a palette file that mean "unlabelled" where no class is called so
-VOID_NAMES = ("void", "ignore", "unlabeled", "unlabelled")
+VOID_NAMES = ("ignored", "ignore", "unlabeled", "unlabelled")
 
 
 def default_palette(num_classes: int) -> tuple[RGB, ...]:
@@ -44,7 +44,7 @@ class Palette:
         """First colour of every class, in the order of ``classes``.
 
         Raises:
-            DataError: a class without colour, or a colour without class (unless it is called void).
+            DataError: a class without colour, or a colour without class (unless it is called ignored).
         """
         missing = [name for name in classes if name not in self.names]
         unknown = [name for name in self.names if name not in classes and name.lower() not in VOID_NAMES]
@@ -55,18 +55,19 @@ class Palette:
             )
         return tuple(self.colours[self.names.index(name)] for name in classes)
 
-    def decode(self, picture: np.ndarray, classes: tuple[str, ...]) -> tuple[np.ndarray, dict[RGB, int]]:
+    def decode(self, image: np.ndarray, classes: tuple[str, ...]) -> tuple[np.ndarray, dict[RGB, int]]:
         """RGB mask → labels.
 
         Args:
-            picture: uint8 (H, W, 3).
+            image: uint8 (H, W, 3).
             classes: names in the order of their values.
 
         Returns:
-            uint8 (H, W) labels, void where the colour is void or unknown; and the unknown colours with their numbers
+            uint8 (H, W) labels, ignored where the colour is ignored or unknown; and the unknown colours with their
+            numbers
             of pixels.
         """
-        packed = _pack(picture)
+        packed = _pack(image)
         known = _pack(np.array(self.colours, dtype=np.uint8))
         order = np.argsort(known)
         place = np.searchsorted(known[order], packed).clip(max=len(known) - 1)

@@ -1,4 +1,4 @@
-"""What files say about pictures, found by the pictures' paths."""
+"""What files say about images, found by the images' paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
-from gate_lightning.data.files.images import PICTURE_SUFFIXES
+from gate_lightning.data.files.images import IMAGE_SUFFIXES
 from gate_lightning.errors import DataError
 
 __all__ = ["PathTable", "without_suffix"]
@@ -16,16 +16,16 @@ Entry = TypeVar("Entry")
 
 
 class PathTable(Generic[Entry]):
-    """Entries by relative path, for pictures named by sample ids.
+    """Entries by relative path, for images named by sample ids.
 
-    A picture ``images/train/a/b.jpg`` has the entry ``images/train/a/b``, ``train/a/b``, ``a/b`` or ``b``, with or
-    without a picture's suffix: the longest that is there.
+    An image ``images/train/a/b.jpg`` has the entry ``images/train/a/b``, ``train/a/b``, ``a/b`` or ``b``, with or
+    without an image's suffix: the longest that is there.
 
     Args:
         entries: path (forward slashes) → entry.
         source: where they come from, for errors.
         what: what an entry is, for errors ("caption").
-        advice: what to do about a picture without entry, for errors.
+        advice: what to do about an image without entry, for errors.
 
     Raises:
         DataError: no entries.
@@ -44,7 +44,7 @@ class PathTable(Generic[Entry]):
         return len(self._entries)
 
     def get(self, sample_id: str) -> Entry | None:
-        """The entry of a picture, or None.
+        """The entry of an image, or None.
 
         Raises:
             DataError: several entries differ from its name by the suffix alone.
@@ -53,7 +53,7 @@ class PathTable(Generic[Entry]):
         return None if key is None else self._entries[key]
 
     def check(self, sample_ids: Sequence[str]) -> None:
-        """Raise DataError unless each of these pictures has an entry, and one of its own."""
+        """Raise DataError unless each of these images has an entry, and one of its own."""
         missing = [sample_id for sample_id in sample_ids if self._key(sample_id) is None]
         if missing:
             raise self.missing(missing, len(sample_ids))
@@ -67,13 +67,13 @@ class PathTable(Generic[Entry]):
                 )
 
     def missing(self, sample_ids: Sequence[str], total: int) -> DataError:
-        """The error about pictures without entry: the first one's name, their number, and what looks like it."""
+        """The error about images without entry: the first one's name, their number, and what looks like it."""
         near = difflib.get_close_matches(without_suffix(sample_ids[0]), [*self._keys][:20_000], n=1, cutoff=0.5)
         tail = PurePosixPath(without_suffix(sample_ids[0])).name
         near = near or difflib.get_close_matches(tail, [*self._keys][:20_000], n=1, cutoff=0.5)
         hint = f"the nearest is {self._keys[near[0]][0]!r}" if near else f"it has e.g. {next(iter(self._entries))!r}"
         return DataError(
-            f"{self.source} has no {self.what} for {sample_ids[0]!r} ({len(sample_ids)} of {total} pictures have none; "
+            f"{self.source} has no {self.what} for {sample_ids[0]!r} ({len(sample_ids)} of {total} images have none; "
             f"{hint}); {self.advice}"
         )
 
@@ -90,9 +90,9 @@ class PathTable(Generic[Entry]):
 
 
 def without_suffix(path: str) -> str:
-    """The path without a picture's suffix; other dots belong to the name."""
+    """The path without an image's suffix; other dots belong to the name."""
     pure = PurePosixPath(path)
-    return pure.with_suffix("").as_posix() if pure.suffix.lower() in PICTURE_SUFFIXES else pure.as_posix()
+    return pure.with_suffix("").as_posix() if pure.suffix.lower() in IMAGE_SUFFIXES else pure.as_posix()
 
 
 def _tails(path: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a check says about few labelled pictures: the split, and which classes which splits can learn."""
+"""What a check says about few labelled images: the split, and which classes which splits can learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_label_scarce(data: LabelScarceDataModule, level: str) -> DataReport:
     """The data set's own report, and if nothing is broken the two parts of the split and presence over the splits.
 
     Args:
-        data: whose pictures.
+        data: whose images.
         level: of the data set's own check.
 
     Raises:
@@ -36,8 +36,8 @@ def check_label_scarce(data: LabelScarceDataModule, level: str) -> DataReport:
     try:
         here, over = data.presence("train", "test"), _presence_over_splits(data)
     except (ConfigError, DataError) as error:
-        void = np.zeros(len(report.classes) + 1, dtype=np.int64)
-        return replace(report, splits=(*report.splits, SplitReport("labelled", 0, 0, (str(error),), (), void)))
+        ignored = np.zeros(len(report.classes) + 1, dtype=np.int64)
+        return replace(report, splits=(*report.splits, SplitReport("labelled", 0, 0, (str(error),), (), ignored)))
     parts = []
     for name, split, warnings in (("labelled", "train", rare_classes(over)), ("measured", "test", ())):
         pixels = here.pixels[split]

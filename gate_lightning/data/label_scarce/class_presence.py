@@ -1,4 +1,4 @@
-"""Which classes are there to be learnt: with 20 labelled pictures a random split easily lacks one."""
+"""Which classes are there to be learnt: with 20 labelled images a random split easily lacks one."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import numpy as np
 
 from gate_lightning.data.files.checks import count_pixels
 
-__all__ = ["ClassPresence", "over_splits", "pixels_by_picture", "rare_classes"]
+__all__ = ["ClassPresence", "over_splits", "pixels_by_image", "rare_classes"]
 
 
-def pixels_by_picture(masks: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
-    """int64 (N, K + 1) pixels of every class and, last, void ones, of N uint8 masks."""
+def pixels_by_image(masks: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
+    """int64 (N, K + 1) pixels of every class and, last, ignored ones, of N uint8 masks."""
     return np.stack([count_pixels([mask], num_classes) for mask in masks])
 
 
 @dataclass(frozen=True)
 class ClassPresence:
-    """Pictures and pixels of every class by split.
+    """Images and pixels of every class by split.
 
     Attributes:
         classes: K names.
-        pixels: split → int64 (N, K + 1) as of `pixels_by_picture`.
+        pixels: split → int64 (N, K + 1) as of `pixels_by_image`.
     """
 
     classes: tuple[str, ...]
     pixels: Mapping[str, np.ndarray]
 
-    def pictures(self, split: str) -> np.ndarray:
-        """int64 (K,) pictures of a split that show each class."""
+    def images(self, split: str) -> np.ndarray:
+        """int64 (K,) images of a split that show each class."""
         found: np.ndarray = (self.pixels[split][:, :-1] > 0).sum(axis=0)
         return found
 
     def missing(self, split: str) -> tuple[str, ...]:
-        """Classes that no picture of a split shows, as ``'name' (number)``."""
-        empty = np.flatnonzero(self.pictures(split) == 0)
+        """Classes that no image of a split shows, as ``'name' (number)``."""
+        empty = np.flatnonzero(self.images(split) == 0)
         return tuple(f"{self.classes[number]!r} ({number})" for number in empty)
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.classes)
         heads = "".join(f"{split:>12}" for split in self.pixels)
-        lines = [f"      {'pictures that show':<{max(width, 18)}}{heads}"]
-        found = {split: self.pictures(split) for split in self.pixels}
+        lines = [f"      {'images that show':<{max(width, 18)}}{heads}"]
+        found = {split: self.images(split) for split in self.pixels}
         for number, name in enumerate(self.classes):
             cells = "".join(f"{count[number]:>12}" for count in found.values())
             lines.append(f"  {number:>3} {name:<{max(width, 18)}}{cells}")
@@ -51,12 +51,12 @@ class ClassPresence:
 
 
 def over_splits(classes: tuple[str, ...], pixels: np.ndarray, splits: Mapping[str, Sequence[int]]) -> ClassPresence:
-    """Presence in all pictures and in the labelled ones of several splits.
+    """Presence in all images and in the labelled ones of several splits.
 
     Args:
         classes: K names.
-        pixels: int64 (N, K + 1) of all pictures, as of `pixels_by_picture`.
-        splits: name → positions of its labelled pictures.
+        pixels: int64 (N, K + 1) of all images, as of `pixels_by_image`.
+        splits: name → positions of its labelled images.
     """
     parts = {name: pixels[list(places)] for name, places in splits.items()}
     return ClassPresence(classes, {"all": pixels, **parts})
@@ -65,11 +65,11 @@ def over_splits(classes: tuple[str, ...], pixels: np.ndarray, splits: Mapping[st
 def rare_classes(presence: ClassPresence) -> tuple[str, ...]:
     """Sentences about classes that some or all of the splits of `over_splits` cannot learn."""
     splits = [name for name in presence.pixels if name != "all"]
-    pictures, total = presence.pictures("all"), len(presence.pixels["all"])
-    learnt = np.stack([presence.pictures(name) > 0 for name in splits]).sum(axis=0)
+    images, total = presence.images("all"), len(presence.pixels["all"])
+    learnt = np.stack([presence.images(name) > 0 for name in splits]).sum(axis=0)
     return tuple(
-        f"class {name!r} ({number}) is in the labelled pictures of {learnt[number] or 'none'} of the {len(splits)} "
-        f"splits looked at ({pictures[number]} of {total} pictures show enough of it to learn from); where it is "
+        f"class {name!r} ({number}) is in the labelled images of {learnt[number] or 'none'} of the {len(splits)} "
+        f"splits looked at ({images[number]} of {total} images show enough of it to learn from); where it is "
         "missing its IoU is 0"
         for number, name in enumerate(presence.classes)
         if learnt[number] < len(splits)

@@ -1,8 +1,8 @@
-"""``task=label_scarce``: few labelled pictures of any data set, split anew at random and handed out pixel by pixel.
+"""``task=label_scarce``: few labelled images of any data set, split anew at random and handed out pixel by pixel.
 
-The protocol is ddpm-segmentation's, as GATE uses it: the data set's training and test pictures are pooled and split at
-random, with as many training pictures as before. Pictures and masks are squares. On training masks, annotations too
-small to learn from are void. Features of a picture do not depend on the split, so one cache serves all splits.
+The protocol is ddpm-segmentation's, as GATE uses it: the data set's training and test images are pooled and split at
+random, with as many training images as before. Images and masks are squares. On training masks, annotations too
+small to learn from are ignored. Features of an image do not depend on the split, so one cache serves all splits.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import numpy as np
 from lightning import Trainer
 
 from gate_lightning.data.core.datamodule import SegmentationDataModule
-from gate_lightning.data.core.prediction import PictureSource, PredictionDataModule
+from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches
 from gate_lightning.data.files.checks import DataReport
 from gate_lightning.data.label_scarce.check import check_label_scarce
-from gate_lightning.data.label_scarce.class_presence import ClassPresence, pixels_by_picture
+from gate_lightning.data.label_scarce.class_presence import ClassPresence, pixels_by_image
 from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels, PixelLoader, PixelSampler
 from gate_lightning.data.label_scarce.pool import PartOfPool, Pool, not_square
 from gate_lightning.data.label_scarce.splits import Split, random_split, read_split, shipped_split, write_split
-from gate_lightning.data.samples import Sample, SegmentationViews
+from gate_lightning.data.samples import Sample, SegmentationDataset
 from gate_lightning.data.transforms.basic import Compose, resize_mask
 from gate_lightning.data.transforms.square_resize import DropSmallAnnotations, Square, drop_small
 from gate_lightning.errors import ConfigError, DataError
@@ -40,26 +40,26 @@ SQUARES = ("refuse", "stretch")
 
 
 class LabelScarceDataModule(SegmentationDataModule):
-    """Another data set's pictures under the label-scarce protocol.
+    """Another data set's images under the label-scarce protocol.
 
-    Training batches are `PixelBatch`es: pixels of the labelled pictures, by position. Pictures and masks come from
-    ``pictures("train")`` and ``pictures("test")``. There is no validation split: ``val`` is the test split.
+    Training batches are `PixelBatch`es: pixels of the labelled images, by position. Images and masks come from
+    ``images("train")`` and ``images("test")``. There is no validation split: ``val`` is the test split.
 
     Args:
-        dataset: whose pictures these are. Its training and test pictures are the pool; where it has no test split,
-            training and validation pictures.
+        dataset: whose images these are. Its training and test images are the pool; where it has no test split,
+            training and validation images.
         split_seed: of the random split; None for the data set's own.
-        labelled: training pictures used, the first of the split's; None for all. The test pictures do not depend on
+        labelled: training images used, the first of the split's; None for all. The test images do not depend on
             it, and fewer are always among more.
         split_file: a ``split.json`` to follow instead of ``split_seed``.
         size: side in pixels of the masks: what is trained on and measured.
-        picture_size: side in pixels of the pictures, which the backbone sees; None for ``size``.
-        square: what to do with pictures that are not square: ``refuse`` or ``stretch``; None refuses where the
+        image_size: side in pixels of the images, which the backbone sees; None for ``size``.
+        square: what to do with images that are not square: ``refuse`` or ``stretch``; None refuses where the
             protocol of the data set wants squares and stretches elsewhere.
-        small_annotations: a class with fewer pixels in a training mask is void there; of 256², scaled to ``size``².
+        small_annotations: a class with fewer pixels in a training mask is ignored there; of 256², scaled to ``size``².
         members: classifiers trained together, each with its own order of pixels.
         pixels_per_batch: per member.
-        eval_batch_size: pictures at once.
+        eval_batch_size: images at once.
         seed: of the orders of pixels.
 
     Raises:
@@ -73,7 +73,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         labelled: int | None = None,
         split_file: str | None = None,
         size: int = 256,
-        picture_size: int | None = None,
+        image_size: int | None = None,
         square: str | None = None,
         small_annotations: int = 20,
         members: int = 10,
@@ -83,27 +83,27 @@ class LabelScarceDataModule(SegmentationDataModule):
     ) -> None:
         super().__init__(batch_size=1, eval_batch_size=eval_batch_size, seed=seed)
         if not isinstance(dataset, SegmentationDataModule):
-            raise ConfigError(f"task=label_scarce needs labelled pictures; {type(dataset).__name__} has none")
+            raise ConfigError(f"task=label_scarce needs labelled images; {type(dataset).__name__} has none")
         if square is not None and square not in SQUARES:
             raise ConfigError(f"square is {square!r}; expected {' or '.join(SQUARES)}, or null")
         if split_file is not None and split_seed not in (None, 0):
             log.warning("split_file decides the split; split_seed=%s has no effect", split_seed)
         self.dataset, self.protocol = dataset, dataset.protocol
         self.split_seed, self.split_file, self.wanted = split_seed, split_file, labelled
-        self.size, self.picture_size = size, size if picture_size is None else picture_size
+        self.size, self.image_size = size, size if image_size is None else image_size
         self.refuses = square == "refuse" or (square is None and bool(getattr(self.protocol, "square", False)))
         self.members, self.pixels_per_batch = members, pixels_per_batch
         self._looked = False
-        self._square, self._drop = Square(self.picture_size, size), DropSmallAnnotations(small_annotations)
+        self._square, self._drop = Square(self.image_size, size), DropSmallAnnotations(small_annotations)
 
     # ------------------------------------------------------------------ the pool and its split
 
     @cached_property
     def pool(self) -> Pool:
-        """All pictures.
+        """All images.
 
         Raises:
-            DataError: a broken file, or pictures that are not square where they must be.
+            DataError: a broken file, or images that are not square where they must be.
         """
         splits = ("train", "test" if self.dataset.has_test else "val")
         pool = Pool(self.dataset.protocol.name, {split: self.dataset.source(split) for split in splits})
@@ -113,10 +113,10 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     @cached_property
     def split(self) -> Split:
-        """Which pictures of the pool are labelled and which are measured.
+        """Which images of the pool are labelled and which are measured.
 
         Raises:
-            ConfigError: more labelled pictures asked for than there are.
+            ConfigError: more labelled images asked for than there are.
             DataError: see `read_split`.
         """
         if self.split_file is None:
@@ -130,11 +130,11 @@ class LabelScarceDataModule(SegmentationDataModule):
         return made.labelled(self.wanted)
 
     def make_source(self, split: str) -> PartOfPool:
-        """The pictures of ``train`` or ``test`` as they are in their files; ``val`` is ``test``."""
+        """The images of ``train`` or ``test`` as they are in their files; ``val`` is ``test``."""
         return self.pool.part(self.split.train if split == "train" else self.split.test)
 
     def setup(self, stage: str | None = None) -> None:
-        """Find and check the pictures.
+        """Find and check the images.
 
         Raises:
             DataError: broken data.
@@ -147,48 +147,49 @@ class LabelScarceDataModule(SegmentationDataModule):
         self._looked = True
         if missing:
             log.warning(
-                "no pixel of class %s in the %d labelled pictures of this split; it is never predicted, its IoU is 0",
+                "no pixel of class %s in the %d labelled images of this split; it is never predicted, its IoU is 0",
                 ", ".join(missing),
                 len(self.split.train),
             )
 
     def write_split(self, path: str | Path) -> None:
-        """Write which picture is in which part, as JSON that ``split_file`` takes."""
+        """Write which image is in which part, as JSON that ``split_file`` takes."""
         about = {"dataset": self.protocol.name, "split_seed": self.split_seed, "split_file": self.split_file}
         write_split(Path(path), self.split, self.pool.names, about)
 
-    # ------------------------------------------------------------------ pictures and pixels
+    # ------------------------------------------------------------------ images and pixels
 
-    def pictures(self, split: str) -> BatchLoader:
-        """Every picture of ``train`` or ``test`` once, in the order that `PixelBatch` counts, in every process.
+    def images(self, split: str) -> BatchLoader:
+        """Every image of ``train`` or ``test`` once, in the order that `PixelBatch` counts, in every process.
 
         Returns:
-            Loader of `SegmentationBatch`: pictures of ``picture_size``², masks of ``size``² (on ``train`` without small
+            Loader of `SegmentationBatch`: images of ``image_size``², masks of ``size``² (on ``train`` without small
             annotations), not augmented.
         """
-        return self._pictures(split, (0, 1))
+        return self._images(split, (0, 1))
 
     def test_dataloader(self) -> BatchLoader:
-        """Every test picture once, shared between processes."""
-        return self._pictures("test", self._processes)
+        """Every test image once, shared between processes."""
+        return self._images("test", self._processes)
 
     def val_dataloader(self) -> BatchLoader:
-        """The test pictures: the protocol has no others."""
+        """The test images: the protocol has no others."""
         return self.test_dataloader()
 
-    def _pictures(self, split: str, processes: tuple[int, int]) -> BatchLoader:
+    def _images(self, split: str, processes: tuple[int, int]) -> BatchLoader:
         source = self.source(split)
         # no process may be left without a batch
         at_once = min(self.eval_batch_size or 1, max(len(source) // processes[1], 1))
         transform = Compose([self._square, self._drop]) if split == "train" else self._square
         places = range(len(source))
         batches = [places[at : at + at_once] for at in range(0, len(source), at_once)]
-        views = SegmentationViews(source, transform, self.seed)
-        # never padded: what is predicted at void pixels counts in this protocol, and no process waits for another here
+        views = SegmentationDataset(source, transform, self.seed)
+        # never padded: what is predicted at ignored pixels counts in this protocol, and no process waits for another
+        # here
         return self._loader(views, EvaluationBatches(batches, *processes, pad=False))
 
     def masks(self, split: str) -> list[np.ndarray]:
-        """uint8 (size, size) masks of ``train`` or ``test`` with 255 for void, as ``pictures`` gives them.
+        """uint8 (size, size) masks of ``train`` or ``test`` with 255 for ignored, as ``images`` gives them.
 
         Raises:
             DataError: a broken file.
@@ -199,12 +200,12 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     def _mask_of(self, mask: np.ndarray | None) -> np.ndarray:
         if mask is None:
-            raise DataError(f"{self.protocol.name} has pictures without masks; every picture here needs one")
+            raise DataError(f"{self.protocol.name} has images without masks; every image here needs one")
         return resize_mask(mask, self.size, self.size)
 
     @cached_property
     def pixels(self) -> LabelledPixels:
-        """The labelled pixels of the training pictures.
+        """The labelled pixels of the training images.
 
         Raises:
             ConfigError: fewer than a batch takes.
@@ -232,39 +233,37 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     @property
     def eval_resize(self) -> Square:
-        """What prediction does with a picture; see ``square``."""
-        return Square(self.picture_size)
+        """What prediction does with an image; see ``square``."""
+        return Square(self.image_size)
 
-    def prediction(
-        self, pictures: str | Path | PictureSource, eval_batch_size: int | None = None
-    ) -> PredictionDataModule:
-        """Loader of unlabelled pictures, under the same rule about squares.
+    def prediction(self, images: str | Path | ImageSource, eval_batch_size: int | None = None) -> PredictionDataModule:
+        """Loader of unlabelled images, under the same rule about squares.
 
         Raises:
-            DataError: a picture that is no square, where those are refused.
+            DataError: an image that is no square, where those are refused.
         """
-        loader = super().prediction(pictures, eval_batch_size)
+        loader = super().prediction(images, eval_batch_size)
         if self.refuses:
-            Pool(self.protocol.name, {"input": loader.pictures}).require_squares()
+            Pool(self.protocol.name, {"input": loader.images}).require_squares()
         return loader
 
     def prepare(self, sample: Sample) -> SegmentationBatch:
-        """One picture, with what belongs to it, as the model gets it: (1, 3, picture_size, picture_size).
+        """One image, with what belongs to it, as the model gets it: (1, 3, image_size, image_size).
 
         Raises:
             DataError: it is no square, where those are refused.
         """
         height, width = sample.image.shape[:2]
         if self.refuses and height != width:
-            raise DataError(not_square("the picture", (height, width), self.protocol.name))
+            raise DataError(not_square("the image", (height, width), self.protocol.name))
         return super().prepare(sample)
 
     # ------------------------------------------------------------------ reports
 
     def presence(self, *splits: str) -> ClassPresence:
-        """Which classes the pictures of ``train`` and ``test`` show."""
+        """Which classes the images of ``train`` and ``test`` show."""
         count = self.protocol.num_classes
-        found = {split: pixels_by_picture(self.masks(split), count) for split in splits or ("train", "test")}
+        found = {split: pixels_by_image(self.masks(split), count) for split in splits or ("train", "test")}
         return ClassPresence(self.protocol.classes, found)
 
     def check(self, level: str = "full") -> DataReport:
@@ -279,10 +278,10 @@ class LabelScarceDataModule(SegmentationDataModule):
         return check_label_scarce(self, level)
 
     def learnable(self) -> np.ndarray:
-        """int64 (N, K + 1) pixels of every class and, last, void ones, of the pool's pictures as training masks."""
+        """int64 (N, K + 1) pixels of every class and, last, ignored ones, of the pool's images as training masks."""
         everything = self.pool.part(range(len(self.pool)))
         masks = [self._mask_of(everything.load(place).mask) for place in range(len(everything))]
-        return pixels_by_picture([drop_small(mask, self._drop.pixels) for mask in masks], self.protocol.num_classes)
+        return pixels_by_image([drop_small(mask, self._drop.pixels) for mask in masks], self.protocol.num_classes)
 
     def _order_of(self, trainer: Trainer) -> dict[str, Any]:
         pixels = self.pixels

@@ -1,8 +1,8 @@
 """The six small data sets of ddpm-segmentation: Bedroom-28, FFHQ-34, Cat-15, Horse-21, CelebA-19, ADE-Bedroom-30.
 
-root/<key>/real/{train,test}/**/<name>.{png,jpg}      square pictures (``datasets.tar.gz`` of ddpm-segmentation)
+root/<key>/real/{train,test}/**/<name>.{png,jpg}      square images (``datasets.tar.gz`` of ddpm-segmentation)
 root/<key>/real/{train,test}/**/<name>.npy            beside each its mask: whole numbers, (height, width)
-root/<key>/ddpm/**                                    the same for annotated pictures that a diffusion model made
+root/<key>/ddpm/**                                    the same for annotated images that a diffusion model made
 
 Facts: experiments/*/*.json and src/data_util.py of ddpm-segmentation; prompts and branches of Horse-21 and Bedroom-28
 from GATE (its appendix and its README), those of the other sets are made after them.
@@ -24,7 +24,7 @@ from gate_lightning.data.segmentation.benchmark import class_file
 from gate_lightning.data.transforms.square_resize import Square
 from gate_lightning.errors import ConfigError
 
-__all__ = ["SETS", "DDPMSegmentationDataModule", "ScarceProtocol", "protocol", "recipe"]
+__all__ = ["SETS", "DDPMSegmentationDataModule", "ScarceProtocol", "protocol", "recipe_branches"]
 
 SIDE = 256
 QUALITY = "high quality, best quality, highly realistic, masterpiece"
@@ -37,11 +37,11 @@ class ScarceProtocol(DatasetProtocol):
     """What is fixed about a data set of ddpm-segmentation.
 
     Attributes:
-        train, test: pictures of its protocol.
+        train, test: images of its protocol.
         variant: of the pixel classifier: ``small`` or ``large``.
         backbone: configuration of the diffusion model that the papers read on it.
         size: side in pixels of the masks that are trained on and measured.
-        square: pictures must be squares.
+        square: images must be squares.
         first_value: of its classes in the files; 1 where 0 is an unlabelled background.
     """
 
@@ -80,7 +80,7 @@ SETS: Mapping[str, _Facts] = {
 }
 
 
-def recipe(loras: int = 2, denoise_steps: int = 10) -> tuple[dict[str, Any], ...]:
+def recipe_branches(loras: int = 2, denoise_steps: int = 10) -> tuple[dict[str, Any], ...]:
     """Stable Diffusion branches of ``techniques=all`` in label-scarce segmentation (GATE's README).
 
     One with the fine prompt, one with ControlNet, and one or two with a LoRA. The branch with ControlNet is denoised
@@ -99,8 +99,9 @@ def recipe(loras: int = 2, denoise_steps: int = 10) -> tuple[dict[str, Any], ...
 def protocol(key: str) -> ScarceProtocol:
     """What is fixed about one of the sets.
 
-    Bedroom-28's files hold 29 values, of which 0 is neither trained nor scored: here it is void, and values 1 … 28 are
-    classes 0 … 27. (GATE's table has 28 classes from value 0 on and no void one, which puts value 28 out of range.)
+    Bedroom-28's files hold 29 values, of which 0 is neither trained nor scored: here it is ignored, and values 1 … 28
+    are
+    classes 0 … 27. (GATE's table has 28 classes from value 0 on and no ignored one, which puts value 28 out of range.)
 
     Raises:
         ConfigError: no such set.
@@ -115,7 +116,7 @@ def protocol(key: str) -> ScarceProtocol:
         palette=palette,
         prompt_simple=facts.subject,
         prompt_fine=facts.fine or f"{facts.subject}, {QUALITY}",
-        recipe=recipe(facts.loras, facts.denoise_steps),
+        branches=recipe_branches(facts.loras, facts.denoise_steps),
         citation="Baranchuk et al., Label-Efficient Semantic Segmentation with Diffusion Models, ICLR 2022",
         train=facts.train,
         test=facts.test,
@@ -129,19 +130,19 @@ class _Labels(LabelMap):
     """Knows where other values come from."""
 
     def advice(self, unknown: Mapping[int, int]) -> str:
-        return "Is this the folder of another data set? Correct the mask, or set such pixels to the void value"
+        return "Is this the folder of another data set? Correct the mask, or set such pixels to the ignored value"
 
 
 class DDPMSegmentationDataModule(FileDataModule):
-    """One of the six sets as it lies on disk. It has no validation pictures: ``val`` is ``test``.
+    """One of the six sets as it lies on disk. It has no validation images: ``val`` is ``test``.
 
-    Pictures and masks may have different sizes if both are equally shaped, as both are brought to 256².
+    Images and masks may have different sizes if both are equally shaped, as both are brought to 256².
 
     Args:
         root: folder that holds the folder ``key``.
         key: ``bedroom_28``, ``ffhq_34``, ``cat_15``, ``horse_21``, ``celeba_19`` or ``ade_bedroom_30``.
-        train, test: the first so many pictures by path; None for the published number, 0 for all.
-        train_folder, test_folder: below the folder ``key``; ``ddpm`` holds annotated generated pictures.
+        train, test: the first so many images by path; None for the published number, 0 for all.
+        train_folder, test_folder: below the folder ``key``; ``ddpm`` holds annotated generated images.
         others: `FileDataModule`'s arguments.
 
     Raises:
@@ -164,14 +165,14 @@ class DDPMSegmentationDataModule(FileDataModule):
     ) -> None:
         super().__init__(**others)
         self.protocol = protocol(key)
-        self.layout = f"{key}/{{{train_folder},{test_folder}}} of ddpm-segmentation: pictures, each with its .npy mask"
+        self.layout = f"{key}/{{{train_folder},{test_folder}}} of ddpm-segmentation: images, each with its .npy mask"
         self.root = require_root(require_root(root, self.layout, inside=key) / key, self.layout, inside=train_folder)
         self.folders = {"train": train_folder, "test": test_folder, "val": test_folder}
         published = {"train": self.protocol.train, "test": self.protocol.test}
         self.counts = {}
         for name, count in (("train", train), ("test", test)):
             if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
-                raise ConfigError(f"dataset.{name} is {count!r}; expected a number of pictures, 0 for all, or null")
+                raise ConfigError(f"dataset.{name} is {count!r}; expected a number of images, 0 for all, or null")
             self.counts[name] = published[name] if count is None else count
         first = self.protocol.first_value
         labels = _Labels(self.protocol.num_classes, None if first else 255, reduce_zero_label=bool(first))
@@ -180,10 +181,10 @@ class DDPMSegmentationDataModule(FileDataModule):
         self._eval_resize = Square(self.protocol.size)
 
     def scan(self, split: str) -> SplitFiles:
-        """The first pictures of ``train`` or ``test`` by path.
+        """The first images of ``train`` or ``test`` by path.
 
         Raises:
-            DataError: a folder is missing or holds no picture.
+            DataError: a folder is missing or holds no image.
         """
         folder, count = self.folders[split], self._count(split)
         files = pair_files(self.root, split, folder, folder, self.layout, mask_suffixes=(ARRAY_SUFFIX,))
@@ -201,7 +202,7 @@ class DDPMSegmentationDataModule(FileDataModule):
             return report
         split = "train" if files.split == "train" else "test"
         error = (
-            f"{self.root / self.folders[split]} holds {len(files.pairs)} pictures with masks, {wanted} are asked for; "
+            f"{self.root / self.folders[split]} holds {len(files.pairs)} images with masks, {wanted} are asked for; "
             f"complete them, or ask for fewer with dataset.{split}={len(files.pairs)} (0: all there are)"
         )
         return replace(report, errors=(*report.errors, error))

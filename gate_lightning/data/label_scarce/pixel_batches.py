@@ -1,6 +1,6 @@
 """Batches of single labelled pixels for the members of an ensemble, each in an order of its own.
 
-As in ddpm-segmentation every member passes over all labelled pixels of all training pictures in shuffled order and
+As in ddpm-segmentation every member passes over all labelled pixels of all training images in shuffled order and
 drops the last, incomplete batch. The order is a function of (seed, member, epoch): a run stopped anywhere goes on with
 exactly the batch it would have seen, and a member sees the same batches alone as among others.
 """
@@ -15,9 +15,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.samples import keyed_generator
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import PixelBatch
+from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["LabelledPixels", "PixelLoader", "PixelSampler", "pixel_order"]
 
@@ -25,7 +25,7 @@ __all__ = ["LabelledPixels", "PixelLoader", "PixelSampler", "pixel_order"]
 def pixel_order(length: int, seed: int, member: int, epoch: int) -> np.ndarray:
     """uint32 (length,) permutation of the labelled pixels: one pass of a member."""
     order = np.arange(length, dtype=np.uint32)
-    keyed_generator("pixels", seed, member, epoch).shuffle(order)
+    data_generator("pixels", seed, member, epoch).shuffle(order)
     return order
 
 
@@ -36,7 +36,7 @@ class LabelledPixels(Dataset[PixelBatch]):
     10 members.
 
     Args:
-        masks: uint8 (H, W) class indices, 255 void; of equal size, in the order of the training split.
+        masks: uint8 (H, W) class indices, 255 ignored; of equal size, in the order of the training split.
         members: M.
         batch_size: P, pixels per member and batch.
         seed: of the orders.
@@ -80,9 +80,9 @@ class LabelledPixels(Dataset[PixelBatch]):
                 self._orders[member] = pixel_order(len(self.places), self.seed, member, epoch)
             self._epoch = epoch
         chosen = self._orders[:, number * self.batch_size : (number + 1) * self.batch_size]
-        pictures, positions = np.divmod(self.places[chosen].astype(np.int64), self._area)
+        images, positions = np.divmod(self.places[chosen].astype(np.int64), self._area)
         labels = self.labels[chosen].astype(np.int64)
-        return PixelBatch(*(torch.from_numpy(part) for part in (pictures, positions, labels)))
+        return PixelBatch(*(torch.from_numpy(part) for part in (images, positions, labels)))
 
 
 class PixelSampler(DistributedSampler[Any]):

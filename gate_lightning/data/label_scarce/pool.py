@@ -15,24 +15,22 @@ class Pool:
 
     Args:
         name: of the data set, for messages.
-        splits: name → pictures, in this order.
+        splits: name → images, in this order.
 
     Raises:
-        DataError: two pictures with one sample id: their noise and their cached features would be one.
+        DataError: two images with one sample id: their noise and their cached features would be one.
     """
 
     def __init__(self, name: str, splits: Mapping[str, SampleSource]) -> None:
         self.name = name
         self.places = [(source, index) for source in splits.values() for index in range(len(source))]
-        #: pictures of each split
+        #: images of each split
         self.lengths = tuple(len(source) for source in splits.values())
         #: sample ids
         self.names = tuple(source.sample_id(index) for source, index in self.places)
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise DataError(
-                f"{name}: {twice!r} is a picture of {' and of '.join(splits)}; every picture must be in one"
-            )
+            raise DataError(f"{name}: {twice!r} is an image of {' and of '.join(splits)}; every image must be in one")
 
     def __len__(self) -> int:
         return len(self.places)
@@ -41,29 +39,29 @@ class Pool:
         """Look at all sizes.
 
         Raises:
-            DataError: names the first picture that is no square, and says what to do.
+            DataError: names the first image that is no square, and says what to do.
         """
         sizes = [source.sizes(index)[0] for source, index in self.places]
         bad = [place for place, (height, width) in enumerate(sizes) if height != width]
         if bad:
-            more = f" ({len(bad)} of {len(sizes)} pictures are not)" if len(bad) > 1 else ""
+            more = f" ({len(bad)} of {len(sizes)} images are not)" if len(bad) > 1 else ""
             raise DataError(not_square(self.names[bad[0]], sizes[bad[0]], self.name, more))
 
     def part(self, places: Sequence[int]) -> PartOfPool:
-        """The pictures at some positions, in that order."""
+        """The images at some positions, in that order."""
         return PartOfPool([self.places[place] for place in places])
 
 
-def not_square(picture: str, size: tuple[int, ...], name: str, more: str = "") -> str:
-    """Sentence about a picture of (height, width) ``size`` in the data set ``name``."""
+def not_square(image: str, size: tuple[int, ...], name: str, more: str = "") -> str:
+    """Sentence about an image of (height, width) ``size`` in the data set ``name``."""
     return (
-        f"{picture} has {size[1]}×{size[0]} pixels (width × height), {name} wants squares{more}; cut squares out of "
-        "pictures and masks, or use task.data.square=stretch"
+        f"{image} has {size[1]}×{size[0]} pixels (width × height), {name} wants squares{more}; cut squares out of "
+        "images and masks, or use task.data.square=stretch"
     )
 
 
 class PartOfPool:
-    """Some pictures of a pool as `SampleSource`.
+    """Some images of a pool as `SampleSource`.
 
     Args:
         places: source and index of each.
@@ -81,11 +79,11 @@ class PartOfPool:
         return source.sample_id(place)
 
     def load(self, index: int) -> Sample:
-        """The picture as it is in the file."""
+        """The image as it is in the file."""
         source, place = self.places[index]
         return source.load(place)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width) of the picture and of its mask, as in the files."""
+        """(height, width) of the image and of its mask, as in the files."""
         source, place = self.places[index]
         return source.sizes(place)

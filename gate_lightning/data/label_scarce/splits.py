@@ -1,7 +1,7 @@
-"""Splitting a pool of pictures anew at random, and the file that says which picture went where.
+"""Splitting a pool of images anew at random, and the file that says which image went where.
 
 The published means and deviations of label-scarce segmentation are over five random splits of the shipped training
-and test pictures (the author's word in an issue of ddpm-segmentation); which ones was never published.
+and test images (the author's word in an issue of ddpm-segmentation); which ones was never published.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gate_lightning.data.samples import keyed_generator
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["Split", "random_split", "read_split", "shipped_split", "write_split"]
 
@@ -24,9 +24,9 @@ class Split:
     """Positions in a pool.
 
     Attributes:
-        train: pictures whose labels are used.
-        test: pictures that are measured.
-        unused: pictures of the training part beyond the number that was asked for.
+        train: images whose labels are used.
+        test: images that are measured.
+        unused: images of the training part beyond the number that was asked for.
     """
 
     train: tuple[int, ...]
@@ -34,7 +34,7 @@ class Split:
     unused: tuple[int, ...] = ()
 
     def labelled(self, count: int | None) -> Split:
-        """The first ``count`` training pictures only; the test pictures stay, so that numbers can be compared.
+        """The first ``count`` training images only; the test images stay, so that numbers can be compared.
 
         Raises:
             ConfigError: there are fewer.
@@ -42,29 +42,29 @@ class Split:
         if count is None:
             return self
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"labelled is {count!r}; expected a number of pictures from 1, or null for all")
+            raise ConfigError(f"labelled is {count!r}; expected a number of images from 1, or null for all")
         if count > len(self.train):
             raise ConfigError(
-                f"labelled={count}, but the training part has {len(self.train)} pictures; ask for that many or fewer, "
-                "or give the data set more training pictures"
+                f"labelled={count}, but the training part has {len(self.train)} images; ask for that many or fewer, "
+                "or give the data set more training images"
             )
         return Split(self.train[:count], self.test, self.train[count:] + self.unused)
 
 
 def shipped_split(train: int, total: int) -> Split:
-    """The first ``train`` pictures for training, the rest for testing."""
+    """The first ``train`` images for training, the rest for testing."""
     return Split(tuple(range(train)), tuple(range(train, total)))
 
 
 def random_split(train: int, total: int, seed: int) -> Split:
-    """As many training pictures, drawn at random: a function of the three numbers.
+    """As many training images, drawn at random: a function of the three numbers.
 
     Raises:
         ConfigError: a negative or broken seed.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ConfigError(f"split_seed is {seed!r}; expected a whole number from 0, or null for the split as shipped")
-    order = [int(place) for place in keyed_generator("label-scarce split", seed).permutation(total)]
+    order = [int(place) for place in data_generator("label-scarce split", seed).permutation(total)]
     return Split(tuple(order[:train]), tuple(order[train:]))
 
 
@@ -92,7 +92,7 @@ def read_split(path: str | Path, names: Sequence[str]) -> Split:
         names: sample ids of the pool.
 
     Raises:
-        DataError: missing, of another form, of pictures that are not there, or with a picture twice.
+        DataError: missing, of another form, of images that are not there, or with an image twice.
     """
     file = Path(path).expanduser()
     try:
@@ -105,20 +105,18 @@ def read_split(path: str | Path, names: Sequence[str]) -> Split:
     if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in parts.values()):
         raise DataError(f'split_file {file}: expected {{"train": [sample id, …], "test": [sample id, …]}}')
     if not parts["train"] or not parts["test"]:
-        raise DataError(f"split_file {file} names no {'test' if parts['train'] else 'train'} pictures")
+        raise DataError(f"split_file {file} names no {'test' if parts['train'] else 'train'} images")
     places = {name: place for place, name in enumerate(names)}
     unknown = [name for part in parts.values() for name in part or () if name not in places]
     if unknown:
         raise DataError(
-            f"split_file {file} names {len(unknown)} pictures that the data set does not have, first {unknown[0]!r}; "
-            f"its pictures are called like {names[0]!r}"
+            f"split_file {file} names {len(unknown)} images that the data set does not have, first {unknown[0]!r}; "
+            f"its images are called like {names[0]!r}"
         )
     twice = [
         name for name, count in Counter(name for part in parts.values() for name in part or ()).items() if count > 1
     ]
     if twice:
-        raise DataError(
-            f"split_file {file} names {twice[0]!r} more than once; training and test must not share pictures"
-        )
+        raise DataError(f"split_file {file} names {twice[0]!r} more than once; training and test must not share images")
     train, test, unused = (tuple(places[name] for name in part or ()) for part in parts.values())
     return Split(train, test, unused)

@@ -1,4 +1,4 @@
-"""Pictures with captions in several styles, for adapter training: kohya's folder layout, or that of a data set."""
+"""Images with captions in several styles, for adapter training: kohya's folder layout, or that of a data set."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from gate_lightning.data.files.captions import read_captions
 from gate_lightning.data.pretraining.datamodule import EndlessDataModule, to_pixels
 from gate_lightning.errors import DataError
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 _REPEATS = re.compile(r"^(\d+)_.+$")
 _CAPTIONS = re.compile(r"^captions(_\w+)?(\.txt)?$")
 
 
 @dataclass(frozen=True)
-class CaptionedPicture:
-    """One entry: a picture file, its text and how often it counts in a pass."""
+class CaptionedImage:
+    """One entry: an image file, its text and how often it counts in a pass."""
 
     path: Path
     caption: str
     repeats: int
 
 
-def list_captioned(root: str | Path | None, styles: Sequence[str] | None = None) -> list[CaptionedPicture]:
-    """Pictures of a folder with their captions, sorted; a picture is there once for each caption it has.
+def list_captioned(root: str | Path | None, styles: Sequence[str] | None = None) -> list[CaptionedImage]:
+    """Images of a folder with their captions, sorted; an image is there once for each caption it has.
 
-    * Sub-folders ``<repeats>_<style>`` (``10_tags``), and pictures directly in ``root`` (one repeat): the caption of
+    * Sub-folders ``<repeats>_<style>`` (``10_tags``), and images directly in ``root`` (one repeat): the caption of
       ``a.jpg`` is in ``a.txt`` beside it; without that file it is empty.
-    * A data set in the layout of ``dataset=folder``: pictures in ``images/train`` (or ``images``), with captions of
+    * A data set in the layout of ``dataset=folder``: images in ``images/train`` (or ``images``), with captions of
       several styles in ``captions/train/<name>.txt``, ``captions_tags/train/<name>.txt``, … or in ``captions.txt``,
       ``captions_tags.txt``, … (see ``data.captions``). Without any, captions are in ``a.txt`` beside ``a.jpg``, or
       empty.
@@ -47,20 +47,20 @@ def list_captioned(root: str | Path | None, styles: Sequence[str] | None = None)
             ``captions_tags``. None: ``empty`` and all there are.
 
     Raises:
-        DataError: the folder is missing or holds no picture, or a style is not there for every picture.
+        DataError: the folder is missing or holds no image, or a style is not there for every image.
     """
     folder = Path(root) if root is not None else None
     if folder is None or not folder.is_dir():
-        raise DataError(f"{root} is not a folder. Give a folder of pictures, e.g. dataset.root=data/my_pictures.")
+        raise DataError(f"{root} is not a folder. Give a folder of images, e.g. dataset.root=data/my_images.")
     if (folder / "images").is_dir():
         entries = _in_styles(folder, styles)
     elif styles is not None:
-        raise DataError(f"styles={list(styles)} needs pictures in {folder / 'images'}; found {_inside(folder)}.")
+        raise DataError(f"styles={list(styles)} needs images in {folder / 'images'}; found {_inside(folder)}.")
     else:
         entries = _beside([(folder, 1), *_repeated(folder)])
     if not any(entry.repeats for entry in entries):
         raise DataError(
-            f"No picture in {folder}. Expected {', '.join(sorted(PICTURE_SUFFIXES))} files there, in images/train, or "
+            f"No image in {folder}. Expected {', '.join(sorted(IMAGE_SUFFIXES))} files there, in images/train, or "
             f"in sub-folders named <repeats>_<style>, e.g. 10_empty, 10_tags, 10_sentences, each with captions in .txt "
             f"files beside them; found {_inside(folder)}."
         )
@@ -72,18 +72,18 @@ def _repeated(root: Path) -> list[tuple[Path, int]]:
     return [(folder, int(match.group(1))) for folder, match in folders if match]
 
 
-def _beside(folders: Sequence[tuple[Path, int]]) -> list[CaptionedPicture]:
+def _beside(folders: Sequence[tuple[Path, int]]) -> list[CaptionedImage]:
     return [
-        CaptionedPicture(path, _text_of(path) or "", repeats)
+        CaptionedImage(path, _text_of(path) or "", repeats)
         for folder, repeats in folders
-        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
     ]
 
 
-def _in_styles(root: Path, styles: Sequence[str] | None) -> list[CaptionedPicture]:
+def _in_styles(root: Path, styles: Sequence[str] | None) -> list[CaptionedImage]:
     split = "train" if (root / "images" / "train").is_dir() else ""
     base = root / "images" / split
-    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     names = [path.relative_to(base).with_suffix("").as_posix() for path in paths]
     found = {path.stem.removeprefix("captions_") for path in root.iterdir() if _CAPTIONS.match(path.name)}
     captions: list[list[str]] = []
@@ -99,11 +99,11 @@ def _in_styles(root: Path, styles: Sequence[str] | None) -> list[CaptionedPictur
     texts = [_text_of(path) for path in paths]
     if styles is None and not found and any(texts):
         captions = [[text or "" for text in texts]]
-    return [CaptionedPicture(path, text, 1) for read in captions for path, text in zip(paths, read, strict=True)]
+    return [CaptionedImage(path, text, 1) for read in captions for path, text in zip(paths, read, strict=True)]
 
 
-def _text_of(picture: Path) -> str | None:
-    path = picture.with_suffix(".txt")
+def _text_of(image: Path) -> str | None:
+    path = image.with_suffix(".txt")
     return path.read_text(encoding="utf-8-sig").strip() if path.exists() else None
 
 
@@ -112,11 +112,11 @@ def _inside(folder: Path) -> list[str]:
 
 
 class CaptionedFolder(Dataset[dict[str, Any]]):
-    """Square pictures with captions, repeats spelled out.
+    """Square images with captions, repeats spelled out.
 
     Args:
         root, styles: see `list_captioned`.
-        size: side in pixels; pictures are scaled to cover it and cropped.
+        size: side in pixels; images are scaled to cover it and cropped.
         flip: mirror half of the draws.  Off by default: captions may speak of left and right.
         random_crop: crop anywhere instead of the middle.
         seed: of flips and crops.
@@ -141,36 +141,36 @@ class CaptionedFolder(Dataset[dict[str, Any]]):
         """``pixels`` (3, S, S) float32 in [-1, 1] and ``caption``.
 
         Raises:
-            DataError: the file cannot be read as a picture.
+            DataError: the file cannot be read as an image.
         """
         entry = self.entries[draw % len(self)]
-        picture = cv2.imread(str(entry.path), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise DataError(f"{entry.path} cannot be read as a picture; replace or remove it.")
+        image = cv2.imread(str(entry.path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise DataError(f"{entry.path} cannot be read as an image; replace or remove it.")
         chance = np.random.default_rng([self.seed, draw]).random(3)
-        square = self._square(picture[..., ::-1], chance[:2] if self.random_crop else np.array([0.5, 0.5]))
+        square = self._square(image[..., ::-1], chance[:2] if self.random_crop else np.array([0.5, 0.5]))
         if self.flip and chance[2] < 0.5:
             square = square[:, ::-1]
         return {"pixels": to_pixels(square), "caption": entry.caption}
 
-    def _square(self, picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-        height, width = picture.shape[:2]
+    def _square(self, image: np.ndarray, where: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
         scale = self.size / min(height, width)
         new_height, new_width = max(self.size, round(height * scale)), max(self.size, round(width * scale))
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        picture = cv2.resize(np.ascontiguousarray(picture), (new_width, new_height), interpolation=method)
+        image = cv2.resize(np.ascontiguousarray(image), (new_width, new_height), interpolation=method)
         top, left = int(where[0] * (new_height - self.size)), int(where[1] * (new_width - self.size))
-        return picture[top : top + self.size, left : left + self.size]
+        return image[top : top + self.size, left : left + self.size]
 
 
-class CaptionedPictures(EndlessDataModule):
-    """Folder of captioned pictures for adapter training.  The pictures of a fixed choice also give the validation loss.
+class CaptionedImages(EndlessDataModule):
+    """Folder of captioned images for adapter training.  The images of a fixed choice also give the validation loss.
 
     Args:
         root, styles: see `list_captioned`.
         size: side in pixels.
         flip, random_crop: see `CaptionedFolder`.
-        val_length: entries used to follow the loss; adapters are meant to fit their pictures, so this is no held-out
+        val_length: entries used to follow the loss; adapters are meant to fit their images, so this is no held-out
             score.
         loading: `EndlessDataModule`'s arguments.
     """

@@ -1,4 +1,4 @@
-"""Cached latents together with the control picture of the same scene, for ControlNet training."""
+"""Cached latents together with the control image of the same scene, for ControlNet training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gate_lightning.data.pretraining.latents import CachedLatents, SceneLatents
 from gate_lightning.data.scenes import render, sample_scene
 
 ControlMaker = Callable[[np.ndarray], np.ndarray]
-"""Picture uint8 (H, W, 3) to control picture uint8 (H, W) or (H, W, 3)."""
+"""Image uint8 (H, W, 3) to control image uint8 (H, W) or (H, W, 3)."""
 
 
 class ControlledLatents(CachedLatents):
@@ -26,8 +26,8 @@ class ControlledLatents(CachedLatents):
     Args:
         path: latent cache.
         first_seed: seed of the cache's scene 0.
-        make_control: picture to control picture.
-        size: side of the rendered picture in pixels.
+        make_control: image to control image.
+        size: side of the rendered image in pixels.
         choices: `CachedLatents`' other arguments.
     """
 
@@ -44,10 +44,10 @@ class ControlledLatents(CachedLatents):
 
 
 class ControlledSceneLatents(SceneLatents):
-    """`SceneLatents` with control pictures.
+    """`SceneLatents` with control images.
 
     Args:
-        make_control: picture to control picture, for example `gate_lightning.ops.edges.canny` with its settings.
+        make_control: image to control image, for example `gate_lightning.ops.edges.canny` with its settings.
         rest: `SceneLatents`' arguments.
     """
 
@@ -56,7 +56,7 @@ class ControlledSceneLatents(SceneLatents):
         self.make_control = make_control
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the cache and add the control pictures."""
+        """Open the cache and add the control images."""
         self.train_set = ControlledLatents(
             self._path(TRAIN_SEED, self.train_length), TRAIN_SEED, self.make_control, self.size, seed=self.seed
         )
@@ -66,7 +66,7 @@ class ControlledSceneLatents(SceneLatents):
 
 
 def control_tensor(control: np.ndarray) -> torch.Tensor:
-    """Control picture uint8 (H, W) or (H, W, 3) as float32 (3, H, W) in [0, 1]."""
+    """Control image uint8 (H, W) or (H, W, 3) as float32 (3, H, W) in [0, 1]."""
     if control.ndim == 2:
         control = np.repeat(control[..., None], 3, axis=2)
     return torch.from_numpy(np.ascontiguousarray(control.transpose(2, 0, 1))).float().div_(255.0)

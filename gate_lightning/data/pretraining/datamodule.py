@@ -17,7 +17,7 @@ from gate_lightning.errors import ConfigError
 TRAIN_SEED = 10_000_000
 """First scene seed used for training; the data sets of the experiments use seeds far below."""
 VAL_SEED = 9_000_000
-"""First scene seed of the held-out pictures."""
+"""First scene seed of the held-out images."""
 
 
 class EndlessBatches(Sampler[list[int]]):
@@ -28,7 +28,7 @@ class EndlessBatches(Sampler[list[int]]):
 
     Args:
         length: size of the data set.
-        batch_size: pictures per process and batch.
+        batch_size: images per process and batch.
         seed: of the permutations.
         start: batches already consumed.
         rank, world_size: this process and their number.
@@ -102,7 +102,7 @@ class EndlessDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Held-out pictures in fixed order; process r of n sees every n-th, starting with the r-th."""
+        """Held-out images in fixed order; process r of n sees every n-th, starting with the r-th."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         own = list(range(rank, len(self.val_set), world))  # type: ignore[arg-type]
         return DataLoader(self.val_set, batch_size=self.val_batch_size, sampler=own)
@@ -129,14 +129,14 @@ class RenderedScenes(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: int) -> dict[str, Any]:
         """``pixels`` (3, S, S) float32 in [-1, 1] and ``domain`` (0 source, 1 target)."""
         index = draw % self.length
-        # Evenly spread: the running count of target pictures grows at these indices.
+        # Evenly spread: the running count of target images grows at these indices.
         target = int((index + 1) * self.target_share) > int(index * self.target_share)
         spec = sample_scene(self.first_seed + index, domain="target" if target else "source")
         return {"pixels": to_pixels(render(spec, size=self.size).image), "domain": int(target)}
 
 
-class ScenePictures(EndlessDataModule):
-    """Rendered pictures without captions, for the autoencoder.
+class SceneImages(EndlessDataModule):
+    """Rendered images without captions, for the autoencoder.
 
     Args:
         train_length: different training scenes.
@@ -159,11 +159,11 @@ class ScenePictures(EndlessDataModule):
         self.target_share, self.size = target_share, size
 
     def setup(self, stage: str | None = None) -> None:
-        """Describe the data; pictures are rendered when asked for."""
+        """Describe the data; images are rendered when asked for."""
         self.train_set = RenderedScenes(self.train_length, TRAIN_SEED, self.target_share, self.size)
         self.val_set = RenderedScenes(self.val_length, VAL_SEED, self.target_share, self.size)
 
 
 def to_pixels(image: np.ndarray) -> Tensor:
-    """Picture uint8 (H, W, 3) as float32 (3, H, W) in [-1, 1]."""
+    """Image uint8 (H, W, 3) as float32 (3, H, W) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(127.5).sub_(1.0)

@@ -39,14 +39,14 @@ _CHUNK = 500
 
 
 class Encoder(Protocol):
-    """What turns pictures and captions into what the U-Net sees.  Must survive pickling (it works in processes)."""
+    """What turns images and captions into what the U-Net sees.  Must survive pickling (it works in processes)."""
 
     @property
     def identity(self) -> str:
         """Text that changes whenever the results would."""
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1]."""
+        """Scaled latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]."""
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """Token ids (B, L), padded."""
@@ -98,11 +98,11 @@ class SceneLatents(EndlessDataModule):
     """Source-domain scenes as cached latents, for the U-Net.
 
     Args:
-        encoder: turns pictures and captions into latents and tokens; used only where the cache is missing.
+        encoder: turns images and captions into latents and tokens; used only where the cache is missing.
         cache: folder of the cache files; a file is named by everything that decides its content.
         train_length: different training scenes.
         val_length: held-out scenes, with their "fine" caption.
-        size: side of the rendered pictures in pixels.
+        size: side of the rendered images in pixels.
         processes: how many processes build the cache; None takes every core.
         loading: `EndlessDataModule`'s arguments.
     """
@@ -152,7 +152,7 @@ def build_cache(
         encoder: see `Encoder`.
         first_seed: seed of the first scene; the others follow.
         length: number of scenes.
-        size: side of the rendered pictures in pixels.
+        size: side of the rendered images in pixels.
         processes: worker processes, one thread each; 1 works in this process, None takes every core.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A folder of captioned pictures in kohya's layout, made of scenes: what the embedded adapters learn from."""
+"""A folder of captioned images in kohya's layout, made of scenes: what the embedded adapters learn from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gate_lightning.errors import ConfigError
 log = logging.getLogger(__name__)
 
 FIRST_SEED = 8_000_000
-"""First scene seed of the adapters' pictures; apart from training, validation and the experiments' data."""
+"""First scene seed of the adapters' images; apart from training, validation and the experiments' data."""
 
 
 def tags(spec: SceneSpec) -> str:
@@ -30,30 +30,30 @@ def write_style_set(
     size: int = 64,
     repeats: int = 10,
 ) -> None:
-    """Write ``<repeats>_empty``, ``<repeats>_tags`` and ``<repeats>_sentences`` with the same pictures each.
+    """Write ``<repeats>_empty``, ``<repeats>_tags`` and ``<repeats>_sentences`` with the same images each.
 
     Args:
         output: folder, created where missing.
-        count: pictures.
+        count: images.
         first_seed: seed of the first scene.
         domain: "source" or "target".
         size: side in pixels.
-        repeats: how often each picture counts in a pass.
+        repeats: how often each image counts in a pass.
 
     Raises:
-        ConfigError: a number below 1, an unknown domain, or a picture that cannot be written.
+        ConfigError: a number below 1, an unknown domain, or an image that cannot be written.
     """
     if count < 1 or repeats < 1:
         raise ConfigError(f"count is {count} and repeats {repeats}; expected at least 1 each.")
     for seed in range(first_seed, first_seed + count):
         spec = sample_scene(seed, domain=domain)
-        picture = render(spec, size=size).image[..., ::-1]
+        image = render(spec, size=size).image[..., ::-1]
         texts = {"empty": "", "tags": tags(spec), "sentences": caption(spec, "fine", wording="full")}
         for style, text in texts.items():
             folder = Path(output) / f"{repeats}_{style}"
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{seed}.png"
-            if not cv2.imwrite(str(path), picture):
+            if not cv2.imwrite(str(path), image):
                 raise ConfigError(f"{path} cannot be written; check that the folder is writable.")
             path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
-    log.info("%d pictures in three caption styles: %s", count, output)
+    log.info("%d images in three caption styles: %s", count, output)

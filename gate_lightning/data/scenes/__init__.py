@@ -1,7 +1,7 @@
-"""Seeded little pictures with exact masks, keypoints and captions (``dataset=scenes``).
+"""Seeded little images with exact masks, keypoints and captions (``dataset=scenes``).
 
 >>> spec = sample_scene(7)
->>> picture = render(spec, size=64)
+>>> image = render(spec, size=64)
 >>> text = caption(spec, "fine")
 """
 

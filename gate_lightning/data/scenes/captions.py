@@ -59,7 +59,7 @@ def size_word(obj: ObjectSpec) -> str:
 def place_word(obj: ObjectSpec) -> str:
     """ "left", "middle" or "right", from the foot point.
 
-    The middle is the fifth of the picture from 0.4 to 0.6 and not a third: large objects cannot stand near the border,
+    The middle is the fifth of the image from 0.4 to 0.6 and not a third: large objects cannot stand near the border,
     and with thirds more than half of all objects would be "in the middle".
     """
     return "left" if obj.x < 0.4 else "right" if obj.x > 0.6 else "middle"
@@ -83,7 +83,7 @@ def _phrase(mention: _Mention, short: bool) -> str:
 
 
 def _mentions(spec: SceneSpec) -> list[_Mention]:
-    # From left to right, as one would describe a picture, and independent of the drawing order.
+    # From left to right, as one would describe an image, and independent of the drawing order.
     objects = sorted(spec.objects, key=lambda obj: obj.x)
     return [_Mention(obj.kind, obj.color, size_word(obj), place_word(obj)) for obj in objects]
 

@@ -1,4 +1,4 @@
-"""``dataset=scenes``: generated pictures with exact masks and captions, rendered once and kept in RAM.
+"""``dataset=scenes``: generated images with exact masks and captions, rendered once and kept in RAM.
 
 Seeds (ranges do not overlap, and no denoising model of this project was trained on any of them: those start at
 9,000,000):
@@ -9,7 +9,7 @@ Seeds (ranges do not overlap, and no denoising model of this project was trained
 | val   | 2,000,000 + i |
 | test  | 1,000,000 + i |
 
-Validation and test pictures are the same for every ``split_seed``: what differs between seeds of a study is what was
+Validation and test images are the same for every ``split_seed``: what differs between seeds of a study is what was
 learnt, not what was measured on. Both domains show the same scenes for the same seeds.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gate_lightning.data.card import DatasetProtocol, gate_recipe
+from gate_lightning.data.card import DatasetProtocol, gate_branches
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.files.captions import derangement
 from gate_lightning.data.samples import Sample, Transform
@@ -41,7 +41,7 @@ __all__ = ["FIRST_SEED", "MAX_LENGTH", "ScenesDataModule", "ScenesSource", "spli
 
 #: split → its first seed (of ``split_seed`` 0)
 FIRST_SEED = {"test": 1_000_000, "val": 2_000_000, "train": 4_000_000}
-#: pictures a split can have
+#: images a split can have
 MAX_LENGTH = 10_000
 _SPLIT_SEEDS = 100
 
@@ -53,7 +53,7 @@ def split_seeds(split: str, length: int, split_seed: int = 0) -> range:
         ConfigError: a length or split seed out of range.
     """
     if not 1 <= length <= MAX_LENGTH:
-        raise ConfigError(f"dataset.{split} is {length}; expected 1 to {MAX_LENGTH} pictures")
+        raise ConfigError(f"dataset.{split} is {length}; expected 1 to {MAX_LENGTH} images")
     if not 0 <= split_seed < _SPLIT_SEEDS:
         raise ConfigError(f"split_seed is {split_seed}; expected 0 to {_SPLIT_SEEDS - 1}")
     first = FIRST_SEED[split] + (MAX_LENGTH * split_seed if split == "train" else 0)
@@ -64,13 +64,13 @@ class ScenesSource:
     """Rendered scenes.
 
     Args:
-        seeds: one per picture.
+        seeds: one per image.
         domain: ``source`` or ``target``.
         labels: ``parts`` or ``merged``.
-        kinds: exactly these objects in every picture, or None for one to four random ones.
+        kinds: exactly these objects in every image, or None for one to four random ones.
         size: side in pixels.
         level: of the captions.
-        order: position of the scene whose caption each picture gets; None for its own.
+        order: position of the scene whose caption each image gets; None for its own.
     """
 
     def __init__(
@@ -104,25 +104,25 @@ class ScenesSource:
         return self._samples[index]
 
     def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width) of picture and mask."""
+        """(height, width) of image and mask."""
         height, width = self._samples[index].image.shape[:2]
         return (height, width), (height, width)
 
 
 class ScenesDataModule(SegmentationDataModule):
-    """Generated scenes. Training pictures are not augmented by default: more can be rendered.
+    """Generated scenes. Training images are not augmented by default: more can be rendered.
 
     Args:
         domain: ``target`` (shifted; what the LoRAs are for) or ``source``.
         labels: ``parts`` (16 classes) or ``merged`` (8).
-        kinds: None for one to four random objects, ``leak_free`` for one tree, house, horse and car in every picture
+        kinds: None for one to four random objects, ``leak_free`` for one tree, house, horse and car in every image
             (so that naming the kinds tells nothing about it), or a list of kinds.
         size: side in pixels; the backbone's native size.
-        train, val, test: pictures of each split.
-        split_seed: chooses the training pictures, 0 to 99.
+        train, val, test: images of each split.
+        split_seed: chooses the training images, 0 to 99.
         captions: ``fine``, ``kinds``, ``coarse``, ``noisy``, ``empty``, or ``shuffled``: the fine caption of another
-            picture of the split.
-        augment: train on crops of pictures enlarged by a factor of 1 to 2, in other colours, anew in every epoch. They
+            image of the split.
+        augment: train on crops of images enlarged by a factor of 1 to 2, in other colours, anew in every epoch. They
             are not mirrored, as captions say left and right; what a crop leaves out is still in them.
         loading: `SegmentationDataModule`'s arguments.
 
@@ -161,7 +161,7 @@ class ScenesDataModule(SegmentationDataModule):
             palette=tuple(tuple(colour) for colour in (PART_PALETTE if parts else MERGED_PALETTE).tolist()),
             prompt_simple="a photo",
             prompt_fine="a photo of " + " and ".join(f"a {kind}" for kind in KINDS),
-            recipe=gate_recipe(),
+            branches=gate_branches(),
             citation="generated by gate_lightning.data.scenes",
             licence="Apache-2.0",
         )
@@ -175,11 +175,11 @@ class ScenesDataModule(SegmentationDataModule):
 
     @property
     def eval_resize(self) -> Resize:
-        """Scenes have ``size`` already; other pictures are brought to it."""
+        """Scenes have ``size`` already; other images are brought to it."""
         return Resize(self.size)
 
     def make_source(self, split: str) -> ScenesSource:
-        """Render a split (some hundred pictures a second)."""
+        """Render a split (some hundred images a second)."""
         seeds = self.seeds[split]
         shuffled = self.captions == "shuffled"
         order = derangement(len(seeds), self.seed, split).tolist() if shuffled else None

@@ -1,4 +1,4 @@
-"""Homographies between scene and picture, both in normalised coordinates."""
+"""Homographies between scene and image, both in normalised coordinates."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def project(points: np.ndarray, transform: np.ndarray | None) -> np.ndarray:
 
 
 def scene_coordinates(size: int, transform: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Scene point seen by every pixel centre of a ``size`` by ``size`` picture.
+    """Scene point seen by every pixel centre of a ``size`` by ``size`` image.
 
     Returns:
         u and v, float32, normalised, that broadcast to (size, size).
 
     Raises:
-        ConfigError: part of the picture looks behind the line that the homography sends to infinity.
+        ConfigError: part of the image looks behind the line that the homography sends to infinity.
     """
     axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
     x, y = axis[None, :], axis[:, None]
@@ -64,6 +64,6 @@ def scene_coordinates(size: int, transform: np.ndarray | None) -> tuple[np.ndarr
 
 
 def pixel_matrix(size: int, transform: np.ndarray) -> np.ndarray:
-    """The same homography between pixel coordinates (pixel centres at whole numbers) of a square picture, (3, 3)."""
+    """The same homography between pixel coordinates (pixel centres at whole numbers) of a square image, (3, 3)."""
     to_pixels = np.array([[size, 0.0, -0.5], [0.0, size, -0.5], [0.0, 0.0, 1.0]])
     return to_pixels @ transform @ np.linalg.inv(to_pixels)

@@ -18,8 +18,8 @@ MIN_VISIBLE = 0.55
 SINGLE_SHARE = 0.3
 """Share of scenes that are meant to hold one object, when ``count`` allows one and more."""
 
-_GRID = 48  # pixels across the picture in the visibility check
-_MARGIN = 12  # pixels around it, so that what hangs out of the picture is counted as hidden
+_GRID = 48  # pixels across the image in the visibility check
+_MARGIN = 12  # pixels around it, so that what hangs out of the image is counted as hidden
 _PLACE_TRIES = 10
 _SCENE_TRIES = 12
 _SHIFT = 3
@@ -49,7 +49,7 @@ def _fractions(objects: Sequence[ObjectSpec], masks: Sequence[np.ndarray]) -> np
 
 
 def visible_fractions(spec: SceneSpec) -> np.ndarray:
-    """Share of each object's area that is inside the picture and not behind another object, float64 (n,) in [0, 1]."""
+    """Share of each object's area that is inside the image and not behind another object, float64 (n,) in [0, 1]."""
     return _fractions(spec.objects, [_silhouette(obj) for obj in spec.objects])
 
 
@@ -111,7 +111,7 @@ def _in_a_row(
 def _place_all(
     rng: np.random.Generator, kinds: Sequence[str], colors: Sequence[str], horizon: float, least: int
 ) -> list[ObjectSpec]:
-    """At least ``least`` of the objects, in the picture and visible enough."""
+    """At least ``least`` of the objects, in the image and visible enough."""
     for attempt in range(_SCENE_TRIES):
         # Crowds that do not fit are tried again a little smaller each time.
         objects = _scatter(rng, kinds, colors, horizon, shrink=max(0.75, 1.0 - 0.04 * attempt))

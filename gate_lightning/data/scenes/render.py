@@ -1,6 +1,6 @@
-"""Drawing: scene description -> picture, exact masks and keypoints.
+"""Drawing: scene description -> image, exact masks and keypoints.
 
-Every polygon is first drawn as a *code* (its place in the drawing order) at the supersampled size. Picture, part mask
+Every polygon is first drawn as a *code* (its place in the drawing order) at the supersampled size. Image, part mask
 and instance mask are then three lookups into the same code map, so they cannot disagree; colours are averaged over the
 supersamples, labels are voted on and never blended.
 """
@@ -55,7 +55,7 @@ def _draw_codes(
         bounds = [0, *splits, len(pixels)]
         for shape, start, stop in zip(SHAPES[obj.kind], bounds[:-1], bounds[1:], strict=True):
             if len(owners) > 255:
-                raise ConfigError("too many objects: their polygons exceed the 253 that one picture can hold")
+                raise ConfigError("too many objects: their polygons exceed the 253 that one image can hold")
             cv2.fillPoly(codes, [pixels[start:stop]], len(owners), shift=_SHIFT)
             owners.append((shape, index))
     return codes, owners
@@ -101,7 +101,7 @@ def _background(spec: SceneSpec, v: np.ndarray, size: int, transform: np.ndarray
     is_sky = (v < spec.horizon)[..., None]
     if plain:
         return np.where(is_sky, top, ground)
-    # The gradient ends at the horizon, otherwise pictures with a high horizon would show its start only.
+    # The gradient ends at the horizon, otherwise images with a high horizon would show its start only.
     height = np.clip(v / np.float32(max(spec.horizon, 0.1)), 0.0, 1.0)[..., None]
     # Ground is a little darker towards the viewer, a cue for depth.
     near = np.float32(1.06) - np.float32(0.14) * np.clip(v, 0.0, 1.0)[..., None]
@@ -115,7 +115,7 @@ def _background(spec: SceneSpec, v: np.ndarray, size: int, transform: np.ndarray
 
 
 def _paint(spec: SceneSpec, codes: np.ndarray, owners: list, background: np.ndarray, plain: bool) -> np.ndarray:
-    """Picture at the supersampled size, float32 (size, size, 3) in 0..255, without the look of the domain."""
+    """Image at the supersampled size, float32 (size, size, 3) in 0..255, without the look of the domain."""
     fills: list[tuple[float, ...]] = [(0.0, 0.0, 0.0)] * _FIRST
     lines: list[tuple[float, ...]] = [(0.0, 0.0, 0.0)] * _FIRST
     regions = [0] * _FIRST
@@ -156,11 +156,11 @@ def render(
     transform: np.ndarray | None = None,
     plain: bool = False,
 ) -> Rendering:
-    """Draw a scene; the same arguments always give the same bytes.
+    """SampleRequest a scene; the same arguments always give the same bytes.
 
     Args:
         spec: what to draw.
-        size: side of the picture in pixels, 8 to 4096.
+        size: side of the image in pixels, 8 to 4096.
         supersample: samples per pixel along each axis: 1, 2 or 4.
         transform: (3, 3) homography from normalised to normalised coordinates (column vectors), applied to the whole
             scene; masks, keypoints, texture and stripes follow it, the grain of the camera does not. None is the
@@ -168,7 +168,7 @@ def render(
         plain: flat colours, without texture, gradient, outlines and the look of the target domain.
 
     Returns:
-        Rendering with a (size, size) picture, masks and keypoints.
+        Rendering with a (size, size) image, masks and keypoints.
 
     Raises:
         ConfigError: a bad size or supersample, or a transform that is singular or folds the scene over.
@@ -188,5 +188,5 @@ def render(
     part_of = np.array([0, 1] + [shape.part for shape, _ in owners[_FIRST:] if shape is not None], dtype=np.uint8)
     instance_of = np.array([index + 1 for _, index in owners], dtype=np.uint8)
     instances = instance_of[codes]
-    picture = np.rint(np.clip(image, 0.0, 255.0)).astype(np.uint8)
-    return Rendering(picture, part_of[codes], instances, find_keypoints(spec, instances, matrix))
+    image = np.rint(np.clip(image, 0.0, 255.0)).astype(np.uint8)
+    return Rendering(image, part_of[codes], instances, find_keypoints(spec, instances, matrix))

@@ -1,4 +1,4 @@
-"""What a drawn scene consists of: picture, masks, and named keypoints with their visibility.
+"""What a drawn scene consists of: image, masks, and named keypoints with their visibility.
 
 Pixel coordinates: the centre of the top left pixel is (0, 0), so normalised u is at ``u * size - 0.5``.
 """
@@ -21,8 +21,8 @@ class Keypoints:
     Attributes:
         kind: kind of the object.
         names: K names, in the order of ``KEYPOINT_NAMES[kind]``.
-        xy: float32 (K, 2) pixel coordinates; may lie outside the picture.
-        visible: bool (K,), in the picture and not behind another object.
+        xy: float32 (K, 2) pixel coordinates; may lie outside the image.
+        visible: bool (K,), in the image and not behind another object.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Rendering:
 
 
 def _is_visible(x: float, y: float, instances: np.ndarray, own: int) -> bool:
-    """In the picture, on the object itself, or on background right beside it (rounding at thin tips)."""
+    """In the image, on the object itself, or on background right beside it (rounding at thin tips)."""
     size = len(instances)
     if not (-0.5 <= x < size - 0.5 and -0.5 <= y < size - 0.5):
         return False

@@ -165,7 +165,7 @@ KEYPOINTS: dict[str, dict[str, tuple[float, float]]] = {
 
 KEYPOINT_NAMES: dict[str, tuple[str, ...]] = {kind: tuple(points) for kind, points in KEYPOINTS.items()}
 
-# "left" and "right" mean the side seen in the picture; a mirrored object therefore swaps the two points.
+# "left" and "right" mean the side seen in the image; a mirrored object therefore swaps the two points.
 _MIRROR = {
     "crown_left": "crown_right",
     "crown_right": "crown_left",
@@ -173,7 +173,7 @@ _MIRROR = {
     "wall_right": "wall_left",
 }
 
-# Corners of a kind in one array: one matrix product places a whole object, which matters at 600 pictures a second.
+# Corners of a kind in one array: one matrix product places a whole object, which matters at 600 images a second.
 _ALL_POINTS = {kind: np.concatenate([shape.points for shape in shapes]) for kind, shapes in SHAPES.items()}
 _SPLITS = {kind: np.cumsum([len(shape.points) for shape in shapes])[:-1].tolist() for kind, shapes in SHAPES.items()}
 _KEYPOINT_ARRAYS = {kind: np.array(list(points.values())) for kind, points in KEYPOINTS.items()}
@@ -186,7 +186,7 @@ HALF_WIDTH: dict[str, float] = {kind: float(np.abs(points[:, 0]).max()) for kind
 
 
 def _place(obj: ObjectSpec, points: np.ndarray) -> np.ndarray:
-    """Object's frame -> normalised picture coordinates, (N, 2) -> (N, 2)."""
+    """Object's frame -> normalised image coordinates, (N, 2) -> (N, 2)."""
     width = obj.scale * obj.stretch * (-1.0 if obj.flip else 1.0)
     cos, sin = np.cos(obj.tilt), np.sin(obj.tilt)
     matrix = np.array([[width * cos, width * sin], [-obj.scale * sin, obj.scale * cos]])

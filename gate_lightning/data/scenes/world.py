@@ -1,6 +1,6 @@
 """What a scene is made of: names, colours, labels, and the frozen dataclasses that describe one.
 
-Coordinates here are *normalised*: x runs from 0 (left) to 1 (right), y from 0 (top) to 1 (bottom) of the picture.
+Coordinates here are *normalised*: x runs from 0 (left) to 1 (right), y from 0 (top) to 1 (bottom) of the image.
 Nothing in this module draws or samples; a scene is plain data so that the same description can be rendered at any
 size, in either domain, through any homography, and one frame after the other.
 """
@@ -21,7 +21,7 @@ KINDS: tuple[str, ...] = ("tree", "house", "horse", "car", "ball", "lamp")
 """Kinds of object, in the order of their merged class ids (2 .. 7)."""
 
 LEAK_FREE_KINDS: tuple[str, ...] = ("tree", "house", "horse", "car")
-"""Kinds of the leak-free set: one of each in every picture, so naming the kinds says nothing about the picture."""
+"""Kinds of the leak-free set: one of each in every image, so naming the kinds says nothing about the image."""
 
 DOMAINS: tuple[str, ...] = ("source", "target")
 
@@ -42,7 +42,7 @@ SKIES: dict[str, tuple[RGB, RGB]] = {
     "evening": ((196, 112, 98), (250, 206, 158)),
     "night": ((30, 38, 88), (84, 88, 142)),
 }
-"""Sky name -> colour at the top of the picture and at its bottom (the gradient runs behind the ground)."""
+"""Sky name -> colour at the top of the image and at its bottom (the gradient runs behind the ground)."""
 
 GROUNDS: dict[str, RGB] = {
     "grass": (148, 186, 98),
@@ -104,7 +104,7 @@ PART_PALETTE: np.ndarray = np.array(
 MERGED_PALETTE: np.ndarray = PART_PALETTE[[0, 1, 2, 4, 8, 10, 13, 14]]
 """uint8 (8, 3) RGB for showing merged masks."""
 
-# Foreign arrays must not be able to change the labels of every later picture by accident.
+# Foreign arrays must not be able to change the labels of every later image by accident.
 for _table in (PART_TO_MERGED, PART_PALETTE, MERGED_PALETTE):
     _table.setflags(write=False)
 
@@ -116,7 +116,7 @@ SCALES: dict[str, tuple[float, float]] = {
     "ball": (0.25, 0.46),
     "lamp": (0.42, 0.65),
 }
-"""Kind -> sampled heights relative to the picture. "small" and "large" in captions are relative to this range."""
+"""Kind -> sampled heights relative to the image. "small" and "large" in captions are relative to this range."""
 
 
 def check_choice(what: str, value: object, names: Iterable[str]) -> None:
@@ -138,8 +138,8 @@ class ObjectSpec:
     Attributes:
         kind: one of ``KINDS``.
         color: one of ``COLORS``; the colour of the dominant part (crown, wall, body, ball, lamp head).
-        x, y: foot point in normalised coordinates (may lie outside the picture, for video), in [-4, 4].
-        scale: height relative to the picture height, in (0, 4].
+        x, y: foot point in normalised coordinates (may lie outside the image, for video), in [-4, 4].
+        scale: height relative to the image height, in (0, 4].
         flip: mirror left to right.
         tilt: rotation about the foot point in radians, positive clockwise on screen, in [-pi, pi].
         stretch: factor on the width, in [0.25, 4].

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gate_lightning.data.card import DatasetProtocol, gate_recipe
+from gate_lightning.data.card import DatasetProtocol, gate_branches
 from gate_lightning.data.files.checks import DataReport
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.segmentation.benchmark import OfficialDataModule, class_file
@@ -37,7 +37,7 @@ def protocol() -> DatasetProtocol:
         palette=palette,
         prompt_simple="a photo",
         prompt_fine=PROMPT,
-        recipe=gate_recipe(),
+        branches=gate_branches(),
         citation="Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017",
         licence="BSD-3-Clause (annotations), non-commercial research and education (images)",
         submission=tuple(range(1, len(classes) + 1)),
@@ -87,14 +87,14 @@ class ADE20KDataModule(OfficialDataModule):
         **others: Any,
     ) -> None:
         super().__init__(root, protocol(), scale, crop_size, **others)
-        void = 255 if ignore_index is None and not reduce_zero_label else ignore_index
+        ignored = 255 if ignore_index is None and not reduce_zero_label else ignore_index
         self.reader = MaskReader(
             self.protocol.classes,
-            _Labels(self.protocol.num_classes, void, reduce_zero_label),
+            _Labels(self.protocol.num_classes, ignored, reduce_zero_label),
             colour_advice="ADEChallengeData2016.zip has index masks; the full ADE20K release (RGB) is another data set",
         )
 
-    def picture_folders(self, split: str) -> Sequence[str]:
+    def image_folders(self, split: str) -> Sequence[str]:
         """See `OfficialDataModule`."""
         if split == "test":
             return "images/testing", "release_test/testing"

@@ -1,4 +1,4 @@
-"""What data sets of picture and mask files share, whatever their folders are called: reading, checking, captions."""
+"""What data sets of image and mask files share, whatever their folders are called: reading, checking, captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.files.captions import derangement, read_captions
 from gate_lightning.data.files.checks import LEVELS, DataReport, SplitReport, check_split
-from gate_lightning.data.files.images import picture_size, read_image, size_of_mask
+from gate_lightning.data.files.images import image_size, read_image, size_of_mask
 from gate_lightning.data.files.masks import MaskReader
 from gate_lightning.data.files.pairing import Pair, SplitFiles
 from gate_lightning.data.samples import Sample, Transform
@@ -27,19 +27,19 @@ log = logging.getLogger(__name__)
 
 CAPTIONS = ("fine", "coarse", "shuffled")
 SPLITS = ("train", "val", "test")
-#: decoded pictures of a split are kept in RAM below this
+#: decoded images of a split are kept in RAM below this
 RAM_BYTES = 512 * 2**20
 
 
 class FileSource:
-    """A split of picture and mask files.
+    """A split of image and mask files.
 
     Args:
-        pairs: pictures and masks.
+        pairs: images and masks.
         reader: of the masks.
         captions: one per pair, or None.
-        ram_bytes: keep decoded pictures if all of them together need at most this.
-        same_size: masks have the size of their pictures.
+        ram_bytes: keep decoded images if all of them together need at most this.
+        same_size: masks have the size of their images.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class FileSource:
         same_size: bool = True,
     ) -> None:
         self.pairs, self.reader, self.captions, self.same_size = tuple(pairs), reader, captions, same_size
-        self._sizes = [picture_size(pair.image) for pair in self.pairs]
+        self._sizes = [image_size(pair.image) for pair in self.pairs]
         self._keep = sum(height * width for height, width in self._sizes) * 4 <= ram_bytes
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -59,11 +59,11 @@ class FileSource:
         return len(self.pairs)
 
     def sample_id(self, index: int) -> str:
-        """Path of the picture relative to the root."""
+        """Path of the image relative to the root."""
         return self.pairs[index].sample_id
 
     def load(self, index: int) -> Sample:
-        """The picture and its mask as they are in the files.
+        """The image and its mask as they are in the files.
 
         Raises:
             DataError: a file that does not decode, or an unknown label.
@@ -78,21 +78,21 @@ class FileSource:
         return Sample(pair.sample_id, *arrays, caption)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width) of the picture and of its mask."""
+        """(height, width) of the image and of its mask."""
         size = self._sizes[index]
         return size, size if self.same_size else size_of_mask(self.pairs[index].mask)
 
 
 class FileDataModule(SegmentationDataModule):
-    """Pictures and masks in files.
+    """Images and masks in files.
 
     Subclasses set ``root``, ``protocol``, ``reader``, ``_train_transform``, ``_eval_resize`` and provide ``scan``.
 
     Args:
         captions: ``fine`` (the files, if there are any), ``coarse`` (``prompt_simple``) or ``shuffled`` (the control:
-            every picture gets another one's).
+            every image gets another one's).
         check_level: sanity check at start: ``quick`` or ``full``.
-        subset: take at most so many pictures of every split, spread evenly over its sorted names; or split → number,
+        subset: take at most so many images of every split, spread evenly over its sorted names; or split → number,
             for some splits; None for all. Always the same ones, so they can be compared, resumed and cached.
         loading: `SegmentationDataModule`'s arguments.
 
@@ -104,7 +104,7 @@ class FileDataModule(SegmentationDataModule):
     reader: MaskReader
     _train_transform: Transform
     _eval_resize: Resize
-    #: masks must have the size of their pictures; else the same shape
+    #: masks must have the size of their images; else the same shape
     same_size = True
 
     def __init__(
@@ -126,7 +126,7 @@ class FileDataModule(SegmentationDataModule):
         """Which files of ``train``, ``val`` or ``test`` belong together.
 
         Raises:
-            DataError: a folder is missing or holds no picture.
+            DataError: a folder is missing or holds no image.
         """
 
     @property
@@ -140,7 +140,7 @@ class FileDataModule(SegmentationDataModule):
         return self._eval_resize
 
     def make_source(self, split: str) -> FileSource:
-        """The checked pictures of a split.
+        """The checked images of a split.
 
         Raises:
             DataError: names the first broken file of the split.
@@ -175,7 +175,7 @@ class FileDataModule(SegmentationDataModule):
         return report
 
     def _too_small(self, height: int, width: int) -> str | None:
-        """Why pictures of this size cannot be trained on, or None; small ones are padded unless a subclass objects."""
+        """Why images of this size cannot be trained on, or None; small ones are padded unless a subclass objects."""
         return None
 
     def _captions_of(self, split: str, names: Sequence[str]) -> list[str] | None:
@@ -199,7 +199,7 @@ def _names(files: SplitFiles) -> list[str]:
 def _per_split(subset: int | Mapping[str, int] | None) -> dict[str, int]:
     numbers = dict(subset or {}) if isinstance(subset, Mapping | None) else dict.fromkeys(SPLITS, subset)
     if not set(numbers) <= set(SPLITS) or not all(type(number) is int and number > 0 for number in numbers.values()):
-        raise ConfigError(f"dataset.subset is {subset}; expected a number of pictures, {{train: …, val: …}}, or null")
+        raise ConfigError(f"dataset.subset is {subset}; expected a number of images, {{train: …, val: …}}, or null")
     return numbers
 
 
@@ -208,5 +208,5 @@ def _some(files: SplitFiles, count: int | None) -> SplitFiles:
     total = len(files.pairs)
     if count is None or count >= total:
         return files
-    log.info("%s: %d of %d pictures (dataset.subset)", files.split, count, total)
+    log.info("%s: %d of %d images (dataset.subset)", files.split, count, total)
     return replace(files, pairs=tuple(files.pairs[number * total // count] for number in range(count)))

@@ -1,4 +1,4 @@
-"""What the big benchmarks share: class files of the package, and mmsegmentation's pipelines for pictures and masks."""
+"""What the big benchmarks share: class files of the package, and mmsegmentation's pipelines for images and masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gate_lightning.data.card import RGB, DatasetProtocol
-from gate_lightning.data.core.prediction import PictureSource
+from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_root
 from gate_lightning.data.samples import Transform
 from gate_lightning.data.segmentation.base import FileDataModule
@@ -27,25 +27,25 @@ def class_file(name: str) -> tuple[tuple[str, ...], tuple[RGB, ...]]:
 
 
 class OfficialDataModule(FileDataModule):
-    """Pictures and masks in a benchmark's official layout.
+    """Images and masks in a benchmark's official layout.
 
-    Training pictures: as large as fits into ``scale`` times a random factor, class-balanced crop, flip, photometric
-    distortion, padding that is void. Evaluation: as large as fits into ``scale``, mask at the size of its file.
+    Training images: as large as fits into ``scale`` times a random factor, class-balanced crop, flip, photometric
+    distortion, padding that is ignored. Evaluation: as large as fits into ``scale``, mask at the size of its file.
     mmsegmentation's pipelines to the pixel, but for the padding's grey: 128 of 255, where it has 127.5.
 
-    Subclasses set ``layout`` and the endings, set ``reader`` and provide ``picture_folders`` and ``mask_folder``.
+    Subclasses set ``layout`` and the endings, set ``reader`` and provide ``image_folders`` and ``mask_folder``.
 
     Args:
         root: the data set's folder.
         protocol: what is fixed about the data set.
-        scale: two sides in pixels of the box that pictures are fitted into; the longer one is for their longer side.
-        crop_size: of training pictures in pixels, one number or (height, width).
+        scale: two sides in pixels of the box that images are fitted into; the longer one is for their longer side.
+        crop_size: of training images in pixels, one number or (height, width).
         ratio_range: smallest and largest factor on the box, or None for no random factor (GATE's Cityscapes runs).
         cat_max_ratio: largest share of one class in a crop; 1 takes any crop.
         flip: probability of a mirror image.
         photometric: distort brightness, contrast, saturation and hue.
         augment: off: fitted and the middle cut out, the same in every epoch.
-        pad_label: class that padding is trained as, as in GATE's released configurations (1); None: padding is void.
+        pad_label: class that padding is trained as, as in GATE's released configurations (1); None: padding is ignored.
         others: `FileDataModule`'s arguments.
 
     Raises:
@@ -55,8 +55,8 @@ class OfficialDataModule(FileDataModule):
 
     #: what the root should hold, for messages; its first folder must be there
     layout: str
-    #: of the names of pictures and of masks, before the suffix
-    picture_ending, mask_ending = "", ""
+    #: of the names of images and of masks, before the suffix
+    image_ending, mask_ending = "", ""
 
     def __init__(
         self,
@@ -83,15 +83,15 @@ class OfficialDataModule(FileDataModule):
         largest = max(ratio_range) if augment and ratio_range is not None else 1.0
         if min(pad.size) > fit.short * largest or max(pad.size) > fit.long * largest:
             raise ConfigError(
-                f"dataset.crop_size={crop_size} never fits: pictures are at most {fit.long * largest:g}×"
+                f"dataset.crop_size={crop_size} never fits: images are at most {fit.long * largest:g}×"
                 f"{fit.short * largest:g} pixels; use a smaller crop, or a larger dataset.scale (now {list(scale)})"
             )
         self.crop_size, self.random_views = pad.size, augment
         self._train_transform, self._eval_resize = Compose([*steps, pad]), Fit(scale)
 
     @abstractmethod
-    def picture_folders(self, split: str) -> Sequence[str]:
-        """Folders below the root that may hold the pictures of ``train``, ``val`` or ``test``."""
+    def image_folders(self, split: str) -> Sequence[str]:
+        """Folders below the root that may hold the images of ``train``, ``val`` or ``test``."""
 
     @abstractmethod
     def mask_folder(self, split: str) -> str:
@@ -102,19 +102,19 @@ class OfficialDataModule(FileDataModule):
         """No: the servers keep the test masks."""
         return False
 
-    def pictures_of(self, split: str) -> PictureSource:
-        """The pictures of a split without their masks.
+    def images_of(self, split: str) -> ImageSource:
+        """The images of a split without their masks.
 
         Raises:
             DataError: says where they were looked for.
         """
-        places = [self.root / folder for folder in self.picture_folders(split)]
+        places = [self.root / folder for folder in self.image_folders(split)]
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:
-            raise DataError(f"no pictures of the {split} split; looked for {' and '.join(map(str, places))}")
-        source = PictureSource(folder, self.root)
+            raise DataError(f"no images of the {split} split; looked for {' and '.join(map(str, places))}")
+        source = ImageSource(folder, self.root)
         names = [path.relative_to(folder).with_suffix("").as_posix() for path in source.paths]
-        source.captions = self._captions_of(split, [name.removesuffix(self.picture_ending) for name in names])
+        source.captions = self._captions_of(split, [name.removesuffix(self.image_ending) for name in names])
         return source
 
     def scan(self, split: str) -> SplitFiles:
@@ -128,5 +128,5 @@ class OfficialDataModule(FileDataModule):
                 f"the test masks of {self.protocol.name} are not public, so there is nothing to measure; write "
                 "predictions for the server with: python eval.py run=<run folder> split=test submission=true"
             )
-        (pictures,), masks = self.picture_folders(split), self.mask_folder(split)
-        return pair_files(self.root, split, pictures, masks, self.layout, (self.picture_ending, self.mask_ending))
+        (images,), masks = self.image_folders(split), self.mask_folder(split)
+        return pair_files(self.root, split, images, masks, self.layout, (self.image_ending, self.mask_ending))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gate_lightning.data.card import IGNORE_INDEX, DatasetProtocol, gate_recipe
+from gate_lightning.data.card import IGNORE_INDEX, DatasetProtocol, gate_branches
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.segmentation.benchmark import OfficialDataModule, class_file
 from gate_lightning.errors import ConfigError
@@ -38,7 +38,7 @@ def protocol() -> DatasetProtocol:
         palette=palette,
         prompt_simple="a photo",
         prompt_fine=PROMPT,
-        recipe=gate_recipe(),
+        branches=gate_branches(),
         citation="Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding, CVPR 2016",
         licence="Cityscapes terms of use (non-commercial, registration)",
         submission=LABEL_IDS,
@@ -46,12 +46,12 @@ def protocol() -> DatasetProtocol:
 
 
 class _LabelIds(LabelMap):
-    """Label ids → classes; ids that are not evaluated are void."""
+    """Label ids → classes; ids that are not evaluated are ignored."""
 
     @property
     def known(self) -> dict[int, int]:
-        void = dict.fromkeys(range(NUM_LABEL_IDS), IGNORE_INDEX)
-        return void | {value: label for label, value in enumerate(LABEL_IDS)}
+        ignored = dict.fromkeys(range(NUM_LABEL_IDS), IGNORE_INDEX)
+        return ignored | {value: label for label, value in enumerate(LABEL_IDS)}
 
     def advice(self, unknown: Mapping[int, int]) -> str:
         if set(unknown) == {IGNORE_INDEX}:
@@ -90,7 +90,7 @@ class CityscapesDataModule(OfficialDataModule):
         "leftImg8bit/{train,val[,test]}/<city>/*_leftImg8bit.png and gtFine/{train,val}/<city>/*_gtFine_labelIds.png "
         "(or _labelTrainIds.png)"
     )
-    picture_ending = "_leftImg8bit"
+    image_ending = "_leftImg8bit"
 
     def __init__(
         self,
@@ -105,14 +105,14 @@ class CityscapesDataModule(OfficialDataModule):
             raise ConfigError(f"dataset.encoding is {encoding!r}; expected {' or '.join(ENCODINGS)}, or null")
         self.encoding = encoding or self._found()
         self.mask_ending = f"_gtFine_{self.encoding}"
-        kind, void = (_LabelIds, None) if self.encoding == "labelIds" else (_TrainIds, IGNORE_INDEX)
+        kind, ignored = (_LabelIds, None) if self.encoding == "labelIds" else (_TrainIds, IGNORE_INDEX)
         self.reader = MaskReader(
             self.protocol.classes,
-            kind(self.protocol.num_classes, void),
+            kind(self.protocol.num_classes, ignored),
             colour_advice="Cityscapes' masks hold numbers; _gtFine_color.png are for people to look at",
         )
 
-    def picture_folders(self, split: str) -> Sequence[str]:
+    def image_folders(self, split: str) -> Sequence[str]:
         """See `OfficialDataModule`."""
         return (f"leftImg8bit/{split}",)
 

@@ -1,6 +1,6 @@
-"""``dataset=folder``: one's own pictures and masks (or any public data set brought into this layout).
+"""``dataset=folder``: one's own images and masks (or any public data set brought into this layout).
 
-root/images/{train,val[,test]}/**/<name>.jpg      pictures of any size
+root/images/{train,val[,test]}/**/<name>.jpg      images of any size
 root/masks/{train,val[,test]}/**/<name>.png       index PNGs, or RGB with a palette file
 root/classes.txt                                  one name a line, the first one is value 0
 root/palette.txt                                  optional: `r g b name` a line
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gate_lightning.data.card import DatasetProtocol, check_classes, gate_recipe
+from gate_lightning.data.card import DatasetProtocol, check_classes, gate_branches
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import SplitFiles, read_classes, require_root, scan_split
 from gate_lightning.data.files.palette import VOID_NAMES, Palette, default_palette, read_palette
@@ -34,10 +34,10 @@ __all__ = ["FolderDataModule"]
 
 
 class FolderDataModule(FileDataModule):
-    """Pictures and masks in a folder (see the head of this module for its layout).
+    """Images and masks in a folder (see the head of this module for its layout).
 
-    Training pictures: shorter side to ``resize_short`` times a random factor, class-balanced crop, flip, photometric
-    distortion, padding that is void. Evaluation: shorter side to ``resize_short``, mask at the size of its file.
+    Training images: shorter side to ``resize_short`` times a random factor, class-balanced crop, flip, photometric
+    distortion, padding that is ignored. Evaluation: shorter side to ``resize_short``, mask at the size of its file.
 
     Args:
         root: the folder.
@@ -47,10 +47,10 @@ class FolderDataModule(FileDataModule):
         classes: file of class names; None for ``classes.txt`` in the root, or the palette file's names.
         palette: palette file; None for ``palette.txt`` in the root if there is one.
         captions: ``fine`` (the files, if there are any), ``coarse`` (``prompt_simple``) or ``shuffled`` (the control:
-            every picture gets another one's).
-        crop_size: side of training pictures in pixels, the backbone's native size as a rule.
+            every image gets another one's).
+        crop_size: side of training images in pixels, the backbone's native size as a rule.
         resize_short: length of the shorter side before cropping and in evaluation; None for ``crop_size``, 0 to keep
-            pictures as they are.
+            images as they are.
         augment: off: shorter side resized and the middle cut out, the same in every epoch.
         ratio_range, cat_max_ratio, flip, photometric: see `gate_lightning.data.transforms.basic`.
         prompt_simple, prompt_fine: prompts of the protocol; None names the classes.
@@ -96,7 +96,7 @@ class FolderDataModule(FileDataModule):
             palette=colours,
             prompt_simple=prompt_simple,
             prompt_fine=fine,
-            recipe=gate_recipe(),
+            branches=gate_branches(),
         )
         short = crop_size if resize_short is None else resize_short
         self.crop_size, self._eval_resize, self.random_views = crop_size, Resize(short), augment

@@ -1,7 +1,7 @@
-"""Geometry and colour of pictures: resize, crop, flip, distort, pad.
+"""Geometry and colour of images: resize, crop, flip, distort, pad.
 
 Every random number comes from the generator that is passed in, in a fixed number per call where possible. Geometry
-acts on picture, mask and control pictures alike; masks are never interpolated. The pipeline and its ranges are those
+acts on image, mask and control images alike; masks are never interpolated. The pipeline and its ranges are those
 of mmsegmentation's ADE20K recipe (spec of the field: ratio 0.5 to 2, class-balanced crop, flip, photometric
 distortion, padding that is ignored).
 """
@@ -27,12 +27,12 @@ __all__ = [
     "RandomFlip",
     "RandomResize",
     "Resize",
+    "resize_image",
     "resize_mask",
-    "resize_picture",
 ]
 
 
-def resize_picture(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 (H, W, C) → (height, width, C); averages over the area when it shrinks, bilinear when it grows."""
     if image.shape[:2] == (height, width):
         return image
@@ -44,7 +44,7 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 (H, W) → (height, width), the label under each new pixel's centre."""
     if mask.shape == (height, width):
         return mask
-    # plain INTER_NEAREST takes the top left corner and so shifts masks against pictures
+    # plain INTER_NEAREST takes the top left corner and so shifts masks against images
     return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
@@ -86,7 +86,7 @@ class Resize:
     """Shorter side to ``short`` pixels, aspect kept. The rule for evaluation: there the mask keeps its size.
 
     Args:
-        short: length of the shorter side, or 0 to leave pictures as they are.
+        short: length of the shorter side, or 0 to leave images as they are.
         with_mask: resize the mask too.
     """
 
@@ -100,9 +100,9 @@ class Resize:
         scale = ratio * (self.short / min(height, width) if self.short else 1.0)
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
-    def picture(self, image: np.ndarray) -> np.ndarray:
-        """One picture, uint8 (H, W, C), resized."""
-        return self._picture(image, *self.size(*image.shape[:2]))
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """One image, uint8 (H, W, C), resized."""
+        return self._image(image, *self.size(*image.shape[:2]))
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The resized sample; uses no random number."""
@@ -110,20 +110,20 @@ class Resize:
         return self._to(sample, *self.size(height, width))
 
     def _to(self, sample: Sample, height: int, width: int) -> Sample:
-        sample = sample.map_pictures(lambda image: self._picture(image, height, width))
+        sample = sample.map_images(lambda image: self._image(image, height, width))
         if sample.mask is None or not self.with_mask:
             return sample
         return replace(sample, mask=self._mask(sample.mask, height, width))
 
-    def _picture(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
-        return resize_picture(image, height, width)
+    def _image(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        return resize_image(image, height, width)
 
     def _mask(self, mask: np.ndarray, height: int, width: int) -> np.ndarray:
         return resize_mask(mask, height, width)
 
 
 class RandomResize(Resize):
-    """Shorter side to ``short`` times a factor drawn uniformly from ``ratio_range``; picture and mask.
+    """Shorter side to ``short`` times a factor drawn uniformly from ``ratio_range``; image and mask.
 
     Args:
         short: see `Resize`.
@@ -149,7 +149,7 @@ class RandomCrop:
     """A cut-out that, if possible, is not dominated by one class.
 
     Drawn again up to 10 times until it shows more than one class and the largest covers less than ``cat_max_ratio``
-    of the pixels that are not void; the last draw is kept otherwise. Pictures smaller than the crop come out smaller
+    of the pixels that are not ignored; the last draw is kept otherwise. Images smaller than the crop come out smaller
     (see `Pad`).
 
     Args:
@@ -212,18 +212,18 @@ class RandomFlip:
 
 
 class Pad:
-    """Grey below and to the right up to ``size``, a side or (height, width); void in masks, black in controls.
+    """Grey below and to the right up to ``size``, a side or (height, width); ignored in masks, black in controls.
 
     Args:
         size: side in pixels, or (height, width).
-        label: class of the padding in masks, 0 to 254; None for void.
+        label: class of the padding in masks, 0 to 254; None for ignored.
     """
 
-    GREY = 128  # 0 in [-1, 1], as where normalised pictures are padded with zeros
+    GREY = 128  # 0 in [-1, 1], as where normalised images are padded with zeros
 
     def __init__(self, size: int | Sequence[int], label: int | None = None) -> None:
         if label is not None and (isinstance(label, bool) or label not in range(IGNORE_INDEX)):
-            raise ConfigError(f"pad_label is {label!r}; expected a class number, or null for padding that is void")
+            raise ConfigError(f"pad_label is {label!r}; expected a class number, or null for padding that is ignored")
         self.size, self.label = _check_crop(size), IGNORE_INDEX if label is None else label
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -265,7 +265,7 @@ class PhotometricDistortion:
         self.saturation = _check_interval("saturation", saturation, 0.0)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The sample with another look; control pictures keep theirs."""
+        """The sample with another look; control images keep theirs."""
         # All numbers are drawn every time, so that one switch does not shift the others.
         does = rng.random(4) < 0.5
         contrast_first = rng.random() < 0.5

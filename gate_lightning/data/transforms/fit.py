@@ -1,7 +1,7 @@
 """Resizing into a box, as mmsegmentation's recipes for ADE20K and Cityscapes do it, to the pixel.
 
 Differs from `transforms.basic.Resize` in three ways, each needed for results that compare with published
-ones: the longer side is limited too, pictures are interpolated bilinearly also where they shrink (no averaging), and
+ones: the longer side is limited too, images are interpolated bilinearly also where they shrink (no averaging), and
 masks take the label at OpenCV's plain nearest neighbour.
 """
 
@@ -23,7 +23,7 @@ class Fit(Resize):
     """As large as fits into a box, aspect kept. The rule for evaluation: there the mask keeps its size.
 
     Args:
-        scale: two sides of the box in pixels; the longer one is for the longer side of the picture.
+        scale: two sides of the box in pixels; the longer one is for the longer side of the image.
         with_mask: resize the mask too.
 
     Raises:
@@ -44,7 +44,7 @@ class Fit(Resize):
         factor = min(long / max(height, width), short / min(height, width))
         return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
-    def _picture(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+    def _image(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         if image.shape[:2] == (height, width):
             return image
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -56,7 +56,7 @@ class Fit(Resize):
 
 
 class RandomFit(Fit):
-    """`Fit` into the box times a factor drawn uniformly from ``ratio_range``; picture and mask.
+    """`Fit` into the box times a factor drawn uniformly from ``ratio_range``; image and mask.
 
     Args:
         scale: see `Fit`.

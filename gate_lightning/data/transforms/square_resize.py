@@ -1,4 +1,4 @@
-"""Pictures and masks as squares of fixed sizes, and annotations too small to train on."""
+"""Images and masks as squares of fixed sizes, and annotations too small to train on."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ COUNTED_SIDE = 256
 
 
 class Square(Resize):
-    """Every picture becomes ``picture_size``² and every mask ``mask_size``²; the aspect of others is not kept.
+    """Every image becomes ``image_size``² and every mask ``mask_size``²; the aspect of others is not kept.
 
     Args:
-        picture_size: side in pixels.
+        image_size: side in pixels.
         mask_size: side in pixels; None leaves masks as they are.
 
     Raises:
         ConfigError: a size below 1.
     """
 
-    def __init__(self, picture_size: int, mask_size: int | None = None) -> None:
-        super().__init__(picture_size, with_mask=mask_size is not None)
-        for name, value in (("picture_size", picture_size), ("size", mask_size)):
+    def __init__(self, image_size: int, mask_size: int | None = None) -> None:
+        super().__init__(image_size, with_mask=mask_size is not None)
+        for name, value in (("image_size", image_size), ("size", mask_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name} is {value!r}; expected a side in pixels, at least 1")
         self.mask_size = mask_size
 
     def size(self, height: int, width: int, ratio: float = 1.0) -> tuple[int, int]:
-        """(picture_size, picture_size), whatever the picture's own size."""
+        """(image_size, image_size), whatever the image's own size."""
         side = max(round(self.short * ratio), 1)
         return side, side
 
@@ -46,10 +46,11 @@ class Square(Resize):
 
 
 def drop_small(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Classes with few pixels in a mask become void (ddpm-segmentation does so with training masks, below 20 of 256²).
+    """Classes with few pixels in a mask become ignored (ddpm-segmentation does so with training masks, below 20 of
+    256²).
 
     Args:
-        mask: uint8 (H, W) class indices, 255 void.
+        mask: uint8 (H, W) class indices, 255 ignored.
         pixels: fewest pixels at 256²; scaled to the area of the mask. 0 drops nothing.
 
     Returns:
@@ -78,5 +79,5 @@ class DropSmallAnnotations:
         self.pixels = pixels
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The sample with small annotations void; uses no random number."""
+        """The sample with small annotations ignored; uses no random number."""
         return sample if sample.mask is None else replace(sample, mask=drop_small(sample.mask, self.pixels))

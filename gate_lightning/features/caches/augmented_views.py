@@ -1,6 +1,6 @@
-"""Features of a few augmented views of every training picture, computed once and kept on disk.
+"""Features of a few augmented views of every training image, computed once and kept on disk.
 
-The backbone is frozen and most of a training step. A picture that is augmented anew in every epoch must be read by it
+The backbone is frozen and most of a training step. An image that is augmented anew in every epoch must be read by it
 every time; one that comes back in K views only must not. Epoch e trains on view e mod K, the very view ("draw0",
 "draw1", …) that epoch 0 … K - 1 of a run without this would have seen: noise and augmentation are keyed by its name.
 """
@@ -18,20 +18,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gate_lightning.data.samples import Draw, SegmentationViews
-from gate_lightning.features.caches.disk import DiskCache, file_name, full_description, picture_key, read_through, row
+from gate_lightning.data.samples import SampleRequest, SegmentationDataset
+from gate_lightning.features.caches.disk import DiskCache, file_name, full_description, image_key, read_through, row
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.wrappers.base import WrappedExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgesExtractor
-from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.edge_channels import EdgeChannels
+from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.ops.padding import pad_to_multiple
 from gate_lightning.structures import Conditions, Features, FeaturesInfo, SegmentationBatch
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.files import digest_of, plain_json
 
-__all__ = ["FOLDER", "CachedViews", "StoredViews", "describe", "padded_batch", "stored_bytes", "view_name"]
+__all__ = ["FOLDER", "AugmentedFeatureCache", "StoredViews", "describe", "padded_batch", "stored_bytes", "view_name"]
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,16 @@ log = logging.getLogger(__name__)
 FOLDER = Path("outputs/cached_views")
 
 
-class CachedViews(WrappedExtractor):
-    """A feature extractor that keeps augmented training views, and plain pictures beside them.
+class AugmentedFeatureCache(WrappedExtractor):
+    """A feature extractor that keeps augmented training views, and plain images beside them.
 
-    Below ``folder`` there is ``views/<view>/<sample>….safetensors`` and what a `DiskCache` of plain pictures (those of
+    Below ``folder`` there is ``views/<view>/<sample>….safetensors`` and what a `DiskCache` of plain images (those of
     validation) writes. Everything went through the stored dtype, the first time too. The folder belongs to one
     description: weights, branches, seed, augmentation, precision. Several processes, of one run or of several, may
     fill it together; a file is whole or not there.
 
-    A view is found by name, and used only if its file was written for exactly this view of this picture (hash of the
-    pixels, caption, control pictures, window): where a picture has changed, its features are computed anew.
+    A view is found by name, and used only if its file was written for exactly this view of this image (hash of the
+    pixels, caption, control images, window): where an image has changed, its features are computed anew.
 
     Args:
         extractor: gives the features that are not there.
@@ -63,7 +63,7 @@ class CachedViews(WrappedExtractor):
 
     def __init__(
         self,
-        extractor: FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor,
+        extractor: FeatureExtractor | MultiBackboneExtractor | EdgeChannels | PooledExtractor,
         folder: str | Path | None = None,
         dtype: str = "float16",
         preprocessing: Mapping[str, Any] | None = None,
@@ -74,12 +74,12 @@ class CachedViews(WrappedExtractor):
         super().__init__(DiskCache(extractor, self_folder, dtype))
         self.folder, self.dtype = self_folder, DTYPES[dtype]
         self.store = FeatureFolder(self_folder / "views", description, dtype)
-        #: whether plain pictures are kept too; off where they will not come again
-        self.keeps_pictures = True
+        #: whether plain images are kept too; off where they will not come again
+        self.keeps_images = True
 
-    def keeps(self, pictures: float) -> bool:
-        """See ``keeps_pictures``."""
-        return self.keeps_pictures and super().keeps(pictures)
+    def keeps(self, images: float) -> bool:
+        """See ``keeps_images``."""
+        return self.keeps_images and super().keeps(images)
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
@@ -89,11 +89,11 @@ class CachedViews(WrappedExtractor):
             CacheError: features cannot be written: disk full, or too large for the dtype.
         """
         if not _are_training_views(conditions):
-            kept = self.extractor if self.keeps_pictures else self.extractor.extractor
+            kept = self.extractor if self.keeps_images else self.extractor.extractor
             return kept(images, conditions)  # type: ignore[no-any-return]
         names = _names(conditions)
         log.warning("views of %s are not stored as they are now; they are computed again", ", ".join(names))
-        keys = [picture_key(images[index], conditions, index) for index in range(len(images))]
+        keys = [image_key(images[index], conditions, index) for index in range(len(images))]
         return read_through(self.store, names, keys, self.extractor, images, conditions)
 
     @torch.no_grad()
@@ -113,16 +113,16 @@ class CachedViews(WrappedExtractor):
             return 0
         features: Features = self.extractor(images, conditions)
         return sum(
-            self.store.write(names[index], picture_key(images[index], conditions, index), row(features, index))
+            self.store.write(names[index], image_key(images[index], conditions, index), row(features, index))
             for index in missing
         )
 
 
 class StoredViews(Dataset[SegmentationBatch]):
-    """Training batches that bring their stored features along, read where pictures are read: by the loader's workers.
+    """Training batches that bring their stored features along, read where images are read: by the loader's workers.
 
-    Pictures and masks are read and augmented as ever (that is keyed and cheap beside a backbone), so masks fit, and a
-    feature of a picture that has changed is not used. A batch that lacks a view comes without features.
+    Images and masks are read and augmented as ever (that is keyed and cheap beside a backbone), so masks fit, and a
+    feature of an image that has changed is not used. A batch that lacks a view comes without features.
 
     Args:
         views: the training views.
@@ -130,19 +130,19 @@ class StoredViews(Dataset[SegmentationBatch]):
         multiple: of which the sides of what the extractor reads are multiples.
     """
 
-    def __init__(self, views: SegmentationViews, store: FeatureFolder, multiple: int) -> None:
+    def __init__(self, views: SegmentationDataset, store: FeatureFolder, multiple: int) -> None:
         self.views, self.store, self.multiple = views, store, multiple
 
     def __len__(self) -> int:
         return len(self.views)
 
-    def __getitem__(self, draws: Sequence[Draw]) -> SegmentationBatch:
+    def __getitem__(self, draws: Sequence[SampleRequest]) -> SegmentationBatch:
         """The batch of ``draws``; features (B, C, h, w) in the stored dtype."""
         batch = self.views[draws]
         images, conditions = padded_batch(batch, self.multiple)
         entries: list[Features] = []
         for index, name in enumerate(_names(conditions)):
-            entry = self.store.read(name, picture_key(images[index], conditions, index))
+            entry = self.store.read(name, image_key(images[index], conditions, index))
             if entry is None:
                 return batch
             entries.append(entry)
@@ -159,13 +159,13 @@ def view_name(sample_id: str, view: str) -> str:
 
 
 def padded_batch(batch: SegmentationBatch, multiple: int) -> tuple[Tensor, Conditions]:
-    """Pictures and conditions as an extractor gets them: sides are multiples of ``multiple``."""
+    """Images and conditions as an extractor gets them: sides are multiples of ``multiple``."""
     controls = {name: pad_to_multiple(image, multiple) for name, image in batch.conditions.control_images.items()}
     return pad_to_multiple(batch.images, multiple), replace(batch.conditions, control_images=controls)
 
 
 def stored_bytes(info: FeaturesInfo, height: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes of the features of one picture of height × width pixels, without the files' headers."""
+    """Bytes of the features of one image of height × width pixels, without the files' headers."""
     positions = (
         one.channels * -(-height // one.stride) * -(-width // one.stride)
         for layers in info.values()

@@ -1,4 +1,4 @@
-"""Features of pictures that come again unchanged, kept on disk: for the next epoch and for the next run."""
+"""Features of images that come again unchanged, kept on disk: for the next epoch and for the next run."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from torch import Tensor
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.wrappers.base import WrappedExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgesExtractor
-from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.edge_channels import EdgeChannels
+from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.version import __version__
 
-__all__ = ["DiskCache", "file_name", "full_description", "picture_key", "read_through", "row"]
+__all__ = ["DiskCache", "file_name", "full_description", "image_key", "read_through", "row"]
 
 
 class DiskCache(WrappedExtractor):
     """A feature extractor that reads what it has written before, at native resolution.
 
-    Only plain pictures are kept (``Conditions.views`` empty and no explicit noise). What is returned went through the
-    stored dtype, the first time too, so that it does not matter when a picture was computed. A batch with a picture
+    Only plain images are kept (``Conditions.views`` empty and no explicit noise). What is returned went through the
+    stored dtype, the first time too, so that it does not matter when an image was computed. A batch with an image
     that is not known is extracted whole; those of it that are known are read.
 
     The folder belongs to one description (weights, branches, seed, package version …); with another one it is refused.
-    Files are found by sample id, content of the picture, caption, window …: another picture under the same name is
+    Files are found by sample id, content of the image, caption, window …: another image under the same name is
     another file. A damaged file is replaced, with a warning.
 
     Args:
         extractor: gives the features that are not there.
         folder: where they are kept; several processes may share it.
         dtype: "float16", "bfloat16" or "float32" of the files.
-        preprocessing: how the pictures are made from their files, JSON-able; only to tell folders apart.
+        preprocessing: how the images are made from their files, JSON-able; only to tell folders apart.
 
     Raises:
         CacheError: the folder holds features of another description, or cannot be written.
@@ -46,7 +46,7 @@ class DiskCache(WrappedExtractor):
 
     def __init__(
         self,
-        extractor: FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor,
+        extractor: FeatureExtractor | MultiBackboneExtractor | EdgeChannels | PooledExtractor,
         folder: str | Path,
         dtype: str = "float16",
         preprocessing: Mapping[str, Any] | None = None,
@@ -54,8 +54,8 @@ class DiskCache(WrappedExtractor):
         super().__init__(extractor)
         self.store = FeatureFolder(folder, full_description(extractor.description, preprocessing), dtype)
 
-    def keeps(self, pictures: float) -> bool:
-        """All plain pictures."""
+    def keeps(self, images: float) -> bool:
+        """All plain images."""
         return True
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class DiskCache(WrappedExtractor):
         """
         if conditions.noise is not None or conditions.posterior_noise is not None or any(conditions.views):
             return self.extractor(images, conditions)  # type: ignore[no-any-return]
-        keys = [picture_key(images[index], conditions, index) for index in range(len(images))]
+        keys = [image_key(images[index], conditions, index) for index in range(len(images))]
         names = [file_name(sample_id, key) for sample_id, key in zip(conditions.sample_ids, keys, strict=True)]
         return read_through(self.store, names, keys, self.extractor, images, conditions)
 
@@ -80,12 +80,12 @@ def read_through(
     images: Tensor,
     conditions: Conditions,
 ) -> Features:
-    """Features of a batch from a folder; where a picture lacks there, the batch is computed and the picture written.
+    """Features of a batch from a folder; where an image lacks there, the batch is computed and the image written.
 
     Args:
         store: the folder.
         names: B file names in it.
-        keys: B keys, see `picture_key`.
+        keys: B keys, see `image_key`.
         extractor: computes the features of the whole batch.
         images: (B, 3, H, W).
         conditions: of the batch.
@@ -121,7 +121,7 @@ def _kept(store: FeatureFolder, name: str, key: str, features: Features) -> Feat
 
 
 def full_description(extractor: Mapping[str, Any], preprocessing: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a folder of features depends on: the extractor's description, the pictures' preparation, this package."""
+    """What a folder of features depends on: the extractor's description, the images' preparation, this package."""
     return {
         "extractor": dict(extractor),
         "preprocessing": dict(preprocessing or {}),
@@ -130,16 +130,16 @@ def full_description(extractor: Mapping[str, Any], preprocessing: Mapping[str, A
 
 
 def row(features: Features, index: int) -> Features:
-    """Features (C, h, w) of one picture of a batch."""
+    """Features (C, h, w) of one image of a batch."""
     return {branch: {layer: value[index] for layer, value in layers.items()} for branch, layers in features.items()}
 
 
-def picture_key(image: Tensor, conditions: Conditions, index: int) -> str:
-    """Hash (32 hex digits) of all of a picture that its features can depend on.
+def image_key(image: Tensor, conditions: Conditions, index: int) -> str:
+    """Hash (32 hex digits) of all of an image that its features can depend on.
 
     Args:
-        image: (3, H, W), the prepared picture ``index`` of a batch.
-        conditions: of the batch. Whatever belongs to the picture counts: name, window, caption, control pictures …
+        image: (3, H, W), the prepared image ``index`` of a batch.
+        conditions: of the batch. Whatever belongs to the image counts: name, window, caption, control images …
         index: which one.
     """
     digest = hashlib.blake2b(digest_size=16)
@@ -168,4 +168,4 @@ def _add(digest: Any, name: str, value: object) -> None:
 def file_name(sample_id: str, key: str) -> str:
     """A readable path inside a folder, whatever the sample's name; the key makes it unique."""
     parts = [part[:80] for part in PurePosixPath(sample_id).parts if part not in ("/", "..", ".")]
-    return "/".join([*parts[:-1], f"{parts[-1] if parts else 'picture'}.{key}"])
+    return "/".join([*parts[:-1], f"{parts[-1] if parts else 'image'}.{key}"])

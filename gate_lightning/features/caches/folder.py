@@ -1,7 +1,7 @@
-"""Features on disk: one safetensors file per picture, and a manifest beside them.
+"""Features on disk: one safetensors file per image, and a manifest beside them.
 
-A file holds all branches and layers of a picture at their own resolution, as tensors ``branch/layer``. Its header says
-by which description and of which picture it was made, and has a checksum of the tensors.
+A file holds all branches and layers of an image at their own resolution, as tensors ``branch/layer``. Its header says
+by which description and of which image it was made, and has a checksum of the tensors.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _HEADER = "gate_lightning"
 
 
 class FeatureFolder:
-    """Features by picture name, in files that are whole or not there; safe to use from several processes at once.
+    """Features by image name, in files that are whole or not there; safe to use from several processes at once.
 
     Args:
         folder: made if it does not exist.
-        description: all that the features depend on besides the pictures, JSON-able.
+        description: all that the features depend on besides the images, JSON-able.
         dtype: "float16", "bfloat16" or "float32" of the files.
 
     Raises:
@@ -52,16 +52,16 @@ class FeatureFolder:
         clean_leftovers(self.folder)
 
     def path(self, name: str) -> Path:
-        """File of a picture; ``name`` is a relative path with forward slashes."""
+        """File of an image; ``name`` is a relative path with forward slashes."""
         return self.folder / f"{name}.safetensors"
 
     def holds(self, name: str, key: str) -> bool:
-        """Whether there is a whole file of that picture with that key; the tensors are not checked."""
+        """Whether there is a whole file of that image with that key; the tensors are not checked."""
         header = _header(self.path(name))
         return header is not None and self._mine(header, key)
 
     def read(self, name: str, key: str) -> Features | None:
-        """Stored features (C, h, w) of a picture on the CPU, or None where there are none of that key.
+        """Stored features (C, h, w) of an image on the CPU, or None where there are none of that key.
 
         A damaged file counts as none, with a warning: its features are made again.
         """
@@ -76,7 +76,7 @@ class FeatureFolder:
         return features if self._mine(header, key) else None
 
     def write(self, name: str, key: str, features: Mapping[str, BranchFeatures]) -> int:
-        """Store the features (C, h, w) of one picture, replacing what there is; size in bytes.
+        """Store the features (C, h, w) of one image, replacing what there is; size in bytes.
 
         Raises:
             CacheError: they cannot be written, or have values that the dtype cannot hold.
@@ -86,7 +86,7 @@ class FeatureFolder:
             for branch, layers in features.items()
             for layer, value in layers.items()
         }
-        header = {"description": self.digest, "picture": key, "order": list(tensors), "checksum": _checksum(tensors)}
+        header = {"description": self.digest, "image": key, "order": list(tensors), "checksum": _checksum(tensors)}
         # one entry: safetensors writes several in random order, and equal features are to be equal files
         content = save(tensors, {_HEADER: json.dumps(header)})
         write_atomically(self.path(name), content)
@@ -97,11 +97,11 @@ class FeatureFolder:
         return any(path.suffix in (".safetensors", ".npy") for path in self.folder.rglob("*"))
 
     def _mine(self, header: Mapping[str, Any], key: str) -> bool:
-        return header.get("description") == self.digest and header.get("picture") == key
+        return header.get("description") == self.digest and header.get("image") == key
 
 
 def read_features(path: str | Path) -> Features:
-    """Features of one picture from its file: branch → layer id → (C, h, w), in the stored dtype on the CPU.
+    """Features of one image from its file: branch → layer id → (C, h, w), in the stored dtype on the CPU.
 
     Raises:
         CacheError: the file is missing, damaged, or no file of features.

@@ -1,7 +1,7 @@
-"""Features of pictures that come again unchanged, kept in memory.
+"""Features of images that come again unchanged, kept in memory.
 
-Frozen features of a picture without augmentation are the same in every epoch: noise is keyed by the sample, not drawn.
-So the backbone, most of a training step, is needed once per picture.
+Frozen features of an image without augmentation are the same in every epoch: noise is keyed by the sample, not drawn.
+So the backbone, most of a training step, is needed once per image.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.caches.augmented_views import CachedViews
+from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.wrappers.base import WrappedExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgesExtractor
-from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.edge_channels import EdgeChannels
+from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.structures import Conditions, Features
 
@@ -33,13 +33,13 @@ _GIGABYTE = 1 << 30
 class MemoryCache(WrappedExtractor):
     """A feature extractor that remembers.
 
-    Only plain pictures are kept (``Conditions.views`` empty): an augmented view does not come again. A batch with a
-    picture that is not known is extracted whole, so that every feature comes from a batch of the usual size:
+    Only plain images are kept (``Conditions.views`` empty): an augmented view does not come again. A batch with a
+    image that is not known is extracted whole, so that every feature comes from a batch of the usual size:
     convolutions choose their kernels by it, and a resumed run, whose cache is empty, must get the same numbers.
 
     Args:
         extractor: gives the features.
-        gigabytes: largest amount of memory used, > 0. When it is full, further pictures are extracted every time.
+        gigabytes: largest amount of memory used, > 0. When it is full, further images are extracted every time.
 
     Raises:
         ConfigError: if ``gigabytes`` is not positive.
@@ -47,25 +47,30 @@ class MemoryCache(WrappedExtractor):
 
     def __init__(
         self,
-        extractor: FeatureExtractor | FusedExtractor | EdgesExtractor | PooledExtractor | DiskCache | CachedViews,
+        extractor: FeatureExtractor
+        | MultiBackboneExtractor
+        | EdgeChannels
+        | PooledExtractor
+        | DiskCache
+        | AugmentedFeatureCache,
         gigabytes: float,
     ) -> None:
         super().__init__(extractor)
         if not gigabytes > 0:
-            raise ConfigError(f"feature_cache={gigabytes}: expected gigabytes of memory above 0, or 0 for no cache")
+            raise ConfigError(f"cache.memory_gib={gigabytes}: expected gigabytes of memory above 0, or 0 for no cache")
         self.limit = int(gigabytes * _GIGABYTE)
         self.bytes_used = 0
         self._known: dict[_Key, dict[str, dict[str, Tensor]]] = {}
         self._full = False
 
     def __len__(self) -> int:
-        """Pictures remembered."""
+        """Images remembered."""
         return len(self._known)
 
-    def keeps(self, pictures: float) -> bool:
+    def keeps(self, images: float) -> bool:
         """Whether so many are remembered at once, judged by the size of those that are, or kept below."""
-        room = not self._full and 0 < self.bytes_used * pictures <= self.limit * len(self)
-        return room or super().keeps(pictures)
+        room = not self._full and 0 < self.bytes_used * images <= self.limit * len(self)
+        return room or super().keeps(images)
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
@@ -91,7 +96,7 @@ class MemoryCache(WrappedExtractor):
         size = sum(value.nbytes for layers in entry.values() for value in layers.values())
         if self.bytes_used + size > self.limit:
             if not self._full:
-                log.info("feature cache full: %d pictures in %.2f GB", len(self), self.bytes_used / _GIGABYTE)
+                log.info("feature cache full: %d images in %.2f GB", len(self), self.bytes_used / _GIGABYTE)
             self._full = True
             return
         self._known[key] = entry

@@ -34,10 +34,10 @@ def build_branches(
     *,
     protocol: Prompts,
     backbone: Backbone | Mapping[str, Backbone],
-    knobs: Mapping[str, Any] | None = None,
+    technique_settings: Mapping[str, Any] | None = None,
     timestep: int = 50,
     layers: str | Sequence[str] = "gate_segmentation",
-    noise_draws: int = 1,
+    separate_noises: int = 1,
     ensemble: int = 1,
     seed: int = 0,
 ) -> list[Branch]:
@@ -48,19 +48,21 @@ def build_branches(
     * "all": the recipe of the data set.
     * a list of mappings: one's own branches, ``{name, techniques, backbone, timestep, layers, noise_seed, ensemble,
       concatenated, prompt, controlnet, lora, inversion, denoise}``, all optional. The last five are settings of that
-      technique for that branch, over ``knobs``; a list of them is several ControlNets or LoRAs in the branch. Without
+      technique for that branch, over ``technique_settings``; a list of them is several ControlNets or LoRAs in the
+      branch. Without
       ``techniques`` those are used that have settings. ``denoise_steps: 10`` is ``denoise: {steps: 10}`` (``sampler``
-      its sampler), ``inversion: true`` an inversion with the settings of ``knobs``; both add their technique.
+      its sampler), ``inversion: true`` an inversion with the settings of ``technique_settings``; both add their
+      technique.
 
     Args:
         techniques: see above.
         protocol: prompts and recipe of the data set.
         backbone: which layers and techniques there are. Of several by name, a branch reads the one it names, or the
             first.
-        knobs: settings by technique, see ``features.settings.TECHNIQUES``.
+        technique_settings: settings by technique, see ``features.settings.TECHNIQUES``.
         timestep: of branches that name none.
         layers: preset, layer id or list, of branches that name none.
-        noise_draws: every branch is read this many times, each time under another noise.
+        separate_noises: every branch is read this many times, each time under another noise.
         ensemble: noises whose features are averaged, of branches that name none.
         seed: of the run, for what is drawn in training.
 
@@ -69,10 +71,10 @@ def build_branches(
         WeightsError: a LoRA without a file.
         DataError: a caption file that is missing or broken.
     """
-    if isinstance(noise_draws, bool) or not isinstance(noise_draws, int) or noise_draws < 1:
-        raise ConfigError(f"noise_draws={noise_draws}: expected an integer of 1 or more")
+    if isinstance(separate_noises, bool) or not isinstance(separate_noises, int) or separate_noises < 1:
+        raise ConfigError(f"separate_noises={separate_noises}: expected an integer of 1 or more")
     backbones = backbone if isinstance(backbone, Mapping) else {"": backbone}
-    shared = read_settings(knobs or {}, "technique")
+    shared = read_settings(technique_settings or {}, "technique")
     branches: list[Branch] = []
     for index, mapping in enumerate(_mappings(techniques, protocol)):
         where = f"branch {index}"
@@ -91,7 +93,7 @@ def build_branches(
             concatenated=bool(mapping.get("concatenated", False)),
             backbone=chosen,
         )
-        branches += _draws(branch, noise_draws)
+        branches += _draws(branch, separate_noises)
     check_branches(branches)
     return branches
 
@@ -100,9 +102,9 @@ def _mappings(techniques: Any, protocol: Prompts) -> list[Mapping[str, Any]]:
     if techniques is None or techniques == "none" or techniques == []:
         return [{"name": "none", "techniques": []}]
     if techniques == "all":
-        if not protocol.recipe:
+        if not protocol.branches:
             raise ConfigError(f"techniques=all: the data set {protocol.name} has no recipe; give a list of branches")
-        return list(protocol.recipe)
+        return list(protocol.branches)
     listed = [techniques] if isinstance(techniques, str | Mapping) else list(techniques)
     mappings = [item for item in listed if isinstance(item, Mapping)]
     if len(mappings) == len(listed):
@@ -183,4 +185,4 @@ def _free_name(techniques: Sequence[Technique], taken: Sequence[Branch]) -> str:
 def _draws(branch: Branch, count: int) -> list[Branch]:
     if count == 1:
         return [branch]
-    return [replace(branch, name=f"{branch.name}#{draw}", draw=draw) for draw in range(count)]
+    return [replace(branch, name=f"{branch.name}#{index}", noise_index=index) for index in range(count)]

@@ -1,20 +1,20 @@
-"""What branches need with the pictures of a data set."""
+"""What branches need with the images of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gate_lightning.data.core.required_inputs import Companions
+from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
 from gate_lightning.techniques.controlnet import CannyEdges, ControlNet, GivenControl
 from gate_lightning.techniques.prompt import Prompt
 
-__all__ = ["companions_of", "control_images_of"]
+__all__ = ["control_images_of", "required_inputs_of"]
 
 
-def companions_of(branches: Sequence[Branch]) -> Companions:
-    """Control folders and caption files of the branches, for whatever hands out pictures.
+def required_inputs_of(branches: Sequence[Branch]) -> RequiredInputs:
+    """Control folders and caption files of the branches, for whatever hands out images.
 
     Raises:
         ConfigError: two folders for control images of one name.
@@ -36,9 +36,9 @@ def companions_of(branches: Sequence[Branch]) -> Companions:
             f"control images 'canny' come from {folders['canny']}, and another branch takes its own Canny edges, which "
             f"they would replace; give the first a name of its own for them (image: …)"
         )
-    return Companions(
+    return RequiredInputs(
         control_folders=folders,
-        checks=tuple(one.check_pictures for one in dict.fromkeys(techniques) if isinstance(one, Prompt) and one.file),
+        checks=tuple(one.check_images for one in dict.fromkeys(techniques) if isinstance(one, Prompt) and one.file),
         random_views=any(control.dropout for control in controls),
     )
 
@@ -46,7 +46,7 @@ def companions_of(branches: Sequence[Branch]) -> Companions:
 def control_images_of(branches: Sequence[Branch]) -> dict[str, bool]:
     """Names of ``Conditions.control_images`` that the branches read → whether they must be given.
 
-    Canny edges need not: they are made of the picture where nobody gives them.
+    Canny edges need not: they are made of the image where nobody gives them.
     """
     sources = [control.source() for control in _controls(branches)]
     optional = {"canny": False} if any(isinstance(source, CannyEdges) for source in sources) else {}

@@ -56,7 +56,7 @@ class Prompts(Protocol):
     def prompt_fine(self) -> str: ...
 
     @property
-    def recipe(self) -> Sequence[Mapping[str, Any]]: ...
+    def branches(self) -> Sequence[Mapping[str, Any]]: ...
 
 
 def read_settings(given: Mapping[str, Any], where: str) -> Settings:
@@ -204,7 +204,7 @@ def _check_canny(own: Mapping[str, Any], technique: ControlNet, where: str) -> N
     idle = [key for key in _CANNY if key in own]
     if idle and not isinstance(technique.source(), CannyEdges):
         raise ConfigError(
-            f"{where} sets {', '.join(idle)} for {technique.control!r}, whose control pictures are not Canny edges; "
+            f"{where} sets {', '.join(idle)} for {technique.control!r}, whose control images are not Canny edges; "
             f"leave them out, or add function: canny"
         )
 
@@ -217,8 +217,8 @@ def _lora(settings: Mapping[str, Any], protocol: Prompts, seed: int, where: str)
         new = "++" if isinstance(weights, Mapping) and role not in weights else ""  # Hydra wants to be told so
         raise WeightsError(
             f"the lora technique has no weights of the role {role!r} for {protocol.name}: set "
-            f"{new}technique.lora.weights.{role}=<file.safetensors>. Train one on about 30 of its pictures with: "
-            f"python train.py experiment=lora backbone=<yours> dataset.root=<folder of the pictures>"
+            f"{new}technique.lora.weights.{role}=<file.safetensors>. Train one on about 30 of its images with: "
+            f"python train.py experiment=lora backbone=<yours> dataset.root=<folder of the images>"
         )
     return LoRA(adapter=role.replace(".", "_"), weights=str(path), scale=float(settings.get("scale", 1.0)))
 

@@ -1,4 +1,4 @@
-"""Pictures in, feature maps of every branch out: the plan that does no work twice."""
+"""Images in, feature maps of every branch out: the plan that does no work twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gate_lightning.features.reading.passes import SteeredBranch, group_branches
 from gate_lightning.features.reading.reassembly import GatheredFeatures
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.structures import Conditions, FeatureInfo, Features
-from gate_lightning.techniques.base import Conditioning, ControlSource, Walk
+from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
 from gate_lightning.techniques.prompt import Prompt
 
 __all__ = ["FeatureExtractor"]
@@ -30,10 +30,10 @@ __all__ = ["FeatureExtractor"]
 class FeatureExtractor(nn.Module):
     """Backbone × branches → feature maps, frozen.
 
-    Per batch the pictures are encoded once, control pictures are made once, and branches of equal timestep go through
+    Per batch the images are encoded once, control images are made once, and branches of equal timestep go through
     the denoiser as one batch that ends after the last layer any of them reads; so do branches that walk to it by the
     same steps. Texts are encoded once per run. Features of an ensemble are summed up draw by draw. The result equals
-    separate passes, one branch, draw and picture at a time, up to rounding.
+    separate passes, one branch, draw and image at a time, up to rounding.
 
     Its state dict is empty: frozen weights are not saved in checkpoints (``description`` says which they are).
 
@@ -44,7 +44,7 @@ class FeatureExtractor(nn.Module):
         noise: "per_branch": branches with different noise seeds see different noise; "shared": one noise for all, and
             one ControlNet pass for branches that differ only behind it.
         posterior: latents are the "mean" of the autoencoder's posterior, or a keyed "sample" of it.
-        max_samples: most samples (pictures × branches × draws of an ensemble) in one denoiser pass; bounds memory. None
+        max_samples: most samples (images × branches × draws of an ensemble) in one denoiser pass; bounds memory. None
             for no limit, but one draw of an ensemble at a time.
         fast: compute convolutions and the like in faster ways where there are some, equal up to rounding
             (backbones/kernels/dispatch.py); False runs every operation as the networks state it.
@@ -95,7 +95,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that the features depend on besides the pictures, JSON-able."""
+        """All that the features depend on besides the images, JSON-able."""
         return {
             "backbone": self.backbone.description,
             "branches": [branch.description for branch in self.branches],
@@ -106,32 +106,32 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        """Features of pictures.
+        """Features of images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1]; sides a multiple of the backbone's ``size_multiple``.
-            conditions: sample ids, captions, control pictures … of the batch.
+            conditions: sample ids, captions, control images … of the batch.
 
         Returns:
             Branch name → layer id → (B, C, h, w), in the dtype of ``images``.
 
         Raises:
-            DataError: pictures of an impossible size, or conditions that do not fit them.
+            DataError: images of an impossible size, or conditions that do not fit them.
         """
         self.backbone.check_images(images)
         if len(conditions) != len(images):
-            raise DataError(f"{len(images)} pictures, but conditions for {len(conditions)}; give one entry per picture")
+            raise DataError(f"{len(images)} images, but conditions for {len(conditions)}; give one entry per image")
         with fast_ops(self.fast):
             moments = self.backbone.encode_moments(images)
         return self.read(*moments, images, conditions)
 
     @torch.no_grad()
     def read(self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions) -> Features:
-        """Features of pictures that are encoded already.
+        """Features of images that are encoded already.
 
         Args:
             mean, std: moments of the latents as from ``backbone.encode_moments``, (B, c, h, w).
-            images: the pictures (B, 3, H, W), for control pictures.
+            images: the images (B, 3, H, W), for control images.
             conditions: see ``forward``.
         """
         steered = [one for branch in self.branches for one in self._steer(branch, mean, std, images, conditions)]
@@ -217,14 +217,14 @@ def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
     backbone.check_timestep(branch.timestep)
     for technique in branch.techniques:
         technique.prepare(backbone)
-    walk = _walk(branch)
+    walk = _trajectory(branch)
     if walk is not None:
         walk.check(backbone, branch.timestep)
-    if _start(backbone, branch) is None and posterior == "mean" and (branch.ensemble > 1 or branch.draw > 0):
+    if _start(backbone, branch) is None and posterior == "mean" and (branch.ensemble > 1 or branch.noise_index > 0):
         reason = "reads clean latents" if walk is None else "finds its noise by inversion"
         raise ConfigError(
             f"branch {branch.name!r} {reason}, so that all its draws would be equal (ensemble={branch.ensemble}, "
-            f"draw={branch.draw}); leave ensembles and noise_draws out, or set posterior=sample"
+            f"noise_index={branch.noise_index}); leave ensembles and separate_noises out, or set posterior=sample"
         )
 
 
@@ -240,20 +240,20 @@ def _feature_info(backbone: Backbone, branch: Branch) -> dict[str, FeatureInfo]:
     return info
 
 
-def _walk(branch: Branch) -> Walk | None:
-    return next((technique for technique in branch.techniques if isinstance(technique, Walk)), None)
+def _trajectory(branch: Branch) -> Trajectory | None:
+    return next((technique for technique in branch.techniques if isinstance(technique, Trajectory)), None)
 
 
 def _start(backbone: Backbone, branch: Branch) -> int | None:
     """The timestep whose noise is added to the clean latents, or None for none."""
     if backbone.reads_clean:
         return None
-    walk = _walk(branch)
+    walk = _trajectory(branch)
     return branch.timestep if walk is None else walk.start(branch.timestep)
 
 
 def _draw(branch: Branch, member: int) -> int:
-    return branch.draw * branch.ensemble + member
+    return branch.noise_index * branch.ensemble + member
 
 
 def _miss_no_frozen_weights(module: nn.Module, incompatible: _IncompatibleKeys) -> None:

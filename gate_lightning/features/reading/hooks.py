@@ -99,9 +99,9 @@ class FeatureRecorder:
                 self._handles.extend(AttentionWeights(self.keep, layer, module).listen(module))
             case "averaged":
                 self._handles.extend(AveragedAttention(self.keep, layer, spec, self._grids).listen(self.denoiser))
-            case "picture":
-                picture = _PictureHook(self.keep, layer, self.backbone)
-                self._handles.append(module.register_forward_hook(picture, with_kwargs=True))
+            case "image":
+                image = _ImageHook(self.keep, layer, self.backbone)
+                self._handles.append(module.register_forward_hook(image, with_kwargs=True))
 
     def _remove(self) -> None:
         while self._handles:
@@ -167,11 +167,11 @@ class _TokenHook:
         self.keep(self.layer, output.transpose(1, 2).unflatten(2, (height, width)))
 
 
-class _PictureHook:
+class _ImageHook:
     def __init__(self, keep: Keep, layer: str, backbone: Backbone) -> None:
         self.keep, self.layer, self.backbone = keep, layer, backbone
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         latents, timestep = (*inputs, *(named[key] for key in ("sample", "timestep") if key in named))[:2]
         told = int(torch.as_tensor(timestep).flatten()[0])
-        self.keep(self.layer, self.backbone.picture_after_step(latents, output[0], told))
+        self.keep(self.layer, self.backbone.image_after_step(latents, output[0], told))

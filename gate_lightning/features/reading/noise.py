@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gate_lightning.errors import DataError
 from gate_lightning.structures import Conditions
+from gate_lightning.utils.seeding import keyed_noise
 
-__all__ = ["batch_noise", "explicit_noise", "keyed_noise"]
-
-
-def keyed_noise(shape: Sequence[int], *key: object) -> Tensor:
-    """Standard normal noise of ``shape``, float32 on the CPU, a function of ``key`` alone.
-
-    The key is hashed to the 128 bits of a counter-based generator (Philox), so that no global state and no vector width
-    of the processor takes part.
-
-    Args:
-        shape: of the tensor.
-        key: strings, numbers and tuples of them.
-    """
-    digest = hashlib.sha256(json.dumps(key).encode()).digest()
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
-    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+__all__ = ["batch_noise", "explicit_noise"]
 
 
 def batch_noise(

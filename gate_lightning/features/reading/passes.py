@@ -20,12 +20,12 @@ __all__ = ["SteeredBranch", "group_branches", "run_pass"]
 
 @dataclass(frozen=True)
 class SteeredBranch:
-    """One draw of one branch, for those pictures of a batch whose prompts are equally long; ready to be denoised.
+    """One draw of one branch, for those images of a batch whose prompts are equally long; ready to be denoised.
 
     Attributes:
         branch: what is read.
         member: which draw of the branch's ensemble.
-        rows: which R of the batch's pictures, rising.
+        rows: which R of the batch's images, rising.
         latents: (R, c, h, w), at the noise level where the branch's walk starts.
         prompt_embeds: of their R prompts.
         conditioning: the controls, adapters and walk.
@@ -78,7 +78,7 @@ def run_pass(
     Args:
         backbone: see Backbone.
         group: of equal plan.
-        control_images: the pictures of every control source that occurs, for the whole batch.
+        control_images: the images of every control source that occurs, for the whole batch.
     """
     timestep, walk = group[0].branch.timestep, group[0].conditioning.walk
     denoiser = _SteeredDenoiser(backbone, group, control_images)
@@ -141,7 +141,7 @@ class _SteeredDenoiser:
         outputs: dict[tuple[object, ...], list[Tensor]] = {}
         for name, distinct in users.items():
             members = [self.group[index] for index, _ in distinct.values()]
-            pictures = [
+            images = [
                 self.control_images[control.source][list(member.rows)]
                 for member, (_, control) in zip(members, distinct.values(), strict=True)
             ]
@@ -150,7 +150,7 @@ class _SteeredDenoiser:
                 torch.cat([latents[index] for index, _ in distinct.values()]),
                 timestep,
                 PromptEmbeds.cat([member.prompt_embeds for member in members]),
-                torch.cat(pictures),
+                torch.cat(images),
             )
             split = [part.split([len(member) for member in members]) for part in (*down, middle)]
             for index, key in enumerate(distinct):

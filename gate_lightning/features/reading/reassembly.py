@@ -14,7 +14,7 @@ __all__ = ["GatheredFeatures"]
 
 
 class GatheredFeatures:
-    """Features of one branch for a whole batch, from passes that cover some draws and some pictures each.
+    """Features of one branch for a whole batch, from passes that cover some draws and some images each.
 
     An ensemble is summed up as it comes (in at least float32), never held whole.
     """
@@ -24,7 +24,7 @@ class GatheredFeatures:
         self._parts: dict[tuple[int, ...], BranchFeatures] = {}
 
     def add(self, steered: SteeredBranch, features: BranchFeatures) -> None:
-        """Take the features (R, C, h, w) of one pass for one draw and its R pictures."""
+        """Take the features (R, C, h, w) of one pass for one draw and its R images."""
         if self.branch.ensemble == 1:
             self._parts[steered.rows] = features
             return
@@ -51,7 +51,7 @@ class GatheredFeatures:
             raise DataError(
                 f"branch {self.branch.name!r}: the size of {layer} follows the number of tokens, and the prompts of "
                 f"this batch differ in length (shapes {', '.join(str(tuple(shape)) for shape in sorted(shapes))}); "
-                f"give all pictures prompts of one length, or read them one by one"
+                f"give all images prompts of one length, or read them one by one"
             )
         joined = parts[0]
         if len(parts) > 1:

@@ -43,7 +43,7 @@ class WrappedExtractor(nn.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that the features depend on besides the pictures, JSON-able."""
+        """All that the features depend on besides the images, JSON-able."""
         description: dict[str, Any] = self.extractor.description
         return description
 
@@ -53,6 +53,6 @@ class WrappedExtractor(nn.Module):
         inner: nn.Module = self.extractor
         return inner.computing if isinstance(inner, WrappedExtractor) else inner
 
-    def keeps(self, pictures: float) -> bool:
-        """Whether features of so many plain pictures are computed only once, however often the pictures come."""
-        return isinstance(self.extractor, WrappedExtractor) and self.extractor.keeps(pictures)
+    def keeps(self, images: float) -> bool:
+        """Whether features of so many plain images are computed only once, however often the images come."""
+        return isinstance(self.extractor, WrappedExtractor) and self.extractor.keeps(images)

@@ -12,14 +12,14 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.raw_pixels import space_to_depth
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.techniques.controlnet import CannyEdges
 
-__all__ = ["EdgesExtractor"]
+__all__ = ["EdgeChannels"]
 
 
-class EdgesExtractor(nn.Module):
+class EdgeChannels(nn.Module):
     """A feature extractor with one more branch "edges": the edge map, space to depth, at every stride that occurs.
 
     The branch is concatenated to the pyramid after amalgamation, not fused with the others.
@@ -33,7 +33,7 @@ class EdgesExtractor(nn.Module):
 
     def __init__(
         self,
-        extractor: FeatureExtractor | FusedExtractor,
+        extractor: FeatureExtractor | MultiBackboneExtractor,
         low: float = 100.0,
         high: float = 200.0,
         blur_sigma: float = 0.0,
@@ -41,7 +41,9 @@ class EdgesExtractor(nn.Module):
     ) -> None:
         super().__init__()
         if self.BRANCH in extractor.feature_info:
-            raise ConfigError(f"edges=input adds a branch {self.BRANCH!r}, and there is one already; rename yours")
+            raise ConfigError(
+                f"edge_channels=true adds a branch {self.BRANCH!r}, and there is one already; rename yours"
+            )
         self.extractor = extractor
         self.settings = CannyEdges(low, high, blur_sigma, normalize)
         strides = {info.stride for branch in extractor.feature_info.values() for info in branch.values() if info.stride}
@@ -63,7 +65,7 @@ class EdgesExtractor(nn.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that the features depend on besides the pictures, JSON-able."""
+        """All that the features depend on besides the images, JSON-able."""
         return {**self.extractor.description, "edges": asdict(self.settings)}
 
     @torch.no_grad()

@@ -16,23 +16,23 @@ from gate_lightning.features.branch import Branch, check_branches
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 
-__all__ = ["FusedExtractor"]
+__all__ = ["MultiBackboneExtractor"]
 
 
-class FusedExtractor(nn.Module):
+class MultiBackboneExtractor(nn.Module):
     """The branches of several extractors, each with a backbone of its own, as one extractor.
 
-    A backbone may read the pictures at another size than they have: ``scales``. Sides are multiplied by its scale and
-    rounded to the nearest multiple of its ``size_multiple`` (up to ``minimum_size`` at least); pictures and control
-    pictures are resized bilinearly, antialiased. A size that comes out as it was is not touched.
+    A backbone may read the images at another size than they have: ``scales``. Sides are multiplied by its scale and
+    rounded to the nearest multiple of its ``size_multiple`` (up to ``minimum_size`` at least); images and control
+    images are resized bilinearly, antialiased. A size that comes out as it was is not touched.
 
-    Strides of ``feature_info`` are pixels of the *given* pictures: the backbone's stride / scale, rounded to the
+    Strides of ``feature_info`` are pixels of the *given* images: the backbone's stride / scale, rounded to the
     nearest integer of 1 or more. A map of stride s has ⌈H/s⌉ × ⌈W/s⌉ positions; where rounding makes the backbone's
     own map another size, it is resized to that bilinearly, antialiased, so that maps of one stride fit together.
 
     Args:
         extractors: name → extractor; branch names differ across all of them.
-        scales: name → factor on the sides of pictures, > 0; 1 for those not named.
+        scales: name → factor on the sides of images, > 0; 1 for those not named.
         order: names of all branches in the order wanted; None for one extractor after the other.
 
     Raises:
@@ -68,7 +68,7 @@ class FusedExtractor(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The first one, which decides what sizes of pictures are given."""
+        """The first one, which decides what sizes of images are given."""
         return self._by_name()[self.names[0]].backbone
 
     @property
@@ -78,7 +78,7 @@ class FusedExtractor(nn.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that the features depend on besides the pictures, JSON-able."""
+        """All that the features depend on besides the images, JSON-able."""
         described = {name: extractor.description for name, extractor in self._by_name().items()}
         return {
             "backbones": {name: {**one, "scale": self.scales[name]} for name, one in described.items()},
@@ -87,7 +87,7 @@ class FusedExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        """Features of pictures, see FeatureExtractor.forward.
+        """Features of images, see FeatureExtractor.forward.
 
         Args:
             images: (B, 3, H, W) in [-1, 1]; sides a multiple of the first backbone's ``size_multiple``.
@@ -128,7 +128,7 @@ def _check_scales(scales: Mapping[str, float], extractors: Mapping[str, FeatureE
 
 
 def _rescaled(info: FeatureInfo, scale: float) -> FeatureInfo:
-    """Channels and stride in pixels of the given pictures; stride 0 is no map and stays."""
+    """Channels and stride in pixels of the given images; stride 0 is no map and stays."""
     return replace(info, stride=max(1, round(info.stride / scale))) if info.stride else info
 
 

@@ -12,8 +12,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.wrappers.base import WrappedExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgesExtractor
-from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.edge_channels import EdgeChannels
+from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 
 __all__ = ["PooledExtractor"]
@@ -23,7 +23,7 @@ class PooledExtractor(WrappedExtractor):
     """A feature extractor whose maps are averaged over ``pooling`` × ``pooling`` positions.
 
     A map of h × w positions becomes one of ⌈h/pooling⌉ × ⌈w/pooling⌉; where that does not divide evenly the cells
-    overlap by a position, so that they still cover the picture evenly. Strides grow by the factor; channels stay.
+    overlap by a position, so that they still cover the image evenly. Strides grow by the factor; channels stay.
     Training and evaluation read the same coarse maps: a head is trained on what it is used on.
 
     Args:
@@ -34,7 +34,7 @@ class PooledExtractor(WrappedExtractor):
         ConfigError: a factor out of range, or a layer of attention weights, which is no map.
     """
 
-    def __init__(self, extractor: FeatureExtractor | FusedExtractor | EdgesExtractor, pooling: int) -> None:
+    def __init__(self, extractor: FeatureExtractor | MultiBackboneExtractor | EdgeChannels, pooling: int) -> None:
         super().__init__(extractor)
         if isinstance(pooling, bool) or not isinstance(pooling, int) or pooling < 1:
             raise ConfigError(f"features.pooling={pooling!r}: expected a whole number from 1 (as they are)")
@@ -66,7 +66,7 @@ class PooledExtractor(WrappedExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        """Coarse features of pictures; arguments as the extractor's."""
+        """Coarse features of images; arguments as the extractor's."""
         features: Features = self.extractor(images, conditions)
         return {
             branch: {layer: self._averaged(value) for layer, value in layers.items()}

@@ -1,4 +1,4 @@
-"""The labelled pictures' features, ready to be sampled: whether there is room for them, and getting them there."""
+"""The labelled images' features, ready to be sampled: whether there is room for them, and getting them there."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.pixel_classifiers.store import PixelStore, store_bytes
 from gate_lightning.utils.dtypes import DTYPES
-from gate_lightning.utils.resources import check_disk, check_memory, gib
+from gate_lightning.utils.resources import check_disk, check_memory
+from gate_lightning.utils.units import human_size
 
 __all__ = ["StoreSettings", "check_room", "labelled_features"]
 
 log = logging.getLogger(__name__)
 
-#: seconds between two lines about pictures that are extracted
+#: seconds between two lines about images that are extracted
 _LINE_EVERY = 20.0
-_LOWER = "Lower task.data.labelled (pictures) or the number of branches or timesteps, or take smaller layers"
+_LOWER = "Lower task.data.labelled (images) or the number of branches or timesteps, or take smaller layers"
 _SMALLER = f"{_LOWER} or, with task.data.size, smaller masks"
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """How the labelled pictures' features are kept.
+    """How the labelled images' features are kept.
 
     Attributes:
         dtype: "float16", "bfloat16" or "float32".
@@ -57,26 +58,26 @@ def check_room(extractor: Any, datamodule: Any, settings: StoreSettings, trained
     """Refuse now what would run out of memory or disk later.
 
     Counted is what is still to come: features, gradients, the two moments of Adam, sampled pixels, and the maps of one
-    picture in evaluation. What the backbone takes while it computes is not.
+    image in evaluation. What the backbone takes while it computes is not.
 
     Args:
         extractor: says which maps there are.
-        datamodule: of the pictures.
+        datamodule: of the images.
         settings: where the features go.
         trained_bytes: of all trained weights.
 
     Raises:
         ConfigError: it does not fit; says how much is needed for what, and what to lower.
     """
-    labelled, measured = (len(datamodule.pictures(split).dataset) for split in ("train", "test"))
-    size = (datamodule.picture_size, datamodule.picture_size)
+    labelled, measured = (len(datamodule.images(split).dataset) for split in ("train", "test"))
+    size = (datamodule.image_size, datamodule.image_size)
     one = store_bytes(extractor.feature_info, size, 1, settings.dtype)
     channels = sum(info.channels for layers in extractor.feature_info.values() for info in layers.values())
     sampled = datamodule.members * datamodule.pixels_per_batch * 4.0 * channels
     # float32 maps beside stored ones, twice while they are copied; sampled values, their sums and gradients
-    parts = {"one picture": 6.0 * one, "training": 3.0 * trained_bytes + 4.0 * sampled}
+    parts = {"one image": 6.0 * one, "training": 3.0 * trained_bytes + 4.0 * sampled}
     parts["the orders of pixels"] = float(LabelledPixels.bytes_for(labelled * datamodule.size**2, datamodule.members))
-    features = f"the features of {labelled} labelled pictures"
+    features = f"the features of {labelled} labelled images"
     if settings.folder is None:
         parts[features] = float(labelled * one)
         advice = f"{_SMALLER}; or keep the features on disk: task.store_folder=<folder>."
@@ -92,38 +93,38 @@ def check_room(extractor: Any, datamodule: Any, settings: StoreSettings, trained
         check_disk(
             kept,
             cache.store.folder,
-            f"the features of {missing} pictures",
-            f"{_LOWER}; or use another disk or none: feature_cache_dir=<folder> or null.",
+            f"the features of {missing} images",
+            f"{_LOWER}; or use another disk or none: cache.folder=<folder> or null.",
         )
-        log.info("features on disk: %s to come in %s", gib(kept), cache.store.folder)
-    log.info("memory to come: %s", ", ".join(f"{gib(count)} for {name}" for name, count in parts.items()))
+        log.info("features on disk: %s to come in %s", human_size(kept), cache.store.folder)
+    log.info("memory to come: %s", ", ".join(f"{human_size(count)} for {name}" for name, count in parts.items()))
 
 
 @torch.no_grad()
 def labelled_features(
     extractor: Any,
     datamodule: Any,
-    buckets: Mapping[str, Sequence[str]],
+    backbone_groups: Mapping[str, Sequence[str]],
     settings: StoreSettings,
     device: torch.device,
     precision: AbstractContextManager[Any],
 ) -> PixelStore:
-    """The store of the training pictures, in the order that training counts them.
+    """The store of the training images, in the order that training counts them.
 
     Args:
         extractor: gives the features.
-        datamodule: of the pictures.
-        buckets: bucket → branches.
+        datamodule: of the images.
+        backbone_groups: group → branches.
         settings: where the features go.
         device: of the extractor.
         precision: in which evaluation, too, reads features.
     """
-    loader = datamodule.pictures("train")
+    loader = datamodule.images("train")
     count = len(loader.dataset)
-    side, seen = datamodule.size, datamodule.picture_size
+    side, seen = datamodule.size, datamodule.image_size
     folder = None if settings.folder is None else Path(settings.folder)
     store = PixelStore(
-        extractor.feature_info, buckets, (side, side), count, settings.dtype, folder, picture_size=(seen, seen)
+        extractor.feature_info, backbone_groups, (side, side), count, settings.dtype, folder, image_size=(seen, seen)
     )
     done, last_line = 0, time.monotonic()
     with precision:
@@ -133,7 +134,7 @@ def labelled_features(
                 store.put(done, features, row)
                 done += 1
             if time.monotonic() - last_line > _LINE_EVERY:
-                log.info("features of %d of %d pictures", done, count)
+                log.info("features of %d of %d images", done, count)
                 last_line = time.monotonic()
-    log.info("features of %d labelled pictures: %s", count, gib(store.nbytes))
+    log.info("features of %d labelled images: %s", count, human_size(store.nbytes))
     return store

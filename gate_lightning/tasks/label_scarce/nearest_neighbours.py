@@ -43,7 +43,7 @@ class NearestPixelsTask(LabelScarceTask):
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor | None:
         """Keep the pixels of the batch; no loss."""
         if not self.stopping.finished:
-            self.head.add(self._fuse(batch.pictures, batch.positions).features, batch.labels)
+            self.head.add(self._fuse(batch.images, batch.positions).features, batch.labels)
         if self.head.full:
             self.stopping.steps += 1  # which nobody counts any more
             self.stopping.active[:] = False

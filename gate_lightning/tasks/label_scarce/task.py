@@ -16,13 +16,13 @@ from torchmetrics import MeanMetric
 from gate_lightning.data.card import DatasetProtocol
 from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError
-from gate_lightning.pixel_classifiers.amalgamation import BucketMaps, PixelAmalgamation, PixelFusion
+from gate_lightning.pixel_classifiers.amalgamation import GroupMaps, PixelAmalgamation, PixelFusion
 from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble, member_losses
 from gate_lightning.pixel_classifiers.members import Members
 from gate_lightning.pixel_classifiers.metrics import LabelScarceMetrics
 from gate_lightning.pixel_classifiers.stopping import StoppingRule
 from gate_lightning.pixel_classifiers.store import PixelStore
-from gate_lightning.pixel_classifiers.votes import js_divergence, majority_vote, mean_probability, picture_uncertainty
+from gate_lightning.pixel_classifiers.votes import image_uncertainty, js_divergence, majority_vote, mean_probability
 from gate_lightning.structures import Conditions, Features, PixelBatch, SegmentationBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.label_scarce.features import StoreSettings, check_room, labelled_features
@@ -38,18 +38,18 @@ PREDICTIONS = ("majority_vote", "mean_probability")
 class LabelScarceTask(BaseTask):
     """Frozen features → amalgamation → classifiers of single pixels, all members of the ensemble trained at once.
 
-    Before the first step the features of the labelled pictures are computed (or read from the cache) and kept at native
+    Before the first step the features of the labelled images are computed (or read from the cache) and kept at native
     resolution; a step interpolates only the pixels it trains on. Every member sees its own pixels and stops by itself;
     what has stopped is taken out of the tensors and out of the optimiser. The prediction is the vote of all members.
 
-    Evaluation applies the first layers at the features' own resolution, picture by picture: no map of all features at
+    Evaluation applies the first layers at the features' own resolution, image by image: no map of all features at
     full resolution is ever made.
 
     Args:
-        extractor: pictures and conditions → features; frozen.
-        amalgamation: buckets of pixel features → fused ones.
+        extractor: images and conditions → features; frozen.
+        amalgamation: backbone_groups of pixel features → fused ones.
         head: the ensemble.
-        buckets: bucket → branches whose features it stacks.
+        backbone_groups: group → branches whose features it stacks.
         optimizer: takes the trainable parameters.
         scheduler: takes the optimiser and the number of steps, or None.
         protocol: classes and ignore index.
@@ -57,7 +57,7 @@ class LabelScarceTask(BaseTask):
         max_steps_per_member: steps after which a member stops whatever the rule says; None for the paper's rule alone.
         prediction: "majority_vote" (the paper's) or "mean_probability".
         store_dtype: of the features that are kept: "float16", "bfloat16" or "float32". Evaluation rounds to it too.
-        store_folder: folder on whose disk the training pictures' features are kept; None for memory.
+        store_folder: folder on whose disk the training images' features are kept; None for memory.
         memory_gib: most memory that the process may take; None for what is free.
 
     Attributes:
@@ -77,7 +77,7 @@ class LabelScarceTask(BaseTask):
         extractor: nn.Module,
         amalgamation: PixelAmalgamation,
         head: PixelEnsemble,
-        buckets: Mapping[str, Sequence[str]],
+        backbone_groups: Mapping[str, Sequence[str]],
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any] | None,
         protocol: DatasetProtocol,
@@ -95,7 +95,7 @@ class LabelScarceTask(BaseTask):
         if prediction not in PREDICTIONS:
             raise ConfigError(f"prediction is {prediction!r}; expected one of: {', '.join(PREDICTIONS)}")
         self.extractor, self.amalgamation, self.head = extractor, amalgamation, head
-        self.buckets = {bucket: tuple(branches) for bucket, branches in buckets.items()}
+        self.backbone_groups = {group: tuple(branches) for group, branches in backbone_groups.items()}
         self.protocol, self.prediction = protocol, prediction
         self.max_steps_per_member = max_steps_per_member
         self.store_settings = StoreSettings(store_dtype, store_folder, memory_gib)
@@ -109,7 +109,7 @@ class LabelScarceTask(BaseTask):
         self.confusion: dict[str, Tensor] = {}
         self._store: PixelStore | None = None
         self._losses = torch.zeros(head.members)
-        self._picture_uncertainty = MeanMetric()
+        self._image_uncertainty = MeanMetric()
 
     def frozen_description(self) -> dict[str, Any]:
         """The extractor's description."""
@@ -125,7 +125,7 @@ class LabelScarceTask(BaseTask):
         return min(float(self.stopping.fewest_steps(int(self.trainer.num_training_batches))), most), most
 
     def on_fit_start(self) -> None:
-        """Get the features of the labelled pictures ready.
+        """Get the features of the labelled images ready.
 
         Raises:
             ConfigError: they do not fit into memory or onto the disk, or gradients are to be accumulated.
@@ -141,7 +141,7 @@ class LabelScarceTask(BaseTask):
         check_room(self.extractor, datamodule, self.store_settings, trained)
         precision = self.trainer.precision_plugin.forward_context()
         self._store = labelled_features(
-            self.extractor, datamodule, self.buckets, self.store_settings, self.device, precision
+            self.extractor, datamodule, self.backbone_groups, self.store_settings, self.device, precision
         )
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor | None:
@@ -149,7 +149,7 @@ class LabelScarceTask(BaseTask):
         if self.stopping.finished:
             return None
         active = self.members.active
-        fusion = self._fuse(batch.pictures[active], batch.positions[active])
+        fusion = self._fuse(batch.images[active], batch.positions[active])
         losses = member_losses(self.head(fusion.features), batch.labels[active])
         self._losses = losses.detach()
         self.log("train/loss", self._losses.mean(), prog_bar=True, batch_size=len(active))
@@ -181,17 +181,17 @@ class LabelScarceTask(BaseTask):
         """Free the features."""
         self._store = None
 
-    def _fuse(self, pictures: Tensor, positions: Tensor) -> PixelFusion:
+    def _fuse(self, images: Tensor, positions: Tensor) -> PixelFusion:
         assert self._store is not None
-        sampled = self._store.sample(pictures, positions)
+        sampled = self._store.sample(images, positions)
         fusion: PixelFusion = self.amalgamation({name: value.to(self.device) for name, value in sampled.items()})
         return fusion
 
     def _branch_weights(self, fusion: PixelFusion) -> dict[str, Tensor]:
         """Mean weight of every branch, where there is a choice."""
         found: dict[str, Tensor] = {}
-        for bucket, weights in fusion.weights.items():
-            branches = self.buckets[bucket]
+        for group, weights in fusion.weights.items():
+            branches = self.backbone_groups[group]
             if len(branches) > 1:
                 axes = [axis for axis in range(weights.dim()) if axis != 3]
                 means = weights.detach().float().mean(dim=axes)
@@ -202,7 +202,7 @@ class LabelScarceTask(BaseTask):
 
     @torch.no_grad()
     def member_logits(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> list[Tensor]:
-        """Logits of every member, picture by picture.
+        """Logits of every member, image by image.
 
         Args:
             images: (B, 3, H, W) in [-1, 1], of the size trained on.
@@ -222,7 +222,7 @@ class LabelScarceTask(BaseTask):
     def ensemble(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """What the members say together, and how much they disagree; see ``member_logits``.
 
-        Where a result larger than the pictures is asked for, the members vote at the size of the pictures: their
+        Where a result larger than the images is asked for, the members vote at the size of the images: their
         logits at the size of a photograph would take gigabytes.
 
         Returns:
@@ -239,7 +239,7 @@ class LabelScarceTask(BaseTask):
         return enlarged, interpolate(divergences[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
     def labels(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
-        """Label maps (B, *size) int64 of pictures (B, 3, H, W)."""
+        """Label maps (B, *size) int64 of images (B, 3, H, W)."""
         return self.ensemble(images, conditions, size)[0]
 
     def test_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
@@ -248,23 +248,23 @@ class LabelScarceTask(BaseTask):
         labels, self.uncertainty = self.ensemble(batch.images, batch.conditions, _size(batch.masks))
         self.metrics.update(labels, batch.masks)
         for one in self.uncertainty:
-            self._picture_uncertainty.update(picture_uncertainty(one))
+            self._image_uncertainty.update(image_uncertainty(one))
         return labels
 
     def predict_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Label maps (B, H, W) int64 at the size of the files, or of the pictures."""
+        """Label maps (B, H, W) int64 at the size of the files, or of the images."""
         if isinstance(batch, PredictionBatch) and batch.sizes:
             return self.labels(batch.images, batch.conditions, batch.sizes[0])
         return self.labels(batch.images, batch.conditions, _size(batch.images if batch.masks is None else batch.masks))
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics of the split: both mIoU conventions, and how unsure the ensemble is of a picture."""
+        """Log the metrics of the split: both mIoU conventions, and how unsure the ensemble is of an image."""
         self.log_dict({f"test/{name}": value for name, value in self.metrics.compute().items()}, prog_bar=True)
         self.per_class["test"] = self.metrics.per_class()
         self.confusion["test"] = self.metrics.confusion_matrix().cpu()
         self.metrics.reset()
-        self.log("test/uncertainty", self._picture_uncertainty.compute())
-        self._picture_uncertainty.reset()
+        self.log("test/uncertainty", self._image_uncertainty.compute())
+        self._image_uncertainty.reset()
         steps = self.stopping.steps.double()
         self.log_dict({"train/steps_mean": steps.mean(), "train/steps_most": steps.max()})
 
@@ -273,12 +273,12 @@ class LabelScarceTask(BaseTask):
             return majority_vote(logits.argmax(dim=1), logits.shape[1])
         return mean_probability(logits).argmax(dim=0)
 
-    def _maps(self, features: Features, row: int) -> BucketMaps:
-        """Maps of one picture, rounded as those that were trained on."""
+    def _maps(self, features: Features, row: int) -> GroupMaps:
+        """Maps of one image, rounded as those that were trained on."""
         dtype = DTYPES[self.store_settings.dtype]
         return {
-            bucket: [[value[row].to(dtype) for value in features[branch].values()] for branch in branches]
-            for bucket, branches in self.buckets.items()
+            group: [[value[row].to(dtype) for value in features[branch].values()] for branch in branches]
+            for group, branches in self.backbone_groups.items()
         }
 
     # checkpoints ------------------------------------------------------------------------------------------------
@@ -296,6 +296,6 @@ class LabelScarceTask(BaseTask):
         super().on_load_checkpoint(checkpoint)
 
 
-def _size(pictures: Tensor) -> tuple[int, int]:
+def _size(images: Tensor) -> tuple[int, int]:
     """(height, width)."""
-    return pictures.shape[-2], pictures.shape[-1]
+    return images.shape[-2], images.shape[-1]

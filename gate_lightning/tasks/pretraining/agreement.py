@@ -1,7 +1,7 @@
-"""Does a picture show what its prompt says?  Measured by a small classifier of rendered single-object scenes.
+"""Does an image show what its prompt says?  Measured by a small classifier of rendered single-object scenes.
 
-The classifier knows kinds and colours of the scenes' objects and, so that an empty picture is not given a kind by
-force, scenes without an object.  The measurement is the share of generated pictures of the 48 single-object prompts
+The classifier knows kinds and colours of the scenes' objects and, so that an empty image is not given a kind by
+force, scenes without an object.  The measurement is the share of generated images of the 48 single-object prompts
 whose predicted kind and colour are both the prompt's.
 """
 
@@ -27,7 +27,7 @@ from gate_lightning.tasks.pretraining.sampling import load_parts, sample
 log = logging.getLogger(__name__)
 
 NOTHING = len(KINDS)
-"""Class of pictures without an object; their colour counts for nothing."""
+"""Class of images without an object; their colour counts for nothing."""
 
 _EMPTY_SHARE = 0.1
 
@@ -73,13 +73,13 @@ class SingleObjectData(EndlessDataModule):
         self.train_length, self.val_length = train_length, val_length
 
     def setup(self, stage: str | None = None) -> None:
-        """Describe the data; pictures are rendered when asked for."""
+        """Describe the data; images are rendered when asked for."""
         self.train_set = SingleObjectScenes(self.train_length, TRAIN_SEED)
         self.val_set = SingleObjectScenes(self.val_length, VAL_SEED)
 
 
 class KindColorNet(nn.Module):
-    """Pictures (B, 3, 64, 64) in [-1, 1] to logits of kind (B, 7) and colour (B, 8)."""
+    """Images (B, 3, 64, 64) in [-1, 1] to logits of kind (B, 7) and colour (B, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class KindColorNet(nn.Module):
 
 
 class SingleObjectTask(OptimisedModule):
-    """Trains `KindColorNet`, on pictures disturbed a little so that it reads generated ones too."""
+    """Trains `KindColorNet`, on images disturbed a little so that it reads generated ones too."""
 
     def __init__(self, **optimisation: Any) -> None:
         super().__init__(**{"lr": 2e-3, "warmup": 50, "decay_share": 0.5, **optimisation})
@@ -108,7 +108,7 @@ class SingleObjectTask(OptimisedModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Sum of both cross-entropies."""
         pixels, generator = batch["pixels"], self.step_generator()
-        # Generated pictures are softer and noisier than rendered ones.
+        # Generated images are softer and noisier than rendered ones.
         blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         amount = torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels)
         noise = 0.1 * torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels)
@@ -120,7 +120,7 @@ class SingleObjectTask(OptimisedModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Accuracy of kind, colour and both on held-out rendered pictures (both: those with an object)."""
+        """Accuracy of kind, colour and both on held-out rendered images (both: those with an object)."""
         kind, color = self.net(batch["pixels"])
         right_kind, has = kind.argmax(1) == batch["kind"], batch["kind"] != NOTHING
         right_color = color.argmax(1) == batch["color"]
@@ -143,15 +143,15 @@ def load_classifier(path: str | Path) -> KindColorNet:
 
 
 @torch.no_grad()
-def judge(net: nn.Module, pictures: np.ndarray, wanted: list[tuple[str, str]]) -> dict[str, Any]:
-    """Shares of pictures that show the wanted kind, colour, and both; the last also by kind.
+def judge(net: nn.Module, images: np.ndarray, wanted: list[tuple[str, str]]) -> dict[str, Any]:
+    """Shares of images that show the wanted kind, colour, and both; the last also by kind.
 
     Args:
         net: a `KindColorNet`.
-        pictures: uint8 (N, H, W, 3).
+        images: uint8 (N, H, W, 3).
         wanted: N pairs of kind and colour.
     """
-    pixels = torch.stack([to_pixels(p) for p in pictures])
+    pixels = torch.stack([to_pixels(p) for p in images])
     outputs = [net(part) for part in pixels.split(200)]
     kinds = torch.cat([o[0] for o in outputs]).argmax(1)
     colors = torch.cat([o[1] for o in outputs]).argmax(1)
@@ -166,7 +166,7 @@ def judge(net: nn.Module, pictures: np.ndarray, wanted: list[tuple[str, str]]) -
         "both": float(both.mean()),
         "empty": float((kinds == NOTHING).float().mean()),
         "both_by_kind": by_kind,
-        "pictures": len(pictures),
+        "images": len(images),
     }
 
 
@@ -184,7 +184,7 @@ def agreement(
     Args:
         folder: model folder.
         classifier: file of `SingleObjectTask`.
-        repeats: pictures per prompt.
+        repeats: images per prompt.
         steps, guidance, seed: see `sample`.
         output: folder for ``agreement.json``, or None.
 
@@ -192,8 +192,8 @@ def agreement(
         What `judge` returns.
     """
     prompts = [entry for entry in single_object_prompts() for _ in range(repeats)]
-    pictures = sample(load_parts(folder), [text for text, _, _ in prompts], steps, guidance, seed)
-    result = judge(load_classifier(classifier), pictures, [(kind, color) for _, kind, color in prompts])
+    images = sample(load_parts(folder), [text for text, _, _ in prompts], steps, guidance, seed)
+    result = judge(load_classifier(classifier), images, [(kind, color) for _, kind, color in prompts])
     result |= {"steps": steps, "guidance": guidance, "seed": seed}
     if output is not None:
         Path(output).mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ class AutoencoderTask(OptimisedModule):
 
     Args:
         autoencoder: what to train; the tiny one by default.
-        kl_weight: weight of the summed divergence per picture.
+        kl_weight: weight of the summed divergence per image.
         fold_batches: validation batches whose latents give the channel statistics folded in at export.
         optimisation: `OptimisedModule`'s arguments.
     """
@@ -39,7 +39,7 @@ class AutoencoderTask(OptimisedModule):
         self.fold_batches = fold_batches
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss of pictures ``batch["pixels"]`` (B, 3, H, W) in [-1, 1]."""
+        """Loss of images ``batch["pixels"]`` (B, 3, H, W) in [-1, 1]."""
         pixels = batch["pixels"]
         posterior = self.autoencoder.encode(pixels).latent_dist
         noise = self.noise_like(posterior.mean, self.step_generator())
@@ -62,7 +62,7 @@ class AutoencoderTask(OptimisedModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Fold the latent statistics of source-domain validation pictures in and write ``vae/``."""
+        """Fold the latent statistics of source-domain validation images in and write ``vae/``."""
         self.autoencoder.eval()
         vae = build_autoencoder() if self.autoencoder.config.sample_size == 64 else None
         vae = vae or AutoencoderKL.from_config(self.autoencoder.config)

@@ -81,7 +81,7 @@ class ControlNetTask(OptimisedModule):
         return (self.weights[timesteps] * error).mean()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Noise error with the control, without it, and with another picture's, at fixed noise."""
+        """Noise error with the control, without it, and with another image's, at fixed noise."""
         latents, control = batch["latents"], batch["control"]
         generator = torch.Generator().manual_seed(1_000 * batch_idx + self.global_rank)
         timesteps = spread_timesteps(len(latents), len(self.weights), generator).to(latents.device)

@@ -1,4 +1,4 @@
-"""Pictures to latents and captions to tokens, by the parts of a model folder."""
+"""Images to latents and captions to tokens, by the parts of a model folder."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class FolderEncoder:
 
     @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
-        """Scaled posterior means (B, C, h, w) of pictures (B, 3, H, W) in [-1, 1]."""
+        """Scaled posterior means (B, C, h, w) of images (B, 3, H, W) in [-1, 1]."""
         return self._autoencoder.encode(pixels).latent_dist.mean * self._autoencoder.config.scaling_factor
 
     def tokens(self, captions: Sequence[str]) -> Tensor:

@@ -40,7 +40,7 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 class LoraTask(OptimisedModule):
-    """Noise prediction with low-rank adapters on pictures with captions.
+    """Noise prediction with low-rank adapters on images with captions.
 
     Args:
         model: folder or hub id of a Stable Diffusion model (SD 1.x, SD 2.x, SDXL), or "tiny", the embedded one.
@@ -138,7 +138,7 @@ class LoraTask(OptimisedModule):
         return (self.weights[timesteps] * error).mean()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Noise error on training pictures at fixed noise, with the adapters and without."""
+        """Noise error on training images at fixed noise, with the adapters and without."""
         for name in ("val/eps_mse", "val/eps_mse_without_adapter"):
             generator = torch.Generator().manual_seed(1_000 * batch_idx + self.global_rank)
             if name.endswith("adapter"):

@@ -47,11 +47,11 @@ class PromptEncoders(nn.Module):
                 )
 
     def forward(self, captions: Sequence[str], size: tuple[int, int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Prompt embeddings (B, L, C) and what else the U-Net is told (SDXL: pooled text and picture size).
+        """Prompt embeddings (B, L, C) and what else the U-Net is told (SDXL: pooled text and image size).
 
         Args:
             captions: B texts; longer ones are cut at the tokenizer's length.
-            size: height and width of the pictures in pixels.
+            size: height and width of the images in pixels.
         """
         if not self.two:
             return self.encoders[0](self._ids(0, captions))[0], {}

@@ -1,4 +1,4 @@
-"""Pictures from prompts: deterministic DDIM sampling with classifier-free guidance."""
+"""Images from prompts: deterministic DDIM sampling with classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def sample(
     control: Tensor | None = None,
     control_scale: float = 1.0,
 ) -> np.ndarray:
-    """One picture per prompt.
+    """One image per prompt.
 
-    Picture i starts from noise that depends on ``seed`` and i only, so neither the batch size nor the other prompts
+    Image i starts from noise that depends on ``seed`` and i only, so neither the batch size nor the other prompts
     change it.
 
     Args:
@@ -94,7 +94,7 @@ def sample(
         steps: DDIM steps.
         guidance: how far to go from the prediction without words to the one with; 1 is no guidance.
         seed: of the start noise.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         control: (N, 3, H, W) in [0, 1], with a ControlNet.
         control_scale: weight of its residuals.
 
@@ -102,15 +102,15 @@ def sample(
         uint8 (N, H, W, 3).
 
     Raises:
-        ConfigError: a control picture without a ControlNet, or their number differs from the prompts'.
+        ConfigError: a control image without a ControlNet, or their number differs from the prompts'.
     """
     if control is not None and (parts.controlnet is None or len(control) != len(prompts)):
         raise ConfigError(
-            f"{len(control)} control pictures for {len(prompts)} prompts, ControlNet: {parts.controlnet is not None}; "
-            f"expected one picture per prompt and a ControlNet folder."
+            f"{len(control)} control images for {len(prompts)} prompts, ControlNet: {parts.controlnet is not None}; "
+            f"expected one image per prompt and a ControlNet folder."
         )
     side = parts.unet.config.sample_size
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     for first in range(0, len(prompts), batch_size):
         chosen = slice(first, first + batch_size)
         noise = torch.stack(
@@ -126,8 +126,8 @@ def sample(
             parts, prompts[chosen], noise, steps, guidance, None if control is None else control[chosen], control_scale
         )
         decoded = parts.autoencoder.decode(latents / parts.autoencoder.config.scaling_factor).sample
-        pictures.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-    return np.concatenate(pictures)
+        images.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(images)
 
 
 def _denoise(
@@ -162,12 +162,12 @@ def _denoise(
     return latents
 
 
-def grid(pictures: np.ndarray, columns: int, zoom: int = 1) -> np.ndarray:
-    """Pictures uint8 (N, H, W, 3) as one (rows * H * zoom, columns * W * zoom, 3), white where none is left."""
-    count, height, width, _ = pictures.shape
+def grid(images: np.ndarray, columns: int, zoom: int = 1) -> np.ndarray:
+    """Images uint8 (N, H, W, 3) as one (rows * H * zoom, columns * W * zoom, 3), white where none is left."""
+    count, height, width, _ = images.shape
     rows = -(-count // columns)
     filled = np.full((rows * columns, height, width, 3), 255, dtype=np.uint8)
-    filled[:count] = pictures
+    filled[:count] = images
     joined = filled.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
     return np.kron(joined, np.ones((zoom, zoom, 1), dtype=np.uint8)) if zoom > 1 else joined
 
@@ -182,20 +182,20 @@ def write_samples(
     seed: int = 0,
     adapter: str | Path | None = None,
 ) -> None:
-    """Sample ``repeats`` pictures per prompt into ``<output>/samples.png``, one row per prompt.
+    """Sample ``repeats`` images per prompt into ``<output>/samples.png``, one row per prompt.
 
     Args:
         folder: model folder.
-        output: folder for the picture.
+        output: folder for the image.
         prompts: texts.
-        repeats: pictures per prompt.
+        repeats: images per prompt.
         steps, guidance, seed: see `sample`.
         adapter: adapter file, or None.
     """
-    pictures = sample(
+    images = sample(
         load_parts(folder, adapter=adapter), [p for p in prompts for _ in range(repeats)], steps, guidance, seed
     )
     path = Path(output) / "samples.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), grid(pictures, repeats, zoom=2)[..., ::-1])
-    log.info("%d pictures: %s", len(pictures), path)
+    cv2.imwrite(str(path), grid(images, repeats, zoom=2)[..., ::-1])
+    log.info("%d images: %s", len(images), path)

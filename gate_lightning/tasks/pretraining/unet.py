@@ -1,4 +1,4 @@
-"""Training of a latent text-to-picture U-Net together with its text encoder."""
+"""Training of a latent text-to-image U-Net together with its text encoder."""
 
 from __future__ import annotations
 

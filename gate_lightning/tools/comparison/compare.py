@@ -23,10 +23,10 @@ __all__ = ["ComparedRun", "Row", "compare", "find_runs", "group_runs"]
 #: overrides that are no part of what a row stands for
 UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_changes", "hydra")
 #: rows that differences refer to if the caller names none, first match wins
-BASELINES = ("techniques=none", "control=plain")
+BASELINES = ("techniques=none", "ablation=plain")
 
 #: what `callbacks.throughput` logs during training
-PACE = "train/pictures_per_second"
+PACE = "train/images_per_second"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Features of a folder of pictures, written to disk: resumable, by several processes, the same whoever writes."""
+"""Features of a folder of images, written to disk: resumable, by several processes, the same whoever writes."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from gate_lightning.data.core.prediction import PictureSource
-from gate_lightning.data.core.required_inputs import Companions
+from gate_lightning.data.core.prediction import ImageSource
+from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
-from gate_lightning.data.samples import SegmentationViews
+from gate_lightning.data.samples import SegmentationDataset
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.features.caches.disk import full_description, picture_key, row
+from gate_lightning.features.caches.disk import full_description, image_key, row
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgesExtractor
-from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.edge_channels import EdgeChannels
+from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.ops.padding import pad_to_multiple
 from gate_lightning.structures import Conditions, FeatureInfo, Features, SegmentationBatch
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.tools.extraction.feature_arrays import ArrayFolder
 from gate_lightning.tools.extraction.sizing import Sizing
 from gate_lightning.utils.dtypes import DTYPES
-from gate_lightning.utils.progress import Progress, human_size
+from gate_lightning.utils.progress import Progress
+from gate_lightning.utils.units import human_size
 
 __all__ = ["extract"]
 
 log = logging.getLogger(__name__)
 
-Extractor = FeatureExtractor | FusedExtractor | EdgesExtractor
+Extractor = FeatureExtractor | MultiBackboneExtractor | EdgeChannels
 
 
 def extract(
@@ -50,40 +51,40 @@ def extract(
     layout: str = "safetensors",
     num_workers: int = 0,
     device: str = "auto",
-    companions: Companions | None = None,
+    required_inputs: RequiredInputs | None = None,
 ) -> str:
-    """Write the features of every picture, unless they are there already.
+    """Write the features of every image, unless they are there already.
 
-    Which pictures share a batch is decided by their sizes and the batch size alone, and a batch with a missing picture
+    Which images share a batch is decided by their sizes and the batch size alone, and a batch with a missing image
     is computed whole: a resumed, or shared, extraction writes the very bits of an uninterrupted one. Processes are
     found by the environment (RANK, WORLD_SIZE, LOCAL_RANK as torchrun sets them); each takes its share of the batches.
 
     Args:
         extractor: what is read.
-        input: a picture, a folder (searched with its subfolders) or a pattern.
-        output: folder; a picture ``a/b.jpg`` becomes ``a/b.safetensors`` in it (or see ``layout``).
+        input: an image, a folder (searched with its subfolders) or a pattern.
+        output: folder; an image ``a/b.jpg`` becomes ``a/b.safetensors`` in it (or see ``layout``).
         resize, size: see `Sizing`; ``size=None`` is the backbone's native size.
-        batch_size: pictures of equal size read together.
+        batch_size: images of equal size read together.
         pooling: feature maps are averaged to (h // pooling, w // pooling) before they are written.
         dtype: of the files: "float16", "bfloat16", "float32".
-        layout: "safetensors" (see `FeatureFolder`; `read_features` reads a file), or "npy_by_layer", "npy_by_picture",
+        layout: "safetensors" (see `FeatureFolder`; `read_features` reads a file), or "npy_by_layer", "npy_by_image",
             "npy_joined" (see `ArrayFolder`).
         num_workers: loader processes.
         device: "auto" (a GPU where there is one) or a torch device.
-        companions: control pictures that techniques need.
+        required_inputs: control images that techniques need.
 
     Returns:
         What was done, in words.
 
     Raises:
         CacheError: ``output`` holds features of another description, or cannot be written.
-        DataError: pictures that are missing, broken, or of a size that the backbone cannot read.
+        DataError: images that are missing, broken, or of a size that the backbone cannot read.
         ConfigError: settings that do not work together.
     """
     rank, world = place()
     sizing = Sizing(resize, extractor.backbone.native_size if size is None else size)
     _check(extractor, batch_size, pooling)
-    source = PictureSource(input)
+    source = ImageSource(input)
     sizes = [sizing.size(*source.sizes(index)[0]) for index in range(len(source))]
     preprocessing = {**sizing.description, "pooling": pooling}
     description = full_description(extractor.description, preprocessing)
@@ -93,7 +94,7 @@ def extract(
         _announce(extractor, sizes, pooling, dtype, layout == "npy_joined", store.folder)
     extractor.to(device_of(device))
     sampler = EvaluationBatches(group_by_size(sizes, batch_size, together=1), rank, world, pad=False)
-    views = SegmentationViews((companions or Companions()).attach(source), sizing)
+    views = SegmentationDataset((required_inputs or RequiredInputs()).attach(source), sizing)
     names = {source.sample_id(index): name for index, name in enumerate(source.names)}
     total = sum(len(draws) for draws in sampler)
     progress = Progress(total, rank, world, "features")
@@ -113,7 +114,7 @@ def _write_missing(
 ) -> list[int]:
     """Bytes of the features that were not there; the batch is computed whole if there are some."""
     ids = batch.conditions.sample_ids
-    keys = [picture_key(batch.images[index], batch.conditions, index) for index in range(len(ids))]
+    keys = [image_key(batch.images[index], batch.conditions, index) for index in range(len(ids))]
     missing = [index for index, one in enumerate(ids) if not store.holds(names[one], keys[index])]
     features = _features(extractor, batch.images, batch.conditions, pooling) if missing else {}
     return [store.write(names[ids[index]], keys[index], row(features, index)) for index in missing]
@@ -121,7 +122,7 @@ def _write_missing(
 
 @torch.no_grad()
 def _features(extractor: Extractor, images: Tensor, conditions: Conditions, pooling: int) -> Features:
-    """Features of pictures of any size, cropped to them and pooled."""
+    """Features of images of any size, cropped to them and pooled."""
     backbone = extractor.backbone
     height, width = images.shape[-2:]
     multiple = backbone.size_multiple
@@ -130,7 +131,7 @@ def _features(extractor: Extractor, images: Tensor, conditions: Conditions, pool
     if padded.shape != images.shape and any(not (info.stride and info.channels) for info in _infos(extractor)):
         raise DataError(
             f"{', '.join(conditions.sample_ids)}: {height} × {width} pixels (height × width) must be padded to "
-            f"multiples of {multiple}, and attention weights cannot be cut back to the picture; use tool.resize=square"
+            f"multiples of {multiple}, and attention weights cannot be cut back to the image; use tool.resize=square"
         )
     try:
         features = extractor(
@@ -189,7 +190,7 @@ def _announce(
     further = f", and {unknown} layers of attention besides" if unknown else ""
     free = shutil.disk_usage(folder).free
     log.info(
-        "%d pictures, %d branches, %d layers: %s in %s%s; %s are free in %s",
+        "%d images, %d branches, %d layers: %s in %s%s; %s are free in %s",
         len(sizes),
         len(extractor.feature_info),
         len(_infos(extractor)),

@@ -21,15 +21,15 @@ from gate_lightning.utils.files import claim, clean_leftovers, write_atomically
 
 __all__ = ["ArrayFolder", "ArrayLayout"]
 
-#: by layer: <layer>/<picture>.npy; by picture: <picture>/<layer>.npy; joined: <picture>.npy, all layers in one array
-ArrayLayout = Literal["npy_by_layer", "npy_by_picture", "npy_joined"]
+#: by layer: <layer>/<image>.npy; by image: <image>/<layer>.npy; joined: <image>.npy, all layers in one array
+ArrayLayout = Literal["npy_by_layer", "npy_by_image", "npy_joined"]
 
 
 class ArrayFolder:
-    """Features by picture name as ``.npy`` files, written like `FeatureFolder` writes its own.
+    """Features by image name as ``.npy`` files, written like `FeatureFolder` writes its own.
 
-    With several branches every branch has a folder of its own at the top. A picture's record (``.records``, written
-    last) says that all its files are there, and of which picture.
+    With several branches every branch has a folder of its own at the top. An image's record (``.records``, written
+    last) says that all its files are there, and of which image.
 
     Args:
         folder, description: see `FeatureFolder`.
@@ -45,8 +45,8 @@ class ArrayFolder:
     def __init__(
         self, folder: str | Path, description: Mapping[str, Any], dtype: str = "float16", layout: str = "npy_by_layer"
     ) -> None:
-        if layout not in ("npy_by_layer", "npy_by_picture", "npy_joined"):
-            raise ConfigError(f"layout={layout}: expected safetensors, npy_by_layer, npy_by_picture or npy_joined")
+        if layout not in ("npy_by_layer", "npy_by_image", "npy_joined"):
+            raise ConfigError(f"layout={layout}: expected safetensors, npy_by_layer, npy_by_image or npy_joined")
         if dtype not in ("float16", "float32"):
             raise ConfigError(f"dtype={dtype} in .npy files: expected float16 or float32")
         self.folder, self.dtype, self.layout = Path(folder).expanduser(), DTYPES[dtype], layout
@@ -55,17 +55,17 @@ class ArrayFolder:
         clean_leftovers(self.folder)
 
     def holds(self, name: str, key: str) -> bool:
-        """Whether all files of that picture with that key are there, of the length they were written with."""
+        """Whether all files of that image with that key are there, of the length they were written with."""
         try:
             record = json.loads(self._record(name).read_text(encoding="utf-8"))
-            if (record["description"], record["picture"]) != (self.digest, key):
+            if (record["description"], record["image"]) != (self.digest, key):
                 return False
             return all((self.folder / path).stat().st_size == size for path, (size, _) in record["files"].items())
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def write(self, name: str, key: str, features: Mapping[str, BranchFeatures]) -> int:
-        """Store the features (C, h, w) of one picture, replacing what there is; size in bytes.
+        """Store the features (C, h, w) of one image, replacing what there is; size in bytes.
 
         Raises:
             CacheError: they cannot be written, or have values that the dtype cannot hold.
@@ -77,7 +77,7 @@ class ArrayFolder:
             content = buffer.getvalue()
             write_atomically(self.folder / path, content)
             files[path] = (len(content), zlib.crc32(content))
-        record = {"description": self.digest, "picture": key, "files": files}
+        record = {"description": self.digest, "image": key, "files": files}
         write_atomically(self._record(name), json.dumps(record).encode())
         return sum(size for size, _ in files.values())
 

@@ -1,4 +1,4 @@
-"""Pictures of any size made into what a backbone reads, and its features cut back to them."""
+"""Images of any size made into what a backbone reads, and its features cut back to them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 from PIL import Image
 
 from gate_lightning.data.samples import Sample
-from gate_lightning.data.transforms.basic import Resize, resize_picture
+from gate_lightning.data.transforms.basic import Resize, resize_image
 from gate_lightning.errors import ConfigError
 
 __all__ = ["Sizing"]
 
 
 class Sizing:
-    """How a picture gets to a size that the backbone reads.
+    """How an image gets to a size that the backbone reads.
 
     Args:
         resize: "none": as in the file; "short": shorter side to ``size``, aspect kept; "square": ``size`` × ``size``
             by bicubic interpolation, aspect not kept, as the field's released code does. Where a side is no multiple
-            of what the backbone reads, the picture is mirrored at its bottom and right border, and what lies there is
+            of what the backbone reads, the image is mirrored at its bottom and right border, and what lies there is
             cut off the features again (a position that covers the border is kept).
         size: pixels.
     """
@@ -39,15 +39,15 @@ class Sizing:
         return {"resize": self.resize, "size": None if self.resize == "none" else self.side}
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels of a picture after resizing."""
+        """(height, width) in pixels of an image after resizing."""
         return (self.side, self.side) if self.resize == "square" else self._short.size(height, width)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The resized picture, its control pictures with it; uses no random number."""
+        """The resized image, its control images with it; uses no random number."""
         if self.resize == "square":
-            return sample.map_pictures(self._squared)
+            return sample.map_images(self._squared)
         height, width = self.size(*sample.image.shape[:2])
-        return sample.map_pictures(lambda image: resize_picture(image, height, width))
+        return sample.map_images(lambda image: resize_image(image, height, width))
 
     def _squared(self, image: np.ndarray) -> np.ndarray:
         if image.shape[:2] == (self.side, self.side):

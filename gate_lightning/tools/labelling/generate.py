@@ -1,4 +1,4 @@
-"""Pictures that a frozen diffusion model makes from noise: what DatasetDDPM labels and trains its student on."""
+"""Images that a frozen diffusion model makes from noise: what DatasetDDPM labels and trains its student on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gate_lightning.tools.labelling.labelled_folder import write_png
 from gate_lightning.utils.files import claim, clean_leftovers, digest_of, write_atomically
 from gate_lightning.utils.progress import Progress
 
-__all__ = ["Sampling", "generate", "prompts_of", "sample_pictures"]
+__all__ = ["Sampling", "generate", "prompts_of", "sample_images"]
 
 _SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 #: name of the one adapter that is loaded
@@ -30,7 +30,7 @@ _ADAPTER = "generate"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are made; see `generate`.
+    """How images are made; see `generate`.
 
     Raises:
         ConfigError: an unknown sampler.
@@ -64,19 +64,19 @@ def generate(
     seed: int = 0,
     device: str = "auto",
 ) -> str:
-    """Write ``<output>/000000.png`` … and ``captions.txt`` with what each picture was asked to show.
+    """Write ``<output>/000000.png`` … and ``captions.txt`` with what each image was asked to show.
 
-    Picture i starts from noise of (seed, i) alone, and belongs to the batch that i // batch_size says: a run that was
-    stopped goes on with the same command and writes the very pictures of an uninterrupted one, in however many
-    processes, and a larger ``count`` adds pictures to those that are there.
+    Image i starts from noise of (seed, i) alone, and belongs to the batch that i // batch_size says: a run that was
+    stopped goes on with the same command and writes the very images of an uninterrupted one, in however many
+    processes, and a larger ``count`` adds images to those that are there.
 
     Args:
-        backbone: what makes the pictures.
+        backbone: what makes the images.
         output: folder.
-        datamodule: data set whose captions of training pictures are the prompts, its fine prompt where it has none;
-            None for "a photo". No picture or mask of it is looked at otherwise.
+        datamodule: data set whose captions of training images are the prompts, its fine prompt where it has none;
+            None for "a photo". No image or mask of it is looked at otherwise.
         prompts: texts instead, one after another and from the beginning again.
-        count: pictures.
+        count: images.
         sampler: ``ddim`` (nothing random behind the start) or ``ddpm`` (ancestral; DatasetDDPM's, with 1000 steps. A
             learned variance is not used: the noise added back is the schedule's).
         steps: of the sampler.
@@ -85,7 +85,7 @@ def generate(
         size: side in pixels; None for the backbone's native size.
         adapter: LoRA file that steers the backbone (``asset:tiny/lora/moderate.safetensors``, say), or None.
         adapter_scale: of its weights.
-        batch_size: pictures made together; another one gives other last bits.
+        batch_size: images made together; another one gives other last bits.
         seed: of the noise.
         device: "auto" (a GPU where there is one) or a torch device.
 
@@ -93,8 +93,8 @@ def generate(
         What was done, in words.
 
     Raises:
-        ConfigError: settings out of range, or a backbone that makes no pictures.
-        CacheError: ``output`` holds pictures made by other settings, or cannot be written.
+        ConfigError: settings out of range, or a backbone that makes no images.
+        CacheError: ``output`` holds images made by other settings, or cannot be written.
     """
     _check_counts(count=count, steps=steps, batch_size=batch_size)
     texts = [" ".join(text.split()) for text in (prompts or prompts_of(datamodule))]
@@ -106,35 +106,35 @@ def generate(
     folder = Path(output).expanduser()
     texts_digest = digest_of(texts)
     description = {**asdict(how), "batch_size": batch_size, "prompts": texts_digest, "backbone": backbone.description}
-    claim(folder / "manifest.json", description, "pictures", lambda: any(folder.glob("*.png")))
+    claim(folder / "manifest.json", description, "images", lambda: any(folder.glob("*.png")))
     clean_leftovers(folder)
     if rank == 0:
         _write_captions(folder, texts, count)
     backbone.to(device_of(device))
     firsts = range(0, count, batch_size)[rank::world]
-    progress = Progress(sum(min(batch_size, count - first) for first in firsts), rank, world, "generated pictures")
+    progress = Progress(sum(min(batch_size, count - first) for first in firsts), rank, world, "generated images")
     for first in firsts:
         # the whole batch, whichever of it are missing: its size has a say in the last bits
         asked = [texts[(first + row) % len(texts)] for row in range(batch_size)]
         wanted = range(first, min(first + batch_size, count))
-        written = _write_missing(folder, wanted, partial(sample_pictures, backbone, asked, first, how))
+        written = _write_missing(folder, wanted, partial(sample_images, backbone, asked, first, how))
         progress.bytes += sum(written)
         progress.step(len(written), len(wanted) - len(written))
     return f"{progress.summary()}: {folder}"
 
 
 def _write_missing(folder: Path, wanted: range, made: Callable[[], np.ndarray]) -> list[int]:
-    """Sizes in bytes of the pictures that were not there; the batch is only made if there are some."""
-    missing = [index for index in wanted if not _picture(folder, index).is_file()]
-    pictures = made() if missing else np.empty(0)
-    return [write_png(_picture(folder, index), pictures[index - wanted.start]) for index in missing]
+    """Sizes in bytes of the images that were not there; the batch is only made if there are some."""
+    missing = [index for index in wanted if not _image(folder, index).is_file()]
+    images = made() if missing else np.empty(0)
+    return [write_png(_image(folder, index), images[index - wanted.start]) for index in missing]
 
 
 def prompts_of(datamodule: Any) -> list[str]:
-    """Captions of a data set's training pictures, in their order; its fine prompt where it has none.
+    """Captions of a data set's training images, in their order; its fine prompt where it has none.
 
     Args:
-        datamodule: a data set, a pool of few labelled pictures around one, or None for "a photo".
+        datamodule: a data set, a pool of few labelled images around one, or None for "a photo".
     """
     if datamodule is None:
         return ["a photo"]
@@ -146,13 +146,13 @@ def prompts_of(datamodule: Any) -> list[str]:
 
 
 @torch.no_grad()
-def sample_pictures(backbone: Backbone, prompts: Sequence[str], first: int, how: Sampling) -> np.ndarray:
-    """Pictures number ``first``, ``first`` + 1 …, one per prompt.
+def sample_images(backbone: Backbone, prompts: Sequence[str], first: int, how: Sampling) -> np.ndarray:
+    """Images number ``first``, ``first`` + 1 …, one per prompt.
 
     Args:
         backbone: what makes them.
         prompts: B texts; those of equal token length share the passes.
-        first: number of the first picture; its noise is keyed by it.
+        first: number of the first image; its noise is keyed by it.
         how: the settings.
 
     Returns:
@@ -166,13 +166,13 @@ def sample_pictures(backbone: Backbone, prompts: Sequence[str], first: int, how:
     groups: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         groups.setdefault(backbone.text_length(prompt, how.adapters), []).append(row)
-    pictures = np.empty((len(prompts), how.size, how.size, 3), np.uint8)
+    images = np.empty((len(prompts), how.size, how.size, 3), np.uint8)
     for rows in groups.values():
         generators = [torch.Generator().manual_seed(how.seed * 1_000_003 + first + row) for row in rows]
         latents = _denoised(backbone, [prompts[row] for row in rows], generators, how)
         decoded = backbone.decode(latents.to(backbone.dtype)).float().clamp(-1, 1)
-        pictures[rows] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return pictures
+        images[rows] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return images
 
 
 def _denoised(backbone: Backbone, prompts: Sequence[str], generators: list[torch.Generator], how: Sampling) -> Tensor:
@@ -187,7 +187,7 @@ def _denoised(backbone: Backbone, prompts: Sequence[str], generators: list[torch
     untold = backbone.encode_text([""] * len(prompts), adapters) if guided else None
     for timestep in scheduler.timesteps.tolist():
         prediction = _predicted(backbone, latents.to(backbone.dtype), timestep, told, untold, how)
-        # one generator per picture: what the ancestral sampler adds does not depend on the batch either
+        # one generator per image: what the ancestral sampler adds does not depend on the batch either
         latents = scheduler.step(prediction, timestep, latents, generator=generators, return_dict=False)[0]
     return latents
 
@@ -221,9 +221,9 @@ def _check_counts(**counts: int) -> None:
 
 
 def _side(backbone: Backbone, size: int | None) -> int:
-    """Side of the pictures, once it is known that the backbone makes some."""
+    """Side of the images, once it is known that the backbone makes some."""
     if not backbone.schedule or backbone.reads_clean:
-        raise ConfigError(f"{backbone.identity.name} makes no pictures; use a diffusion backbone: tiny, sd15 …")
+        raise ConfigError(f"{backbone.identity.name} makes no images; use a diffusion backbone: tiny, sd15 …")
     side = backbone.native_size if size is None else size
     if isinstance(side, bool) or not isinstance(side, int) or side < backbone.minimum_size:
         raise ConfigError(f"size={size!r}: {backbone.identity.name} needs at least {backbone.minimum_size} pixels")
@@ -232,12 +232,12 @@ def _side(backbone: Backbone, size: int | None) -> int:
     return side
 
 
-def _picture(folder: Path, index: int) -> Path:
+def _image(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
 def _write_captions(folder: Path, texts: Sequence[str], count: int) -> None:
-    """What every picture was asked to show, those of an earlier and larger count included."""
+    """What every image was asked to show, those of an earlier and larger count included."""
     there = max((int(path.stem) + 1 for path in folder.glob("[0-9]*.png")), default=0)
-    lines = (f"{_picture(folder, index).name}\t{texts[index % len(texts)]}\n" for index in range(max(count, there)))
+    lines = (f"{_image(folder, index).name}\t{texts[index % len(texts)]}\n" for index in range(max(count, there)))
     write_atomically(folder / "captions.txt", "".join(lines).encode())

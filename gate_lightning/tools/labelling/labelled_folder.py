@@ -1,10 +1,10 @@
-"""Pictures with labels that an ensemble gave them, and how sure it was: the folder between pseudo-labels and student.
+"""Images with labels that an ensemble gave them, and how sure it was: the folder between pseudo-labels and student.
 
 <folder>/images/train/**, masks/train/**.png, classes.txt    what ``dataset=folder`` reads; or, in the layout ``npy``,
-<folder>/train/**                                            pictures with ``.npy`` beside them (ddpm-segmentation's)
+<folder>/train/**                                            images with ``.npy`` beside them (ddpm-segmentation's)
 <folder>/overlays/**.png, uncertainty/**.png                 for people
-<folder>/uncertainty.csv                                     all pictures, the most uncertain first
-<folder>/.records/**.json                                    which pictures are done, written last
+<folder>/uncertainty.csv                                     all images, the most uncertain first
+<folder>/.records/**.json                                    which images are done, written last
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gate_lightning.visualization.palette import IGNORED_COLOUR
 
 __all__ = ["LAYOUTS", "TABLE", "Entry", "LabelledFolder", "link_or_copy", "write_class_files", "write_png"]
 
-#: the table of all pictures
+#: the table of all images
 TABLE = "uncertainty.csv"
 LAYOUTS = ("folder", "npy")
 
@@ -45,14 +45,14 @@ class Entry:
     Attributes:
         uncertainty: mean Jensen-Shannon divergence of the most uncertain tenth of the pixels, in nats.
         mean_divergence: of all pixels.
-        picture: path of the picture below its folder.
+        image: path of the image below its folder.
         name: the same without suffix, which masks are called by.
         classes: what is in it, the largest share first.
     """
 
     uncertainty: float
     mean_divergence: float
-    picture: str
+    image: str
     name: str
     classes: str
 
@@ -72,15 +72,15 @@ class LabelledFolder:
 
     @property
     def used(self) -> bool:
-        """Whether a picture has been labelled."""
+        """Whether an image has been labelled."""
         return (self.folder / ".records").is_dir()
 
     def holds(self, name: str) -> bool:
-        """Whether all files of a picture have been written."""
+        """Whether all files of an image have been written."""
         return self._record(name).is_file()
 
     def entry(self, name: str) -> Entry:
-        """What is known of a picture that is there."""
+        """What is known of an image that is there."""
         return Entry(**json.loads(self._record(name).read_text(encoding="utf-8")))
 
     def write(
@@ -91,11 +91,11 @@ class LabelledFolder:
         divergence: NDArray[np.floating],
         protocol: DatasetProtocol,
     ) -> int:
-        """Store one picture with its labels; the bytes of what is written besides the picture.
+        """Store one image with its labels; the bytes of what is written besides the image.
 
         Args:
             entry: its row.
-            path: of the picture.
+            path: of the image.
             labels: (H, W) class indices.
             divergence: (H, W), in nats.
             protocol: classes and colours.
@@ -114,11 +114,11 @@ class LabelledFolder:
         if self.layout == "npy":
             buffer = io.BytesIO()
             np.save(buffer, labels)
-            link_or_copy(path, self.folder / "train" / entry.picture)
+            link_or_copy(path, self.folder / "train" / entry.image)
             mask = self.folder / f"train/{entry.name}.npy"
             write_atomically(mask, buffer.getvalue())
         else:
-            link_or_copy(path, self.folder / "images/train" / entry.picture)
+            link_or_copy(path, self.folder / "images/train" / entry.image)
             mask = self.folder / f"masks/train/{entry.name}.png"
             partial = mask.with_name(f".{mask.name}.part.png")
             write_mask(partial, labels, palette)
@@ -131,30 +131,28 @@ class LabelledFolder:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, [field.name for field in fields(Entry)], lineterminator="\n")
         writer.writeheader()
-        # equal ones by name, so that the table is a function of the pictures
+        # equal ones by name, so that the table is a function of the images
         for entry in sorted(entries, key=lambda entry: (-entry.uncertainty, entry.name)):
             writer.writerow(asdict(entry))
         write_atomically(self.folder / TABLE, text.getvalue().encode())
         return self.folder / TABLE
 
     def read_table(self) -> list[Entry]:
-        """All pictures, the most uncertain first.
+        """All images, the most uncertain first.
 
         Raises:
-            DataError: there is no table: no labels, or not all pictures are labelled yet.
+            DataError: there is no table: no labels, or not all images are labelled yet.
         """
         path = self.folder / TABLE
         if not path.is_file():
-            raise DataError(
-                f"{path} does not exist; eval.py tool=pseudo_label writes it once all pictures are labelled"
-            )
+            raise DataError(f"{path} does not exist; eval.py tool=pseudo_label writes it once all images are labelled")
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return [
             Entry(
                 uncertainty=float(row["uncertainty"]),
                 mean_divergence=float(row["mean_divergence"]),
-                picture=row["picture"],
+                image=row["image"],
                 name=row["name"],
                 classes=row["classes"],
             )
@@ -173,10 +171,10 @@ def write_class_files(folder: Path, protocol: DatasetProtocol) -> None:
         write_atomically(folder / "palette.txt", "".join(lines).encode())
 
 
-def write_png(path: Path, picture: NDArray[np.uint8]) -> int:
+def write_png(path: Path, image: NDArray[np.uint8]) -> int:
     """Write (H, W, 3) uint8 RGB; the file's bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
     return buffer.tell()
 

@@ -1,4 +1,4 @@
-"""A trained ensemble labels pictures that nobody has labelled, and says how sure it is of each."""
+"""A trained ensemble labels images that nobody has labelled, and says how sure it is of each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from gate_lightning.data.card import DatasetProtocol
-from gate_lightning.data.core.prediction import PictureSource
+from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.transforms.basic import resize_mask
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.pixel_classifiers.votes import picture_uncertainty
+from gate_lightning.pixel_classifiers.votes import image_uncertainty
 from gate_lightning.tools.devices import device_of
 from gate_lightning.tools.labelling.labelled_folder import LAYOUTS, Entry, LabelledFolder, write_class_files
 from gate_lightning.utils.files import claim, clean_leftovers, write_atomically
@@ -23,9 +23,9 @@ from gate_lightning.utils.progress import Progress
 
 __all__ = ["pseudo_label"]
 
-#: pixels of the largest picture that is labelled as it is: logits of all members and classes are in memory at once
+#: pixels of the largest image that is labelled as it is: logits of all members and classes are in memory at once
 MOST_PIXELS = 512 * 512
-#: broken pictures that a message names
+#: broken images that a message names
 MOST_NAMED = 20
 
 
@@ -38,17 +38,17 @@ def pseudo_label(
     numbering: Literal["classes", "files"] | None = None,
     device: str = "auto",
 ) -> str:
-    """Label every picture of ``input`` that is not labelled in ``output`` already.
+    """Label every image of ``input`` that is not labelled in ``output`` already.
 
-    The pictures and their masks are written in a data set's layout, with pictures of the labels and of where the
+    The images and their masks are written in a data set's layout, with images of the labels and of where the
     members disagree (dark: not at all, brightest: Jensen-Shannon divergence of log 2 nats and more) and, at the end, a
-    table of all pictures. The most uncertain come first: correcting those first is worth most. Masks that are there,
+    table of all images. The most uncertain come first: correcting those first is worth most. Masks that are there,
     corrected or not, are never written again. The members vote at the size that the backbone sees, 512² pixels at
-    most, or at the picture's where that is smaller; the labels are then enlarged.
+    most, or at the image's where that is smaller; the labels are then enlarged.
 
     Args:
         trained: run of ``task=label_scarce``.
-        input: a picture, a folder or a pattern.
+        input: an image, a folder or a pattern.
         output: folder, see `LabelledFolder`.
         layout: ``folder``: for ``dataset=folder``; ``npy``: for the sets of ddpm-segmentation.
         numbering: what masks hold: ``classes``: the line in ``classes.txt``, from 0; ``files``: what the files of the
@@ -62,17 +62,17 @@ def pseudo_label(
     Raises:
         ConfigError: the run has no ensemble, or an unknown layout.
         CacheError: ``output`` holds labels of another run or layout, or cannot be written.
-        DataError: pictures that are missing, broken, or not square where the run wants squares.
+        DataError: images that are missing, broken, or not square where the run wants squares.
     """
     if input is None:
-        raise ConfigError("nothing to label: give input=<a picture or a folder of pictures>")
+        raise ConfigError("nothing to label: give input=<an image or a folder of images>")
     task, protocol = _ensemble_of(trained), trained.parts.protocol
-    pictures = PictureSource(input)
-    _require_readable(pictures)
-    loader = trained.parts.datamodule.prediction(pictures)
+    images = ImageSource(input)
+    _require_readable(images)
+    loader = trained.parts.datamodule.prediction(images)
     store = _opened(trained, output, layout, numbering)
     task.to(device_of(device))
-    names, captions = loader.pictures.names, loader.pictures.captions
+    names, captions = loader.images.names, loader.images.captions
     progress = Progress(len(names), 0, 1, "labels")
     for name, batch in zip(names, loader.predict_dataloader(), strict=True):
         if store.holds(name):
@@ -91,22 +91,22 @@ def pseudo_label(
     return f"{progress.summary()}: {store.folder}; the most uncertain first: {table}"
 
 
-def _require_readable(pictures: PictureSource) -> None:
-    """Look at the headers of all pictures: whoever collects some hundred has more than one broken file among them.
+def _require_readable(images: ImageSource) -> None:
+    """Look at the headers of all images: whoever collects some hundred has more than one broken file among them.
 
     Raises:
         DataError: names the broken ones.
     """
     broken = []
-    for index in range(len(pictures)):
+    for index in range(len(images)):
         try:
-            pictures.sizes(index)
+            images.sizes(index)
         except DataError as error:
             broken.append(str(error))
     if broken:
         more = [f"and {len(broken) - MOST_NAMED} more"] if len(broken) > MOST_NAMED else []
         listed = "\n  ".join([*broken[:MOST_NAMED], *more])
-        raise DataError(f"{len(broken)} of {len(pictures)} pictures cannot be labelled:\n  {listed}")
+        raise DataError(f"{len(broken)} of {len(images)} images cannot be labelled:\n  {listed}")
 
 
 def _opened(trained: Any, output: str | Path, layout: str, numbering: str | None) -> LabelledFolder:
@@ -132,7 +132,7 @@ def _ensemble_of(trained: Any) -> Any:
     if not hasattr(trained.task, "ensemble"):
         raise ConfigError(
             f"{trained.folder} is a run of {type(trained.task).__name__}, which has no ensemble that could be unsure; "
-            "train one with task=label_scarce, or label pictures with eval.py run=<run> input=<pictures>"
+            "train one with task=label_scarce, or label images with eval.py run=<run> input=<images>"
         )
     return trained.task
 
@@ -156,9 +156,9 @@ def _entry(name: str, path: Path, labels: np.ndarray, divergence: Tensor, protoc
     counts = np.bincount(labels.ravel(), minlength=protocol.num_classes)
     order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     return Entry(
-        uncertainty=float(picture_uncertainty(divergence.double())),
+        uncertainty=float(image_uncertainty(divergence.double())),
         mean_divergence=float(divergence.double().mean()),
-        picture=f"{name}{path.suffix}",
+        image=f"{name}{path.suffix}",
         name=name,
         classes="; ".join(f"{protocol.classes[index]} {100 * counts[index] / labels.size:.1f} %" for index in order),
     )

@@ -1,4 +1,4 @@
-"""From pictures that an ensemble has labelled to the data set its student is trained on: DatasetDDPM's filter."""
+"""From images that an ensemble has labelled to the data set its student is trained on: DatasetDDPM's filter."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from gate_lightning.visualization.overlay import write_mask
 
 __all__ = ["kept", "student_set"]
 
-#: the most certain pictures that the released code leaves out, too
+#: the most certain images that the released code leaves out, too
 RELEASED_CERTAIN = 30
 
 
 def kept(entries: Sequence[Entry], drop_uncertain: float = 0.1, rule: str = "described") -> list[Entry]:
-    """Which pictures a student is trained on (arXiv 2112.03126, section on DatasetDDPM).
+    """Which images a student is trained on (arXiv 2112.03126, section on DatasetDDPM).
 
     Args:
-        entries: all pictures, in any order.
+        entries: all images, in any order.
         drop_uncertain: share of them that is left out, in [0, 1).
         rule: ``described``: the most uncertain ones are left out; ``released``: as the published code does it, the 30
             most certain ones in place of 30 of those.
@@ -52,7 +52,7 @@ def kept(entries: Sequence[Entry], drop_uncertain: float = 0.1, rule: str = "des
     first = RELEASED_CERTAIN if rule == "released" else 0
     chosen = order[first : len(order) - int(len(order) * drop_uncertain) + first]
     if not chosen:
-        raise DataError(f"rule={rule} leaves none of {len(order)} pictures; label more of them")
+        raise DataError(f"rule={rule} leaves none of {len(order)} images; label more of them")
     return chosen
 
 
@@ -63,9 +63,9 @@ def student_set(
     drop_uncertain: float = 0.1,
     rule: Literal["described", "released"] = "described",
 ) -> str:
-    """Write a data set for ``dataset=folder``: labelled pictures to train on, the run's own to choose and measure by.
+    """Write a data set for ``dataset=folder``: labelled images to train on, the run's own to choose and measure by.
 
-    ``train`` are the pictures of ``input`` that `kept` leaves, ``val`` those the ensemble learnt from, ``test`` those
+    ``train`` are the images of ``input`` that `kept` leaves, ``val`` those the ensemble learnt from, ``test`` those
     it was measured on, both with the masks people made.
 
     Args:
@@ -90,23 +90,23 @@ def student_set(
     protocol: DatasetProtocol = trained.parts.protocol
     datamodule = trained.parts.datamodule
     _check_numbers(source.folder / "manifest.json", protocol.num_classes)
-    # few labelled pictures have no validation split: what the ensemble learnt from takes its place, as in DatasetDDPM
+    # few labelled images have no validation split: what the ensemble learnt from takes its place, as in DatasetDDPM
     splits = {"val": "train" if hasattr(datamodule, "pool") else "val", "test": "test"}
     labels = hashlib.sha256((source.folder / TABLE).read_bytes()).hexdigest()
     description = {"labels": labels, "drop_uncertain": drop_uncertain, "rule": rule, "data": protocol.name}
-    claim(folder / "manifest.json", description, "pictures", (folder / "images").is_dir)
+    claim(folder / "manifest.json", description, "images", (folder / "images").is_dir)
     write_class_files(folder, protocol)
     for entry in chosen:
-        image, mask = source.folder / "images/train" / entry.picture, source.folder / f"masks/train/{entry.name}.png"
+        image, mask = source.folder / "images/train" / entry.image, source.folder / f"masks/train/{entry.name}.png"
         for path in (image, mask):
             if not path.is_file():
-                raise DataError(f"{path} does not exist, but {TABLE} tells of it; label that picture again")
-        link_or_copy(image, folder / "images/train" / entry.picture)
+                raise DataError(f"{path} does not exist, but {TABLE} tells of it; label that image again")
+        link_or_copy(image, folder / "images/train" / entry.image)
         # a copy, and a fresh one in every call: masks are there to be corrected
         write_atomically(folder / f"masks/train/{entry.name}.png", mask.read_bytes())
     counts = {split: _write_split(folder, split, datamodule.source(own), protocol) for split, own in splits.items()}
     return (
-        f"{len(chosen)} of {len(entries)} labelled pictures (uncertainty up to {chosen[-1].uncertainty:.4f}), "
+        f"{len(chosen)} of {len(entries)} labelled images (uncertainty up to {chosen[-1].uncertainty:.4f}), "
         f"{counts['val']} to choose the checkpoint by, {counts['test']} to measure on: {folder}"
     )
 
@@ -115,7 +115,7 @@ def _check_numbers(manifest: Path, classes: int) -> None:
     description = json.loads(manifest.read_text(encoding="utf-8"))["description"] if manifest.is_file() else {}
     if description.get("layout") != "folder" or description.get("values") != list(range(classes)):
         raise ConfigError(
-            f"{manifest.parent} is labelled in another layout or numbering than a student needs; label the pictures "
+            f"{manifest.parent} is labelled in another layout or numbering than a student needs; label the images "
             "with tool=pseudo_label tool.layout=folder tool.numbering=classes"
         )
 
@@ -124,7 +124,7 @@ def _write_split(folder: Path, split: str, source: SampleSource, protocol: Datas
     for index in range(len(source)):
         sample = source.load(index)
         if sample.mask is None:
-            raise DataError(f"{sample.sample_id} has no mask; a student is measured on labelled pictures")
+            raise DataError(f"{sample.sample_id} has no mask; a student is measured on labelled images")
         name = Path(sample.sample_id).with_suffix("").as_posix()
         write_png(folder / f"images/{split}/{name}.png", sample.image)
         write_mask(folder / f"masks/{split}/{name}.png", sample.mask, protocol.palette)

@@ -19,10 +19,10 @@ __all__ = ["Costs", "layer_costs"]
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one picture; an operation is a multiplication or an addition.
+    """Of one image; an operation is a multiplication or an addition.
 
     Attributes:
-        encoder: operations of encoding the picture.
+        encoder: operations of encoding the image.
         denoiser: of the whole pass of the denoiser.
         layers: layer id → (shape without batch, operations of the denoiser until it is there).
     """
@@ -42,11 +42,11 @@ def layer_costs(backbone: Backbone, height: int, width: int) -> Costs:
     """Count. On a backbone whose parameters are on the meta device this takes neither memory nor arithmetic.
 
     What is counted are matrix products and convolutions; attention as its two products. Attention weights that are
-    read cost one product more than the pass itself, the picture after one step the decoder.
+    read cost one product more than the pass itself, the image after one step the decoder.
 
     Args:
         backbone: any.
-        height, width: of the picture in pixels.
+        height, width: of the image in pixels.
     """
     counter = FlopCounterMode(display=False)
     modules = _Modules(backbone.denoiser, counter)
@@ -60,10 +60,10 @@ def layer_costs(backbone: Backbone, height: int, width: int) -> Costs:
         modules.start()
         prediction = backbone.denoise(latents, 1, prompt)
         denoiser = modules.operations
-        found = {layer: modules.cost(spec) for layer, spec in specs.items() if spec.kind != "picture"}
-        for layer in (layer for layer, spec in specs.items() if spec.kind == "picture"):
-            picture = backbone.picture_after_step(latents, prediction, 1)
-            found[layer] = (tuple(picture.shape[1:]), modules.operations)
+        found = {layer: modules.cost(spec) for layer, spec in specs.items() if spec.kind != "image"}
+        for layer in (layer for layer, spec in specs.items() if spec.kind == "image"):
+            image = backbone.image_after_step(latents, prediction, 1)
+            found[layer] = (tuple(image.shape[1:]), modules.operations)
     return Costs(encoder, denoiser, {layer: found[layer] for layer in specs})
 
 
@@ -133,7 +133,7 @@ class _Modules:
 
 def _paths(spec: LayerSpec) -> list[str]:
     """The modules whose inputs and outputs a layer's shape and cost follow from."""
-    if spec.kind == "picture":
+    if spec.kind == "image":
         return []
     if spec.kind == "averaged":
         return [spec.grid, *(path for sources in spec.sources for source in sources for path in _paths(source))]

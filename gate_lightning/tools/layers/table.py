@@ -34,7 +34,7 @@ class LayerRow:
         layer: its id.
         kind: how it is read, see LayerSpec.
         channels, stride: as in LayerSpec.
-        shape: of one picture's activation.
+        shape: of one image's activation.
         gflop: operations (two for a multiplication and addition) of the denoiser until it is there, in 10⁹.
         share: of the whole pass of the denoiser.
         module: path of the module inside the denoiser.
@@ -62,7 +62,7 @@ def layers(
 
     Args:
         network: a backbone, or its configuration: ``_target_`` and arguments.
-        size: side of the picture in pixels, or (height, width); None for the size the backbone was trained on.
+        size: side of the image in pixels, or (height, width); None for the size the backbone was trained on.
         filter: only layers whose id or alias matches: a pattern (``up-*-cross-q``), a part of a name, or a preset.
         output: folder for ``layers.csv``; None writes nothing.
 
@@ -80,7 +80,7 @@ def layers(
         _write(chosen, Path(output))
     head = (
         f"{backbone.identity.name}: {len(backbone.layers)} layers and {len(backbone.derived)} made of them, here "
-        f"{len(chosen)}, for one picture of {sides[0]} × {sides[1]} px. Encoding it takes {costs.encoder / 1e9:.1f} "
+        f"{len(chosen)}, for one image of {sides[0]} × {sides[1]} px. Encoding it takes {costs.encoder / 1e9:.1f} "
         f"GFLOP, the whole pass of the denoiser {costs.denoiser / 1e9:.1f}.\n"
         f"Presets: {', '.join(preset_names(backbone))}"
     )

@@ -16,7 +16,7 @@ from tests.support.small_networks import (
     adapted_layers,
     conditions,
     merge,
-    pictures,
+    random_images,
     random_pairs,
     relative,
     save_diffusers,
@@ -37,7 +37,7 @@ def test_a_merged_folder_gives_what_the_lora_gives_under_another_identity(tmp_pa
     loaded = load_unet_backbone(str(folder))
     assert loaded.identity.digest != plain.identity.digest
     adapter = LoRA("a", str(save_diffusers(tmp_path / "a.safetensors", pairs)), 0.5)
-    images, given = pictures(1), conditions(1)
+    images, given = random_images(1), conditions(1)
     expected = FeatureExtractor(plain, [Branch("x", 50, (LAYER,), (adapter,))])(images, given)["x"][LAYER]
     actual = FeatureExtractor(loaded, [Branch("x", 50, (LAYER,))])(images, given)["x"][LAYER]
     without = FeatureExtractor(plain, [Branch("x", 50, (LAYER,))])(images, given)["x"][LAYER]

@@ -22,7 +22,7 @@ from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.structures import Identity
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
-from tests.support.small_networks import conditions, pictures, relative
+from tests.support.small_networks import conditions, random_images, relative
 
 FILES = {
     "sd1_cloneofsimo_analog_rank4": "analog style, a photo of a horse",
@@ -127,7 +127,7 @@ def test_features_change_by_what_a_merge_by_hand_gives(shared_dir: Path) -> None
     backbone = UNetBackbone(unet, vae, text, tokenizer, schedule, Identity("sd-v1-4", "", "random"))
 
     def read(branch: Branch) -> dict[str, Tensor]:
-        return FeatureExtractor(backbone, [branch])(pictures(1, 128, 128), conditions(1))["x"]
+        return FeatureExtractor(backbone, [branch])(random_images(1, 128, 128), conditions(1))["x"]
 
     for name, prompt in FILES.items():
         path = files / f"{name}.safetensors"

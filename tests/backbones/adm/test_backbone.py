@@ -21,7 +21,7 @@ from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.reading.hooks import FeatureRecorder
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.adm_oracle import random_oracle
-from tests.support.small_networks import conditions, pictures
+from tests.support.small_networks import conditions, random_images
 
 SMALL = {"multipliers": (1, 2), "attention": (2,)}
 
@@ -37,7 +37,7 @@ def checkpoint(path: Path, **settings: object) -> Path:
 
 
 def prediction(backbone: ADMBackbone) -> torch.Tensor:
-    images = pictures(1, 16, 24)
+    images = random_images(1, 16, 24)
     return backbone.denoise(images, 101, backbone.encode_text([""]))
 
 
@@ -86,7 +86,7 @@ def test_checkpoints_in_every_format(tmp_path: Path, suffix: str) -> None:
     else:
         torch.save(oracle.state_dict(), path, _use_new_zipfile_serialization=suffix == ".pt")
     backbone = load_adm_backbone(str(path), head_channels=16, native_size=64)
-    expected = oracle(pictures(1, 16, 24), 101)[:, :3]
+    expected = oracle(random_images(1, 16, 24), 101)[:, :3]
     torch.testing.assert_close(prediction(backbone), expected, rtol=1e-4, atol=1e-5)
     assert backbone.native_size == 64
     assert backbone.identity.digest
@@ -99,7 +99,7 @@ def test_dtype_and_memory_format(tmp_path: Path) -> None:
     assert half.dtype == torch.bfloat16
     weight = half.unet.down_blocks[0].resnets[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    images = pictures(1, 16, 24).bfloat16()
+    images = random_images(1, 16, 24).bfloat16()
     outcome = half.denoise(images, 101, half.encode_text([""]))
     torch.testing.assert_close(outcome.float(), prediction(plain), rtol=0.1, atol=0.1)
     with pytest.raises(ConfigError, match="dtype 'int8'"):
@@ -215,7 +215,7 @@ def test_diffusers_folders(tmp_path: Path, network: str, scheduler: str) -> None
     unet.save_pretrained(tmp_path / network)
     DDPMScheduler(beta_end=0.03).save_pretrained(tmp_path / scheduler)
     backbone = load_adm_backbone(str(tmp_path), native_size=32)
-    images = pictures(1, 16, 24)
+    images = random_images(1, 16, 24)
     with FeatureRecorder(backbone, backbone.layers, stop=False) as recorder:
         outcome = backbone.denoise(images, 101, backbone.encode_text([""]))
     assert torch.equal(outcome, unet(images, 101).sample)
@@ -258,7 +258,7 @@ def test_a_schedule_without_betas_is_refused(tmp_path: Path) -> None:
         ({"in_channels": 4}, "reads 4 channels"),
         ({"out_channels": 4}, "predicts 4 channels"),
         ({"time_embedding_type": "fourier"}, "time embedding is fourier"),
-        ({"center_input_sample": True}, r"pictures in \[0, 1\]"),
+        ({"center_input_sample": True}, r"images in \[0, 1\]"),
         ({"sample_size": None}, "no sample_size"),
     ],
 )
@@ -281,13 +281,13 @@ def test_features_through_the_extractor() -> None:
     layers = ("output_blocks.4", "output_blocks.11", "mid")
     branches = [Branch("early", 101, layers), Branch("late", 41, layers[:1])]
     extractor = FeatureExtractor(backbone, branches)
-    images = pictures(2, 48, 64)
+    images = random_images(2, 48, 64)
     features = extractor(images, conditions(2))
     assert features["early"]["output_blocks.4"].shape == (2, 64, 12, 16)
     alone = extractor(images[1:], conditions(2).__class__(("s1",)))
     torch.testing.assert_close(alone["late"]["output_blocks.4"], features["late"]["output_blocks.4"][1:])
     with pytest.raises(DataError, match="reads multiples of 8"):
-        extractor(pictures(1, 50, 64), conditions(1))
+        extractor(random_images(1, 50, 64), conditions(1))
 
 
 def test_prompts_are_refused() -> None:

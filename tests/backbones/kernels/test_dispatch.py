@@ -13,7 +13,7 @@ from gate_lightning.backbones.kernels import dispatch as module
 from gate_lightning.backbones.kernels.dispatch import fast_ops
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from tests.support.small_networks import build, conditions, pictures, relative
+from tests.support.small_networks import build, conditions, random_images, relative
 
 
 @pytest.fixture
@@ -158,6 +158,6 @@ def test_only_a_division_by_one_is_left_out() -> None:
 def test_features_are_the_same_without_it() -> None:
     backbone = build("tiny")
     branch = Branch("plain", 50, tuple(layer for layer in backbone.layers if layer.endswith("-out")))
-    images, given = pictures(2), conditions(2)
+    images, given = random_images(2), conditions(2)
     fast, slow = (FeatureExtractor(backbone, [branch], fast=fast)(images, given)["plain"] for fast in (True, False))
     assert max(relative(fast[layer], slow[layer]) for layer in slow) < 1e-5

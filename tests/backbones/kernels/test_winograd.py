@@ -39,7 +39,7 @@ def test_weights_transformed_block_by_block_give_the_same(monkeypatch: pytest.Mo
     )
 
 
-def test_borders_see_zeros_not_the_neighbouring_picture_or_strip() -> None:
+def test_borders_see_zeros_not_the_neighbouring_image_or_strip() -> None:
     inputs, weight, bias = operands(4, 8, 8, 30, 9)
     alone = torch.cat([winograd_conv2d(one, weight, bias) for one in inputs.split(1)])
     assert relative(winograd_conv2d(inputs, weight, bias), alone) < 1e-6

@@ -20,7 +20,7 @@ from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.reading.hooks import FeatureRecorder
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.denoise import Denoise
-from tests.support.small_networks import conditions, pictures
+from tests.support.small_networks import conditions, random_images
 
 PREFIX = "unet_feature_extractor_cleandift."
 LAYERS = ("mid", *(f"us{count}" for count in range(1, 11)))
@@ -78,7 +78,7 @@ def test_features_are_those_of_the_unet_on_clean_latents(
 ) -> None:
     backbone = load(files / file)
     assert backbone.own_timestep == pytest.approx(timestep, abs=1e-4)
-    images = pictures(2, 64, 80)
+    images = random_images(2, 64, 80)
     extractor = FeatureExtractor(backbone, [Branch("clean", 50, LAYERS)])
     features = extractor(images, conditions(2))["clean"]
     for layer, value in expected(student, backbone, images, timestep).items():
@@ -96,7 +96,7 @@ def test_the_branch_timestep_has_no_effect_and_that_is_said(
         assert caplog.text == ""
         loud = FeatureExtractor(plain, [Branch("a", 50, ("us6",), noise_seed=3)])
     assert "at its own timestep, 261: timestep=50 has no effect" in caplog.text
-    images = pictures(1)
+    images = random_images(1)
     assert torch.equal(quiet(images, conditions(1))["a"]["us6"], loud(images, conditions(1))["a"]["us6"])
     with pytest.raises(ConfigError, match="timestep 1000 is outside"):
         FeatureExtractor(plain, [Branch("a", 1000, ("us6",))])

@@ -20,7 +20,7 @@ from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.techniques.prompt import Prompt
-from tests.support.small_networks import build, conditions, pictures, relative
+from tests.support.small_networks import build, conditions, random_images, relative
 
 WORDS = ("a", "of", "photo", "red", "circle", "house")  # one token each; the encoder reads 40, 38 without begin and end
 LONG = " ".join(WORDS[index % 6] for index in range(90))
@@ -91,9 +91,9 @@ def test_unknown_settings_are_refused() -> None:
         check_long_prompts("words")
 
 
-def test_pictures_with_prompts_of_several_lengths_share_a_batch(backbone: UNetBackbone) -> None:
+def test_images_with_prompts_of_several_lengths_share_a_batch(backbone: UNetBackbone) -> None:
     extractor = FeatureExtractor(backbone, [Branch("x", 50, ("mid-vit-block0-out",), (Prompt(),))])
-    images = pictures(3)
+    images = random_images(3)
     captions = ("a house", LONG, "a red circle")
     together = extractor(images, conditions(3, captions=captions))["x"]["mid-vit-block0-out"]
     alone = extractor(images[1:2], type(conditions(1))(("s1",), captions=captions[1:2]))["x"]["mid-vit-block0-out"]
@@ -211,7 +211,7 @@ def test_learned_prompts_and_tokens_steer_a_branch(backbone: UNetBackbone, tmp_p
         Branch("without", 50, (layer,), (Prompt("a <cat> house"),)),
     ]
     extractor = FeatureExtractor(backbone, branches, noise="shared")
-    features = {name: layers[layer] for name, layers in extractor(pictures(2), conditions(2)).items()}
+    features = {name: layers[layer] for name, layers in extractor(random_images(2), conditions(2)).items()}
     assert relative(features["prompt"], features["text"]) < 1e-5
     assert relative(features["token"], features["text"]) < 1e-5
     assert relative(features["without"], features["text"]) > 1e-4

@@ -13,7 +13,7 @@ from gate_lightning.backbones.stable_diffusion.sdxl import SDXLBackbone
 from gate_lightning.backbones.tiny.architecture import build_scheduler, write_folder
 from gate_lightning.errors import ConfigError, WeightsError
 from tests.support.composition import composed
-from tests.support.small_networks import build, pictures
+from tests.support.small_networks import build, random_images
 from tests.support.xl_networks import xl_like, xl_pipeline
 
 
@@ -42,7 +42,7 @@ def broken(pipeline: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_gives_the_network_that_was_saved(pipeline: Path) -> None:
     saved, loaded = build("tiny", seed=3), load_unet_backbone(str(pipeline))
-    images = pictures(1)
+    images = random_images(1)
     with torch.no_grad():
         latents, embeds = saved.encode(images), saved.encode_text(["a red house"])
         assert torch.equal(loaded.encode(images), latents)
@@ -77,8 +77,8 @@ def test_weights_are_computed_in_the_type_that_was_asked_for(pipeline: Path) -> 
     assert {parameter.dtype for parameter in backbone.parameters()} == {torch.bfloat16}
     assert backbone.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        exact = load_unet_backbone(str(pipeline)).encode(pictures(1))
-        rounded = backbone.encode(pictures(1))
+        exact = load_unet_backbone(str(pipeline)).encode(random_images(1))
+        rounded = backbone.encode(random_images(1))
     assert rounded.dtype == torch.bfloat16
     assert not torch.equal(rounded.float(), exact)
     assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
@@ -104,8 +104,8 @@ def test_an_xl_folder_gives_the_network_that_was_saved(xl_folder: Path) -> None:
     saved, loaded = xl_like(seed=4), load_unet_backbone(str(xl_folder))
     assert isinstance(loaded, SDXLBackbone)
     with torch.no_grad():
-        latents, embeds = saved.encode(pictures(1)), saved.encode_text(["a red house"])
-        assert torch.equal(loaded.encode(pictures(1)), latents)
+        latents, embeds = saved.encode(random_images(1)), saved.encode_text(["a red house"])
+        assert torch.equal(loaded.encode(random_images(1)), latents)
         assert torch.equal(loaded.encode_text(["a red house"]).pooled, embeds.pooled)
         assert torch.equal(loaded.denoise(latents, 9, embeds), saved.denoise(latents, 9, embeds))
     assert (loaded.tokenizer.pad_token, loaded.tokenizer_2.pad_token) == ("<|endoftext|>", "!")

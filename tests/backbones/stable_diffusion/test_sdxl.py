@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.backbones.stable_diffusion.sdxl import SDXLBackbone, SizeConditions
 from gate_lightning.errors import ConfigError, WeightsError
-from tests.support.small_networks import merge, pictures, random_pairs, relative, save_diffusers
+from tests.support.small_networks import merge, random_images, random_pairs, relative, save_diffusers
 from tests.support.xl_networks import xl_like, xl_pipeline
 
 PROMPTS = ["a red circle", "photo of a house on grass"]
@@ -45,7 +45,7 @@ def first_call(pipeline: Any, **settings: Any) -> tuple[tuple[Any, ...], dict[st
 
 @torch.no_grad()
 def test_a_pass_is_that_of_the_pipeline(backbone: SDXLBackbone) -> None:
-    oracle, images = xl_like(), pictures(2, 48, 80)
+    oracle, images = xl_like(), random_images(2, 48, 80)
     (latents, timestep), named = first_call(
         xl_pipeline(oracle),
         prompt=PROMPTS,
@@ -74,7 +74,7 @@ def test_a_model_with_a_score_is_told_the_score() -> None:
     (latents, timestep), named = first_call(
         xl_pipeline(oracle, requires_aesthetics_score=True),
         prompt=PROMPTS,
-        image=pictures(2) / 2 + 0.5,
+        image=random_images(2) / 2 + 0.5,
         strength=0.05,
         aesthetic_score=7.5,
     )
@@ -90,7 +90,7 @@ def test_sizes_can_be_set(backbone: SDXLBackbone) -> None:
     (latents, timestep), named = first_call(
         xl_pipeline(oracle),
         prompt=PROMPTS,
-        image=pictures(2) / 2 + 0.5,
+        image=random_images(2) / 2 + 0.5,
         strength=0.05,
         original_size=(100, 200),
         crops_coords_top_left=(5, 7),
@@ -114,7 +114,7 @@ def test_sizes_that_are_none_are_refused(sizes: dict[str, Any]) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("change", [lambda b: b.to(torch.bfloat16), lambda b: b.half()])
 def test_the_autoencoder_alone_stays_in_single_precision(backbone: SDXLBackbone, change: Any) -> None:
-    half, images = change(xl_like()), pictures(1)
+    half, images = change(xl_like()), random_images(1)
     others = {parameter.dtype for name, parameter in half.named_parameters() if not name.startswith("vae.")}
     assert others == {half.dtype}
     assert half.dtype.itemsize == 2

@@ -29,7 +29,7 @@ from tests.support.original_layout import (
     original_vae,
     under,
 )
-from tests.support.small_networks import build, pictures
+from tests.support.small_networks import build, random_images
 
 #: small networks by the architecture they stand for
 MEMBERS = {"sd15": "one_repeat", "sd21": "sd2_like", "sdxl": "xl_like"}
@@ -107,7 +107,7 @@ def make(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 @torch.no_grad()
 def same(one: UNetBackbone, other: UNetBackbone) -> bool:
-    images, prompts = pictures(1), ["a red house", "a photo of"]
+    images, prompts = random_images(1), ["a red house", "a photo of"]
     embeds, expected = one.encode_text(prompts), other.encode_text(prompts)
     latents = other.encode(images).expand(2, -1, -1, -1)
     equal = torch.equal(one.encode(images), other.encode(images)) and torch.equal(embeds.hidden, expected.hidden)
@@ -187,7 +187,7 @@ def test_stable_diffusion_2_must_be_told_what_it_predicts(tmp_path: Path, monkey
     base, v = case.load(prediction_type="epsilon"), case.load()
     assert (base.prediction_type, v.prediction_type) == ("epsilon", "v_prediction")
     assert base.identity.digest != v.identity.digest
-    assert base.native_size == 64 * 8  # the base model's pictures are smaller
+    assert base.native_size == 64 * 8  # the base model's images are smaller
     with pytest.raises(ConfigError, match="prediction_type='noise'"):
         case.load(prediction_type="noise")
 

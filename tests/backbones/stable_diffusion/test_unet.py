@@ -85,6 +85,6 @@ def test_a_controlnet_without_a_source_names_the_key_that_takes_one(backbone: UN
         backbone.require_controlnet("depth")
 
 
-def test_latents_are_decoded_to_pictures_of_the_encoded_size(backbone: UNetBackbone) -> None:
+def test_latents_are_decoded_to_images_of_the_encoded_size(backbone: UNetBackbone) -> None:
     with torch.no_grad():
         assert backbone.decode(backbone.encode(torch.zeros(1, 3, 36, 64))).shape == (1, 3, 36, 64)

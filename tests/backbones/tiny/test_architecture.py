@@ -72,8 +72,8 @@ def test_folder_is_an_ordinary_pipeline(folder: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     assert len(pipeline.tokenizer) == pipeline.text_encoder.config.vocab_size
-    picture = pipeline("a red car", num_inference_steps=2, output_type="np").images[0]
-    assert picture.shape == (64, 64, 3)
+    image = pipeline("a red car", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
     assert sum(f.stat().st_size for f in folder.rglob("*.safetensors")) < 16e6
 
 
@@ -111,18 +111,18 @@ def test_controlnet_starts_silent_and_fits_the_latents(folder: Path, tmp_path: P
 
 
 @torch.no_grad()
-def test_folding_changes_the_latents_and_not_the_pictures() -> None:
+def test_folding_changes_the_latents_and_not_the_images() -> None:
     torch.manual_seed(0)
     vae = tiny.build_autoencoder().eval()
     pixels = torch.rand(4, 3, 64, 64) * 2 - 1
     before = vae.encode(pixels).latent_dist
-    picture = vae.decode(before.mean).sample
+    image = vae.decode(before.mean).sample
     tiny.fold_latent_statistics(vae, before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3)))
     after = vae.encode(pixels).latent_dist
     scaled = after.mean * vae.config.scaling_factor
     torch.testing.assert_close(scaled.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
-    torch.testing.assert_close(vae.decode(after.mean).sample, picture, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(vae.decode(after.mean).sample, image, atol=1e-4, rtol=1e-3)
     # noise of the posterior is rescaled with it
     ratio = (after.std * scaled.std() / scaled.std()) / before.std
     torch.testing.assert_close(ratio, ratio[:, :, :1, :1].expand_as(ratio), atol=1e-4, rtol=1e-4)

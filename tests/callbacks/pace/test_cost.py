@@ -223,13 +223,13 @@ def test_validation_is_recalled_where_only_training_is_augmented(tmp_path: Path,
     assert report["validation_seconds"] == pytest.approx(2 * (5 * 0.3 + 0.4))
 
 
-def test_pictures_that_wait_for_a_later_epoch_are_counted(tmp_path: Path, clock: Clock) -> None:
+def test_images_that_wait_for_a_later_epoch_are_counted(tmp_path: Path, clock: Clock) -> None:
     report, _, computed = foretold(tmp_path, clock, 1.0, batch_size=5, val_check_interval=10)
-    assert 0 <= computed <= report["new_steps"] == 1  # two batches of five, and two pictures later: four batches
+    assert 0 <= computed <= report["new_steps"] == 1  # two batches of five, and two images later: four batches
 
 
 @pytest.mark.parametrize(("before", "new"), [(3, 6), (6, 3)], ids=["in an epoch", "between epochs"])
-def test_a_resumed_run_has_not_seen_the_pictures_of_the_batches_before(
+def test_a_resumed_run_has_not_seen_the_images_of_the_batches_before(
     tmp_path: Path, clock: Clock, before: int, new: int
 ) -> None:
     data = FakeData()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.callbacks import RichProgressBar
 
-from gate_lightning.callbacks.pace.progress import ProgressLines, duration, progress_bar
+from gate_lightning.callbacks.pace.progress import ProgressLines, progress_bar
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.units import duration
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
 

@@ -1,4 +1,4 @@
-"""Confusion matrix, table of pictures, pace of training, early stop."""
+"""Confusion matrix, table of images, pace of training, early stop."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gate_lightning.callbacks.gather_rows import of_all_processes
 from gate_lightning.callbacks.loggers import RunLog
 from gate_lightning.callbacks.pace import throughput
 from gate_lightning.callbacks.pace.throughput import Throughput
-from gate_lightning.callbacks.reports.confusion import ConfusionPicture, worst_pairs
-from gate_lightning.callbacks.reports.image_table import PictureTable
+from gate_lightning.callbacks.reports.confusion import ConfusionImage, worst_pairs
+from gate_lightning.callbacks.reports.image_table import ImageTable
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.structures import Conditions
 from tests.support.paths import CONF
@@ -49,7 +49,7 @@ def by_hand(task: Any, data: FakeData) -> dict[str, np.ndarray]:
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray], str]:
     folder = tmp_path_factory.mktemp("run")
     task, data, records = make_task(), FakeData(), []
-    trainer = make_trainer(folder, ConfusionPicture(), PictureTable(), max_steps=4)
+    trainer = make_trainer(folder, ConfusionImage(), ImageTable(), max_steps=4)
     trainer.fit(task, data)
     assert not list(folder.glob("*.csv"))
     handler = logging.Handler()
@@ -70,7 +70,7 @@ def test_confusion_is_written_in_pixels_with_the_truth_in_rows(evaluated: Any) -
     assert [row["truth"] for row in rows] == list(PROTOCOL.classes)
     counts = [[int(row[name]) for name in PROTOCOL.classes] for row in rows]
     assert np.array_equal(counts, sum(matrices.values()))
-    assert {path.name for path in folder.glob("pictures/confusion_*.png")} == {
+    assert {path.name for path in folder.glob("images/confusion_*.png")} == {
         "confusion_val.png",
         "confusion_test.png",
     }
@@ -82,12 +82,12 @@ def test_the_worst_pairs_are_shares_of_the_truth() -> None:
     assert worst_pairs(counts, ["a", "b", "c"]) == ["75 % of b is called a", "10 % of a is called b"]
 
 
-def test_pictures_are_listed_from_the_worst(evaluated: Any) -> None:
+def test_images_are_listed_from_the_worst(evaluated: Any) -> None:
     folder, matrices, text = evaluated
-    rows = read(folder / "pictures_val.csv")
-    assert {row["picture"] for row in rows} == set(matrices)
+    rows = read(folder / "images_val.csv")
+    assert {row["image"] for row in rows} == set(matrices)
     for row in rows:
-        matrix = matrices[row["picture"]]
+        matrix = matrices[row["image"]]
         union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
         expected = np.mean(matrix.diagonal()[union > 0] / union[union > 0])
         assert float(row["mIoU"]) == pytest.approx(expected, abs=1e-6)
@@ -95,7 +95,7 @@ def test_pictures_are_listed_from_the_worst(evaluated: Any) -> None:
         assert int(row["labelled"]) == matrix.sum()
     values = [float(row["mIoU"]) for row in rows]
     assert values == sorted(values)
-    assert f"lowest mIoU: {rows[0]['picture']} {100 * values[0]:.1f}" in text
+    assert f"lowest mIoU: {rows[0]['image']} {100 * values[0]:.1f}" in text
 
 
 def test_tables_of_several_processes_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +124,14 @@ class Slow(Callback):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_pace_counts_pictures_and_leaves_validation_out(
+def test_pace_counts_images_and_leaves_validation_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
     settings = {"max_steps": 9, "log_every_n_steps": 3, "accumulate_grad_batches": accumulate}
     log = RunLog(str(tmp_path))
     trainer = make_trainer(tmp_path, Slow(monkeypatch), Throughput(), logger=log, **settings)
     trainer.fit(make_task(), FakeData())
-    paces = {row["step"]: row["train/pictures_per_second"] for row in read(tmp_path / "metrics.csv")}
+    paces = {row["step"]: row["train/images_per_second"] for row in read(tmp_path / "metrics.csv")}
     assert {step: float(pace) for step, pace in paces.items() if pace} == {"2": 4.0, "5": 4.0, "8": 4.0}
     assert sum(bool(row["train/loss"]) for row in read(tmp_path / "metrics.csv")) == 3
 
@@ -165,5 +165,5 @@ def test_training_stops_when_nothing_gets_better_and_says_so(
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 16
 
 
-def test_pictures_of_the_evaluation_can_be_opened(evaluated: Any) -> None:
-    assert np.asarray(Image.open(evaluated[0] / "pictures" / "confusion_val.png")).shape[2] == 3
+def test_images_of_the_evaluation_can_be_opened(evaluated: Any) -> None:
+    assert np.asarray(Image.open(evaluated[0] / "images" / "confusion_val.png")).shape[2] == 3

@@ -11,19 +11,19 @@ import torch
 from PIL import Image
 
 from gate_lightning.callbacks.reports.class_table import ClassTable
-from gate_lightning.callbacks.reports.feature_pca import FeaturePCA, pca_pictures
-from gate_lightning.callbacks.reports.predictions import PredictionPictures, to_picture
+from gate_lightning.callbacks.reports.feature_pca import FeaturePCA, pca_images
+from gate_lightning.callbacks.reports.predictions import PredictionImages, to_image
 from gate_lightning.errors import ConfigError
 from tests.support.segmentation_fakes import PROTOCOL, FakeData, make_task, make_trainer
 
 
-def test_pictures_are_drawn_after_validation_in_training_and_alone(tmp_path: Path) -> None:
+def test_images_are_drawn_after_validation_in_training_and_alone(tmp_path: Path) -> None:
     task, data = make_task(), FakeData()
-    trainer = make_trainer(tmp_path, PredictionPictures(2, every_n_validations=2), max_steps=12)
+    trainer = make_trainer(tmp_path, PredictionImages(2, every_n_validations=2), max_steps=12)
     trainer.fit(task, data)
     trainer.validate(task, data, verbose=False)
     trainer.test(task, data, verbose=False)
-    drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    drawn = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert drawn == [
         "predictions_step000004.png",
         "predictions_step000012.png",
@@ -34,38 +34,38 @@ def test_pictures_are_drawn_after_validation_in_training_and_alone(tmp_path: Pat
 
 def test_drawn_truth_and_prediction_have_the_colours_of_their_classes(tmp_path: Path) -> None:
     task, data = make_task(), FakeData()
-    make_trainer(tmp_path, PredictionPictures(3)).validate(task, data, verbose=False)
-    picture = np.asarray(Image.open(tmp_path / "pictures" / "predictions_val.png"))
+    make_trainer(tmp_path, PredictionImages(3)).validate(task, data, verbose=False)
+    image = np.asarray(Image.open(tmp_path / "images" / "predictions_val.png"))
     mask = data.source("val").load(0).mask
     assert mask is not None
     # header, gap, then tiles of 160 pixels: ten per pixel of the mask
-    top = next(y for y in range(80) if (picture[y, 180:320] == PROTOCOL.palette[0]).all(axis=1).sum() > 100)
+    top = next(y for y in range(80) if (image[y, 180:320] == PROTOCOL.palette[0]).all(axis=1).sum() > 100)
     left = 6 + 160 + 6
     for y, x in [(3, 7), (8, 2), (15, 15)]:
         expected = PROTOCOL.palette[mask[y, x]]
-        assert tuple(picture[top + 10 * y + 5, left + 10 * x + 5]) == expected
-    void = picture[top + 5, left + 5]
-    assert tuple(void) not in PROTOCOL.palette
+        assert tuple(image[top + 10 * y + 5, left + 10 * x + 5]) == expected
+    ignored = image[top + 5, left + 5]
+    assert tuple(ignored) not in PROTOCOL.palette
 
 
-def test_picture_is_shown_at_the_size_of_its_mask(tmp_path: Path) -> None:
-    make_trainer(tmp_path, PredictionPictures(1)).validate(make_task(), FakeData((21, 42)), verbose=False)
-    width, height = Image.open(tmp_path / "pictures" / "predictions_val.png").size
+def test_image_is_shown_at_the_size_of_its_mask(tmp_path: Path) -> None:
+    make_trainer(tmp_path, PredictionImages(1)).validate(make_task(), FakeData((21, 42)), verbose=False)
+    width, height = Image.open(tmp_path / "images" / "predictions_val.png").size
     assert width == 2 * 6 + 4 * 320 + 3 * 6
     assert 160 < height < 320
 
 
 def test_images_become_bytes() -> None:
     image = torch.tensor([[-1.0, 0.0], [1.0, 3.0]]).expand(3, 2, 2)
-    assert to_picture(image)[..., 0].tolist() == [[0, 128], [255, 255]]
+    assert to_image(image)[..., 0].tolist() == [[0, 128], [255, 255]]
 
 
 def test_feature_pca_is_drawn_once_with_a_column_per_branch_and_layer(tmp_path: Path) -> None:
     pca, task = FeaturePCA(2), make_task()
     make_trainer(tmp_path, pca, max_steps=9).fit(task, FakeData((21, 30)))
-    path = tmp_path / "pictures" / "feature_pca.png"
+    path = tmp_path / "images" / "feature_pca.png"
     assert [p.name for p in path.parent.iterdir()] == ["feature_pca.png"]
-    # single pictures: the last one of either validation, and the two that were drawn after the first
+    # single images: the last one of either validation, and the two that were drawn after the first
     assert [len(conditions) for conditions in task.extractor.seen].count(1) == 2 + 2
     width, _ = Image.open(path).size
     tile = round(128 * 30 / 21)
@@ -80,7 +80,7 @@ def features(scale: float) -> dict[str, Any]:
 
 def test_equal_features_get_equal_colours_in_all_branches_and_others_do_not() -> None:
     blank = np.zeros((16, 16, 3), np.uint8)
-    drawn = pca_pictures(["p"], [blank], [features(0.3)])[""]
+    drawn = pca_images(["p"], [blank], [features(0.3)])[""]
     tiles = [drawn[-128 - 6 - 6 - 16 : -6 - 6 - 16, 6 + n * 134 : 6 + n * 134 + 128] for n in range(5)]
     assert not np.array_equal(tiles[1], tiles[2])
     assert np.array_equal(tiles[3], tiles[4])
@@ -90,7 +90,7 @@ def test_equal_features_get_equal_colours_in_all_branches_and_others_do_not() ->
 def test_many_columns_are_split_by_layer() -> None:
     many = {f"branch{n}": features(1.0)["a"] for n in range(8)}
     blank = np.zeros((16, 16, 3), np.uint8)
-    assert sorted(pca_pictures(["p"], [blank], [many])) == ["_x", "_y"]
+    assert sorted(pca_images(["p"], [blank], [many])) == ["_x", "_y"]
 
 
 def test_class_table_is_written_and_logged_outside_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +109,7 @@ def test_class_table_is_written_and_logged_outside_training(tmp_path: Path, capl
     assert f"{100 * task.per_class['val']['sea']['IoU']:.1f}" in line
 
 
-@pytest.mark.parametrize("make", [lambda: PredictionPictures(0), lambda: FeaturePCA(0)])
-def test_no_pictures_is_refused(make: Any) -> None:
+@pytest.mark.parametrize("make", [lambda: PredictionImages(0), lambda: FeaturePCA(0)])
+def test_no_images_is_refused(make: Any) -> None:
     with pytest.raises(ConfigError):
         make()

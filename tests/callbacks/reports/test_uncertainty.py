@@ -1,4 +1,4 @@
-"""How unsure an ensemble is, as pictures and as a table."""
+"""How unsure an ensemble is, as images and as a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from gate_lightning.callbacks.reports import uncertainty
-from gate_lightning.callbacks.reports.uncertainty import UncertaintyPictures, UncertaintyTable
+from gate_lightning.callbacks.reports.uncertainty import UncertaintyImages, UncertaintyTable
 from gate_lightning.data.card import DatasetProtocol
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions, SegmentationBatch
@@ -50,23 +50,23 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         grids.append({"rows": rows, "titles": titles, "names": names, "legend": legend})
         return np.zeros((4, 4, 3), np.uint8)
 
-    monkeypatch.setattr(uncertainty, "picture_grid", grid)
+    monkeypatch.setattr(uncertainty, "image_grid", grid)
     return grids
 
 
-def test_the_first_pictures_are_drawn_on_one_scale_that_is_told(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
+def test_the_first_images_are_drawn_on_one_scale_that_is_told(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
     first, second = batch_of("a", "b"), batch_of("c")
     assert first.masks is not None and second.masks is not None
     little, much = torch.full((2, SIDE, SIDE), 0.1), torch.full((1, SIDE, SIDE), 0.4)
     parts = ((first, first.masks, little), (second, 1 - second.masks, much), (batch_of("d"), second.masks, 9 * much))
-    measured(UncertaintyPictures(count=3), tmp_path, *parts)
+    measured(UncertaintyImages(count=3), tmp_path, *parts)
     (grid,) = drawn
     assert grid["names"] == ["a", "b", "c"]
     assert grid["titles"][3] == "uncertainty 0 … 0.40"  # nothing of what is not shown
     assert {name for name, _ in grid["legend"]} == {"sky", "house"}
     for row, values in zip(grid["rows"], (little[0], little[1], much[0]), strict=True):
-        picture, truth, _, heat, _ = row
-        assert picture.shape == truth.shape == (SIDE, SIDE, 3)
+        image, truth, _, heat, _ = row
+        assert image.shape == truth.shape == (SIDE, SIDE, 3)
         assert np.array_equal(heat, heat_map(values.numpy(), 0.4))
     right, wrong = grid["rows"][0][4], grid["rows"][2][4]
     assert not np.array_equal(right, wrong)
@@ -76,17 +76,17 @@ def test_members_that_all_agree_are_black(tmp_path: Path, drawn: list[dict[str, 
     """A probe of one member never disagrees with itself."""
     batch = batch_of("a")
     assert batch.masks is not None
-    measured(UncertaintyPictures(), tmp_path, (batch, batch.masks, torch.zeros(1, SIDE, SIDE)))
+    measured(UncertaintyImages(), tmp_path, (batch, batch.masks, torch.zeros(1, SIDE, SIDE)))
     heat = drawn[0]["rows"][0][3]
     assert heat.max() < 10
 
 
-def test_the_picture_can_be_opened(tmp_path: Path) -> None:
+def test_the_image_can_be_opened(tmp_path: Path) -> None:
     batch = batch_of("a", "b")
     assert batch.masks is not None
-    measured(UncertaintyPictures(), tmp_path, (batch, batch.masks, torch.rand(2, SIDE, SIDE)))
-    with Image.open(tmp_path / "pictures" / "uncertainty_test.png") as picture:
-        assert picture.size[0] > picture.size[1] / 2
+    measured(UncertaintyImages(), tmp_path, (batch, batch.masks, torch.rand(2, SIDE, SIDE)))
+    with Image.open(tmp_path / "images" / "uncertainty_test.png") as image:
+        assert image.size[0] > image.size[1] / 2
 
 
 def test_the_table_begins_with_the_most_uncertain(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_the_table_begins_with_the_most_uncertain(tmp_path: Path) -> None:
     measured(UncertaintyTable(), tmp_path, (batch, torch.stack([batch.masks[0], 1 - batch.masks[1]]), unsure))
     with (tmp_path / "uncertainty_test.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["picture"], float(row["uncertainty"])) for row in rows] == [("b", 0.5), ("a", 0.25)]
+    assert [(row["image"], float(row["uncertainty"])) for row in rows] == [("b", 0.5), ("a", 0.25)]
     assert [(float(row["mIoU"]), float(row["aAcc"])) for row in rows] == [(0.0, 0.0), (1.0, 1.0)]
 
 
-def test_the_table_has_the_pictures_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_the_images_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(parts: list[Any], own: Any) -> None:
         parts[:] = [own, [("elsewhere", 0.9, 0.5, 0.5)]]
 
@@ -114,9 +114,9 @@ def test_the_table_has_the_pictures_of_all_processes(tmp_path: Path, monkeypatch
     callback.on_test_batch_end(trainer, task, batch.masks, batch, 0)
     callback.on_test_end(trainer, task)
     with (tmp_path / "uncertainty_test.csv").open(newline="") as file:
-        assert [row["picture"] for row in csv.DictReader(file)] == ["elsewhere", "here"]
+        assert [row["image"] for row in csv.DictReader(file)] == ["elsewhere", "here"]
 
 
-def test_no_picture_is_refused() -> None:
+def test_no_image_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        UncertaintyPictures(count=0)
+        UncertaintyImages(count=0)

@@ -1,4 +1,4 @@
-"""Two real processes: the pictures of a step are those of one process with the double batch, evaluated once each."""
+"""Two real processes: the images of a step are those of one process with the double batch, evaluated once each."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ def test_two_processes_see_what_one_sees(tmp_path: Path, use_distributed_sampler
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     steps = [first + second for first, second in zip(ranks[0]["seen"], ranks[1]["seen"], strict=True)]
     assert steps == [list(names) for names, *_ in single.seen]
-    # five pictures on two processes, in two epochs
+    # five images on two processes, in two epochs
     assert sorted(ranks[0]["counted"] + ranks[1]["counted"]) == sorted(2 * [f"val/{n}" for n in range(5)])

@@ -1,4 +1,4 @@
-"""Unlabelled pictures: a folder or one file."""
+"""Unlabelled images: a folder or one file."""
 
 from __future__ import annotations
 
@@ -17,68 +17,68 @@ from tests.support.toy_data import ToyModule, trainer_of
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def random_images(tmp_path: Path) -> Path:
     for name, size in {"b.png": (20, 30), "a/c.bmp": (40, 20), "a/d.png": (20, 30)}.items():
         write(tmp_path / name, make_image(*size, seed=len(name)))
     (tmp_path / "notes.md").write_text("x")
     return tmp_path
 
 
-def test_pictures_one_by_one(pictures: Path) -> None:
-    module = PredictionDataModule(pictures)
+def test_images_one_by_one(images: Path) -> None:
+    module = PredictionDataModule(images)
     found = dict(module)
     assert len(module) == 3
     assert list(found) == ["a/c", "a/d", "b"]
     assert (found["b"] == make_image(20, 30, seed=5)).all()
 
 
-def test_batches_are_resized_and_remember_the_files(pictures: Path) -> None:
-    module = ScenesDataModule(size=16).prediction(pictures)
+def test_batches_are_resized_and_remember_the_files(images: Path) -> None:
+    module = ScenesDataModule(size=16).prediction(images)
     batches = list(module.predict_dataloader())
     assert [tuple(batch.images.shape[2:]) for batch in batches] == [(32, 16), (16, 24), (16, 24)]
     assert [batch.sizes for batch in batches] == [((40, 20),), ((20, 30),), ((20, 30),)]
-    assert [batch.paths for batch in batches] == [(str(pictures / name),) for name in ("a/c.bmp", "a/d.png", "b.png")]
+    assert [batch.paths for batch in batches] == [(str(images / name),) for name in ("a/c.bmp", "a/d.png", "b.png")]
     assert batches[0].masks is None
     assert batches[0].conditions.sample_ids == ("a/c.bmp",)
     assert batches[0].conditions.captions is None
     moved = batches[0].to("cpu")
     assert isinstance(moved, PredictionBatch)
     assert moved.paths == batches[0].paths
-    together = ScenesDataModule(size=16).prediction(pictures, eval_batch_size=4).predict_dataloader()
+    together = ScenesDataModule(size=16).prediction(images, eval_batch_size=4).predict_dataloader()
     assert [len(batch) for batch in together] == [1, 2]
 
 
-def test_prepared_picture_is_the_batch_picture(pictures: Path) -> None:
+def test_prepared_image_is_the_batch_image(images: Path) -> None:
     data = ScenesDataModule(size=16)
-    batch = next(iter(data.prediction(pictures / "b.png").predict_dataloader()))
+    batch = next(iter(data.prediction(images / "b.png").predict_dataloader()))
     sample = Sample("b.png", make_image(20, 30, seed=5), None, controls={"copy": make_image(20, 30, seed=5)})
     prepared = data.prepare(sample)
     assert torch.equal(prepared.images, batch.images)
     assert torch.allclose(prepared.conditions.control_images["copy"] * 2 - 1, batch.images, atol=1e-6)
 
 
-def test_lightning_predicts_every_picture(pictures: Path) -> None:
+def test_lightning_predicts_every_image(images: Path) -> None:
     class Sizes(ToyModule):
         def predict_step(self, batch: PredictionBatch, batch_idx: int) -> Any:
             return batch.sizes
 
-    trainer = trainer_of(pictures)
-    predicted = trainer.predict(Sizes(), PredictionDataModule(pictures))
+    trainer = trainer_of(images)
+    predicted = trainer.predict(Sizes(), PredictionDataModule(images))
     assert predicted == [((40, 20),), ((20, 30),), ((20, 30),)]
 
 
-def test_captions_beside_the_pictures(pictures: Path) -> None:
-    (pictures / "captions.txt").write_text("a/c.bmp\ta tall thing\na/d.png\tone\nb.png\ttwo\n")
-    batches = list(PredictionDataModule(pictures).predict_dataloader())
+def test_captions_beside_the_images(images: Path) -> None:
+    (images / "captions.txt").write_text("a/c.bmp\ta tall thing\na/d.png\tone\nb.png\ttwo\n")
+    batches = list(PredictionDataModule(images).predict_dataloader())
     assert [batch.conditions.captions for batch in batches] == [("a tall thing",), ("one",), ("two",)]
 
 
-def test_what_cannot_be_predicted_is_named(pictures: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_predicted_is_named(images: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"input .*nowhere does not exist"):
         PredictionDataModule(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         PredictionDataModule(tmp_path / "empty")
-    write(pictures / "b.bmp", make_image(4, 4))
-    with pytest.raises(DataError, match="two pictures called 'b'"):
-        PredictionDataModule(pictures)
+    write(images / "b.bmp", make_image(4, 4))
+    with pytest.raises(DataError, match="two images called 'b'"):
+        PredictionDataModule(images)

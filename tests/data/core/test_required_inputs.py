@@ -1,4 +1,4 @@
-"""Control pictures from a folder beside the data set follow their pictures through every transform."""
+"""Control images from a folder beside the data set follow their images through every transform."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from gate_lightning.data.core.prediction import PredictionDataModule
-from gate_lightning.data.core.required_inputs import Companions
-from gate_lightning.data.samples import Draw, SegmentationViews
+from gate_lightning.data.core.required_inputs import RequiredInputs
+from gate_lightning.data.samples import SampleRequest, SegmentationDataset
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
 from gate_lightning.errors import DataError
@@ -19,7 +19,7 @@ from tests.support.folders import make_folder, make_image, write
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Pictures whose control pictures are the pictures themselves: whatever happens to one must happen to the other."""
+    """Images whose control images are the images themselves: whatever happens to one must happen to the other."""
     made = make_folder(tmp_path / "data", {"train": [(24, 32), (40, 40)], "val": [(24, 32), (30, 20)]})
     for path in (made / "images").rglob("*.png"):
         target = tmp_path / "copies" / path.relative_to(made / "images")
@@ -30,16 +30,16 @@ def root(tmp_path: Path) -> Path:
 
 def module(root: Path, **own: object) -> FolderDataModule:
     data = FolderDataModule(str(root), crop_size=16, batch_size=2, photometric=False, **own)  # type: ignore[arg-type]
-    data.accompany(Companions({"copy": str(root.parent / "copies")}))
+    data.attach_inputs(RequiredInputs({"copy": str(root.parent / "copies")}))
     return data
 
 
-def test_control_pictures_are_resized_cropped_and_flipped_with_their_pictures(root: Path) -> None:
+def test_control_images_are_resized_cropped_and_flipped_with_their_images(root: Path) -> None:
     data = module(root)
-    views = SegmentationViews(data.source("train"), data.train_transform, random=True)
+    views = SegmentationDataset(data.source("train"), data.train_transform, random=True)
     seen = []
     for epoch in range(8):
-        batch = views[[Draw(0, epoch), Draw(1, epoch)]]
+        batch = views[[SampleRequest(0, epoch), SampleRequest(1, epoch)]]
         control = batch.conditions.control_images["copy"]
         inside = (batch.masks != 255)[:, None].expand_as(control)  # the padding is black in one and grey in the other
         assert torch.allclose(control[inside] * 2 - 1, batch.images[inside], atol=1e-6)
@@ -60,17 +60,17 @@ def test_training_batches_say_so_and_are_views_where_the_companions_ask(root: Pa
     data = module(root, augment=False)
     batch = next(iter(data.train_dataloader()))
     assert (batch.conditions.training, batch.conditions.views) == (True, ("", ""))
-    data.accompany(Companions(random_views=True))
+    data.attach_inputs(RequiredInputs(random_views=True))
     batch = next(iter(data.train_dataloader()))
     assert (batch.conditions.training, batch.conditions.views) == (True, ("draw0", "draw0"))
     assert all(not batch.conditions.views[0] for batch in data.val_dataloader())
 
 
-def test_generated_pictures_have_them_by_name(tmp_path: Path) -> None:
+def test_generated_images_have_them_by_name(tmp_path: Path) -> None:
     data = ScenesDataModule(train=1, val=1, test=1, size=16)
     name = data.source("val").sample_id(0)
     write(tmp_path / f"{name}.png", make_image(16, 16, 5))
-    data.accompany(Companions({"depth": str(tmp_path)}))
+    data.attach_inputs(RequiredInputs({"depth": str(tmp_path)}))
     (batch,) = data.val_dataloader()
     expected = torch.from_numpy(make_image(16, 16, 5)).permute(2, 0, 1) / 255
     assert torch.allclose(batch.conditions.control_images["depth"][0], expected)
@@ -82,23 +82,23 @@ def test_another_size_is_refused_in_words(root: Path) -> None:
         module(root).source("val")
 
 
-def test_a_missing_control_picture_is_named_with_their_number(root: Path) -> None:
+def test_a_missing_control_image_is_named_with_their_number(root: Path) -> None:
     (root.parent / "copies/train/001.png").rename(root.parent / "copies/train/0001.png")
     with pytest.raises(
         DataError,
-        match=r"no copy control picture for 'images/train/001\.png' \(1 of 2 .*'train/0001\.png'.*at its own path",
+        match=r"no copy control image for 'images/train/001\.png' \(1 of 2 .*'train/0001\.png'.*at its own path",
     ):
         module(root).source("train")
-    with pytest.raises(DataError, match=r"folder of copy control pictures .*nowhere .*does not exist"):
-        Companions({"copy": str(root / "nowhere")}).attach(module(root).source("val"))
+    with pytest.raises(DataError, match=r"folder of copy control images .*nowhere .*does not exist"):
+        RequiredInputs({"copy": str(root / "nowhere")}).attach(module(root).source("val"))
 
 
-def test_checks_see_every_picture_of_a_split(root: Path) -> None:
+def test_checks_see_every_image_of_a_split(root: Path) -> None:
     seen: list[list[str]] = []
     data = module(root)
-    data.accompany(Companions(checks=(lambda ids: seen.append(list(ids)),)))
+    data.attach_inputs(RequiredInputs(checks=(lambda ids: seen.append(list(ids)),)))
     data.setup("fit")
-    loader = PredictionDataModule(root / "images/val", companions=Companions(checks=(seen.append,)))
+    loader = PredictionDataModule(root / "images/val", required_inputs=RequiredInputs(checks=(seen.append,)))
     list(loader.predict_dataloader())
     assert [len(ids) for ids in seen] == [2, 2, 2]
     assert seen[0] == ["images/train/001.png", "images/train/town/000.png"]

@@ -206,7 +206,7 @@ def test_modules_that_optimise_by_hand_go_on(tmp_path: Path) -> None:
     [
         ({"data": {"batch_size": 4}}, "batch_size: 2 → 4"),
         ({"data": {"seed": 3}}, "seed: 0 → 3"),
-        ({"data": {"length": 22}}, "pictures: 20 → 22"),
+        ({"data": {"length": 22}}, "images: 20 → 22"),
         ({"trainer": {"accumulate_grad_batches": 2}}, "accumulate_grad_batches: 1 → 2"),
         ({"trainer": {"limit_train_batches": 8}}, "batches_per_epoch: 10 → 8"),
     ],

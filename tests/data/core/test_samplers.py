@@ -1,4 +1,4 @@
-"""Order of pictures: complete, shuffled, the same for any number of processes, resumable."""
+"""Order of images: complete, shuffled, the same for any number of processes, resumable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_epochs_are_different_permutations() -> None:
     assert epoch_order(50, 0, 1).tolist() == orders[1]
 
 
-def test_an_epoch_has_every_picture_at_most_once() -> None:
+def test_an_epoch_has_every_image_at_most_once() -> None:
     sampler = TrainingBatches(23, batch_size=4)
     batches = indices(sampler)
     assert len(batches) == len(sampler) == 5
@@ -57,8 +57,8 @@ def test_global_order_does_not_depend_on_the_number_of_processes(world_size: int
     assert [list(itertools.chain(*parts)) for parts in zip(*ranks, strict=True)] == single
 
 
-def test_too_few_pictures_are_refused_with_a_batch_size_that_works() -> None:
-    with pytest.raises(ConfigError, match=r"needs 16 training pictures, there are 9; use dataset.batch_size=4"):
+def test_too_few_images_are_refused_with_a_batch_size_that_works() -> None:
+    with pytest.raises(ConfigError, match=r"needs 16 training images, there are 9; use dataset.batch_size=4"):
         TrainingBatches(9, 8, world_size=2)
     assert len(TrainingBatches(9, 4, world_size=2)) == 1
 

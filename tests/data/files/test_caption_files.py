@@ -1,4 +1,4 @@
-"""Captions by picture from files of every form."""
+"""Captions by image from files of every form."""
 
 from __future__ import annotations
 
@@ -90,4 +90,4 @@ def test_what_is_ambiguous_is_refused() -> None:
     assert table("b.jpg", "b.png").get("x/b.png") == "b.png"
     with pytest.raises(DataError, match=r"one caption 'b' for both 'x/b\.png' and 'y/b\.png'"):
         table("b").check(["x/b.png", "y/b.png"])
-    table("b").check(["x/b.png", "x/b.png"])  # one picture twice is one picture
+    table("b").check(["x/b.png", "x/b.png"])  # one image twice is one image

@@ -65,5 +65,5 @@ def test_all_cycles_of_four_are_drawn() -> None:
 
 
 def test_a_single_caption_cannot_be_shuffled() -> None:
-    with pytest.raises(ConfigError, match="at least 2 pictures"):
+    with pytest.raises(ConfigError, match="at least 2 images"):
         derangement(1, 0)

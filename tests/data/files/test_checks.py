@@ -13,7 +13,7 @@ from gate_lightning.errors import ConfigError
 from tests.support.folders import make_folder, make_mask, write
 
 
-def test_pixels_are_counted_per_class_and_void() -> None:
+def test_pixels_are_counted_per_class_and_ignored() -> None:
     masks = [np.array([[0, 1], [1, 255]], dtype=np.uint8), np.array([[2, 2, 255]], dtype=np.uint8)]
     assert count_pixels(masks, 3).tolist() == [1, 2, 2, 2]
 
@@ -32,7 +32,7 @@ def test_report_of_a_whole_folder(tmp_path: Path) -> None:
     )
     assert report.errors == report.warnings == ()
     text = str(report)
-    assert "train: 4 pictures, 4 decoded" in text
+    assert "train: 4 images, 4 decoded" in text
     assert "0 errors" in text
 
 
@@ -44,7 +44,7 @@ def test_empty_classes_and_strange_files_are_warnings(tmp_path: Path) -> None:
     report = FolderDataModule(str(root), crop_size=16).check("full")
     assert report.errors == ()
     assert [warning.split(": ")[1] for warning in report.warnings] == [
-        "no picture, left out (1 such files)",
+        "no image, left out (1 such files)",
         "no pixel of 'unicorn' (3) in the masks",
         "no pixel of 'unicorn' (3) in the masks",
     ]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gate_lightning.data.files.images import picture_size, read_image, read_mask_values
+from gate_lightning.data.files.images import image_size, read_image, read_mask_values
 from gate_lightning.errors import DataError
 from tests.support.folders import make_image
 
@@ -24,7 +24,7 @@ def saved(tmp_path: Path, image: Image.Image, name: str = "a.png", **options: ob
 def test_colour_is_read_as_it_is(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(RGB))
     assert (read_image(path) == RGB).all()
-    assert picture_size(path) == (6, 10)
+    assert image_size(path) == (6, 10)
 
 
 def test_grey_gets_three_equal_channels(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_exif_rotation_is_applied(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path, Image.fromarray(RGB), name, exif=exif)
     image = read_image(path)
     assert image.shape == (10, 6, 3)
-    assert picture_size(path) == (10, 6)
+    assert image_size(path) == (10, 6)
     difference = np.abs(image.astype(int) - np.rot90(RGB, -1).astype(int)).mean()
     unturned = np.abs(image.astype(int) - np.rot90(RGB, 1).astype(int)).mean()
     assert difference < unturned / 3
@@ -70,14 +70,14 @@ def test_exif_rotation_is_applied(tmp_path: Path, name: str) -> None:
 def test_one_frame_of_an_animation_is_not_guessed(tmp_path: Path) -> None:
     frames = [Image.fromarray(make_image(6, 10, seed)) for seed in range(3)]
     path = saved(tmp_path, frames[0], "a.webp", save_all=True, append_images=frames[1:])
-    for function in (read_image, picture_size):
-        with pytest.raises(DataError, match=r"a.webp holds 3 pictures \(WEBP\)"):
+    for function in (read_image, image_size):
+        with pytest.raises(DataError, match=r"a.webp holds 3 images \(WEBP\)"):
             function(path)
 
 
 def test_photographs_with_a_preview_are_photographs(tmp_path: Path) -> None:
-    pictures = [Image.fromarray(make_image(16, 16, seed)) for seed in range(2)]
-    path = saved(tmp_path, pictures[0], "a.jpg", format="MPO", save_all=True, append_images=pictures[1:])
+    images = [Image.fromarray(make_image(16, 16, seed)) for seed in range(2)]
+    path = saved(tmp_path, images[0], "a.jpg", format="MPO", save_all=True, append_images=images[1:])
     assert Image.open(path).format == "MPO"
     assert np.abs(read_image(path).astype(int) - make_image(16, 16, 0)).mean() < 40
 
@@ -88,7 +88,7 @@ def test_print_colours_are_refused(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_float_pictures_are_refused(tmp_path: Path) -> None:
+def test_float_images_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.zeros((4, 4), dtype=np.float32)), "a.tif")
     with pytest.raises(DataError, match="colour mode F"):
         read_image(path)
@@ -104,9 +104,9 @@ def test_cut_off_files_are_named(tmp_path: Path) -> None:
 
 def test_other_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_text("not a picture")
-    for function in (read_image, picture_size, read_mask_values):
-        with pytest.raises(DataError, match=r"a.png is no picture that can be read \(13 bytes\)"):
+    path.write_text("not an image")
+    for function in (read_image, image_size, read_mask_values):
+        with pytest.raises(DataError, match=r"a.png is no image that can be read \(13 bytes\)"):
             function(path)
     with pytest.raises(DataError, match=r"b\.png does not exist"):
         read_image(tmp_path / "b.png")

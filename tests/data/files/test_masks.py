@@ -66,7 +66,7 @@ def test_contradicting_rules_are_refused(arguments: dict[str, object], named: st
     [
         (3, 3, r"If 3 means unlabelled use dataset.ignore_index=3, .* dataset.reduce_zero_label=true; else add it"),
         (3, 200, r"If 200 means unlabelled use dataset.ignore_index=200; else add it"),
-        (2, 255, r"If 255 is foreground use 'dataset.label_map=\{0: 0, 255: 1\}', if it is void"),
+        (2, 255, r"If 255 is foreground use 'dataset.label_map=\{0: 0, 255: 1\}', if it is ignored"),
     ],
 )
 def test_advice_fits_the_mistake(tmp_path: Path, num_classes: int, value: int, advice: str) -> None:
@@ -79,18 +79,18 @@ def test_advice_fits_the_mistake(tmp_path: Path, num_classes: int, value: int, a
 
 def test_many_unknown_values_are_summed_up(tmp_path: Path) -> None:
     path = write(tmp_path / "m.png", np.arange(20, dtype=np.uint8).reshape(4, 5))
-    with pytest.raises(DataError, match=r"and 10 more; 3 classes and void are 0 … 2, 19\. .*label_map"):
+    with pytest.raises(DataError, match=r"and 10 more; 3 classes and ignored are 0 … 2, 19\. .*label_map"):
         MaskReader(("a", "b", "c"), LabelMap(3, ignore_index=19)).read(path)
 
 
-PALETTE = "# r g b name\n0 0 0 void\n128 64 128 road surface\n\n70 70 70 building\n1 2 3 road surface\n"
+PALETTE = "# r g b name\n0 0 0 ignored\n128 64 128 road surface\n\n70 70 70 building\n1 2 3 road surface\n"
 
 
 def test_palette_file(tmp_path: Path) -> None:
     path = tmp_path / "palette.txt"
     path.write_text(PALETTE)
     palette = read_palette(path)
-    assert palette.names == ("void", "road surface", "building", "road surface")
+    assert palette.names == ("ignored", "road surface", "building", "road surface")
     assert palette.of(("building", "road surface"), path) == ((70, 70, 70), (128, 64, 128))
 
 
@@ -98,13 +98,13 @@ def test_colours_become_labels_and_strange_ones_are_counted(tmp_path: Path) -> N
     (tmp_path / "palette.txt").write_text(PALETTE)
     palette = read_palette(tmp_path / "palette.txt")
     colours = [(0, 0, 0), (128, 64, 128), (70, 70, 70), (1, 2, 3), (128, 64, 129), (255, 255, 255)]
-    picture = np.array([colours, colours[::-1]], dtype=np.uint8)
-    labels, unknown = palette.decode(picture, ("building", "road surface"))
+    image = np.array([colours, colours[::-1]], dtype=np.uint8)
+    labels, unknown = palette.decode(image, ("building", "road surface"))
     assert labels.tolist() == [[255, 1, 0, 1, 255, 255], [255, 255, 1, 0, 1, 255]]
     assert unknown == {(128, 64, 129): 2, (255, 255, 255): 2}
     reader = MaskReader(("building", "road surface"), LabelMap(2), palette)
     with pytest.raises(DataError, match=r"m.png: unknown colours: \(128, 64, 129\) in 2 pixels, .*palette file"):
-        reader.read(write(tmp_path / "m.png", picture))
+        reader.read(write(tmp_path / "m.png", image))
 
 
 def test_colour_masks_need_a_palette(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import torch
 from lightning import LightningModule
 from PIL import Image
 
-from gate_lightning.data.core.required_inputs import Companions
+from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.label_scarce.datamodule import LabelScarceDataModule
 from gate_lightning.data.label_scarce.ddpm_segmentation import DDPMSegmentationDataModule
 from gate_lightning.data.samples import Sample
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
-from gate_lightning.engine.components import Parts, dataset_node
+from gate_lightning.engine.components import Components, dataset_node
 from gate_lightning.engine.run_folder import resolve
 from gate_lightning.engine.tools import run_tool
 from gate_lightning.errors import ConfigError, DataError, ResumeError
@@ -47,7 +47,7 @@ def ids(data: LabelScarceDataModule, split: str) -> list[str]:
     return [source.sample_id(index) for index in range(len(source))]
 
 
-def test_training_and_test_pictures_are_pooled_and_split_anew() -> None:
+def test_training_and_test_images_are_pooled_and_split_anew() -> None:
     plain = scenes(split_seed=None)
     assert ids(plain, "train") == ids_of(plain.dataset, "train")
     assert ids(plain, "test") == ids_of(plain.dataset, "test")
@@ -70,7 +70,7 @@ def ids_of(dataset: Any, split: str) -> list[str]:
 
 def test_pixels_are_those_of_the_masks() -> None:
     data = scenes(split_seed=1, eval_batch_size=2)
-    batches = list(data.pictures("train"))
+    batches = list(data.images("train"))
     masks = torch.cat([batch.masks for batch in batches])
     names = [name for batch in batches for name in batch.conditions.sample_ids]
     assert names == ids(data, "train")
@@ -79,10 +79,10 @@ def test_pixels_are_those_of_the_masks() -> None:
     batch = next(iter(data.train_dataloader()))
     assert isinstance(batch, PixelBatch)
     assert batch.labels.shape == (2, 8)
-    assert torch.equal(masks.flatten(1)[batch.pictures, batch.positions], batch.labels)
+    assert torch.equal(masks.flatten(1)[batch.images, batch.positions], batch.labels)
 
 
-def test_small_annotations_are_void_in_training_only(tmp_path: Path) -> None:
+def test_small_annotations_are_ignored_in_training_only(tmp_path: Path) -> None:
     root = make_scarce(tmp_path, train=4, test=3, side=256)
     mask = np.zeros((256, 256), dtype=np.uint8)
     mask[:4, :5], mask[10:11, :19] = 1, 2  # 20 and 19 pixels
@@ -93,24 +93,24 @@ def test_small_annotations_are_void_in_training_only(tmp_path: Path) -> None:
     np.testing.assert_array_equal(test, mask)
     np.testing.assert_array_equal(train, np.where(mask == 2, 255, mask))
     assert not (data.pixels.labels == 2).any() or (data.masks("train")[1] == 2).any()
-    loaded = next(iter(data.pictures("train"))).masks
+    loaded = next(iter(data.images("train"))).masks
     np.testing.assert_array_equal(loaded[0].numpy(), train)
 
 
-def test_pictures_may_be_larger_than_masks(tmp_path: Path) -> None:
-    data = horses(make_scarce(tmp_path), size=32, picture_size=48)
-    batch = next(iter(data.pictures("test")))
+def test_images_may_be_larger_than_masks(tmp_path: Path) -> None:
+    data = horses(make_scarce(tmp_path), size=32, image_size=48)
+    batch = next(iter(data.images("test")))
     assert batch.images.shape == (1, 3, 48, 48)
     assert batch.masks is not None
     assert batch.masks.shape == (1, 32, 32)
     assert data.prepare(Sample("a", make_image(32, 32), None)).images.shape == (1, 3, 48, 48)
 
 
-def test_a_number_of_labelled_pictures() -> None:
+def test_a_number_of_labelled_images() -> None:
     whole, few = scenes(split_seed=2), scenes(split_seed=2, labelled=3)
     assert ids(few, "train") == ids(whole, "train")[:3]
     assert ids(few, "test") == ids(whole, "test")
-    with pytest.raises(ConfigError, match="labelled=6, but the training part has 5 pictures"):
+    with pytest.raises(ConfigError, match="labelled=6, but the training part has 5 images"):
         scenes(labelled=6).setup("fit")
 
 
@@ -131,13 +131,13 @@ def test_folders_pool_training_and_validation_where_there_is_no_test(tmp_path: P
     data = LabelScarceDataModule(FolderDataModule(str(root), crop_size=16), **SMALL)
     assert len(data.pool) == 6
     assert len(ids(data, "train")) == 4
-    images = [batch.images for batch in data.pictures("test")]  # of other shapes in the files
+    images = [batch.images for batch in data.images("test")]  # of other shapes in the files
     assert [image.shape for image in images] == [(1, 3, 16, 16)] * 2
     with_test = make_folder(tmp_path / "more", {"train": [(8, 8)] * 3, "val": [(8, 8)] * 2, "test": [(8, 8)] * 4})
     assert len(LabelScarceDataModule(FolderDataModule(str(with_test), crop_size=8), **SMALL).pool) == 7
 
 
-def test_pictures_that_are_not_square(tmp_path: Path) -> None:
+def test_images_that_are_not_square(tmp_path: Path) -> None:
     root = make_scarce(tmp_path / "sets")
     folder = root / "horse_21/real/test"
     write(folder / "img_001.png", make_image(32, 40))
@@ -146,22 +146,22 @@ def test_pictures_that_are_not_square(tmp_path: Path) -> None:
         horses(root).setup("fit")
     assert len(horses(root).check().errors) == 1
     stretched = horses(root, square="stretch", split_seed=None)
-    assert [batch.images.shape for batch in stretched.pictures("test")] == [(1, 3, 16, 16)] * 3
-    pictures = tmp_path / "pictures"
-    write(pictures / "a.png", make_image(20, 10))
+    assert [batch.images.shape for batch in stretched.images("test")] == [(1, 3, 16, 16)] * 3
+    images = tmp_path / "images"
+    write(images / "a.png", make_image(20, 10))
     with pytest.raises(DataError, match=r"a\.png has 10×20 pixels"):
-        horses(make_scarce(tmp_path / "whole")).prediction(pictures)
-    with pytest.raises(DataError, match="the picture has 10×20 pixels"):
+        horses(make_scarce(tmp_path / "whole")).prediction(images)
+    with pytest.raises(DataError, match="the image has 10×20 pixels"):
         horses(tmp_path / "whole").prepare(Sample("a", make_image(20, 10), None))
-    batch = next(iter(stretched.prediction(pictures).predict_dataloader()))
+    batch = next(iter(stretched.prediction(images).predict_dataloader()))
     assert batch.images.shape == (1, 3, 16, 16)
     folder_of_mine = FolderDataModule(str(make_folder(tmp_path / "mine")), crop_size=16)
-    with pytest.raises(DataError, match="5 of 6 pictures are not"):
+    with pytest.raises(DataError, match="5 of 6 images are not"):
         LabelScarceDataModule(folder_of_mine, square="refuse", **SMALL).setup("fit")
 
 
-def test_a_broken_test_picture_is_found_before_training(tmp_path: Path) -> None:
-    """The quick check of a data set looks at every second of 34 pictures."""
+def test_a_broken_test_image_is_found_before_training(tmp_path: Path) -> None:
+    """The quick check of a data set looks at every second of 34 images."""
     root = make_scarce(tmp_path, test=34, side=16)
     np.save(root / "horse_21/real/test/img_001.npy", np.full((16, 16), 77))
     data = LabelScarceDataModule(DDPMSegmentationDataModule(str(root), "horse_21", train=4, test=34), **SMALL)
@@ -170,10 +170,8 @@ def test_a_broken_test_picture_is_found_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_processes_share_the_test_pictures_and_measure_none_twice(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Padding is void, and what is predicted at void pixels counts in the data sets' own mIoU."""
+def test_processes_share_the_test_images_and_measure_none_twice(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding is ignored, and what is predicted at ignored pixels counts in the data sets' own mIoU."""
     seen = []
     for rank in range(3):
         monkeypatch.setattr(LabelScarceDataModule, "_processes", (rank, 3))
@@ -185,9 +183,9 @@ def test_processes_share_the_test_pictures_and_measure_none_twice(
 
 def test_companions_see_the_files(tmp_path: Path) -> None:
     root = make_scarce(tmp_path / "sets")
-    data = horses(root, picture_size=24)
-    data.accompany(Companions(control_folders={"edges": str(root / "horse_21")}))
-    batch = next(iter(data.pictures("train")))
+    data = horses(root, image_size=24)
+    data.attach_inputs(RequiredInputs(control_folders={"edges": str(root / "horse_21")}))
+    batch = next(iter(data.images("train")))
     assert batch.conditions.control_images["edges"].shape == (1, 3, 24, 24)
 
 
@@ -201,7 +199,7 @@ def test_a_class_without_labels_is_told_once(tmp_path: Path, caplog: pytest.LogC
     name = "gate_lightning.data.label_scarce.datamodule"
     told = [record.getMessage() for record in caplog.records if record.name == name]
     assert len(told) == 1
-    assert "'unicorn' (3) in the 4 labelled pictures" in told[0]
+    assert "'unicorn' (3) in the 4 labelled images" in told[0]
 
 
 def test_the_check_knows_the_splits(tmp_path: Path) -> None:
@@ -210,15 +208,15 @@ def test_the_check_knows_the_splits(tmp_path: Path) -> None:
         values = np.zeros((16, 16), dtype=np.uint8)
         values[8:] = 1
         if number == 6:
-            values[:4] = 2  # one picture only
+            values[:4] = 2  # one image only
         write_pair(root / "horse_21/real" / split, f"img_{number if split == 'train' else number - 4:03d}", values)
     data = horses(root)
     report = check_data(data)
     learnt = sum(6 in data.split_of(seed).train for seed in range(5))
     assert 0 < learnt < 5
-    assert any(f"'back' (2) is in the labelled pictures of {learnt} of the 5" in line for line in report.warnings)
+    assert any(f"'back' (2) is in the labelled images of {learnt} of the 5" in line for line in report.warnings)
     assert any("'person'" in line for line in report.warnings) is False
-    assert any("'tail' (16) is in the labelled pictures of none of the 5" in line for line in report.warnings)
+    assert any("'tail' (16) is in the labelled images of none of the 5" in line for line in report.warnings)
     assert [split.split for split in report.splits] == ["train", "test", "labelled", "measured"]
     assert [split.count for split in report.splits] == [4, 3, 4, 3]
     (alone,) = horses(root, split_seed=None).check().notes
@@ -236,7 +234,7 @@ def test_the_tool_checks_through_the_task(tmp_path: Path, caplog: pytest.LogCapt
     )
     with caplog.at_level(logging.INFO, "gate_lightning.engine.tools"):
         run_tool(config, tmp_path / "out")
-    assert "pictures that show" in caplog.text
+    assert "images that show" in caplog.text
     assert "split 4" in caplog.text
     write_pair(root / "horse_21/real/train", "img_000", np.full((16, 16), 30, dtype=np.uint8))
     with pytest.raises(DataError, match=r"img_000\.npy: unknown label values: 30"):
@@ -246,10 +244,10 @@ def test_the_tool_checks_through_the_task(tmp_path: Path, caplog: pytest.LogCapt
 def test_a_task_wraps_whatever_data_set_is_named(tmp_path: Path) -> None:
     root = make_scarce(tmp_path / "sets")
     config = resolve(composed("dataset=horse21", f"dataset.root={root}", "dataset.train=4", "dataset.test=3"))
-    data = Parts(config, str(tmp_path)).datamodule
+    data = Components(config, str(tmp_path)).datamodule
     assert isinstance(data, LabelScarceDataModule)
     assert isinstance(data.dataset, DDPMSegmentationDataModule)
-    assert (data.size, data.picture_size) == (256, 64)
+    assert (data.size, data.image_size) == (256, 64)
     assert data.protocol.name == "horse_21"
     plain = resolve(composed("dataset=scenes", "task=label_scarce"))
     assert dataset_node(plain)._target_.endswith("LabelScarceDataModule")
@@ -273,12 +271,12 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
         scenes(**settings)
 
 
-def test_one_picture_cannot_be_in_two_splits() -> None:
+def test_one_image_cannot_be_in_two_splits() -> None:
     class Same(ToyData):
         def make_source(self, split: str) -> Any:
             return super().make_source("train")
 
-    with pytest.raises(DataError, match="'train/0' is a picture of train and of test"):
+    with pytest.raises(DataError, match="'train/0' is an image of train and of test"):
         LabelScarceDataModule(Same(3), **SMALL).setup("fit")
 
 
@@ -291,7 +289,7 @@ class Pixels(LightningModule):
         self.seen: list[list[int]] = []
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> torch.Tensor:
-        self.seen.append((batch.pictures * 10_000 + batch.positions).flatten().tolist())
+        self.seen.append((batch.images * 10_000 + batch.positions).flatten().tolist())
         return (self.scores[batch.labels] - 1).square().mean()
 
     def configure_optimizers(self) -> Any:
@@ -300,7 +298,7 @@ class Pixels(LightningModule):
 
 def test_a_killed_run_goes_on_with_the_batch_it_would_have_seen(tmp_path: Path) -> None:
     straight = Pixels()
-    # 5 pictures of 256 pixels in batches of 100: 12 steps an epoch
+    # 5 images of 256 pixels in batches of 100: 12 steps an epoch
     settings = {"pixels_per_batch": 100}
     trainer_of(tmp_path / "a", max_steps=30).fit(straight, scenes(**settings))
     assert (tmp_path / "a/split.json").is_file()
@@ -325,7 +323,7 @@ def test_a_run_does_not_go_on_with_other_pixels(tmp_path: Path) -> None:
     saved, split = tmp_path / "a/on_exception.ckpt", (tmp_path / "a/split.json").read_text()
     for changed, message in (
         ({"split_seed": 1}, r"names: .* labels: "),
-        ({"labelled": 4}, r"pictures: 5 → 4"),
+        ({"labelled": 4}, r"images: 5 → 4"),
         ({"pixels_per_batch": 50}, r"pixels_per_batch: 8 → 50"),
         ({"small_annotations": 2000}, r"pixels: .* labels: "),
     ):

@@ -30,8 +30,8 @@ def module(root: Path, **settings: object) -> DDPMSegmentationDataModule:
 @pytest.mark.parametrize("key", sorted(SETS))
 def test_facts_of_every_set(key: str) -> None:
     found = protocol(key)
-    void_background = key == "bedroom_28"
-    assert found.num_classes == VALUES[key] - void_background
+    ignored_background = key == "bedroom_28"
+    assert found.num_classes == VALUES[key] - ignored_background
     assert (found.train, found.test) == COUNTS[key]
     # the papers' rule: the large classifier from 30 values on
     assert found.variant == ("large" if VALUES[key] >= 30 else "small")
@@ -40,7 +40,7 @@ def test_facts_of_every_set(key: str) -> None:
     assert found.square
     assert found.size == 256
     assert (CONF / f"backbone/{found.backbone}.yaml").is_file()
-    assert [branch["name"] for branch in found.recipe][:2] == ["prompt", "controlnet"]
+    assert [branch["name"] for branch in found.branches][:2] == ["prompt", "controlnet"]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_the_recipe_is_that_of_the_experiment_without_the_second_backbone(key: s
     """Bedroom-28 is read without denoising, and with one LoRA (GATE's README)."""
     written = yaml.safe_load((CONF / f"{experiment}.yaml").read_text())["techniques"]
     told = [{k: v for k, v in branch.items() if k != "name"} for branch in written if "backbone" not in branch]
-    assert [{k: v for k, v in branch.items() if k != "name"} for branch in protocol(key).recipe] == told
+    assert [{k: v for k, v in branch.items() if k != "name"} for branch in protocol(key).branches] == told
 
 
 def test_every_set_has_a_name_on_the_command_line() -> None:
@@ -67,19 +67,19 @@ def test_every_set_has_a_name_on_the_command_line() -> None:
 
 def test_names_keep_their_odd_spelling() -> None:
     bedroom = protocol("bedroom_28")
-    assert bedroom.classes[12] == "picture / mirrow"  # value 13
+    assert bedroom.classes[12] == "image / mirrow"  # value 13
     assert bedroom.classes[27] == "table staff"
     assert bedroom.palette[0] == (0xEE, 0xE5, 0x66)
-    assert len(bedroom.recipe) == 3
+    assert len(bedroom.branches) == 3
     horse = protocol("horse_21")
     assert horse.classes[20] == "leg protection"
     assert horse.palette[20] == (0xFF, 0x2F, 0x80)
     assert horse.prompt_simple == "a horse"
-    assert [branch["name"] for branch in horse.recipe] == ["prompt", "controlnet", "moderate", "overtrained"]
+    assert [branch["name"] for branch in horse.branches] == ["prompt", "controlnet", "moderate", "overtrained"]
     assert protocol("ade_bedroom_30").classes[0] == "wall"
 
 
-def test_pictures_and_masks_lie_side_by_side(root: Path) -> None:
+def test_images_and_masks_lie_side_by_side(root: Path) -> None:
     data = module(root)
     source = data.source("train")
     assert len(source) == 4
@@ -90,7 +90,7 @@ def test_pictures_and_masks_lie_side_by_side(root: Path) -> None:
     np.testing.assert_array_equal(sample.mask, regions(21, 32, 1))
 
 
-def test_zero_is_void_in_bedrooms(tmp_path: Path) -> None:
+def test_zero_is_ignored_in_bedrooms(tmp_path: Path) -> None:
     root = make_scarce(tmp_path, "bedroom_28", 2, 2)
     values = np.arange(29, dtype=np.int64).repeat(16)[: 20 * 20].reshape(20, 20)
     write_pair(root / "bedroom_28/real/train", "img_000", values)
@@ -98,43 +98,43 @@ def test_zero_is_void_in_bedrooms(tmp_path: Path) -> None:
     np.testing.assert_array_equal(mask, np.where(values == 0, 255, values - 1))
 
 
-def test_the_first_pictures_are_taken(root: Path) -> None:
+def test_the_first_images_are_taken(root: Path) -> None:
     data = module(root, train=2, test=0)
     assert [data.source("train").sample_id(i) for i in range(2)] == [f"real/train/img_00{i}.png" for i in range(2)]
     assert len(data.source("train")) == 2
     assert len(data.source("test")) == 3  # 0: all there are
 
 
-def test_fewer_pictures_than_published_or_asked_for(root: Path) -> None:
-    with pytest.raises(DataError, match=r"real/train holds 4 pictures with masks, 30 are asked .* dataset.train=4"):
+def test_fewer_images_than_published_or_asked_for(root: Path) -> None:
+    with pytest.raises(DataError, match=r"real/train holds 4 images with masks, 30 are asked .* dataset.train=4"):
         module(root, train=None).source("train")
-    with pytest.raises(DataError, match=r"real/test holds 3 pictures with masks, 9 are asked for"):
+    with pytest.raises(DataError, match=r"real/test holds 3 images with masks, 9 are asked for"):
         module(root, test=9).source("test")
     assert len(module(root, test=9).check().errors) == 1
 
 
-def test_annotated_generated_pictures(root: Path) -> None:
+def test_annotated_generated_images(root: Path) -> None:
     for number in range(2):
         write_pair(root / "horse_21/ddpm", f"made_{number}", regions(21, 32, number))
     source = module(root, train_folder="ddpm", train=0).source("train")
     assert [source.sample_id(index) for index in range(len(source))] == ["ddpm/made_0.png", "ddpm/made_1.png"]
 
 
-def test_a_missing_mask_or_picture_is_named(root: Path) -> None:
+def test_a_missing_mask_or_image_is_named(root: Path) -> None:
     folder = root / "horse_21/real/train"
     (folder / "img_002.npy").unlink()
-    with pytest.raises(DataError, match=r"img_002\.png: picture without mask"):
+    with pytest.raises(DataError, match=r"img_002\.png: image without mask"):
         module(root, train=0).source("train")
     (folder / "img_002.png").unlink()
     (folder / "img_003.png").unlink()
-    with pytest.raises(DataError, match=r"img_003\.npy: mask without picture"):
+    with pytest.raises(DataError, match=r"img_003\.npy: mask without image"):
         module(root, train=0).source("train")
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.full((32, 32), 21), "unknown label values: 21 in 1024 pixels; 21 classes and void are 0 … 20, 255"),
+        (np.full((32, 32), 21), "unknown label values: 21 in 1024 pixels; 21 classes and ignored are 0 … 20, 255"),
         (np.full((32, 32), -1), "unknown label values: -1"),
         (np.full((32, 32), 1.5), r"holds fractions \(float64\)"),
         (np.full((32, 32), np.inf), "holds fractions"),

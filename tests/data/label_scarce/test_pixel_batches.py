@@ -20,7 +20,7 @@ def masks(count: int = 3, height: int = 6, width: int = 5) -> list[np.ndarray]:
 
 
 def triples(batch: PixelBatch, member: int) -> list[tuple[int, int, int]]:
-    parts = (batch.pictures, batch.positions, batch.labels)
+    parts = (batch.images, batch.positions, batch.labels)
     return list(zip(*(part[member].tolist() for part in parts), strict=True))
 
 
@@ -40,8 +40,8 @@ def test_a_pass_shows_every_labelled_pixel_once_to_every_member() -> None:
         assert len(seen) == len(set(seen)) == 7 * len(pixels)
         assert set(seen) <= set(expected)
     batch = pixels[0, 0]
-    assert batch.labels.shape == batch.pictures.shape == batch.positions.shape == (3, 7)
-    assert batch.labels.dtype == batch.pictures.dtype == batch.positions.dtype == torch.int64
+    assert batch.labels.shape == batch.images.shape == batch.positions.shape == (3, 7)
+    assert batch.labels.dtype == batch.images.dtype == batch.positions.dtype == torch.int64
     assert len(batch) == 3
 
 
@@ -78,7 +78,7 @@ def test_the_loader_yields_whole_batches_and_goes_on_where_it_is_told() -> None:
 
 def test_a_batch_moves_as_a_whole() -> None:
     batch = LabelledPixels(masks(), members=2, batch_size=5)[0, 0].to("meta")
-    assert {part.device.type for part in (batch.pictures, batch.positions, batch.labels)} == {"meta"}
+    assert {part.device.type for part in (batch.images, batch.positions, batch.labels)} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,6 @@ def test_settings_out_of_range(settings: dict[str, int], message: str) -> None:
 
 
 def test_masks_without_labels_are_refused() -> None:
-    void = np.full((4, 4), 255, dtype=np.uint8)
+    ignored = np.full((4, 4), 255, dtype=np.uint8)
     with pytest.raises(ConfigError, match="the 2 training masks hold 0; label more"):
-        LabelledPixels([void, void], batch_size=1)
+        LabelledPixels([ignored, ignored], batch_size=1)

@@ -13,7 +13,7 @@ from gate_lightning.errors import ConfigError, DataError
 NAMES = [f"real/{number}.png" for number in range(7)]
 
 
-def test_every_picture_is_in_one_part_and_the_training_count_stays() -> None:
+def test_every_image_is_in_one_part_and_the_training_count_stays() -> None:
     for seed in range(5):
         split = random_split(4, 7, seed)
         assert len(split.train) == 4
@@ -23,13 +23,13 @@ def test_every_picture_is_in_one_part_and_the_training_count_stays() -> None:
     assert shipped_split(4, 7) == Split((0, 1, 2, 3), (4, 5, 6))
 
 
-def test_every_picture_gets_its_turn_in_the_training_part() -> None:
+def test_every_image_gets_its_turn_in_the_training_part() -> None:
     turns = [sum(place in random_split(20, 40, seed).train for seed in range(300)) for place in range(40)]
     # binomial with p = 1/2: six standard deviations are 52
     assert all(abs(count - 150) < 52 for count in turns)
 
 
-def test_fewer_labelled_pictures_are_among_more_and_the_test_stays() -> None:
+def test_fewer_labelled_images_are_among_more_and_the_test_stays() -> None:
     whole = random_split(5, 7, 3)
     few, more = whole.labelled(2), whole.labelled(4)
     assert set(few.train) < set(more.train) < set(whole.train)
@@ -39,13 +39,13 @@ def test_fewer_labelled_pictures_are_among_more_and_the_test_stays() -> None:
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 2.0])
-def test_no_number_of_pictures(count: object) -> None:
-    with pytest.raises(ConfigError, match="expected a number of pictures from 1, or null"):
+def test_no_number_of_images(count: object) -> None:
+    with pytest.raises(ConfigError, match="expected a number of images from 1, or null"):
         random_split(5, 7, 0).labelled(count)  # type: ignore[arg-type]
 
 
-def test_more_labelled_pictures_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="labelled=6, but the training part has 5 pictures"):
+def test_more_labelled_images_than_there_are() -> None:
+    with pytest.raises(ConfigError, match="labelled=6, but the training part has 5 images"):
         random_split(5, 7, 0).labelled(6)
     with pytest.raises(ConfigError, match="split_seed is -1"):
         random_split(5, 7, -1)
@@ -66,9 +66,9 @@ def test_a_written_split_reads_back(tmp_path: Path) -> None:
         ("{", "is no JSON"),
         ("[]", "expected"),
         ('{"train": ["real/0.png"], "test": [1]}', "expected"),
-        ('{"train": [], "test": ["real/1.png"]}', "names no train pictures"),
-        ('{"train": ["real/0.png"]}', "names no test pictures"),
-        ('{"train": ["real/9.png"], "test": ["real/1.png"]}', "first 'real/9.png'; its pictures are called like"),
+        ('{"train": [], "test": ["real/1.png"]}', "names no train images"),
+        ('{"train": ["real/0.png"]}', "names no test images"),
+        ('{"train": ["real/9.png"], "test": ["real/1.png"]}', "first 'real/9.png'; its images are called like"),
         ('{"train": ["real/1.png"], "test": ["real/1.png"]}', "'real/1.png' more than once"),
     ],
 )

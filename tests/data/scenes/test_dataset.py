@@ -11,7 +11,7 @@ import pytest
 
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.pretraining.latents import TRAIN_SEED, VAL_SEED
-from gate_lightning.data.samples import Draw
+from gate_lightning.data.samples import SampleRequest
 from gate_lightning.data.scenes import (
     LEAK_FREE_KINDS,
     MERGED,
@@ -48,9 +48,9 @@ def test_samples_are_the_rendered_scenes() -> None:
     assert sample.caption == caption(spec, "fine")
 
 
-def test_augmented_pictures_are_new_in_every_epoch_and_never_padded() -> None:
+def test_augmented_images_are_new_in_every_epoch_and_never_padded() -> None:
     plain, augmented = scenes().training_views(), scenes(augment=True, batch_size=2).training_views()
-    draws = [[Draw(index, epoch) for index in range(6)] for epoch in range(3)]
+    draws = [[SampleRequest(index, epoch) for index in range(6)] for epoch in range(3)]
     assert (plain[draws[0]].images == plain[draws[1]].images).all()
     seen = [augmented[one] for one in draws]
     assert (seen[0].images != seen[1].images).any()
@@ -78,14 +78,14 @@ def test_no_two_splits_share_a_scene() -> None:
     assert ranges[-1].stop <= min(TRAIN_SEED, VAL_SEED)
 
 
-def test_split_seed_changes_training_pictures_only() -> None:
+def test_split_seed_changes_training_images_only() -> None:
     first, second = scenes(), scenes(split_seed=1)
     assert not set(first.seeds["train"]) & set(second.seeds["train"])
     assert first.seeds["val"] == second.seeds["val"]
     assert first.seeds["test"] == second.seeds["test"]
 
 
-def test_training_pictures_are_not_augmented() -> None:
+def test_training_images_are_not_augmented() -> None:
     loader = scenes().train_dataloader()
     epochs = [
         {name: image for b in loader for name, image in zip(b.conditions.sample_ids, b.images, strict=True)}
@@ -101,7 +101,7 @@ def test_caption_levels(level: str) -> None:
     assert captions(module) == [caption(sample_scene(seed, "target"), level) for seed in module.seeds["train"]]
 
 
-def test_shuffled_captions_are_those_of_other_pictures() -> None:
+def test_shuffled_captions_are_those_of_other_images() -> None:
     fine, shuffled = captions(scenes()), captions(scenes(captions="shuffled"))
     assert sorted(shuffled) == sorted(fine)
     assert all(one != other for one, other in zip(fine, shuffled, strict=True))
@@ -151,7 +151,7 @@ def test_settings_out_of_range_are_refused(arguments: dict[str, Any], named: str
         scenes(**arguments)
 
 
-def test_several_hundred_pictures_take_a_second() -> None:
+def test_several_hundred_images_take_a_second() -> None:
     """Loose: the machine may be busy."""
     start = time.process_time()
     ScenesSource(range(100))

@@ -1,4 +1,4 @@
-"""Scenes: the picture, the masks, the keypoints and the captions must tell the same story."""
+"""Scenes: the image, the masks, the keypoints and the captions must tell the same story."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_domain_changes_the_look_but_not_the_geometry(seed):
         assert np.array_equal(p.xy, q.xy) and np.array_equal(p.visible, q.visible)
     # Dark and pale: less light, and less spread between the colour channels.
     assert b.image.mean() < 0.75 * a.image.mean()
-    spread = [np.ptp(picture.astype(int), axis=2).mean() for picture in (a.image, b.image)]
+    spread = [np.ptp(image.astype(int), axis=2).mean() for image in (a.image, b.image)]
     assert spread[1] < 0.8 * spread[0] + 12
 
 
@@ -118,7 +118,7 @@ def test_six_objects_always_find_a_place():
         assert set(np.unique(render(spec).instances)) == set(range(7))
 
 
-# --- labels and pictures --------------------------------------------------------------------------------------------
+# --- labels and images --------------------------------------------------------------------------------------------
 
 
 def test_merged_lookup():
@@ -198,7 +198,7 @@ def test_house_lies_where_its_description_says():
 
 
 @pytest.mark.parametrize("domain", ["source", "target"])
-def test_edges_of_the_picture_lie_on_borders_of_the_mask(domain):
+def test_edges_of_the_image_lie_on_borders_of_the_mask(domain):
     on, off = [], []
     for seed in range(30):
         result = render(sample_scene(seed, domain, count=(2, 4)))
@@ -214,7 +214,7 @@ def test_edges_of_the_picture_lie_on_borders_of_the_mask(domain):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_colour_word_can_be_read_from_the_picture(kind):
+def test_colour_word_can_be_read_from_the_image(kind):
     names = list(COLORS)
     table = np.array(list(COLORS.values()), dtype=float)
     for color in names:
@@ -290,7 +290,7 @@ def test_identity_transform_changes_nothing():
         assert np.array_equal(a.image, b.image) and np.array_equal(a.parts, b.parts)
 
 
-def test_translation_moves_picture_masks_and_keypoints_together():
+def test_translation_moves_image_masks_and_keypoints_together():
     spec = sample_scene(21, count=(3, 3))
     a, b = render(spec), render(spec, transform=shift(8 / 64, -4 / 64))
     assert np.array_equal(b.parts[:-4, 8:], a.parts[4:, :-8])

@@ -35,11 +35,11 @@ def test_names_and_colours_are_the_fields(root: Path) -> None:
     assert list(protocol.classes) == [name.strip() for name in get_classes("ade20k")]
     assert [list(colour) for colour in protocol.palette] == get_palette("ade20k")
     assert protocol.prompt_fine.startswith("a highly realistic photo of the real world. It can be")
-    assert len(protocol.recipe) == 3
+    assert len(protocol.branches) == 3
     assert protocol.submission == tuple(range(1, 151))
 
 
-def test_labels_start_at_one_and_zero_is_void(root: Path) -> None:
+def test_labels_start_at_one_and_zero_is_ignored(root: Path) -> None:
     source = ADE20KDataModule(str(root), **SMALL).source("val")
     values = np.array(Image.open(root / "annotations/validation/ADE_val_00000001.png")).astype(int)
     expected = np.where(values == 0, 255, values - 1)
@@ -73,7 +73,7 @@ def _sizes(batch: object) -> list[tuple[str, tuple[tuple[int, ...], tuple[int, .
     return [(name, sizes) for name in names]
 
 
-def test_pictures_smaller_than_the_crop_are_padded_with_void(root: Path) -> None:
+def test_images_smaller_than_the_crop_are_padded_with_ignored(root: Path) -> None:
     module = ADE20KDataModule(str(root), scale=(128, 64), crop_size=64, ratio_range=(0.5, 1.0), batch_size=4)
     module.setup("fit")
     (batch,) = module.train_dataloader()
@@ -83,15 +83,15 @@ def test_pictures_smaller_than_the_crop_are_padded_with_void(root: Path) -> None
     assert (batch.images[padded][:, :, -1, -1].abs() < 0.005).all()
 
 
-def test_unaugmented_pictures_are_the_same_in_every_epoch(root: Path) -> None:
+def test_unaugmented_images_are_the_same_in_every_epoch(root: Path) -> None:
     module = ADE20KDataModule(str(root), augment=False, **SMALL)
     module.setup("fit")
-    first, second = ({n: i for b in module.train_dataloader() for n, i in _pictures(b)} for _ in range(2))
+    first, second = ({n: i for b in module.train_dataloader() for n, i in _images(b)} for _ in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _pictures(batch: object) -> list[tuple[str, torch.Tensor]]:
+def _images(batch: object) -> list[tuple[str, torch.Tensor]]:
     return list(zip(batch.conditions.sample_ids, batch.images, strict=True))  # type: ignore[attr-defined]
 
 
@@ -111,7 +111,7 @@ def test_a_whole_data_set_has_no_errors(root: Path, tmp_path: Path) -> None:
     assert [split.count for split in report.splits] == [4, 2]
     assert report.splits[0].pixels.sum() == sum(height * width for height, width in ADE_SIZES["training"])
     assert "150, the last class" not in str(report)
-    # 150 classes in four small pictures: not all the missing ones are listed
+    # 150 classes in four small images: not all the missing ones are listed
     assert "more classes in the masks" in report.warnings[0]
     assert report.warnings[0].count("(") == 8
 
@@ -120,10 +120,10 @@ BREAKS = {
     "missing mask": (
         "annotations/training/ADE_train_00000002.png",
         None,
-        "ADE_train_00000002.jpg: picture without mask",
+        "ADE_train_00000002.jpg: image without mask",
     ),
-    "missing picture": ("images/training/ADE_train_00000003.jpg", None, "ADE_train_00000003.png: mask without picture"),
-    "other size": ("annotations/validation/ADE_val_00000001.png", blocks(40, 64, 0, 150, 0), "picture is 64×48"),
+    "missing image": ("images/training/ADE_train_00000003.jpg", None, "ADE_train_00000003.png: mask without image"),
+    "other size": ("annotations/validation/ADE_val_00000001.png", blocks(40, 64, 0, 150, 0), "image is 64×48"),
     "beyond 150": ("annotations/validation/ADE_val_00000001.png", blocks(48, 64, 0, 151, 0), "not those of the full"),
     "255": ("annotations/training/ADE_train_00000001.png", blocks(48, 64, 0, 255, 0) | 255, "reduce_zero_label=false"),
     "RGB": ("annotations/training/ADE_train_00000001.png", make_image(48, 64), "RGB mask and ADEChallengeData2016.zip"),
@@ -152,7 +152,7 @@ def test_zero_label_mistakes_are_said_in_words(tmp_path: Path) -> None:
 
 
 def test_crops_that_never_fit_are_refused(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"crop_size=2048 never fits: pictures are at most 4096×1024"):
+    with pytest.raises(ConfigError, match=r"crop_size=2048 never fits: images are at most 4096×1024"):
         ADE20KDataModule(str(root), crop_size=2048)
     with pytest.raises(ConfigError, match="expected a number of pixels, or"):
         ADE20KDataModule(str(root), crop_size=(1, 2, 3))
@@ -163,13 +163,13 @@ def test_there_is_no_test_truth(root: Path) -> None:
     assert not module.has_test
     with pytest.raises(DataError, match="submission=true"):
         module.setup("test")
-    assert [module.pictures_of("test").sample_id(0)] == ["images/testing/ADE_test_00000001.jpg"]
+    assert [module.images_of("test").sample_id(0)] == ["images/testing/ADE_test_00000001.jpg"]
     shutil.rmtree(root / "images/testing")
     with pytest.raises(DataError, match=r"looked for .*images/testing and .*release_test/testing"):
-        module.pictures_of("test")
+        module.images_of("test")
 
 
-def test_real_pictures(shared_dir: Path) -> None:
+def test_real_images(shared_dir: Path) -> None:
     root = shared_dir / "data/ADEChallengeData2016"
     module = ADE20KDataModule(str(root))
     source = module.source("val")

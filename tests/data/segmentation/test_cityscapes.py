@@ -69,7 +69,7 @@ def test_train_ids_are_accepted_where_there_are_no_label_ids(tmp_path: Path) -> 
     np.testing.assert_array_equal(chosen.source("val").load(1).mask, values)
 
 
-def test_training_pictures_need_not_be_square(root: Path) -> None:
+def test_training_images_need_not_be_square(root: Path) -> None:
     module = CityscapesDataModule(str(root), **SMALL)
     module.setup("fit")
     for batch in module.train_dataloader():
@@ -102,14 +102,14 @@ def test_wrong_roots_and_missing_masks_are_said_in_words(root: Path, tmp_path: P
 
 MASK = "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"
 BREAKS = {
-    "missing mask": (MASK, None, "picture without mask; expected gtFine/train/…_gtFine_labelIds of the same path"),
-    "missing picture": (
-        MASK.replace("gtFine/", "leftImg8bit/").replace("gtFine_labelIds", "leftImg8bit"), None, "mask without picture",
+    "missing mask": (MASK, None, "image without mask; expected gtFine/train/…_gtFine_labelIds of the same path"),
+    "missing image": (
+        MASK.replace("gtFine/", "leftImg8bit/").replace("gtFine_labelIds", "leftImg8bit"), None, "mask without image",
     ),
     "train ids": (MASK, blocks(*CITY_SIZE, 0, 1, 0) * 255, "these look like train ids"),
-    "strange": (MASK, blocks(*CITY_SIZE, 0, 40, 0), "19 classes and void are 0 … 33"),
+    "strange": (MASK, blocks(*CITY_SIZE, 0, 40, 0), "19 classes and ignored are 0 … 33"),
     "colours": (MASK, make_image(*CITY_SIZE), "_gtFine_color.png are for people"),
-    "other size": (MASK, blocks(32, 32, 0, 33, 0), "picture is 64×32"),
+    "other size": (MASK, blocks(32, 32, 0, 33, 0), "image is 64×32"),
 }  # fmt: skip
 
 
@@ -130,13 +130,13 @@ def test_label_ids_under_the_name_of_train_ids_are_noticed(root: Path) -> None:
     assert "These look like label ids" in error
 
 
-def test_submissions_hold_label_ids_named_like_the_pictures(root: Path, tmp_path: Path) -> None:
+def test_submissions_hold_label_ids_named_like_the_images(root: Path, tmp_path: Path) -> None:
     module = CityscapesDataModule(str(root), **SMALL)
-    pictures = module.pictures_of("test")
-    writer = SubmissionWriter(tmp_path / "out", module.protocol.submission, pictures.paths)
+    images = module.images_of("test")
+    writer = SubmissionWriter(tmp_path / "out", module.protocol.submission, images.paths)
     labels = torch.arange(19).repeat(32, 4)[:, :64][None]
     trainer: Any = SimpleNamespace(is_global_zero=True)
-    (batch,) = module.prediction(pictures).predict_dataloader()
+    (batch,) = module.prediction(images).predict_dataloader()
     writer.on_predict_batch_end(trainer, None, labels, batch)  # type: ignore[arg-type]
     written = tmp_path / "out/berlin_000000_000019_leftImg8bit.png"
     assert list((tmp_path / "out").iterdir()) == [written]
@@ -145,10 +145,10 @@ def test_submissions_hold_label_ids_named_like_the_pictures(root: Path, tmp_path
     assert batch.conditions.sample_ids == ("leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png",)
 
 
-def test_predicted_pictures_have_the_sample_ids_and_pixels_of_their_split(root: Path) -> None:
+def test_predicted_images_have_the_sample_ids_and_pixels_of_their_split(root: Path) -> None:
     module = CityscapesDataModule(str(root), **SMALL)
     (measured,) = module.val_dataloader()
-    (predicted,) = module.prediction(module.pictures_of("val"), eval_batch_size=2).predict_dataloader()
+    (predicted,) = module.prediction(module.images_of("val"), eval_batch_size=2).predict_dataloader()
     assert predicted.conditions.sample_ids == measured.conditions.sample_ids
     assert torch.equal(predicted.images, measured.images)
 
@@ -157,11 +157,11 @@ def test_data_without_a_server_have_no_submission(tmp_path: Path) -> None:
     from gate_lightning.data.segmentation.folder import FolderDataModule
 
     module = FolderDataModule(str(make_folder(tmp_path / "data")), crop_size=16)
-    with pytest.raises(ConfigError, match="no picture files"):
-        module.pictures_of("val")
+    with pytest.raises(ConfigError, match="no image files"):
+        module.images_of("val")
     with pytest.raises(ConfigError, match="no submission format"):
         SubmissionWriter(tmp_path / "out", module.protocol.submission, [])
-    with pytest.raises(DataError, match=r"two pictures would both be written to a\.png"):
+    with pytest.raises(DataError, match=r"two images would both be written to a\.png"):
         SubmissionWriter(tmp_path / "out", (1, 2), [Path("x/a.png"), Path("y/a.png")])
 
 

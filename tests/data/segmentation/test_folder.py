@@ -1,4 +1,4 @@
-"""Own pictures: whole folders are read in every form, broken ones are named before anything else happens."""
+"""Own images: whole folders are read in every form, broken ones are named before anything else happens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_protocol_comes_from_the_files(tmp_path: Path) -> None:
     assert plain.classes == CLASSES
     assert plain.ignore_index == 255
     assert plain.prompt_fine == "a photo of sky, road, car"
-    assert [branch["name"] for branch in plain.recipe] == ["prompt", "moderate", "overtrained"]
+    assert [branch["name"] for branch in plain.branches] == ["prompt", "moderate", "overtrained"]
     coloured = folder(make_folder(tmp_path / "coloured", mask_mode="RGB")).protocol
     assert coloured.palette == tuple(PALETTE[name] for name in CLASSES)
 
@@ -75,7 +75,7 @@ def test_training_batches(tmp_path: Path) -> None:
     assert len({name for batch in batches for name in batch.conditions.sample_ids}) == 4
 
 
-def test_evaluation_resizes_pictures_but_not_masks(tmp_path: Path) -> None:
+def test_evaluation_resizes_images_but_not_masks(tmp_path: Path) -> None:
     module = folder(make_folder(tmp_path))
     first, second = module.val_dataloader()
     assert first.images.shape == (1, 3, 24, 16)
@@ -87,13 +87,13 @@ def test_evaluation_resizes_pictures_but_not_masks(tmp_path: Path) -> None:
     assert [batch.images.shape[2:] for batch in kept.val_dataloader()] == [(30, 20), (24, 32)]
 
 
-def test_pictures_of_one_size_are_evaluated_together(tmp_path: Path) -> None:
+def test_images_of_one_size_are_evaluated_together(tmp_path: Path) -> None:
     root = make_folder(tmp_path, {"train": [(20, 20)] * 2, "val": [(20, 24)] * 5})
     assert [len(batch) for batch in folder(root, batch_size=2).val_dataloader()] == [2, 2, 1]
     assert [len(batch) for batch in folder(root, eval_batch_size=4).val_dataloader()] == [4, 1]
 
 
-def test_unaugmented_pictures_are_the_same_in_every_epoch(tmp_path: Path) -> None:
+def test_unaugmented_images_are_the_same_in_every_epoch(tmp_path: Path) -> None:
     loader = folder(make_folder(tmp_path), augment=False).train_dataloader()
     epochs = []
     for _ in range(2):
@@ -163,7 +163,7 @@ def break_pairs(root: Path, what: str) -> None:
         "no image": image.unlink,
         "cut image": lambda: image.write_bytes(image.read_bytes()[:60]),
         "cut mask": lambda: mask.write_bytes(mask.read_bytes()[:60]),
-        "no picture": lambda: image.write_text("hello"),
+        "text for an image": lambda: image.write_text("hello"),
         "empty file": lambda: image.write_bytes(b""),
         "size": lambda: write(mask, make_mask(10, 20)),
         "label": lambda: write(mask, make_mask(20, 20) + 1),
@@ -176,14 +176,14 @@ def break_pairs(root: Path, what: str) -> None:
 
 
 BROKEN = {
-    "no mask": r"images/train/002.png: picture without mask; expected masks/train/",
-    "no image": r"masks/train/002.png: mask without picture; expected images/train/",
+    "no mask": r"images/train/002.png: image without mask; expected masks/train/",
+    "no image": r"masks/train/002.png: mask without image; expected images/train/",
     "cut image": r"images/train/002.png does not decode",
     "cut mask": r"masks/train/002.png does not decode",
-    "no picture": r"images/train/002.png is no picture",
-    "empty file": r"images/train/002.png is no picture that can be read \(0 bytes\)",
-    "size": r"images/train/002.png: picture is 20×20 \(width × height\), its mask .*masks/train/002.png 20×10",
-    "label": r"masks/train/002.png: unknown label values: 3 in 140 pixels; 3 classes and void are 0 … 2, 255. If 3",
+    "text for an image": r"images/train/002.png is no image",
+    "empty file": r"images/train/002.png is no image that can be read \(0 bytes\)",
+    "size": r"images/train/002.png: image is 20×20 \(width × height\), its mask .*masks/train/002.png 20×10",
+    "label": r"masks/train/002.png: unknown label values: 3 in 140 pixels; 3 classes and ignored are 0 … 2, 255. If 3",
     "colour mask": r"masks/train/002.png is an RGB mask",
     "two images": r"images/train/002.bmp: 2 files of one name \(002.bmp, 002.png\)",
     "lossy mask": r"masks/train/002.jpg: a mask saved with loss",
@@ -206,7 +206,7 @@ def test_the_first_of_several_is_named_and_the_rest_counted(tmp_path: Path) -> N
         break_pairs(root, what)
     (root / "images/train/001.png").write_text("x")
     (root / "images/train/003.png").write_text("x")
-    with pytest.raises(DataError, match=r"(?s)images/train/001.png is no picture.*\(2 more; .*tool=check_data"):
+    with pytest.raises(DataError, match=r"(?s)images/train/001.png is no image.*\(2 more; .*tool=check_data"):
         folder(root).setup("fit")
 
 
@@ -219,7 +219,7 @@ def test_a_mask_that_misses_the_rotation_is_explained(tmp_path: Path) -> None:
         folder(root).setup("fit")
 
 
-def test_pictures_too_small_are_named_with_a_setting_that_works(tmp_path: Path) -> None:
+def test_images_too_small_are_named_with_a_setting_that_works(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
     with pytest.raises(DataError, match=r"train/001.png: 24×32 pixels are too small .* use dataset.resize_short=28"):
         folder(root, crop_size=28, resize_short=0).setup("fit")
@@ -245,7 +245,7 @@ def test_missing_split_and_empty_split(tmp_path: Path) -> None:
     (root / "masks/val").mkdir()
     shutil.rmtree(root / "images/val")
     (root / "images/val").mkdir()
-    with pytest.raises(DataError, match="images/val holds no pictures"):
+    with pytest.raises(DataError, match="images/val holds no images"):
         folder(root).setup("fit")
 
 
@@ -274,7 +274,7 @@ def test_captions_to_shuffle_must_exist(tmp_path: Path) -> None:
     [
         ({"captions": "noisy"}, "captions=noisy: a folder knows fine, coarse, shuffled"),
         ({"check_level": "no"}, "dataset.check_level is 'no'"),
-        ({"subset": 0}, "dataset.subset is 0; expected a number of pictures"),
+        ({"subset": 0}, "dataset.subset is 0; expected a number of images"),
         ({"subset": {"trian": 3}}, "dataset.subset is {'trian': 3}"),
         ({"subset": "all"}, "dataset.subset is all"),
         ({"crop_size": 0}, "crop_size is 0"),
@@ -292,7 +292,7 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, arguments: dict[str, 
         folder(make_folder(tmp_path), **arguments)
 
 
-def test_void_value_of_the_files_becomes_255(tmp_path: Path) -> None:
+def test_ignored_value_of_the_files_becomes_255(tmp_path: Path) -> None:
     root = make_folder(tmp_path)
     mask = make_mask(20, 20)
     mask[:2] = 11
@@ -316,6 +316,6 @@ def test_real_folders(shared_dir: Path, name: str, ignore_index: int, counts: tu
     assert evaluated.masks.shape[1:] == source.load(0).mask.shape
 
 
-def test_a_real_folder_with_the_wrong_void_value(shared_dir: Path) -> None:
+def test_a_real_folder_with_the_wrong_ignored_value(shared_dir: Path) -> None:
     with pytest.raises(DataError, match=r"0001TP_006690.png: unknown label values: 11 in 7980 .*ignore_index=11"):
         folder(shared_dir / "data/camvid").setup("fit")

@@ -1,4 +1,4 @@
-"""Geometry against slow loops; pictures and masks stay on each other; every range is checked."""
+"""Geometry against slow loops; images and masks stay on each other; every range is checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.samples import Sample, keyed_generator
+from gate_lightning.data.samples import Sample
 from gate_lightning.data.transforms.basic import (
     CenterCrop,
     Compose,
@@ -19,27 +19,28 @@ from gate_lightning.data.transforms.basic import (
     RandomFlip,
     RandomResize,
     Resize,
+    resize_image,
     resize_mask,
-    resize_picture,
 )
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.seeding import data_generator
 
 
 def numbered(height: int = 12, width: int = 20) -> Sample:
-    """A picture whose pixels are all different, with mask and control derived from it."""
+    """An image whose pixels are all different, with mask and control derived from it."""
     numbers = np.arange(height * width).reshape(height, width)
     image = np.stack([numbers % 256, numbers // 256, numbers % 7], axis=2).astype(np.uint8)
     return Sample("s", image, image[..., 2].copy(), controls={"copy": image.copy()})
 
 
 def agrees(sample: Sample) -> bool:
-    """Whether mask and control still show what the picture shows."""
+    """Whether mask and control still show what the image shows."""
     return bool((sample.mask == sample.image[..., 2]).all() and (sample.controls["copy"] == sample.image).all())
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_crop_and_flip_move_picture_mask_and_controls_alike(seed: int) -> None:
-    sample = Compose([RandomCrop(8), RandomFlip(0.5)])(numbered(), keyed_generator(seed))
+def test_crop_and_flip_move_image_mask_and_controls_alike(seed: int) -> None:
+    sample = Compose([RandomCrop(8), RandomFlip(0.5)])(numbered(), data_generator(seed))
     assert sample.image.shape == (8, 8, 3)
     assert agrees(sample)
 
@@ -47,23 +48,23 @@ def test_crop_and_flip_move_picture_mask_and_controls_alike(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_window_is_the_corner_of_the_crop(seed: int) -> None:
     whole = numbered()
-    sample = RandomCrop(8, cat_max_ratio=1.0)(whole, keyed_generator(seed))
+    sample = RandomCrop(8, cat_max_ratio=1.0)(whole, data_generator(seed))
     top, left = sample.window
     assert (sample.image == whole.image[top : top + 8, left : left + 8]).all()
 
 
 def test_all_corners_can_be_drawn() -> None:
-    rng = keyed_generator("corners")
+    rng = data_generator("corners")
     drawn = {RandomCrop(10, cat_max_ratio=1.0)(numbered(12, 11), rng).window for _ in range(200)}
     assert drawn == {(top, left) for top in range(3) for left in range(2)}
 
 
 def test_flip_mirrors() -> None:
     whole = numbered()
-    flipped = RandomFlip(1.0)(whole, keyed_generator(0))
+    flipped = RandomFlip(1.0)(whole, data_generator(0))
     assert (flipped.image == whole.image[:, ::-1]).all()
     assert agrees(flipped)
-    assert RandomFlip(0.0)(whole, keyed_generator(0)) is whole
+    assert RandomFlip(0.0)(whole, data_generator(0)) is whole
 
 
 def slow_nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -87,7 +88,7 @@ def test_masks_take_the_label_under_the_new_pixels_centre(size: tuple[int, int])
 def test_shrinking_averages_over_areas() -> None:
     image = np.random.default_rng(1).integers(0, 256, (12, 18, 3), dtype=np.uint8)
     expected = image.reshape(4, 3, 6, 3, 3).mean(axis=(1, 3))
-    assert np.abs(resize_picture(image, 4, 6) - expected).max() <= 0.51
+    assert np.abs(resize_image(image, 4, 6) - expected).max() <= 0.51
 
 
 @pytest.mark.parametrize(
@@ -95,10 +96,10 @@ def test_shrinking_averages_over_areas() -> None:
 )
 def test_shorter_side_and_aspect(height: int, width: int, expected: tuple[int, int]) -> None:
     image = np.zeros((height, width, 3), dtype=np.uint8)
-    sample = Resize(24)(Sample("s", image, image[..., 0]), keyed_generator(0))
+    sample = Resize(24)(Sample("s", image, image[..., 0]), data_generator(0))
     assert sample.image.shape[:2] == expected
     assert sample.mask.shape == (height, width)
-    assert Resize(24, with_mask=True)(Sample("s", image, image[..., 0]), keyed_generator(0)).mask.shape == expected
+    assert Resize(24, with_mask=True)(Sample("s", image, image[..., 0]), data_generator(0)).mask.shape == expected
 
 
 def test_zero_keeps_the_size() -> None:
@@ -107,7 +108,7 @@ def test_zero_keeps_the_size() -> None:
 
 def test_random_resize_covers_its_range() -> None:
     sample = numbered(20, 30)
-    rng = keyed_generator("ratios")
+    rng = data_generator("ratios")
     shorts = [RandomResize(10, (0.5, 2.0))(sample, rng).image.shape[0] for _ in range(300)]
     assert min(shorts) in (5, 6)
     assert max(shorts) in (19, 20)
@@ -120,7 +121,7 @@ def test_crop_avoids_one_class_where_it_can() -> None:
     mask = np.zeros((32, 64), dtype=np.uint8)
     mask[:, 48:] = 1
     sample = Sample("s", np.zeros((32, 64, 3), dtype=np.uint8), mask)
-    rng = keyed_generator("balance")
+    rng = data_generator("balance")
 
     def dominated(ratio: float) -> float:
         shares = [(RandomCrop(32, ratio)(sample, rng).mask == 0).mean() for _ in range(200)]
@@ -130,24 +131,24 @@ def test_crop_avoids_one_class_where_it_can() -> None:
     assert dominated(0.75) < 0.1
 
 
-def test_void_does_not_count_as_a_class() -> None:
+def test_ignored_does_not_count_as_a_class() -> None:
     mask = np.full((8, 16), IGNORE_INDEX, dtype=np.uint8)
     mask[:, :4] = 0
     mask[:, 4:8] = 1
     sample = Sample("s", np.zeros((8, 16, 3), dtype=np.uint8), mask)
-    lefts = [RandomCrop(8, 0.75)(sample, keyed_generator(n)).window[1] for n in range(60)]
-    # further right at most a quarter of the labelled pixels is class 0, or there is only void
+    lefts = [RandomCrop(8, 0.75)(sample, data_generator(n)).window[1] for n in range(60)]
+    # further right at most a quarter of the labelled pixels is class 0, or there is only ignored
     assert np.mean([left <= 2 for left in lefts]) > 0.9
 
 
-def test_hopeless_pictures_still_give_a_crop() -> None:
+def test_hopeless_images_still_give_a_crop() -> None:
     sample = Sample("s", np.zeros((16, 16, 3), dtype=np.uint8), np.zeros((16, 16), dtype=np.uint8))
-    assert RandomCrop(8, 0.5)(sample, keyed_generator(0)).image.shape == (8, 8, 3)
+    assert RandomCrop(8, 0.5)(sample, data_generator(0)).image.shape == (8, 8, 3)
 
 
-def test_padding_is_void_and_grey_below_and_to_the_right() -> None:
+def test_padding_is_ignored_and_grey_below_and_to_the_right() -> None:
     whole = numbered(5, 7)
-    sample = Pad(9)(RandomCrop(9)(whole, keyed_generator(0)), keyed_generator(0))
+    sample = Pad(9)(RandomCrop(9)(whole, data_generator(0)), data_generator(0))
     assert sample.image.shape == (9, 9, 3)
     assert (sample.image[:5, :7] == whole.image).all()
     assert (sample.mask[:5, :7] == whole.mask).all()
@@ -169,7 +170,7 @@ def test_padding_may_be_a_class() -> None:
 
 def test_center_crop() -> None:
     whole = numbered(12, 20)
-    assert (CenterCrop(8)(whole, keyed_generator(0)).image == whole.image[2:10, 6:14]).all()
+    assert (CenterCrop(8)(whole, data_generator(0)).image == whole.image[2:10, 6:14]).all()
 
 
 class Numbers:
@@ -188,30 +189,30 @@ class Numbers:
         return self.turn
 
 
-PICTURE = np.random.default_rng(3).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(3).integers(0, 256, (6, 6, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("which", range(4))
 def test_distortions_one_by_one(which: int) -> None:
     numbers = Numbers([0.0 if n == which else 1.0 for n in range(4)], 0.0, [20.0, 1.5, 0.5], -7)
-    changed = PhotometricDistortion()(Sample("s", PICTURE, None), numbers).image.astype(int)
+    changed = PhotometricDistortion()(Sample("s", IMAGE, None), numbers).image.astype(int)
     if which == 0:
-        expected = np.minimum(PICTURE.astype(int) + 20, 255)
+        expected = np.minimum(IMAGE.astype(int) + 20, 255)
     elif which == 1:
-        expected = np.minimum((PICTURE * 1.5).astype(int), 255)
+        expected = np.minimum((IMAGE * 1.5).astype(int), 255)
     else:
-        hsv = cv2.cvtColor(PICTURE, cv2.COLOR_RGB2HSV).astype(int)
+        hsv = cv2.cvtColor(IMAGE, cv2.COLOR_RGB2HSV).astype(int)
         hsv[..., 0] = (hsv[..., 0] - 7) % 180 if which == 3 else hsv[..., 0]
         hsv[..., 1] = hsv[..., 1] // 2 if which == 2 else hsv[..., 1]
         expected = cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB).astype(int)
     assert np.abs(changed - expected).max() <= 1
-    assert (changed != PICTURE).any()
+    assert (changed != IMAGE).any()
 
 
 def test_order_of_contrast_is_drawn() -> None:
     """Bright and then contrasted differs from contrasted and then bright... with saturation in between."""
     images = [
-        PhotometricDistortion()(Sample("s", PICTURE, None), Numbers([1, 0, 0, 1], first, [0.0, 1.5, 1.5], 0)).image
+        PhotometricDistortion()(Sample("s", IMAGE, None), Numbers([1, 0, 0, 1], first, [0.0, 1.5, 1.5], 0)).image
         for first in (0.0, 1.0)
     ]
     assert (images[0] != images[1]).any()
@@ -219,7 +220,7 @@ def test_order_of_contrast_is_drawn() -> None:
 
 def test_distortion_leaves_masks_and_controls() -> None:
     whole = numbered()
-    sample = PhotometricDistortion()(whole, keyed_generator("any"))
+    sample = PhotometricDistortion()(whole, data_generator("any"))
     assert sample.mask is whole.mask
     assert (sample.controls["copy"] == whole.controls["copy"]).all()
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from gate_lightning.data.samples import Sample, collate, keyed_generator
+from gate_lightning.data.samples import Sample, collate
 from gate_lightning.data.transforms.basic import Pad, PhotometricDistortion, RandomCrop, RandomFlip
 from gate_lightning.data.transforms.fit import Fit, RandomFit
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.seeding import data_generator
 from tests.support.benchmarks import blocks
 
 mmcv_transforms = pytest.importorskip("mmcv.transforms")
@@ -21,14 +22,14 @@ mmseg_transforms = pytest.importorskip("mmseg.datasets.transforms.transforms")
 
 
 def sample(height: int = 90, width: int = 130, seed: int = 0) -> Sample:
-    image = cv2.resize(keyed_generator(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8), (width, height))
+    image = cv2.resize(data_generator(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8), (width, height))
     mask = blocks(height, width, 0, 5, seed)
     mask[mask == 5] = 255
     return Sample("s", image, mask)
 
 
 def as_results(given: Sample) -> dict[str, Any]:
-    """What mmsegmentation's transforms pass on; it keeps pictures as BGR."""
+    """What mmsegmentation's transforms pass on; it keeps images as BGR."""
     image = given.image[..., ::-1].copy()
     shape = image.shape[:2]
     return {
@@ -69,7 +70,7 @@ def test_random_resize_is_mmcvs(share: float, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_evaluation_keeps_the_mask() -> None:
-    fitted = Fit((256, 64))(sample(), keyed_generator(0))
+    fitted = Fit((256, 64))(sample(), data_generator(0))
     assert fitted.image.shape == (64, 92, 3)
     assert fitted.mask is not None
     assert fitted.mask.shape == (90, 130)
@@ -79,17 +80,17 @@ def test_evaluation_keeps_the_mask() -> None:
 def test_class_balanced_crops_are_mmsegs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     given = sample(seed=seed)
     given.mask[:, :100] = 1  # type: ignore[index] # so that many draws are refused
-    rng = keyed_generator(seed)
+    rng = data_generator(seed)
     monkeypatch.setattr(np.random, "randint", lambda low, high: int(rng.integers(low, high)))
     theirs = mmseg_transforms.RandomCrop((32, 48), cat_max_ratio=0.75).transform(as_results(given))
-    assert_equal(RandomCrop((32, 48), 0.75)(given, keyed_generator(seed)), theirs)
+    assert_equal(RandomCrop((32, 48), 0.75)(given, data_generator(seed)), theirs)
 
 
 class Scripted:
     """Random numbers of mmsegmentation's PhotoMetricDistortion, taken from ours."""
 
     def __init__(self, seed: int) -> None:
-        rng = keyed_generator(seed)
+        rng = data_generator(seed)
         does = rng.random(4) < 0.5
         first = bool(rng.random() < 0.5)
         shift, contrast, saturation = rng.uniform(-32, 32), rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
@@ -115,7 +116,7 @@ def _when(does: bool, number: float) -> list[Any]:
 def test_photometric_distortion_is_mmsegs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmseg_transforms, "random", Scripted(seed))
     theirs = mmseg_transforms.PhotoMetricDistortion().transform(as_results(sample()))
-    assert_equal(PhotometricDistortion()(sample(), keyed_generator(seed)), theirs)
+    assert_equal(PhotometricDistortion()(sample(), data_generator(seed)), theirs)
 
 
 def test_flip_pad_and_normalisation_are_mmsegs() -> None:
@@ -125,7 +126,7 @@ def test_flip_pad_and_normalisation_are_mmsegs() -> None:
     from mmseg.structures import SegDataSample
 
     given = sample(40, 50)
-    ours = collate([Pad((48, 64))(RandomFlip(1.0)(given, keyed_generator(0)), keyed_generator(0))])
+    ours = collate([Pad((48, 64))(RandomFlip(1.0)(given, data_generator(0)), data_generator(0))])
     image = torch.from_numpy(imflip(given.image[..., ::-1]).copy()).permute(2, 0, 1)
     truth = SegDataSample(gt_sem_seg=PixelData(data=torch.from_numpy(imflip(given.mask).copy())[None]))
     half = [127.5] * 3

@@ -49,7 +49,7 @@ def test_a_sample_keeps_everything_else() -> None:
         DropSmallAnnotations(-1)
 
 
-def test_pictures_and_masks_get_their_own_sizes() -> None:
+def test_images_and_masks_get_their_own_sizes() -> None:
     rng = np.random.default_rng(0)
     halves = np.zeros((20, 30), dtype=np.uint8)
     halves[:, 15:] = 3
@@ -61,10 +61,10 @@ def test_pictures_and_masks_get_their_own_sizes() -> None:
     assert squared.mask is not None
     np.testing.assert_array_equal(squared.mask, np.repeat([[0, 3]], 4, axis=1).repeat(8, axis=0))
     assert Square(16)(sample, rng).mask is halves  # evaluation of ordinary tasks: the mask keeps its size
-    assert Square(16).picture(sample.image).shape == (16, 16, 3)
+    assert Square(16).image(sample.image).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize(("sizes", "name"), [((0, 8), "picture_size"), ((8, 0), "size"), ((8, True), "size")])
+@pytest.mark.parametrize(("sizes", "name"), [((0, 8), "image_size"), ((8, 0), "size"), ((8, True), "size")])
 def test_sizes_out_of_range(sizes: tuple[int, int], name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         Square(*sizes)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from gate_lightning.data.samples import Draw, SegmentationViews
+from gate_lightning.data.samples import SampleRequest, SegmentationDataset
 from gate_lightning.data.transforms.basic import Compose, PhotometricDistortion, RandomCrop, RandomFlip
 from gate_lightning.errors import CacheError
 from gate_lightning.features.caches.augmented_views import (
-    CachedViews,
+    AugmentedFeatureCache,
     StoredViews,
     describe,
     padded_batch,
@@ -29,15 +29,17 @@ from tests.support.segmentation_fakes import FakeExtractor, FakeSource
 FLIP = {"augmentation": describe(RandomFlip(0.5))}
 
 
-def training(cycle: int | None = 2, size: tuple[int, int] = (16, 16)) -> SegmentationViews:
-    return SegmentationViews(FakeSource("train", 4, size), RandomFlip(0.5), random=True, training=True, cycle=cycle)
+def training(cycle: int | None = 2, size: tuple[int, int] = (16, 16)) -> SegmentationDataset:
+    return SegmentationDataset(FakeSource("train", 4, size), RandomFlip(0.5), random=True, training=True, cycle=cycle)
 
 
-def filled(folder: Path, views: SegmentationViews, dtype: str = "float16") -> tuple[CachedViews, FakeExtractor]:
+def filled(
+    folder: Path, views: SegmentationDataset, dtype: str = "float16"
+) -> tuple[AugmentedFeatureCache, FakeExtractor]:
     extractor = FakeExtractor()
-    cached = CachedViews(extractor, folder, dtype, FLIP)
+    cached = AugmentedFeatureCache(extractor, folder, dtype, FLIP)
     for epoch in range(views.cycle):
-        cached.fill(*padded_batch(views[[Draw(index, epoch) for index in range(4)]], 8))
+        cached.fill(*padded_batch(views[[SampleRequest(index, epoch) for index in range(4)]], 8))
     return cached, extractor
 
 
@@ -51,13 +53,13 @@ def half(features: Features) -> Features:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (20, 13)])
-def test_batches_bring_the_features_of_their_own_pictures(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_batches_bring_the_features_of_their_own_images(tmp_path: Path, size: tuple[int, int]) -> None:
     views = training(size=size)
     cached, _ = filled(tmp_path, views)
     stored = StoredViews(views, cached.store, 8)
     assert len(stored) == 4
     for epoch in (0, 1, 5):
-        draws = [Draw(index, epoch) for index in (3, 1)]
+        draws = [SampleRequest(index, epoch) for index in (3, 1)]
         batch, plain = stored[draws], views[draws]
         assert torch.equal(batch.images, plain.images)
         assert torch.equal(batch.masks, plain.masks)
@@ -67,7 +69,7 @@ def test_batches_bring_the_features_of_their_own_pictures(tmp_path: Path, size: 
 
 def test_views_come_back_after_their_cycle() -> None:
     views, endless = training(3), training(None)
-    draws = [[Draw(index, epoch) for index in range(4)] for epoch in range(7)]
+    draws = [[SampleRequest(index, epoch) for index in range(4)] for epoch in range(7)]
     seen = [views[one].conditions.views[0] for one in draws]
     assert seen == ["draw0", "draw1", "draw2", "draw0", "draw1", "draw2", "draw0"]
     assert torch.equal(views[draws[4]].images, views[draws[1]].images)
@@ -81,13 +83,13 @@ def test_nothing_is_computed_twice(tmp_path: Path) -> None:
     cached, extractor = filled(tmp_path, views)
     calls = len(extractor.seen)
     assert calls == 2
-    assert cached.fill(*padded_batch(views[[Draw(0), Draw(2)]], 8)) == 0
-    again = CachedViews(FakeExtractor(), tmp_path, "float16", FLIP)
-    assert again.fill(*padded_batch(views[[Draw(0, 1)]], 8)) == 0
+    assert cached.fill(*padded_batch(views[[SampleRequest(0), SampleRequest(2)]], 8)) == 0
+    again = AugmentedFeatureCache(FakeExtractor(), tmp_path, "float16", FLIP)
+    assert again.fill(*padded_batch(views[[SampleRequest(0, 1)]], 8)) == 0
     assert not again.extractor.extractor.seen
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut off", "other picture"])
+@pytest.mark.parametrize("damage", ["missing", "cut off", "other image"])
 def test_a_view_that_does_not_fit_is_computed_again(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,7 +103,7 @@ def test_a_view_that_does_not_fit_is_computed_again(
         path.write_bytes(content[:-1])
     else:
         views.source.samples[1] = replace(views.source.samples[1], image=255 - views.source.samples[1].image)
-    draws = [Draw(0, 1), Draw(1, 1)]
+    draws = [SampleRequest(0, 1), SampleRequest(1, 1)]
     batch = StoredViews(views, cached.store, 8)[draws]
     assert batch.features is None
     images, conditions = padded_batch(batch, 8)
@@ -109,7 +111,7 @@ def test_a_view_that_does_not_fit_is_computed_again(
         features = cached(images, conditions)
     assert "train/001" in caplog.text
     assert same(half(features), half(FakeExtractor()(images, conditions)))
-    assert (path.read_bytes() == content) == (damage != "other picture")
+    assert (path.read_bytes() == content) == (damage != "other image")
     assert same(StoredViews(views, cached.store, 8)[draws].features, half(features))
     assert len(extractor.seen) == 3
 
@@ -118,9 +120,9 @@ def test_another_augmentation_is_refused(tmp_path: Path) -> None:
     filled(tmp_path, training())
     other = {"augmentation": describe(RandomFlip(0.25))}
     with pytest.raises(CacheError, match=r"preprocessing\.augmentation\.p: 0\.5 → 0\.25.*another folder"):
-        _raise_on_one_line(lambda: CachedViews(FakeExtractor(), tmp_path, "float16", other))
+        _raise_on_one_line(lambda: AugmentedFeatureCache(FakeExtractor(), tmp_path, "float16", other))
     with pytest.raises(CacheError, match="float16' → 'float32"):
-        CachedViews(FakeExtractor(), tmp_path, "float32", FLIP)
+        AugmentedFeatureCache(FakeExtractor(), tmp_path, "float32", FLIP)
 
 
 def _raise_on_one_line(call: object) -> None:
@@ -133,7 +135,7 @@ def _raise_on_one_line(call: object) -> None:
 def test_settings_without_a_folder_have_one_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = [
-        CachedViews(FakeExtractor(), None, dtype, {"augmentation": {"p": p}})
+        AugmentedFeatureCache(FakeExtractor(), None, dtype, {"augmentation": {"p": p}})
         for dtype, p in (("float16", 0.5), ("float16", 0.5), ("float16", 0.6), ("float32", 0.5))
     ]
     folders = [one.folder for one in made]
@@ -144,7 +146,7 @@ def test_settings_without_a_folder_have_one_of_their_own(tmp_path: Path, monkeyp
 
 def test_only_training_views_are_stored_as_views(tmp_path: Path) -> None:
     extractor = FakeExtractor()
-    cached = CachedViews(extractor, tmp_path)
+    cached = AugmentedFeatureCache(extractor, tmp_path)
     images = torch.rand(1, 3, 16, 16)
     plain, scaled = Conditions(("p",)), Conditions(("p",), views=("|scale=0.5,flip=0",))
     cached(images, scaled)
@@ -155,14 +157,14 @@ def test_only_training_views_are_stored_as_views(tmp_path: Path) -> None:
     cached(images, plain)
     assert len(extractor.seen) == 3
     assert [path.parent for path in tmp_path.rglob("*.safetensors")] == [tmp_path]
-    cached.keeps_pictures = False
+    cached.keeps_images = False
     cached(images, plain)
     assert len(extractor.seen) == 4
 
 
 def test_it_describes_itself_as_the_extractor(tmp_path: Path) -> None:
     extractor = FakeExtractor()
-    cached = CachedViews(extractor, tmp_path)
+    cached = AugmentedFeatureCache(extractor, tmp_path)
     assert cached.description == extractor.description
     assert cached.feature_info == extractor.feature_info
     assert cached.backbone is extractor.backbone

@@ -22,7 +22,7 @@ from gate_lightning.features.caches.folder import FeatureFolder, read_features
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.structures import Conditions, Features
-from tests.support.small_networks import build, pictures
+from tests.support.small_networks import build, random_images
 
 CONDITIONS = Conditions(sample_ids=("a.png", "sub/b.png"))
 
@@ -56,18 +56,18 @@ def stored(folder: Path) -> list[Path]:
 
 def test_read_again_by_another_process(backbone: Backbone, tmp_path: Path) -> None:
     made = extractor(backbone)
-    first = DiskCache(made, tmp_path)(pictures(2), CONDITIONS)
+    first = DiskCache(made, tmp_path)(random_images(2), CONDITIONS)
     again = extractor(backbone)
-    second = DiskCache(again, tmp_path)(pictures(2).flip(0), Conditions(("sub/b.png", "a.png")))
+    second = DiskCache(again, tmp_path)(random_images(2).flip(0), Conditions(("sub/b.png", "a.png")))
     assert again.calls == 0
     assert same(first, {b: {name: value.flip(0) for name, value in m.items()} for b, m in second.items()})
-    plain = FeatureExtractor.forward(made, pictures(2), CONDITIONS)
+    plain = FeatureExtractor.forward(made, random_images(2), CONDITIONS)
     assert same(first, {b: {name: value.half().float() for name, value in m.items()} for b, m in plain.items()})
 
 
 def test_files_are_of_native_size_and_half_precision(backbone: Backbone, tmp_path: Path) -> None:
     made = extractor(backbone)
-    features = DiskCache(made, tmp_path)(pictures(2), CONDITIONS)
+    features = DiskCache(made, tmp_path)(random_images(2), CONDITIONS)
     names = [path.relative_to(tmp_path).as_posix() for path in stored(tmp_path)]
     assert [name.split(".png")[0] for name in names] == ["a", "sub/b"]
     alone = read_features(stored(tmp_path)[1])
@@ -89,42 +89,42 @@ def test_files_are_of_native_size_and_half_precision(backbone: Backbone, tmp_pat
 def test_what_changes_features_is_another_file(backbone: Backbone, tmp_path: Path, change: dict[str, object]) -> None:
     made = extractor(backbone)
     cache = DiskCache(made, tmp_path)
-    cache(pictures(2), CONDITIONS)
+    cache(random_images(2), CONDITIONS)
     changed = replace(CONDITIONS, **change)
-    cache(pictures(2), changed)
-    cache(pictures(2), changed)
+    cache(random_images(2), changed)
+    cache(random_images(2), changed)
     assert made.calls == 2
     assert len(stored(tmp_path)) == (3 if set(change) <= {"sample_ids", "windows"} else 4)
 
 
-def test_another_picture_under_the_same_name(backbone: Backbone, tmp_path: Path) -> None:
+def test_another_image_under_the_same_name(backbone: Backbone, tmp_path: Path) -> None:
     made = extractor(backbone)
     cache = DiskCache(made, tmp_path)
-    first, second = cache(pictures(2), CONDITIONS), cache(-pictures(2), CONDITIONS)
+    first, second = cache(random_images(2), CONDITIONS), cache(-random_images(2), CONDITIONS)
     assert made.calls == 2
     assert not same(first, second)
 
 
 @pytest.mark.parametrize("change", [{"views": ("epoch1", "")}, {"noise": torch.zeros(2, 4, 16, 24)}])
 def test_what_does_not_come_again_is_not_kept(backbone: Backbone, tmp_path: Path, change: dict[str, object]) -> None:
-    DiskCache(extractor(backbone), tmp_path)(pictures(2), replace(CONDITIONS, **change))
+    DiskCache(extractor(backbone), tmp_path)(random_images(2), replace(CONDITIONS, **change))
     assert not stored(tmp_path)
 
 
 def test_memory_in_front_of_the_disk(backbone: Backbone, tmp_path: Path) -> None:
-    first = DiskCache(extractor(backbone), tmp_path)(pictures(2), CONDITIONS)
+    first = DiskCache(extractor(backbone), tmp_path)(random_images(2), CONDITIONS)
     made = extractor(backbone)
     cache = MemoryCache(DiskCache(made, tmp_path), 1.0)
-    assert same(first, cache(pictures(2), CONDITIONS))
+    assert same(first, cache(random_images(2), CONDITIONS))
     for path in stored(tmp_path):
         path.unlink()
-    assert same(first, cache(pictures(2), CONDITIONS))
+    assert same(first, cache(random_images(2), CONDITIONS))
     assert made.calls == 0
     assert cache.description == made.description
 
 
 def test_another_description_is_refused(backbone: Backbone, tmp_path: Path) -> None:
-    DiskCache(extractor(backbone), tmp_path)(pictures(2), CONDITIONS)
+    DiskCache(extractor(backbone), tmp_path)(random_images(2), CONDITIONS)
     with pytest.raises(CacheError, match=r"(?s)branches\[0\].timestep: 50 → 51.*another folder"):
         DiskCache(extractor(backbone, timestep=51), tmp_path)
     with pytest.raises(CacheError, match="stored_as: 'float16' → 'float32'"):
@@ -136,13 +136,13 @@ def test_another_description_is_refused(backbone: Backbone, tmp_path: Path) -> N
 
 def test_a_folder_without_features_belongs_to_nobody(backbone: Backbone, tmp_path: Path) -> None:
     DiskCache(extractor(backbone), tmp_path)
-    DiskCache(extractor(backbone, timestep=51), tmp_path)(pictures(2), CONDITIONS)
+    DiskCache(extractor(backbone, timestep=51), tmp_path)(random_images(2), CONDITIONS)
     with pytest.raises(CacheError, match="timestep: 51 → 50"):
         DiskCache(extractor(backbone), tmp_path)
 
 
 def test_a_damaged_manifest_is_refused(backbone: Backbone, tmp_path: Path) -> None:
-    DiskCache(extractor(backbone), tmp_path)(pictures(2), CONDITIONS)
+    DiskCache(extractor(backbone), tmp_path)(random_images(2), CONDITIONS)
     manifest = tmp_path / "manifest.json"
     content = json.loads(manifest.read_text())
     for broken in ("", "{", "[]", json.dumps({**content, "digest": "0"})):
@@ -155,7 +155,7 @@ def test_a_damaged_manifest_is_refused(backbone: Backbone, tmp_path: Path) -> No
 def test_a_damaged_file_is_made_again_with_a_warning(
     backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    first = DiskCache(extractor(backbone), tmp_path)(pictures(2), CONDITIONS)
+    first = DiskCache(extractor(backbone), tmp_path)(random_images(2), CONDITIONS)
     path, other = stored(tmp_path)
     content = path.read_bytes()
     flipped = bytearray(content)
@@ -171,15 +171,15 @@ def test_a_damaged_file_is_made_again_with_a_warning(
     )
     made = extractor(backbone)
     with caplog.at_level(logging.WARNING):
-        assert same(first, DiskCache(made, tmp_path)(pictures(2), CONDITIONS))
+        assert same(first, DiskCache(made, tmp_path)(random_images(2), CONDITIONS))
     assert made.calls == 1
     assert path.read_bytes() == content
-    # a whole file of another picture is no damage; it is simply not this one
+    # a whole file of another image is no damage; it is simply not this one
     assert (path.name in caplog.text) == (damage != "renamed")
 
 
 def test_a_damaged_file_is_refused_by_its_reader(backbone: Backbone, tmp_path: Path) -> None:
-    DiskCache(extractor(backbone), tmp_path)(pictures(2), CONDITIONS)
+    DiskCache(extractor(backbone), tmp_path)(random_images(2), CONDITIONS)
     path = stored(tmp_path)[0]
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CacheError, match="damaged"):
@@ -202,10 +202,10 @@ def test_a_full_disk_leaves_nothing_half_written(
     with monkeypatch.context() as patched:
         patched.setattr(files.os, "fsync", full)
         with pytest.raises(CacheError, match=r"sub/b.*disk is full \(0\.\d MB"):
-            cache(pictures(2), CONDITIONS)
+            cache(random_images(2), CONDITIONS)
     assert sorted(path.name.split(".")[0] for path in tmp_path.rglob("*") if path.is_file()) == ["a", "manifest"]
     made = extractor(backbone)
-    DiskCache(made, tmp_path)(pictures(2), CONDITIONS)
+    DiskCache(made, tmp_path)(random_images(2), CONDITIONS)
     assert made.calls == 1
     assert len(stored(tmp_path)) == 2
 
@@ -248,7 +248,7 @@ def test_equal_features_are_equal_files(tmp_path: Path) -> None:
 
 def test_names_stay_inside_the_folder(backbone: Backbone, tmp_path: Path) -> None:
     names = ("../../out.png", "/abs/" + "x" * 400 + ".png")
-    DiskCache(extractor(backbone), tmp_path / "cache")(pictures(2), Conditions(names))
+    DiskCache(extractor(backbone), tmp_path / "cache")(random_images(2), Conditions(names))
     assert len(stored(tmp_path / "cache")) == 2
 
 

@@ -12,7 +12,7 @@ from gate_lightning.features.branch import Branch
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.structures import Conditions, Features
-from tests.support.small_networks import build, pictures
+from tests.support.small_networks import build, random_images
 
 LAYER = "up-level1-upsampler-out"
 
@@ -39,15 +39,15 @@ CONDITIONS = Conditions(sample_ids=("a", "b"))
 
 
 def test_second_time_is_free_and_equal(extractor: Counted) -> None:
-    cache, images = MemoryCache(extractor, 1.0), pictures(2)
+    cache, images = MemoryCache(extractor, 1.0), random_images(2)
     first, second = cache(images, CONDITIONS), cache(images, CONDITIONS)
     assert extractor.calls == 1
     assert torch.equal(first["plain"][LAYER], second["plain"][LAYER])
     assert torch.equal(first["plain"][LAYER], FeatureExtractor.forward(extractor, images, CONDITIONS)["plain"][LAYER])
 
 
-def test_pictures_are_known_in_any_order(extractor: Counted) -> None:
-    cache, images = MemoryCache(extractor, 1.0), pictures(2)
+def test_images_are_known_in_any_order(extractor: Counted) -> None:
+    cache, images = MemoryCache(extractor, 1.0), random_images(2)
     first = cache(images, CONDITIONS)["plain"][LAYER]
     swapped = cache(images.flip(0), Conditions(sample_ids=("b", "a")))["plain"][LAYER]
     assert extractor.calls == 1
@@ -66,21 +66,21 @@ def test_pictures_are_known_in_any_order(extractor: Counted) -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_what_changes_features_is_not_taken_from_memory(extractor: Counted, change: dict[str, object]) -> None:
-    cache, images = MemoryCache(extractor, 1.0), pictures(2)
+    cache, images = MemoryCache(extractor, 1.0), random_images(2)
     cache(images, CONDITIONS)
     cache(images, replace(CONDITIONS, **change))
     assert extractor.calls == 2
 
 
-def test_another_picture_under_the_same_name(extractor: Counted) -> None:
+def test_another_image_under_the_same_name(extractor: Counted) -> None:
     cache = MemoryCache(extractor, 1.0)
-    cache(pictures(2), CONDITIONS)
-    cache(-pictures(2), CONDITIONS)
+    cache(random_images(2), CONDITIONS)
+    cache(-random_images(2), CONDITIONS)
     assert extractor.calls == 2
 
 
 def test_memory_is_limited(extractor: Counted) -> None:
-    images = pictures(2)
+    images = random_images(2)
     one = extractor(images, CONDITIONS)["plain"][LAYER][0].nbytes
     cache = MemoryCache(extractor, 1.5 * one / (1 << 30))
     cache(images, CONDITIONS)
@@ -93,5 +93,5 @@ def test_nothing_frozen_is_saved(extractor: Counted) -> None:
 
 
 def test_no_memory_is_refused(extractor: Counted) -> None:
-    with pytest.raises(ConfigError, match="feature_cache=0"):
+    with pytest.raises(ConfigError, match=r"cache\.memory_gib=0"):
         MemoryCache(extractor, 0)

@@ -10,11 +10,11 @@ import pytest
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.data.card import gate_recipe
+from gate_lightning.data.card import gate_branches
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.config.branches import build_branches
-from gate_lightning.features.config.required_inputs import companions_of, control_images_of
+from gate_lightning.features.config.required_inputs import control_images_of, required_inputs_of
 from gate_lightning.techniques.controlnet import ControlFunction, ControlNet
 from gate_lightning.techniques.denoise import Denoise
 from gate_lightning.techniques.inversion import Inversion
@@ -22,8 +22,8 @@ from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.small_networks import build
 
-PROTOCOL = SimpleNamespace(name="scenes", prompt_simple="a photo", prompt_fine="a fine photo", recipe=gate_recipe())
-KNOBS: dict[str, Any] = {
+PROTOCOL = SimpleNamespace(name="scenes", prompt_simple="a photo", prompt_fine="a fine photo", branches=gate_branches())
+SETTINGS: dict[str, Any] = {
     "controlnet": {"name": "canny", "scale": 0.8, "low": 50, "high": 150, "blur_sigma": 1.0, "normalize": True},
     "lora": {"weights": {"moderate": "m.safetensors", "overtrained": "o.safetensors"}, "scale": 0.9},
 }
@@ -35,12 +35,20 @@ def backbone() -> Backbone:
     return build("tiny")
 
 
-def branches(backbone: Any, techniques: Any, knobs: dict[str, Any] | None = None, **own: Any) -> list[Branch]:
-    return build_branches(techniques, protocol=PROTOCOL, backbone=backbone, knobs={**KNOBS, **(knobs or {})}, **own)
+def branches(
+    backbone: Any, techniques: Any, technique_settings: dict[str, Any] | None = None, **own: Any
+) -> list[Branch]:
+    return build_branches(
+        techniques,
+        protocol=PROTOCOL,
+        backbone=backbone,
+        technique_settings={**SETTINGS, **(technique_settings or {})},
+        **own,
+    )
 
 
-def one(backbone: Any, own: dict[str, Any], **knobs: Any) -> tuple[Any, ...]:
-    (branch,) = branches(backbone, [own], knobs)
+def one(backbone: Any, own: dict[str, Any], **technique_settings: Any) -> tuple[Any, ...]:
+    (branch,) = branches(backbone, [own], technique_settings)
     return branch.techniques
 
 
@@ -92,7 +100,7 @@ def test_shared_settings_may_name_several_and_branches_pick_theirs(backbone: Bac
     )
 
 
-def test_where_pictures_come_from_belongs_to_one_controlnet(backbone: Backbone) -> None:
+def test_where_images_come_from_belongs_to_one_controlnet(backbone: Backbone) -> None:
     shared = {"controlnet": {"name": "canny", "folder": "edges", "scale": 0.3}}
     assert one(backbone, {"controlnet": {"scale": 0.5}}, **shared) == (ControlNet("canny", 0.5, folder="edges"),)
     assert one(backbone, {"controlnet": "depth"}, **shared) == (ControlNet("depth", 0.3),)
@@ -174,7 +182,7 @@ def test_branches_name_their_backbone(backbone: Backbone) -> None:
         ({"controlnet": ["canny", "canny"]}, "is there twice"),
         ({"controlnet": []}, "expected at least one"),
         ({"prompt": ["a", "b"]}, r"branch 0\.prompt=.*expected no list"),
-        ({"controlnet": {"name": "depth", "low": 3}}, "sets low for 'depth', whose control pictures are not Canny"),
+        ({"controlnet": {"name": "depth", "low": 3}}, "sets low for 'depth', whose control images are not Canny"),
         ({"controlnet": {"folder": "d", "normalize": True}}, "sets normalize for 'canny'"),
         ({"controlnet": {"name": ["canny", "depth"], "folder": "d"}}, "with folder; give a list of mappings"),
         ({"controlnet": {"function": {"_target_": "x"}}}, "function is a mapping"),
@@ -207,21 +215,21 @@ def test_needs_of_the_branches(backbone: Backbone, tmp_path: Path) -> None:
         {"name": "again", "prompt": {"file": str(path)}, "controlnet": {"name": "depth", "folder": "d"}},
         {"controlnet": {"folder": "e", "image": "soft"}},
     ]
-    needs = companions_of(branches(backbone, own))
+    needs = required_inputs_of(branches(backbone, own))
     assert needs.control_folders == {"depth": "d", "soft": "e"}
     assert len(needs.checks) == 1
     assert needs.random_views
     assert control_images_of(branches(backbone, [*own, {"controlnet": "canny"}])) == {
-        "canny": False,  # made of the picture where it is not given
+        "canny": False,  # made of the image where it is not given
         "depth": True,
         "soft": True,
     }
     assert control_images_of(branches(backbone, "none")) == {}
-    plain = companions_of(branches(backbone, "all"))
+    plain = required_inputs_of(branches(backbone, "all"))
     assert (plain.control_folders, plain.checks, plain.random_views) == ({}, (), False)
     with pytest.raises(ConfigError, match="'depth' are to come from d and from e; give one"):
-        companions_of(branches(backbone, [own[0], {"controlnet": {"name": "depth", "folder": "e"}}]))
+        required_inputs_of(branches(backbone, [own[0], {"controlnet": {"name": "depth", "folder": "e"}}]))
     with pytest.raises(ConfigError, match="another branch takes its own Canny edges"):
-        companions_of(
+        required_inputs_of(
             branches(backbone, [{"name": "a", "controlnet": {"folder": "e"}}, {"name": "b", "controlnet": "canny"}])
         )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.data.card import gate_recipe
+from gate_lightning.data.card import gate_branches
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.config.branches import build_branches
@@ -15,8 +15,8 @@ from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.small_networks import build
 
-PROTOCOL = SimpleNamespace(name="scenes", prompt_simple="a photo", prompt_fine="a fine photo", recipe=gate_recipe())
-KNOBS: dict[str, Any] = {
+PROTOCOL = SimpleNamespace(name="scenes", prompt_simple="a photo", prompt_fine="a fine photo", branches=gate_branches())
+SETTINGS: dict[str, Any] = {
     "prompt": {"source": "caption", "text": None},
     "controlnet": {"name": "canny", "scale": 0.8, "low": 50, "high": 150, "blur_sigma": 1.0, "normalize": True},
     "lora": {
@@ -35,9 +35,15 @@ def backbone() -> Backbone:
     return build("tiny")
 
 
-def branches(backbone: Backbone, techniques: Any, knobs: dict[str, Any] | None = None, **own: Any) -> list[Branch]:
+def branches(
+    backbone: Backbone, techniques: Any, technique_settings: dict[str, Any] | None = None, **own: Any
+) -> list[Branch]:
     return build_branches(
-        techniques, protocol=PROTOCOL, backbone=backbone, knobs=KNOBS if knobs is None else knobs, **own
+        techniques,
+        protocol=PROTOCOL,
+        backbone=backbone,
+        technique_settings=SETTINGS if technique_settings is None else technique_settings,
+        **own,
     )
 
 
@@ -92,7 +98,7 @@ def test_ones_own_branches_override_what_they_name(backbone: Backbone) -> None:
 
 
 def test_noise_draws_repeat_every_branch_under_other_noise(backbone: Backbone) -> None:
-    repeated = branches(backbone, "all", noise_draws=2)
+    repeated = branches(backbone, "all", separate_noises=2)
     assert [(branch.name, branch.noise_seed, branch.draw) for branch in repeated] == [
         ("prompt#0", 0, 0),
         ("prompt#1", 0, 1),
@@ -110,11 +116,11 @@ def test_the_prompts_source_can_be_chosen(backbone: Backbone, source: str, text:
 
 
 def test_a_missing_lora_stops_with_key_and_command(backbone: Backbone) -> None:
-    knobs = {"lora": {"weights": {"moderate": "m.safetensors", "overtrained": None}}}
+    technique_settings = {"lora": {"weights": {"moderate": "m.safetensors", "overtrained": None}}}
     with pytest.raises(
         WeightsError, match=r"technique\.lora\.weights\.overtrained=.*train\.py experiment=lora"
     ) as error:
-        branches(backbone, "all", knobs)
+        branches(backbone, "all", technique_settings)
     assert "for scenes" in str(error.value)
     with pytest.raises(WeightsError, match=r"technique\.lora\.weights\.moderate="):
         branches(backbone, "lora", {})
@@ -133,10 +139,14 @@ def test_a_missing_lora_stops_with_key_and_command(backbone: Backbone) -> None:
             r"branch 0\.lora: unknown key.*did you mean weights",
         ),
         ([{"name": "x"}, {"name": "x"}], {}, "several branches are named x"),
-        ("none", {"knobs": {"contolnet": {}}}, r"technique: unknown key 'contolnet'; did you mean controlnet"),
-        ("prompt", {"knobs": {"prompt": {"source": "tags"}}}, r"technique\.prompt\.source=tags"),
-        ("controlnet", {"knobs": {"controlnet": {"low": 300}}}, "low ≤ high"),
-        ("none", {"noise_draws": 0}, "noise_draws=0"),
+        (
+            "none",
+            {"technique_settings": {"contolnet": {}}},
+            r"technique: unknown key 'contolnet'; did you mean controlnet",
+        ),
+        ("prompt", {"technique_settings": {"prompt": {"source": "tags"}}}, r"technique\.prompt\.source=tags"),
+        ("controlnet", {"technique_settings": {"controlnet": {"low": 300}}}, "low ≤ high"),
+        ("none", {"separate_noises": 0}, "separate_noises=0"),
         ("none", {"layers": "everything"}, "no layer or preset 'everything'"),
     ],
 )
@@ -148,14 +158,16 @@ def test_what_cannot_be_built_is_refused(
 
 
 def test_a_data_set_without_recipe_has_no_all(backbone: Backbone) -> None:
-    empty = SimpleNamespace(**{**vars(PROTOCOL), "recipe": ()})
+    empty = SimpleNamespace(**{**vars(PROTOCOL), "branches": ()})
     with pytest.raises(ConfigError, match="scenes has no recipe"):
         build_branches("all", protocol=empty, backbone=backbone)
 
 
 def test_class_names_make_a_prompt(backbone: Backbone) -> None:
     named = SimpleNamespace(**{**vars(PROTOCOL), "classes": ("wall", "night stand")})
-    (branch,) = build_branches("prompt", protocol=named, backbone=backbone, knobs={"prompt": {"source": "classes"}})
+    (branch,) = build_branches(
+        "prompt", protocol=named, backbone=backbone, technique_settings={"prompt": {"source": "classes"}}
+    )
     assert branch.techniques == (Prompt("wall, night stand"),)
     with pytest.raises(
         ConfigError, match=r"source=classes, but scenes has no list of classes.*technique\.prompt\.text"

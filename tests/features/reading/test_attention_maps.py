@@ -111,7 +111,7 @@ def test_channels_are_told_beforehand_and_follow_longer_prompts() -> None:
 
 
 @pytest.mark.parametrize("source", ["branch", "technique", "none"])
-def test_a_long_prompt_of_all_pictures_is_counted_before_the_pass(source: str) -> None:
+def test_a_long_prompt_of_all_images_is_counted_before_the_pass(source: str) -> None:
     backbone = network()
     long = "a photo of a house " * backbone.max_tokens
     techniques = {"branch": (), "technique": (Prompt(long),), "none": (Prompt(None, fallback=long),)}[source]

@@ -1,4 +1,4 @@
-"""The batched, shared, early-stopping plan against plain runs of every branch and picture on its own."""
+"""The batched, shared, early-stopping plan against plain runs of every branch and image on its own."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, DataError, WeightsError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.features.reading.noise import keyed_noise
 from gate_lightning.ops.edges import canny
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
+from gate_lightning.utils.seeding import keyed_noise
 from tests.support.small_networks import (
     adapted_layers,
     build,
     conditions,
     merge,
-    pictures,
+    random_images,
     random_pairs,
     relative,
     save_diffusers,
@@ -88,7 +88,7 @@ def naive(
     noise_seed: int | None,
     draw: int = 0,
 ) -> dict[str, Tensor]:
-    """One branch of one picture: weights merged by hand, stock diffusers calls, a full pass, hand-written hooks."""
+    """One branch of one image: weights merged by hand, stock diffusers calls, a full pass, hand-written hooks."""
     backbone = build("tiny")
     prompt, control_scale = branch.prompt, None
     for technique in branch.techniques:
@@ -108,8 +108,8 @@ def naive(
     noisy = DDPMScheduler.from_config(backbone.schedule).add_noise(latents, noise, torch.tensor([branch.timestep]))
     extra = {}
     if control_scale is not None:
-        picture = ((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
-        edges = torch.from_numpy(canny(picture) // 255).float().expand(1, 3, -1, -1)
+        image = ((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+        edges = torch.from_numpy(canny(image) // 255).float().expand(1, 3, -1, -1)
         down, middle = backbone.controlnets["canny"](
             noisy, branch.timestep, embeds, edges, conditioning_scale=control_scale, return_dict=False
         )
@@ -123,10 +123,10 @@ def naive(
 
 
 @pytest.mark.parametrize(("noise", "max_samples"), [("per_branch", None), ("shared", 4)])
-def test_one_shared_batch_equals_every_branch_and_picture_alone(
+def test_one_shared_batch_equals_every_branch_and_image_alone(
     backbone: UNetBackbone, lora_files: dict[str, str], lora_pairs: dict[str, Any], noise: Any, max_samples: int | None
 ) -> None:
-    images = pictures(3, 32, 64)
+    images = random_images(3, 32, 64)
     branches = gate_branches(lora_files)
     extractor = FeatureExtractor(backbone, branches, seed=11, noise=noise, max_samples=max_samples)
     features = extractor(images, conditions(3, captions=CAPTIONS))
@@ -145,14 +145,14 @@ def test_one_shared_batch_equals_every_branch_and_picture_alone(
 def test_techniques_change_the_features(backbone: UNetBackbone, lora_files: dict[str, str]) -> None:
     # otherwise the comparison above would compare equal things
     extractor = FeatureExtractor(backbone, gate_branches(lora_files), noise="shared")
-    features = extractor(pictures(1, 32, 64), conditions(1, captions=CAPTIONS[:1]))
+    features = extractor(random_images(1, 32, 64), conditions(1, captions=CAPTIONS[:1]))
     plain = features["plain"]["up-level1-upsampler-out"]
     for name in ("control", "a", "b"):
         assert relative(features[name]["up-level1-upsampler-out"], plain) > 1e-3
 
 
 def test_features_do_not_depend_on_batch_or_order(backbone: UNetBackbone, lora_files: dict[str, str]) -> None:
-    images, order = pictures(3), [2, 0, 1]
+    images, order = random_images(3), [2, 0, 1]
     extractor = FeatureExtractor(backbone, gate_branches(lora_files))
     together = extractor(images, conditions(3, captions=CAPTIONS))
     moved = Conditions(tuple(f"s{index}" for index in order), captions=tuple(CAPTIONS[index] for index in order))
@@ -197,12 +197,12 @@ def test_no_work_is_done_twice(
     edges = []
     monkeypatch.setattr("gate_lightning.techniques.controlnet.canny", lambda *a, **k: edges.append(1) or canny(*a, **k))
     extractor = FeatureExtractor(backbone, gate_branches(lora_files))
-    batch = (pictures(3), conditions(3, captions=CAPTIONS))
+    batch = (random_images(3), conditions(3, captions=CAPTIONS))
     extractor(*batch)
     assert counters["vae"].calls == [3]
     assert counters["unet"].calls == [15, 3]  # five branches at 50, one at 200
     assert counters["controlnet"].calls == [9]  # only the three branches that use it
-    assert len(edges) == 3  # once a picture
+    assert len(edges) == 3  # once an image
     # "a photo" · three captions · three captions under a's text part · "a tree" is a caption already · "a red house"
     assert sum(counters["text"].calls) == 1 + 3 + 3 + 1
     extractor(*batch)
@@ -220,9 +220,9 @@ def test_branches_that_differ_behind_the_controlnet_share_its_pass(
         Branch("unet lora", 50, layers, (ControlNet(), unet_only), noise_seed=2),
         Branch("text lora", 50, layers, (ControlNet(), with_text), noise_seed=3),
         Branch("other prompt", 50, layers, (ControlNet(), Prompt("a house")), noise_seed=4),
-        Branch("other noise", 50, layers, (ControlNet(),), draw=1),
+        Branch("other noise", 50, layers, (ControlNet(),), noise_index=1),
     ]
-    FeatureExtractor(backbone, branches, noise="shared")(pictures(2), conditions(2))
+    FeatureExtractor(backbone, branches, noise="shared")(random_images(2), conditions(2))
     assert counters["controlnet"].calls == [2 * 4]
 
 
@@ -230,7 +230,7 @@ def test_the_network_stops_after_the_last_layer_that_is_read(backbone: UNetBackb
     ran = []
     for index, block in enumerate(backbone.unet.up_blocks):
         block.register_forward_pre_hook(lambda module, inputs, index=index: ran.append(index))
-    FeatureExtractor(backbone, [Branch("x", 50, ("up-level1-upsampler-out",))])(pictures(1), conditions(1))
+    FeatureExtractor(backbone, [Branch("x", 50, ("up-level1-upsampler-out",))])(random_images(1), conditions(1))
     assert ran == [0, 1]
 
 
@@ -239,22 +239,22 @@ def test_layers_under_lora_are_read_behind_it(
 ) -> None:
     layer = "up-level1-repeat1-vit-block0-self-q"
     branch = Branch("x", 50, (layer,), (LoRA("a", lora_files["a"]),))
-    actual = FeatureExtractor(backbone, [branch])(pictures(1), conditions(1))["x"][layer]
+    actual = FeatureExtractor(backbone, [branch])(random_images(1), conditions(1))["x"][layer]
     oracle = build("tiny")
     merge(adapted_layers(oracle), lora_pairs["a"], 1.0)
     plain = Branch("x", 50, (layer,))
-    expected = FeatureExtractor(oracle, [plain])(pictures(1), conditions(1))["x"][layer]
+    expected = FeatureExtractor(oracle, [plain])(random_images(1), conditions(1))["x"][layer]
     assert relative(actual, expected) < 1e-5
 
 
 def test_explicit_noise_replaces_the_drawn_one(backbone: UNetBackbone) -> None:
     extractor = FeatureExtractor(backbone, [Branch("x", 50, ("unet-in",))])
     noise = torch.randn(1, 4, 16, 24)
-    latents = extractor(pictures(1), conditions(1, noise=noise))["x"]["unet-in"]
-    expected = backbone.add_noise(backbone.encode(pictures(1)), noise, 50)
+    latents = extractor(random_images(1), conditions(1, noise=noise))["x"]["unet-in"]
+    expected = backbone.add_noise(backbone.encode(random_images(1)), noise, 50)
     torch.testing.assert_close(latents, expected)
     with pytest.raises(DataError, match=r"noise of shape \(1, 4, 8, 8\) for latents of shape \(1, 4, 16, 24\)"):
-        extractor(pictures(1), conditions(1, noise=noise[..., :8, :8]))
+        extractor(random_images(1), conditions(1, noise=noise[..., :8, :8]))
 
 
 def test_a_sampled_posterior_is_keyed_too(backbone: UNetBackbone) -> None:
@@ -262,7 +262,7 @@ def test_a_sampled_posterior_is_keyed_too(backbone: UNetBackbone) -> None:
         FeatureExtractor(backbone, [Branch("x", 0, ("unet-in",))], posterior=posterior)
         for posterior in ("mean", "sample", "sample")
     ]
-    mean, one, other = (extractor(pictures(1), conditions(1))["x"]["unet-in"] for extractor in extractors)
+    mean, one, other = (extractor(random_images(1), conditions(1))["x"]["unet-in"] for extractor in extractors)
     assert torch.equal(one, other)
     assert not torch.equal(one, mean)
 
@@ -279,10 +279,10 @@ def test_its_state_dict_is_empty_and_loads_strictly(backbone: UNetBackbone) -> N
         model.load_state_dict(state)
 
 
-def test_features_have_the_pictures_type_and_no_gradient(backbone: UNetBackbone) -> None:
+def test_features_have_the_images_type_and_no_gradient(backbone: UNetBackbone) -> None:
     backbone.to(torch.bfloat16)
     extractor = FeatureExtractor(backbone, [Branch("x", 50, ("up-level1-upsampler-out",))])
-    feature = extractor(pictures(1).requires_grad_(), conditions(1))["x"]["up-level1-upsampler-out"]
+    feature = extractor(random_images(1).requires_grad_(), conditions(1))["x"]["up-level1-upsampler-out"]
     assert feature.dtype == torch.float32
     assert not feature.requires_grad
 
@@ -303,10 +303,10 @@ def test_its_description_is_json_and_tells_settings_apart(backbone: UNetBackbone
     assert lora_files["a"] not in next(iter(described))  # weights are named by content, not by place
 
 
-def test_conditions_for_another_number_of_pictures_are_refused(backbone: UNetBackbone) -> None:
+def test_conditions_for_another_number_of_images_are_refused(backbone: UNetBackbone) -> None:
     extractor = FeatureExtractor(backbone, [Branch("x", 50, ("unet-in",))])
-    with pytest.raises(DataError, match="2 pictures, but conditions for 1"):
-        extractor(pictures(2), conditions(1))
+    with pytest.raises(DataError, match="2 images, but conditions for 1"):
+        extractor(random_images(2), conditions(1))
 
 
 @pytest.mark.parametrize("own", [{"noise": "own"}, {"posterior": "mode"}, {"max_samples": 0}])

@@ -94,7 +94,7 @@ def test_features_of_the_released_code(golden: Path, backbone: UNetBackbone, nam
     assert len(expected) == (197 if name.startswith("a_") else 4)
 
 
-def test_the_control_picture_and_its_residuals(golden: Path, backbone: UNetBackbone) -> None:
+def test_the_control_image_and_its_residuals(golden: Path, backbone: UNetBackbone) -> None:
     stored = arrays(golden / "d_legacy_canny_t50.npz")
     images = stored["image_tensor"]
     control = ControlNet().source()(images, Conditions(("0", "1")))
@@ -112,7 +112,7 @@ def test_two_controlnets_whose_scales_add_up_to_one(golden: Path) -> None:
     twice = load_unet_backbone(str(golden / "tiny-sd"), controlnets=sources)
     stored = arrays(golden / "d_legacy_canny_t50.npz")
     expected = {key.removeprefix("feat/"): value for key, value in stored.items() if key.startswith("feat/")}
-    # the second one is given the stored control picture instead of making its own
+    # the second one is given the stored control image instead of making its own
     both = (Prompt(PROMPT), ControlNet("canny", 0.3), ControlNet("again", 0.7, image="stored"))
     images = stored["image_tensor"]
     with torch.no_grad():

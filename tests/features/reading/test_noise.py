@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from gate_lightning.features.reading.noise import batch_noise, keyed_noise
+from gate_lightning.features.reading.noise import batch_noise
 from gate_lightning.structures import Conditions
+from gate_lightning.utils.seeding import keyed_noise
 from tests.support.paths import REPOSITORY
 from tests.support.small_networks import conditions
 
@@ -16,7 +17,7 @@ KEY = ("diffusion", 3, "horse/1.png", "", (0, 16), 0, 2)
 
 def test_another_process_draws_the_same_bits() -> None:
     code = (
-        "from gate_lightning.features.reading.noise import keyed_noise;"
+        "from gate_lightning.utils.seeding import keyed_noise;"
         f"print(keyed_noise((4, 6, 5), *{KEY!r}).numpy().tobytes().hex())"
     )
     command = [sys.executable, "-c", code]

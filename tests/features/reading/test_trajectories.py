@@ -16,7 +16,6 @@ from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.features.reading.noise import keyed_noise
 from gate_lightning.ops.edges import canny
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.techniques.controlnet import ControlNet
@@ -24,12 +23,13 @@ from gate_lightning.techniques.denoise import Denoise
 from gate_lightning.techniques.inversion import Inversion
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
+from gate_lightning.utils.seeding import keyed_noise
 from tests.support.small_networks import (
     adapted_layers,
     build,
     conditions,
     merge,
-    pictures,
+    random_images,
     random_pairs,
     relative,
     save_diffusers,
@@ -68,7 +68,7 @@ def branches(walk: Denoise | Inversion, lora: str) -> list[Branch]:
 def by_hand(
     backbone: UNetBackbone, branch: Branch, image: Tensor, index: int, pairs: dict[str, Any], timesteps: list[int]
 ) -> Tensor:
-    """One branch of one picture with stock networks and a stock or hand-written step; its features."""
+    """One branch of one image with stock networks and a stock or hand-written step; its features."""
     backbone = copy.deepcopy(backbone)
     names = {technique.name: technique for technique in branch.techniques}
     if "lora" in names:
@@ -76,8 +76,8 @@ def by_hand(
     prompt = CAPTIONS[index] if "prompt" in names else branch.prompt
     tokens = backbone.tokenizer(prompt, padding="max_length", max_length=40, return_tensors="pt").input_ids
     embeds = backbone.text_encoder(tokens).last_hidden_state
-    picture = ((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
-    edges = torch.from_numpy(canny(picture) // 255).float().expand(1, 3, -1, -1)
+    image = ((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+    edges = torch.from_numpy(canny(image) // 255).float().expand(1, 3, -1, -1)
 
     def unet(latents: Tensor, timestep: int) -> Tensor:
         extra = {}
@@ -112,10 +112,10 @@ def by_hand(
 @pytest.mark.parametrize(
     ("walk", "timesteps"), [(Denoise(steps=3), [34, 33, 32]), (Inversion(stride=15), [16, 31])], ids=["down", "up"]
 )
-def test_walking_in_one_batch_equals_every_branch_and_picture_alone(
+def test_walking_in_one_batch_equals_every_branch_and_image_alone(
     network: UNetBackbone, backbone: UNetBackbone, lora: tuple[str, dict[str, Any]], walk: Any, timesteps: list[int]
 ) -> None:
-    images = pictures(2, 32, 32)
+    images = random_images(2, 32, 32)
     features = FeatureExtractor(backbone, branches(walk, lora[0]))(images, conditions(2, captions=CAPTIONS))
     for branch, index in zip(branches(walk, lora[0]), (0, 1, 0, 1), strict=True):
         expected = by_hand(network, branch, images[index], index, lora[1], timesteps)
@@ -130,14 +130,14 @@ def test_walking_steps_are_batched_and_unheard(backbone: UNetBackbone, lora: tup
     ended = []
     backbone.unet.register_forward_hook(lambda m, i, o: ended.append(1))
     chosen = [*branches(Denoise(steps=2), lora[0]), Branch("no walk", 31, (LAYER,))]
-    FeatureExtractor(backbone, chosen)(pictures(1, 32, 32), conditions(1, captions=CAPTIONS[:1]))
+    FeatureExtractor(backbone, chosen)(random_images(1, 32, 32), conditions(1, captions=CAPTIONS[:1]))
     assert calls == [(4, 33), (4, 32), (4, 31), (1, 31)]
     assert heard == [0, 0, 1, 1]
     assert len(ended) == 2  # walking passes are whole; those that are read stop early
 
 
-def test_inverted_latents_denoise_back_to_the_picture(backbone: UNetBackbone) -> None:
-    images = pictures(1, 32, 32)
+def test_inverted_latents_denoise_back_to_the_image(backbone: UNetBackbone) -> None:
+    images = random_images(1, 32, 32)
     with torch.no_grad():
         clean, embeds = backbone.encode(images), backbone.encode_text(["a photo"])
     errors = []
@@ -163,20 +163,20 @@ def test_no_noise_is_drawn_for_inversion(backbone: UNetBackbone, monkeypatch: py
 
     monkeypatch.setattr("gate_lightning.features.reading.extractor.batch_noise", refuse)
     branch = Branch("up", 31, (LAYER,), (Inversion(),))
-    FeatureExtractor(backbone, [branch])(pictures(1), conditions(1))
+    FeatureExtractor(backbone, [branch])(random_images(1), conditions(1))
     with pytest.raises(AssertionError, match="noise was drawn"):
-        FeatureExtractor(backbone, [replace(branch, techniques=())])(pictures(1), conditions(1))
+        FeatureExtractor(backbone, [replace(branch, techniques=())])(random_images(1), conditions(1))
 
 
 @pytest.mark.parametrize("posterior", ["mean", "sample"])
 @pytest.mark.parametrize("max_samples", [None, 4])
 def test_an_ensemble_is_the_mean_of_its_draws(backbone: UNetBackbone, posterior: Any, max_samples: int | None) -> None:
-    single = [Branch(f"draw {draw}", 261, ("unet-in", LAYER), noise_seed=3, draw=draw) for draw in range(6)]
-    images, known = pictures(2, 32, 64), conditions(2)
+    single = [Branch(f"draw {draw}", 261, ("unet-in", LAYER), noise_seed=3, noise_index=draw) for draw in range(6)]
+    images, known = random_images(2, 32, 64), conditions(2)
     alone = FeatureExtractor(backbone, single, posterior=posterior)(images, known)
     ensembles = [
         Branch("first", 261, ("unet-in", LAYER), noise_seed=3, ensemble=3),
-        Branch("next", 261, (LAYER,), noise_seed=3, ensemble=3, draw=1),
+        Branch("next", 261, (LAYER,), noise_seed=3, ensemble=3, noise_index=1),
     ]
     together = FeatureExtractor(backbone, ensembles, posterior=posterior, max_samples=max_samples)(images, known)
     for name, draws in (("first", range(3)), ("next", range(3, 6))):
@@ -197,15 +197,15 @@ def test_an_ensembles_passes_are_bounded(backbone: UNetBackbone, max_samples: in
     calls: list[int] = []
     backbone.unet.register_forward_pre_hook(lambda m, inputs: calls.append(len(inputs[0])))
     chosen = [Branch("one", 50, (LAYER,)), Branch("three", 50, (LAYER,), ensemble=3)]
-    FeatureExtractor(backbone, chosen, max_samples=max_samples)(pictures(2), conditions(2))
+    FeatureExtractor(backbone, chosen, max_samples=max_samples)(random_images(2), conditions(2))
     assert calls == expected
 
 
 def test_an_ensemble_of_walks_is_the_mean_too(backbone: UNetBackbone) -> None:
     walk = (Denoise(steps=2),)
-    single = [Branch(f"draw {draw}", 50, (LAYER,), walk, draw=draw) for draw in range(2)]
+    single = [Branch(f"draw {draw}", 50, (LAYER,), walk, noise_index=draw) for draw in range(2)]
     chosen = [*single, Branch("both", 50, (LAYER,), walk, ensemble=2)]
-    features = FeatureExtractor(backbone, chosen)(pictures(1), conditions(1))
+    features = FeatureExtractor(backbone, chosen)(random_images(1), conditions(1))
     mean = (features["draw 0"][LAYER] + features["draw 1"][LAYER]) / 2
     assert relative(features["both"][LAYER], mean) < 1e-5
 
@@ -214,7 +214,7 @@ def test_explicit_noise_for_every_draw(backbone: UNetBackbone) -> None:
     noise, posterior = torch.randn(2, 2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     branch = Branch("x", 50, ("unet-in",), ensemble=3)
     extractor = FeatureExtractor(backbone, [branch], posterior="sample")
-    images = pictures(2, 32, 32)
+    images = random_images(2, 32, 32)
     latents = extractor(images, conditions(2, noise=noise, posterior_noise=posterior))["x"]["unet-in"]
     draws = [
         backbone.add_noise(backbone.encode(images, posterior[:, draw]), noise[:, draw], 50).detach()
@@ -260,7 +260,7 @@ def test_features_do_not_depend_on_the_length_of_other_prompts(
         Branch("half", 50, (LAYER,), (Prompt(), ControlNet(scale=0.5)), ensemble=ensemble),
     ]
     extractor = FeatureExtractor(backbone, chosen, noise="shared")
-    images = pictures(4, 32, 64)
+    images = random_images(4, 32, 64)
     calls: list[int] = []
     backbone.controlnets["canny"].register_forward_pre_hook(lambda m, inputs: calls.append(len(inputs[0])))
     together: Features = extractor(images, conditions(4, captions=captions))
@@ -284,12 +284,12 @@ def test_maps_over_tokens_of_different_lengths_are_refused(
     LongPrompts(backbone, monkeypatch)
     branch = Branch("x", 50, ("up-level1-repeat1-vit-block0-cross-map",), (Prompt(),))
     with pytest.raises(DataError, match="cross-map follows the number of tokens"):
-        FeatureExtractor(backbone, [branch])(pictures(2), conditions(2, captions=("a tree", "long a tree")))
+        FeatureExtractor(backbone, [branch])(random_images(2), conditions(2, captions=("a tree", "long a tree")))
 
 
 def test_a_backbone_of_clean_latents(backbone: UNetBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone, "reads_clean", True)
-    images = pictures(2)
+    images = random_images(2)
     branch = Branch("x", 50, ("unet-in",))
     latents = FeatureExtractor(backbone, [branch])(images, conditions(2))["x"]["unet-in"]
     torch.testing.assert_close(latents, backbone.encode(images).detach())

@@ -1,4 +1,4 @@
-"""``vae-out``, the picture after one scheduler step, against diffusers' schedulers."""
+"""``vae-out``, the image after one scheduler step, against diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.reading.hooks import FeatureRecorder
-from tests.support.small_networks import build, conditions, pictures
+from tests.support.small_networks import build, conditions, random_images
 
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -54,7 +54,7 @@ def test_it_is_one_step_and_the_decoder(member: str, kind: str) -> None:
     classes = {"PNDMScheduler": PNDMScheduler, "DDIMScheduler": DDIMScheduler}
     cls: Any = classes.get(kind, EulerDiscreteScheduler)
     scheduler = cls(**BETAS, **own[kind], prediction_type=backbone.prediction_type)
-    images = pictures(2, 72, 104)
+    images = random_images(2, 72, 104)
     with torch.no_grad():
         mean = backbone.encode(images)
     noisy = backbone.add_noise(mean, torch.randn(mean.shape, generator=torch.Generator().manual_seed(3)), 51)
@@ -70,7 +70,7 @@ def test_it_is_a_layer_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
     original = UNetBackbone.decode
     monkeypatch.setattr(UNetBackbone, "decode", lambda *args: decoded.append(1) or original(*args))
-    images = pictures(2, 64, 96)
+    images = random_images(2, 64, 96)
     extractor = FeatureExtractor(backbone, [Branch("a", 5, ("vae-out",)), Branch("b", 5, ("up-level1-upsampler-out",))])
     assert extractor.feature_info["a"]["vae-out"].stride == 1
     features = extractor(images, conditions(2))
@@ -85,7 +85,7 @@ def test_at_timestep_zero_the_schedule_says_where_the_step_ends() -> None:
     latents, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
     noisy = backbone.add_noise(latents, noise, 0)
     with torch.no_grad():
-        torch.testing.assert_close(backbone.picture_after_step(noisy, noise, 0), backbone.decode(latents))
+        torch.testing.assert_close(backbone.image_after_step(noisy, noise, 0), backbone.decode(latents))
 
 
 def test_a_backbone_without_a_decoder_has_no_such_layer() -> None:

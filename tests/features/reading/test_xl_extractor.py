@@ -1,4 +1,4 @@
-"""SDXL's added conditions through the batched plan: against single pictures, and against the bare U-Net."""
+"""SDXL's added conditions through the batched plan: against single images, and against the bare U-Net."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
-from tests.support.small_networks import conditions, pictures, random_pairs, relative, save_diffusers
+from tests.support.small_networks import conditions, random_images, random_pairs, relative, save_diffusers
 from tests.support.xl_networks import xl_like
 
 CAPTIONS = ("a red circle", "a house on grass", " ".join(["a red house"] * 30))  # the last needs several windows
@@ -42,10 +42,10 @@ def steered(tmp_path: Path) -> tuple[SDXLBackbone, list[Branch]]:
     ]
 
 
-def test_features_of_a_picture_do_not_depend_on_its_batch(tmp_path: Path) -> None:
+def test_features_of_a_image_do_not_depend_on_its_batch(tmp_path: Path) -> None:
     backbone, branches = steered(tmp_path)
     extractor = FeatureExtractor(backbone, branches)
-    images = pictures(3, 48, 72)
+    images = random_images(3, 48, 72)
     together = extractor(images, conditions(3, captions=CAPTIONS))
     for index in (2, 0):
         own = conditions(3, captions=CAPTIONS)
@@ -61,7 +61,7 @@ def test_features_of_a_picture_do_not_depend_on_its_batch(tmp_path: Path) -> Non
 @torch.no_grad()
 def test_features_are_those_of_the_bare_u_net(tmp_path: Path) -> None:
     backbone, branches = steered(tmp_path)
-    images, noise = pictures(2, 48, 72), torch.randn(2, 4, 12, 18)
+    images, noise = random_images(2, 48, 72), torch.randn(2, 4, 12, 18)
     own = conditions(2, noise=noise)
     features = FeatureExtractor(backbone, branches[:1])(images, own)["plain"]
     embeds = backbone.encode_text(["a photo"] * 2)

@@ -1,4 +1,4 @@
-"""Several backbones in one extraction: each sees its own size, and all maps are told in the given pictures' pixels."""
+"""Several backbones in one extraction: each sees its own size, and all maps are told in the given images' pixels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgesExtractor
-from gate_lightning.features.wrappers.multi_backbone import FusedExtractor
+from gate_lightning.features.wrappers.edge_channels import EdgeChannels
+from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.techniques.controlnet import GivenControl
-from tests.support.small_networks import build, conditions, pictures, relative
+from tests.support.small_networks import build, conditions, random_images, relative
 
 TINY, ONE = "up-level1-upsampler-out", "up-level0-upsampler-out"
 
@@ -41,8 +41,8 @@ def extractors(backbones: tuple[UNetBackbone, UNetBackbone]) -> dict[str, Featur
 def test_without_scales_every_branch_is_what_its_own_extractor_gives(
     backbones: tuple[UNetBackbone, UNetBackbone],
 ) -> None:
-    parts, images = extractors(backbones), pictures(2)
-    fused = FusedExtractor(parts, order=["a", "b", "c"])
+    parts, images = extractors(backbones), random_images(2)
+    fused = MultiBackboneExtractor(parts, order=["a", "b", "c"])
     features = fused(images, conditions(2))
     assert list(features) == list(fused.feature_info) == [branch.name for branch in fused.branches] == ["a", "b", "c"]
     assert fused.concatenated == ("c",)
@@ -54,11 +54,11 @@ def test_without_scales_every_branch_is_what_its_own_extractor_gives(
                 assert fused.feature_info[branch][layer] == part.feature_info[branch][layer]
 
 
-def test_a_scaled_backbone_sees_the_resized_picture_and_its_strides_are_told_in_given_pixels(
+def test_a_scaled_backbone_sees_the_resized_image_and_its_strides_are_told_in_given_pixels(
     backbones: tuple[UNetBackbone, UNetBackbone],
 ) -> None:
-    parts, images = extractors(backbones), pictures(2, 64, 128)
-    fused = FusedExtractor(parts, {"other": 0.5})
+    parts, images = extractors(backbones), random_images(2, 64, 128)
+    fused = MultiBackboneExtractor(parts, {"other": 0.5})
     own = parts["other"].feature_info["b"][ONE]
     assert fused.feature_info["b"][ONE] == replace(own, stride=own.stride * 2)
     half = torch.nn.functional.interpolate(images, (32, 64), mode="bilinear", antialias=True)
@@ -67,7 +67,7 @@ def test_a_scaled_backbone_sees_the_resized_picture_and_its_strides_are_told_in_
     assert torch.equal(features["b"][ONE], expected)
     assert torch.equal(features["a"][TINY], parts["main"](images, conditions(2))["a"][TINY])
     assert fused.description["backbones"]["other"]["scale"] == 0.5
-    assert fused.description != FusedExtractor(parts).description
+    assert fused.description != MultiBackboneExtractor(parts).description
 
 
 @pytest.mark.parametrize(
@@ -87,24 +87,24 @@ def test_maps_fit_their_stride_whatever_the_rounding(
     second = PixelBackbone()
     sizes = []
     second.patches.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[-2:])))
-    fused = FusedExtractor(
+    fused = MultiBackboneExtractor(
         {"one": first, "two": FeatureExtractor(second, [Branch("q", 0, tuple(second.layers))])}, {"two": scale}
     )
-    features = fused(pictures(1, *size), conditions(1))
+    features = fused(random_images(1, *size), conditions(1))
     assert sizes == [seen]
     assert [info.stride for info in fused.feature_info["q"].values()] == strides
     for layer, info in fused.feature_info["q"].items():
         assert features["q"][layer].shape[1:] == (info.channels, -(-size[0] // info.stride), -(-size[1] // info.stride))
 
 
-def test_positions_lie_where_the_given_picture_has_them() -> None:
+def test_positions_lie_where_the_given_image_has_them() -> None:
     # a bright square in the lower right corner, read at half size with half the patch
     images = -torch.ones(1, 3, 64, 64)
     images[..., 32:, 48:] = 1
     wide, half = (
         FeatureExtractor(PixelBackbone((s,)), [Branch(n, 0, (f"pixels-stride{s}",))]) for n, s in (("w", 16), ("h", 8))
     )
-    fused = FusedExtractor({"w": wide, "h": half}, {"h": 0.5})
+    fused = MultiBackboneExtractor({"w": wide, "h": half}, {"h": 0.5})
     features = fused(images, conditions(1))
     assert [info.stride for layers in fused.feature_info.values() for info in layers.values()] == [16, 16]
     bright = [next(iter(maps.values()))[0, :-2].mean(dim=0) > 0 for maps in features.values()]
@@ -112,7 +112,7 @@ def test_positions_lie_where_the_given_picture_has_them() -> None:
     assert bright[0].sum() == 2
 
 
-def test_control_pictures_are_resized_along() -> None:
+def test_control_images_are_resized_along() -> None:
     seen: list[torch.Tensor] = []
 
     class Reads(FeatureExtractor):
@@ -126,18 +126,18 @@ def test_control_pictures_are_resized_along() -> None:
         "y": Reads(pixels, [Branch("y", 0, ("pixels-stride8",))]),
     }
     depth = torch.rand(1, 3, 32, 48)
-    FusedExtractor(parts, {"y": 0.5})(pictures(1, 32, 48), conditions(1, control_images={"depth": depth}))
+    MultiBackboneExtractor(parts, {"y": 0.5})(random_images(1, 32, 48), conditions(1, control_images={"depth": depth}))
     assert seen[0].shape == (1, 3, 16, 24)
     assert relative(seen[0].mean(), depth.mean()) < 0.05
 
 
 def test_edges_and_memory_go_on_top(backbones: tuple[UNetBackbone, UNetBackbone]) -> None:
-    fused = FusedExtractor(extractors(backbones), {"other": 0.5})
-    edged = EdgesExtractor(fused)
+    fused = MultiBackboneExtractor(extractors(backbones), {"other": 0.5})
+    edged = EdgeChannels(fused)
     assert edged.strides == sorted(
         {i.stride for maps in fused.feature_info.values() for i in maps.values()}, reverse=True
     )
-    cache, images = MemoryCache(edged, 0.1), pictures(2)
+    cache, images = MemoryCache(edged, 0.1), random_images(2)
     first, second = cache(images, conditions(2)), cache(images, conditions(2))
     assert len(cache) == 2
     assert cache.concatenated == ("c", "edges")
@@ -149,7 +149,9 @@ def test_edges_and_memory_go_on_top(backbones: tuple[UNetBackbone, UNetBackbone]
 
 
 def test_checkpoints_hold_none_of_it(backbones: tuple[UNetBackbone, UNetBackbone]) -> None:
-    module = torch.nn.ModuleDict({"extractor": FusedExtractor(extractors(backbones)), "head": torch.nn.Linear(1, 1)})
+    module = torch.nn.ModuleDict(
+        {"extractor": MultiBackboneExtractor(extractors(backbones)), "head": torch.nn.Linear(1, 1)}
+    )
     assert list(module.state_dict()) == ["head.weight", "head.bias"]
     module.load_state_dict(module.state_dict(), strict=True)
     with pytest.raises(RuntimeError, match=r"Missing key.*head\.bias"):
@@ -159,14 +161,14 @@ def test_checkpoints_hold_none_of_it(backbones: tuple[UNetBackbone, UNetBackbone
 def test_what_does_not_fit_is_refused(backbones: tuple[UNetBackbone, UNetBackbone]) -> None:
     parts = extractors(backbones)
     with pytest.raises(ConfigError, match="scales name adm; the backbones are main, other"):
-        FusedExtractor(parts, {"adm": 0.5})
+        MultiBackboneExtractor(parts, {"adm": 0.5})
     with pytest.raises(ConfigError, match="scale of the backbone other is 0; expected a factor above 0"):
-        FusedExtractor(parts, {"other": 0})
+        MultiBackboneExtractor(parts, {"other": 0})
     with pytest.raises(ConfigError, match="several branches are named a"):
-        FusedExtractor({"one": parts["main"], "two": parts["main"]})
+        MultiBackboneExtractor({"one": parts["main"], "two": parts["main"]})
     with pytest.raises(ConfigError, match=r"order=\['a'\]: expected each of the branches a, c, b once"):
-        FusedExtractor(parts, order=["a"])
+        MultiBackboneExtractor(parts, order=["a"])
     with pytest.raises(ConfigError, match="no branches"):
-        FusedExtractor({})
+        MultiBackboneExtractor({})
     with pytest.raises(DataError, match="multiples of 4"):
-        FusedExtractor(parts)(pictures(1, 34, 64), conditions(1))
+        MultiBackboneExtractor(parts)(random_images(1, 34, 64), conditions(1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gate_lightning.data.card import DatasetProtocol
 from gate_lightning.errors import ConfigError
 from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble
-from gate_lightning.pixel_classifiers.store import PixelStore, bucket_widths
+from gate_lightning.pixel_classifiers.store import PixelStore, group_widths
 from gate_lightning.pixel_classifiers.weighted import WeightedPixels
 from gate_lightning.structures import Conditions, FeatureInfo, Features, SegmentationBatch
 from gate_lightning.tasks.label_scarce.features import StoreSettings, check_room
@@ -31,7 +31,7 @@ CLASSES = ("sky", "house", "tree")
 
 
 class Colours(nn.Module):
-    """Maps that are functions of the pictures, other ones for every branch."""
+    """Maps that are functions of the images, other ones for every branch."""
 
     feature_info = INFO
     concatenated = ()
@@ -54,7 +54,7 @@ class Colours(nn.Module):
 
 
 def task(members: int = 3, **settings: object) -> LabelScarceTask:
-    amalgamation = WeightedPixels(bucket_widths(INFO, BUCKETS), members)
+    amalgamation = WeightedPixels(group_widths(INFO, BUCKETS), members)
     return LabelScarceTask(
         Colours(),
         amalgamation,
@@ -77,13 +77,13 @@ def shaken(made: LabelScarceTask) -> LabelScarceTask:
     return made.eval()
 
 
-def pictures(count: int = 2) -> tuple[Tensor, Conditions]:
+def random_images(count: int = 2) -> tuple[Tensor, Conditions]:
     images = torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return images, Conditions(tuple(f"s{number}" for number in range(count)))
 
 
 def test_evaluation_sees_the_pixels_that_training_samples() -> None:
-    made, (images, conditions) = shaken(task()), pictures()
+    made, (images, conditions) = shaken(task()), random_images()
     store = PixelStore(INFO, BUCKETS, SIZE, 1)
     store.put(0, made.extractor(images, conditions), row=1)
     expected = made.head(made.amalgamation({k: v[None] for k, v in store.rows(0, 0, 256).items()}).features)
@@ -92,7 +92,7 @@ def test_evaluation_sees_the_pixels_that_training_samples() -> None:
 
 
 def test_votes_and_mean_probabilities_are_what_they_say() -> None:
-    images, conditions = pictures(1)
+    images, conditions = random_images(1)
     made = shaken(task(members=5))
     logits = made.member_logits(images, conditions, SIZE)[0]
     votes = torch.stack([(logits.argmax(dim=1) == label).sum(dim=0) for label in range(3)])
@@ -102,14 +102,14 @@ def test_votes_and_mean_probabilities_are_what_they_say() -> None:
 
 
 def test_larger_results_keep_what_was_voted() -> None:
-    made, (images, conditions) = shaken(task()), pictures(1)
+    made, (images, conditions) = shaken(task()), random_images(1)
     labels, unsure = made.ensemble(images, conditions, (48, 32))
     assert labels.shape == unsure.shape == (1, 48, 32)
     assert torch.equal(labels[:, 1::3, ::2], made.labels(images, conditions, SIZE))
 
 
 def test_both_conventions_and_uncertainty_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, (images, conditions) = shaken(task()), pictures(2)
+    made, (images, conditions) = shaken(task()), random_images(2)
     masks = made.labels(images, conditions, SIZE)
     masks[:, :4] = 255
     logged: dict[str, float] = {}
@@ -162,8 +162,8 @@ def test_room_says_how_much_for_what(tmp_path: object) -> None:
 def test_large_masks_need_room_for_orders() -> None:
     """30 masks of 4096² and ten members: 22 GB of numbers of pixels beside a few MB of features."""
     data = SimpleNamespace(
-        pictures=lambda split: SimpleNamespace(dataset=range(30)),
-        picture_size=16,
+        images=lambda split: SimpleNamespace(dataset=range(30)),
+        image_size=16,
         size=4096,
         members=10,
         pixels_per_batch=64,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.cli import config_folder
-from gate_lightning.engine.components import Parts
+from gate_lightning.engine.components import Components
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -32,7 +32,7 @@ def composed(*overrides: str) -> DictConfig:
 def test_experiment_composes_and_builds_its_data(experiment: str, task: str, tmp_path: Path) -> None:
     config = composed(f"experiment={experiment}", f"model={tmp_path}")
     assert get_class(config.task._target_).__name__ == task
-    parts = Parts(config, str(tmp_path))
+    parts = Components(config, str(tmp_path))
     assert parts.datamodule.batch_size == config.dataset.batch_size
     names = [type(callback).__name__ for callback in parts.trainer.callbacks]
     assert "Export" in names
@@ -42,12 +42,12 @@ def test_experiment_composes_and_builds_its_data(experiment: str, task: str, tmp
 @pytest.mark.parametrize("experiment", ["tiny/autoencoder", "tiny/unet", "tiny/classifier"])
 def test_task_settings_reach_the_task(experiment: str, tmp_path: Path) -> None:
     config = composed(f"experiment={experiment}", f"model={tmp_path}", "task.lr=0.25", "seed=3")
-    task = Parts(config, str(tmp_path)).task
+    task = Components(config, str(tmp_path)).task
     assert task.lr == 0.25
     assert task.seed == 3
 
 
 def test_general_lora_recipe_takes_any_backbone() -> None:
-    config = composed("experiment=lora", "backbone=sd15", "dataset.root=/pictures", "task.rank=16")
+    config = composed("experiment=lora", "backbone=sd15", "dataset.root=/images", "task.rank=16")
     assert config.task.model == config.backbone.weights
-    assert (config.task.rank, config.dataset.size, config.dataset.root) == (16, 512, "/pictures")
+    assert (config.task.rank, config.dataset.size, config.dataset.root) == (16, 512, "/images")

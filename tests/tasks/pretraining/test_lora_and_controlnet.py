@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from gate_lightning.backbones.tiny import architecture as tiny
 from gate_lightning.backbones.tiny.tokenizer import build_tokenizer
 from gate_lightning.callbacks.state.export import Export
-from gate_lightning.data.pretraining.captioned_folder import CaptionedFolder, CaptionedPictures, list_captioned
+from gate_lightning.data.pretraining.captioned_folder import CaptionedFolder, CaptionedImages, list_captioned
 from gate_lightning.data.pretraining.styles import write_style_set
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tasks.pretraining.controlnet import ControlNetTask
@@ -42,8 +42,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures")
+def random_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images")
     write_style_set(path, count=3, repeats=2)
     return path
 
@@ -82,10 +82,10 @@ def large_adapters(task: LoraTask) -> None:
 
 @pytest.mark.parametrize("text_lr", [None, 1e-4])
 def test_adapter_files_give_diffusers_the_trained_prediction(
-    model: Path, pictures: Path, tmp_path: Path, text_lr: float | None
+    model: Path, images: Path, tmp_path: Path, text_lr: float | None
 ) -> None:
     task = LoraTask(model, rank=4, text_lr=text_lr, name="mine")
-    fit(tmp_path, task, CaptionedPictures(pictures, size=64, batch_size=2))
+    fit(tmp_path, task, CaptionedImages(images, size=64, batch_size=2))
     large_adapters(task)
     task.export(tmp_path)
     words, _ = task.prompts(["a red car"], (64, 64))
@@ -105,13 +105,13 @@ def test_adapter_files_give_diffusers_the_trained_prediction(
     assert float(keys["lora_unet_mid_block_resnets_0_conv1.alpha"]) == 2.0
 
 
-def test_adapter_training_moves_only_adapters_and_is_reproducible(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_adapter_training_moves_only_adapters_and_is_reproducible(model: Path, images: Path, tmp_path: Path) -> None:
     written = []
     for run in ("a", "b"):
         torch.manual_seed(hash(run) % 100)
         task = LoraTask(model, rank=2, targets=["attention"], warmup=1)
         frozen = {name: p.clone() for name, p in task.named_parameters() if not p.requires_grad}
-        fit(tmp_path / run, task, CaptionedPictures(pictures, size=64, batch_size=2, seed=3))
+        fit(tmp_path / run, task, CaptionedImages(images, size=64, batch_size=2, seed=3))
         for name, before in frozen.items():
             assert torch.equal(dict(task.named_parameters())[name], before), name
         written.append(load_file(tmp_path / run / "adapter.safetensors"))
@@ -137,12 +137,12 @@ def test_unknown_targets_are_named(model: Path) -> None:
         LoraTask(model, rank=2, targets=["attention", "to_x"])
 
 
-def test_captions_and_repeats_of_a_folder(pictures: Path, tmp_path: Path) -> None:
-    entries = list_captioned(pictures)
+def test_captions_and_repeats_of_a_folder(images: Path, tmp_path: Path) -> None:
+    entries = list_captioned(images)
     assert len(entries) == 9
     assert {e.repeats for e in entries} == {2}
     assert sorted({bool(e.caption) for e in entries}) == [False, True]
-    dataset = CaptionedFolder(pictures, size=64)
+    dataset = CaptionedFolder(images, size=64)
     assert len(dataset) == 18
     assert dataset[0]["pixels"].shape == (3, 64, 64)
     cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((20, 50, 3), np.uint8))
@@ -150,10 +150,10 @@ def test_captions_and_repeats_of_a_folder(pictures: Path, tmp_path: Path) -> Non
     assert CaptionedFolder(tmp_path, size=32)[0]["caption"] == ""
 
 
-def test_folders_without_pictures_and_broken_pictures_are_errors(tmp_path: Path) -> None:
+def test_folders_without_images_and_broken_images_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="10_tags"):
         list_captioned(tmp_path)
-    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"a\.png"):
         CaptionedFolder(tmp_path, size=8)[0]
 

@@ -48,16 +48,16 @@ def test_a_sample_does_not_depend_on_the_batch(parts: SamplingParts) -> None:
     assert not np.array_equal(together, sample(parts, prompts, steps=2, seed=1))
 
 
-def test_control_pictures_must_match(parts: SamplingParts) -> None:
+def test_control_images_must_match(parts: SamplingParts) -> None:
     control = torch.rand(2, 3, 64, 64)
     assert sample(parts, ["a", "a"], steps=1, control=control).shape == (2, 64, 64, 3)
-    with pytest.raises(ConfigError, match="2 control pictures for 1 prompts"):
+    with pytest.raises(ConfigError, match="2 control images for 1 prompts"):
         sample(parts, ["a"], steps=1, control=control)
 
 
 def test_grid_fills_with_white() -> None:
-    pictures = np.zeros((3, 2, 2, 3), np.uint8)
-    joined = grid(pictures, columns=2, zoom=2)
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    joined = grid(images, columns=2, zoom=2)
     assert joined.shape == (8, 8, 3)
     assert (joined[4:, 4:] == 255).all()
     assert (joined[:4] == 0).all()
@@ -81,9 +81,9 @@ def test_judge_counts_kind_colour_and_both() -> None:
             color[:, list(COLORS).index("red")] = 1
             return kind, color
 
-    pictures = np.stack([render(sample_scene(i), size=64).image for i in range(6)])
+    images = np.stack([render(sample_scene(i), size=64).image for i in range(6)])
     wanted = [("car", "red"), ("car", "blue"), *((kind, "red") for kind in ("tree", "house", "ball", "lamp"))]
-    result = judge(Fixed(), pictures, wanted)
+    result = judge(Fixed(), images, wanted)
     assert result["kind"] == pytest.approx(2 / 6)
     assert result["color"] == pytest.approx(5 / 6)
     assert result["both"] == pytest.approx(1 / 6)

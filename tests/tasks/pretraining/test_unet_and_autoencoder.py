@@ -18,7 +18,7 @@ from torch import Tensor
 from gate_lightning.backbones.tiny import architecture as tiny
 from gate_lightning.callbacks.state.ema import WeightAverage
 from gate_lightning.callbacks.state.export import Export, export_checkpoint
-from gate_lightning.data.pretraining.datamodule import EndlessBatches, RenderedScenes, ScenePictures
+from gate_lightning.data.pretraining.datamodule import EndlessBatches, RenderedScenes, SceneImages
 from gate_lightning.data.pretraining.latents import CAPTION_SHARES, SceneLatents, build_cache, wordings
 from gate_lightning.data.scenes import sample_scene
 from gate_lightning.errors import ConfigError
@@ -30,7 +30,7 @@ from gate_lightning.tasks.pretraining.unet import UNetTask
 
 
 class PooledEncoder:
-    """A stand-in for the autoencoder: average-pooled pictures as latents."""
+    """A stand-in for the autoencoder: average-pooled images as latents."""
 
     identity = "pooled"
 
@@ -172,7 +172,7 @@ def test_export_writes_the_average_and_training_keeps_its_own(tmp_path: Path) ->
 
 def test_autoencoder_trains_and_is_exported_folded(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    data = ScenePictures(train_length=8, val_length=8, batch_size=2, val_batch_size=4)
+    data = SceneImages(train_length=8, val_length=8, batch_size=2, val_batch_size=4)
     task = AutoencoderTask(warmup=1)
     trainer(tmp_path, 2, Export(tmp_path / "model")).fit(task, data)
     encoder = FolderEncoder(tmp_path / "model")

@@ -59,11 +59,11 @@ def test_text_and_files(sweep: Path, tmp_path: Path) -> None:
 
 
 def test_the_pace_of_training_is_a_column_where_it_was_logged(sweep: Path, tmp_path: Path) -> None:
-    log = "step,train/pictures_per_second,val/mIoU\n10,4.0,\n20,8.0,\n20,,0.1\n30,9.0,\n"
+    log = "step,train/images_per_second,val/mIoU\n10,4.0,\n20,8.0,\n20,,0.1\n30,9.0,\n"
     (sweep / "0" / "metrics.csv").write_text(log)
     compare(runs=str(sweep), output=str(tmp_path / "out"))
     with (tmp_path / "out" / "comparison.csv").open() as file:
-        paces = [row["train/pictures_per_second"] for row in csv.DictReader(file)]
+        paces = [row["train/images_per_second"] for row in csv.DictReader(file)]
     assert paces == ["8.0", "", "", "", ""]
 
 

@@ -1,4 +1,4 @@
-"""``tool=extract``: the same files whoever writes them, in one go or not, and features of the picture's own size."""
+"""``tool=extract``: the same files whoever writes them, in one go or not, and features of the image's own size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.data.core.required_inputs import Companions
+from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.errors import CacheError, ConfigError, DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.caches.folder import read_features
@@ -58,7 +58,7 @@ def backbone() -> Backbone:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for name, (height, width) in SIZES.items():
         blocks = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
@@ -87,7 +87,7 @@ def whole(backbone: Backbone, folder: Path, tmp_path_factory: pytest.TempPathFac
     return content(output)
 
 
-def test_every_picture_has_a_file_of_its_name(whole: dict[str, bytes]) -> None:
+def test_every_image_has_a_file_of_its_name(whole: dict[str, bytes]) -> None:
     assert sorted(whole) == sorted(["manifest.json", *(f"{name}.safetensors" for name in SIZES)])
 
 
@@ -115,7 +115,7 @@ def test_a_resumed_extraction_writes_the_same(
     resumed = extractor(backbone)
     report = extract(resumed, folder, tmp_path, batch_size=2, device="cpu")
     assert content(tmp_path) == whole
-    assert f"features of {len(SIZES) - there} pictures written" in report
+    assert f"features of {len(SIZES) - there} images written" in report
     assert len(resumed.batches) == 4 - batches_before
 
 
@@ -131,15 +131,15 @@ def test_one_missing_file_is_made_in_its_batch(
     assert content(tmp_path) == whole
 
 
-def test_a_changed_picture_is_read_again(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_a_changed_image_is_read_again(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for name, source in (("a", "p0"), ("b", "p4")):
-        (pictures / f"{name}.png").write_bytes((folder / f"{source}.png").read_bytes())
-    extract(extractor(backbone), pictures, tmp_path / "out", batch_size=1, device="cpu")
-    (pictures / "b.png").write_bytes((folder / "sub/p3.png").read_bytes())
+        (images / f"{name}.png").write_bytes((folder / f"{source}.png").read_bytes())
+    extract(extractor(backbone), images, tmp_path / "out", batch_size=1, device="cpu")
+    (images / "b.png").write_bytes((folder / "sub/p3.png").read_bytes())
     again = extractor(backbone)
-    extract(again, pictures, tmp_path / "out", batch_size=1, device="cpu")
+    extract(again, images, tmp_path / "out", batch_size=1, device="cpu")
     assert again.batches == [("b.png",)]
 
 
@@ -187,7 +187,7 @@ def test_two_processes_of_the_command_line(folder: Path, tmp_path: Path) -> None
     assert "timestep: 50 → 7" in failed.stderr
 
 
-def test_pictures_of_any_size_are_cut_back(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
+def test_images_of_any_size_are_cut_back(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
     extract(extractor(backbone), folder / "p2.png", tmp_path, device="cpu")  # 70 × 50 pixels
     maps = read_features(tmp_path / "p2.safetensors")["plain"]
     strides = {layer: info.stride for layer, info in extractor(backbone).feature_info["plain"].items()}
@@ -197,7 +197,7 @@ def test_pictures_of_any_size_are_cut_back(backbone: Backbone, folder: Path, tmp
 
 
 @pytest.mark.parametrize(("resize", "expected"), [("square", (32, 32)), ("short", (32, 48))])
-def test_resized_pictures(
+def test_resized_images(
     backbone: Backbone, folder: Path, tmp_path: Path, resize: str, expected: tuple[int, int]
 ) -> None:
     extract(extractor(backbone), folder / "sub/p1.png", tmp_path, resize=resize, size=128, device="cpu")
@@ -230,26 +230,26 @@ def test_patterns_and_captions(backbone: Backbone, folder: Path, tmp_path: Path)
     made = extractor(backbone)
     extract(made, folder / "sub" / "**" / "*.png", tmp_path / "out", batch_size=1, device="cpu")
     assert [ids for (ids,) in made.batches] == ["deep/p5.png", "p1.png", "p3.png"]
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures/a.png").write_bytes((folder / "p0.png").read_bytes())
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes((folder / "p0.png").read_bytes())
     told = FeatureExtractor(backbone, [Branch("told", 50, (FINE,), (Prompt(None),))])
     with pytest.raises(DataError, match="caption"):
-        extract(told, tmp_path / "pictures", tmp_path / "told", device="cpu")
-    (tmp_path / "pictures/captions.txt").write_text("a.png\ta red house\n")
-    extract(told, tmp_path / "pictures", tmp_path / "told", device="cpu")
+        extract(told, tmp_path / "images", tmp_path / "told", device="cpu")
+    (tmp_path / "images/captions.txt").write_text("a.png\ta red house\n")
+    extract(told, tmp_path / "images", tmp_path / "told", device="cpu")
     fixed = FeatureExtractor(backbone, [Branch("told", 50, (FINE,), (Prompt("a red house"),))])
-    extract(fixed, tmp_path / "pictures", tmp_path / "fixed", device="cpu")
+    extract(fixed, tmp_path / "images", tmp_path / "fixed", device="cpu")
     one, other = (read_features(tmp_path / name / "a.safetensors")["told"][FINE] for name in ("told", "fixed"))
     assert torch.equal(one, other)
 
 
-def test_control_pictures_of_a_folder(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
+def test_control_images_of_a_folder(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
     blank = tmp_path / "edges/p2.png"
     blank.parent.mkdir()
     Image.new("RGB", (50, 70)).save(blank)
     steered = FeatureExtractor(backbone, [Branch("c", 50, (FINE,), (ControlNet(control="canny"),))])
-    for name, companions in (("own", None), ("given", Companions({"canny": str(blank.parent)}))):
-        extract(steered, folder / "p2.png", tmp_path / name, device="cpu", companions=companions)
+    for name, required_inputs in (("own", None), ("given", RequiredInputs({"canny": str(blank.parent)}))):
+        extract(steered, folder / "p2.png", tmp_path / name, device="cpu", required_inputs=required_inputs)
     own, given = (read_features(tmp_path / name / "p2.safetensors")["c"][FINE] for name in ("own", "given"))
     assert own.shape == given.shape
     assert not torch.equal(own, given)
@@ -257,18 +257,18 @@ def test_control_pictures_of_a_folder(backbone: Backbone, folder: Path, tmp_path
 
 @pytest.fixture(scope="module")
 def maps(backbone: Backbone, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """Of one picture and branch, from the default layout."""
+    """Of one image and branch, from the default layout."""
     output = tmp_path_factory.mktemp("default")
     extract(extractor(backbone), folder / "sub", output, device="cpu")
     return read_features(output / "deep/p5.safetensors")["plain"]
 
 
-@pytest.mark.parametrize("layout", ["npy_by_layer", "npy_by_picture", "npy_joined"])
+@pytest.mark.parametrize("layout", ["npy_by_layer", "npy_by_image", "npy_joined"])
 def test_released_layouts(
     backbone: Backbone, folder: Path, tmp_path: Path, layout: str, maps: dict[str, torch.Tensor]
 ) -> None:
     extract(extractor(backbone), folder / "sub", tmp_path, layout=layout, device="cpu")
-    place = {"npy_by_layer": f"plain/{FINE}/deep/p5.npy", "npy_by_picture": f"plain/deep/p5/{FINE}.npy"}
+    place = {"npy_by_layer": f"plain/{FINE}/deep/p5.npy", "npy_by_image": f"plain/deep/p5/{FINE}.npy"}
     found = np.load(tmp_path / place.get(layout, "plain/deep/p5.npy"))
     expected = maps[FINE].numpy()
     if layout == "npy_joined":
@@ -301,7 +301,7 @@ def test_the_size_is_told_before(
         for maps in read_features(tmp_path / f"{name}.safetensors").values()
         for value in maps.values()
     )
-    assert f"6 pictures, 2 branches, 3 layers: {module.human_size(written)} in float16" in caplog.text
+    assert f"6 images, 2 branches, 3 layers: {module.human_size(written)} in float16" in caplog.text
 
 
 def test_an_output_of_another_description_is_refused(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
@@ -336,13 +336,13 @@ def test_settings_that_cannot_work(
         extract(extractor(backbone), folder, tmp_path, device="cpu", **change)
 
 
-def test_pictures_that_cannot_work_are_named(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_work_are_named(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         extract(extractor(backbone), tmp_path / "none", tmp_path / "out", device="cpu")
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         extract(extractor(backbone), folder / "*.jpg", tmp_path / "out", device="cpu")
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
-    with pytest.raises(DataError, match=r"small.png: a picture of .* too small"):
+    with pytest.raises(DataError, match=r"small.png: an image of .* too small"):
         extract(extractor(backbone), tmp_path / "small.png", tmp_path / "out", device="cpu")
 
 

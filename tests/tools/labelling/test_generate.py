@@ -1,4 +1,4 @@
-"""Pictures from noise: the samplers, resuming, processes, prompts."""
+"""Images from noise: the samplers, resuming, processes, prompts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.data.core.prediction import PictureSource
+from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.errors import CacheError, ConfigError
 from gate_lightning.tasks.pretraining.sampling import SamplingParts, sample
-from gate_lightning.tools.labelling.generate import Sampling, generate, prompts_of, sample_pictures
+from gate_lightning.tools.labelling.generate import Sampling, generate, prompts_of, sample_images
 from tests.support.composition import composed
 from tests.support.small_networks import build
 
@@ -29,14 +29,14 @@ def backbone() -> Backbone:
     return build("one_repeat")
 
 
-def pictures(folder: Path) -> dict[str, np.ndarray]:
+def random_images(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     assert found.keys() == expected.keys()
-    for name, picture in found.items():
-        np.testing.assert_array_equal(picture, expected[name])
+    for name, image in found.items():
+        np.testing.assert_array_equal(image, expected[name])
 
 
 def test_a_stopped_run_goes_on_and_more_can_be_added(backbone: Backbone, tmp_path: Path) -> None:
@@ -47,11 +47,11 @@ def test_a_stopped_run_goes_on_and_more_can_be_added(backbone: Backbone, tmp_pat
     (stopped / "000001.png").unlink()
     before = (stopped / "000000.png").stat().st_mtime_ns
     assert "3 of 5" not in generate(backbone, stopped, prompts=prompts, count=5, **FAST)
-    assert_same(pictures(stopped), pictures(whole))
+    assert_same(random_images(stopped), random_images(whole))
     assert (stopped / "000000.png").stat().st_mtime_ns == before
-    # captions belong to the pictures as any data set's do
-    assert PictureSource(stopped).captions == [prompts[index % 3] for index in range(5)]
-    assert len({picture.tobytes() for picture in pictures(whole).values()}) == 5
+    # captions belong to the images as any data set's do
+    assert ImageSource(stopped).captions == [prompts[index % 3] for index in range(5)]
+    assert len({image.tobytes() for image in random_images(whole).values()}) == 5
 
 
 def test_processes_share_the_work(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,11 +60,11 @@ def test_processes_share_the_work(backbone: Backbone, tmp_path: Path, monkeypatc
     for rank in "10":
         monkeypatch.setenv("RANK", rank)
         generate(backbone, tmp_path / "shared", prompts=["a"], count=5, **FAST)
-        assert len(pictures(tmp_path / "shared")) == {"1": 2, "0": 5}[rank]
-    assert_same(pictures(tmp_path / "shared"), pictures(tmp_path / "alone"))
+        assert len(random_images(tmp_path / "shared")) == {"1": 2, "0": 5}[rank]
+    assert_same(random_images(tmp_path / "shared"), random_images(tmp_path / "alone"))
 
 
-def test_the_same_pictures_as_the_sampler_of_training(backbone: Backbone) -> None:
+def test_the_same_images_as_the_sampler_of_training(backbone: Backbone) -> None:
     parts = SamplingParts(
         unet=backbone.unet,
         text_encoder=backbone.text_encoder,
@@ -74,15 +74,15 @@ def test_the_same_pictures_as_the_sampler_of_training(backbone: Backbone) -> Non
     )
     prompts = ["a red house", "a photo of a circle"]
     expected = sample(parts, prompts, steps=3, guidance=4.0, seed=7)
-    found = sample_pictures(backbone, prompts, 0, Sampling("ddim", 3, 4.0, backbone.native_size, seed=7))
+    found = sample_images(backbone, prompts, 0, Sampling("ddim", 3, 4.0, backbone.native_size, seed=7))
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
-    other = sample_pictures(backbone, prompts, 0, Sampling("ddim", 3, 1.0, backbone.native_size, seed=7))
+    other = sample_images(backbone, prompts, 0, Sampling("ddim", 3, 1.0, backbone.native_size, seed=7))
     assert np.abs(found.astype(int) - other.astype(int)).max() > 1
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 8), ("ddpm", 40)])
-def test_a_perfect_denoiser_ends_at_its_picture(sampler: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the start noise and the noise added on the way: who always knows the picture arrives at it."""
+def test_a_perfect_denoiser_ends_at_its_image(sampler: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the start noise and the noise added on the way: who always knows the image arrives at it."""
     adm = build("adm")
     side = adm.native_size
     truth = (torch.rand(3, side, side, generator=torch.Generator().manual_seed(3)) * 2 - 1) * 0.9
@@ -93,7 +93,7 @@ def test_a_perfect_denoiser_ends_at_its_picture(sampler: str, steps: int, monkey
         return (latents - math.sqrt(alpha) * truth) / math.sqrt(1 - alpha)
 
     monkeypatch.setattr(adm, "denoise", denoise)
-    found = sample_pictures(adm, ["", ""], 5, Sampling(sampler, steps, 4.0, side))
+    found = sample_images(adm, ["", ""], 5, Sampling(sampler, steps, 4.0, side))
     expected = ((truth + 1) * 127.5).permute(1, 2, 0).numpy()
     # the last noise level of the schedule is left by DDIM: √(1 - ᾱ₀) = 0.01
     assert np.abs(found[0].astype(float) - expected).max() < 4
@@ -111,20 +111,20 @@ def test_the_command(tmp_path: Path) -> None:
     small = ("backbone.weights=random", "dataset.train=2", "tool.count=1", "tool.steps=1", "tool.batch_size=1")
     config = composed("tool=generate", f"output={tmp_path}", "tool.device=cpu", *small, name="eval")
     evaluate(config, [], tmp_path / "unused")
-    assert pictures(tmp_path)["000000.png"].shape == (64, 64, 3)
-    assert PictureSource(tmp_path).captions == prompts_of(ScenesDataModule(train=2))[:1]
+    assert random_images(tmp_path)["000000.png"].shape == (64, 64, 3)
+    assert ImageSource(tmp_path).captions == prompts_of(ScenesDataModule(train=2))[:1]
 
 
 def test_the_command_without_a_data_set(tmp_path: Path) -> None:
     small = ("backbone.weights=random", "tool.count=1", "tool.steps=1", "tool.batch_size=1")
     config = composed("tool=generate", "~dataset", f"output={tmp_path}", "tool.device=cpu", *small, name="eval")
     evaluate(config, [], tmp_path / "unused")
-    assert PictureSource(tmp_path).captions == ["a photo"]
+    assert ImageSource(tmp_path).captions == ["a photo"]
 
 
 def test_what_cannot_be_generated_is_refused(backbone: Backbone, tmp_path: Path) -> None:
     for name in ("pixels", "cleandift"):
-        with pytest.raises(ConfigError, match="makes no pictures"):
+        with pytest.raises(ConfigError, match="makes no images"):
             generate(build(name), tmp_path / name)
     for settings, words in (
         ({"count": 0}, "count=0"),

@@ -1,4 +1,4 @@
-"""Labels of an ensemble for pictures without any, and the data set made of them."""
+"""Labels of an ensemble for images without any, and the data set made of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = {"train": [(16, 16)] * 3, "val": [(16, 16)], "test": [(16, 16)] * 2}
 
 
 class Colours(torch.nn.Module):
-    """Three members that tell classes by colour channel and agree the less the bluer the picture is."""
+    """Three members that tell classes by colour channel and agree the less the bluer the image is."""
 
     device = torch.device("cpu")
 
@@ -50,19 +50,19 @@ def trained(tmp_path: Path) -> SimpleNamespace:
     root = make_folder(tmp_path / "data", SIZES)
     checkpoint = tmp_path / "best.ckpt"
     checkpoint.write_bytes(b"weights")
-    pool = LabelScarceDataModule(FolderDataModule(str(root), crop_size=16), size=16, picture_size=16)
+    pool = LabelScarceDataModule(FolderDataModule(str(root), crop_size=16), size=16, image_size=16)
     parts = SimpleNamespace(datamodule=pool, protocol=pool.protocol)
     return SimpleNamespace(task=Colours(), parts=parts, folder=tmp_path, checkpoint=checkpoint)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def random_images(tmp_path: Path) -> Path:
     folder = tmp_path / "new"
     for number, blue in enumerate((0, 240, 160, 200)):
         image = make_image(20, 20, number) // 2
         image[..., 2] = blue
         write(folder / (f"deep/{number}.png" if number == 3 else f"{number}.png"), image)
-    (folder / "captions.txt").write_text("".join(f"{'deep/' * (n == 3)}{n}.png\tpicture {n}\n" for n in range(4)))
+    (folder / "captions.txt").write_text("".join(f"{'deep/' * (n == 3)}{n}.png\timage {n}\n" for n in range(4)))
     return folder
 
 
@@ -70,12 +70,12 @@ def mask(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_the_most_uncertain_pictures_come_first(trained, pictures, tmp_path: Path) -> None:
+def test_the_most_uncertain_images_come_first(trained, images, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert "labels of 4 pictures" in pseudo_label(trained, pictures, out)
+    assert "labels of 4 images" in pseudo_label(trained, images, out)
     entries = LabelledFolder(out).read_table()
     assert [entry.name for entry in entries] == ["1", "deep/3", "2", "0"]
-    loader = trained.parts.datamodule.prediction(pictures).predict_dataloader()
+    loader = trained.parts.datamodule.prediction(images).predict_dataloader()
     for name, batch in zip(("0", "1", "2", "deep/3"), loader, strict=True):
         labels, divergence = Colours().ensemble(batch.images, batch.conditions, (20, 20))
         np.testing.assert_array_equal(mask(out / f"masks/train/{name}.png"), labels[0].numpy())
@@ -92,67 +92,67 @@ def test_the_most_uncertain_pictures_come_first(trained, pictures, tmp_path: Pat
         assert np.asarray(Image.open(out / f"overlays/{name}.png")).shape == (20, 20, 3)
 
 
-def test_the_result_is_a_data_set(trained, pictures, tmp_path: Path) -> None:
+def test_the_result_is_a_data_set(trained, images, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    pseudo_label(trained, pictures, out)
+    pseudo_label(trained, images, out)
     for kind in ("images", "masks"):
         (out / kind / "val").mkdir()
         (out / kind / "val/0.png").write_bytes((out / kind / "train/0.png").read_bytes())
     with (out / "captions.txt").open("a") as file:
-        file.write("val/0\tpicture 0\n")
+        file.write("val/0\timage 0\n")
     read = FolderDataModule(str(out), crop_size=20)
     assert read.protocol.classes == CLASSES
     assert read.protocol.palette == trained.parts.protocol.palette
     source = read.source("train")
-    assert [source.load(index).caption for index in range(4)] == [f"picture {number}" for number in range(4)]
+    assert [source.load(index).caption for index in range(4)] == [f"image {number}" for number in range(4)]
     np.testing.assert_array_equal(source.load(3).mask, mask(out / "masks/train/deep/3.png"))
 
 
-def test_the_same_command_goes_on_and_leaves_corrected_masks_alone(trained, pictures, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_and_leaves_corrected_masks_alone(trained, images, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    pseudo_label(trained, pictures, out)
+    pseudo_label(trained, images, out)
     calls = trained.task.calls
     table = (out / "uncertainty.csv").read_bytes()
     corrected = np.full((20, 20), 2, np.uint8)
     Image.fromarray(corrected).save(out / "masks/train/1.png")
     (out / ".records/2.json").unlink()  # what a kill while writing leaves
     (out / "uncertainty.csv").unlink()
-    assert "3 there already" in pseudo_label(trained, pictures, out)
+    assert "3 there already" in pseudo_label(trained, images, out)
     assert trained.task.calls == calls + 1
     np.testing.assert_array_equal(mask(out / "masks/train/1.png"), corrected)
     assert (out / "uncertainty.csv").read_bytes() == table
     trained.checkpoint.write_bytes(b"other weights")
     with pytest.raises(CacheError, match="labels written by other settings"):
-        pseudo_label(trained, pictures, out)
+        pseudo_label(trained, images, out)
 
 
-def test_large_pictures_are_labelled_in_small(trained, pictures, tmp_path: Path, monkeypatch) -> None:
+def test_large_images_are_labelled_in_small(trained, images, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("gate_lightning.tools.labelling.pseudo_label.MOST_PIXELS", 10 * 10)
     asked = []
     whole = trained.task.ensemble
     trained.task.ensemble = lambda images, conditions, size: asked.append(size) or whole(images, conditions, size)
-    pseudo_label(trained, pictures, tmp_path / "out")
+    pseudo_label(trained, images, tmp_path / "out")
     assert set(asked) == {(10, 10)}
     assert mask(tmp_path / "out/masks/train/0.png").shape == (20, 20)
 
 
-def test_arrays_beside_pictures(trained, pictures, tmp_path: Path) -> None:
-    pseudo_label(trained, pictures, tmp_path / "png")
-    pseudo_label(trained, pictures, tmp_path / "npy", layout="npy")
+def test_arrays_beside_images(trained, images, tmp_path: Path) -> None:
+    pseudo_label(trained, images, tmp_path / "png")
+    pseudo_label(trained, images, tmp_path / "npy", layout="npy")
     for name in ("0", "deep/3"):
         labels = np.load(tmp_path / f"npy/train/{name}.npy")
         assert labels.dtype == np.uint8
         np.testing.assert_array_equal(labels, mask(tmp_path / f"png/masks/train/{name}.png"))
-        assert (tmp_path / f"npy/train/{name}.png").read_bytes() == (pictures / f"{name}.png").read_bytes()
+        assert (tmp_path / f"npy/train/{name}.png").read_bytes() == (images / f"{name}.png").read_bytes()
 
 
-def test_masks_in_the_numbers_of_the_data_set(trained, pictures, tmp_path: Path) -> None:
-    pseudo_label(trained, pictures, tmp_path / "plain")
+def test_masks_in_the_numbers_of_the_data_set(trained, images, tmp_path: Path) -> None:
+    pseudo_label(trained, images, tmp_path / "plain")
     plain = mask(tmp_path / "plain/masks/train/0.png")
     numbered = FolderDataModule(str(tmp_path / "data"), crop_size=16, label_map={7: 0, 0: 1, 9: 2, 200: 2})
     trained.parts.datamodule.dataset = numbered
-    pseudo_label(trained, pictures, tmp_path / "png", numbering="files")
-    pseudo_label(trained, pictures, tmp_path / "npy", layout="npy")
+    pseudo_label(trained, images, tmp_path / "png", numbering="files")
+    pseudo_label(trained, images, tmp_path / "npy", layout="npy")
     files = [mask(tmp_path / "png/masks/train/0.png"), np.load(tmp_path / "npy/train/0.npy")]
     for values in files:
         np.testing.assert_array_equal(values, np.array([7, 0, 9])[plain])
@@ -163,24 +163,24 @@ def test_masks_in_the_numbers_of_the_data_set(trained, pictures, tmp_path: Path)
         student_set(trained, tmp_path / "png", tmp_path / "student")
 
 
-def test_what_cannot_be_labelled_is_refused(trained, pictures, tmp_path: Path) -> None:
+def test_what_cannot_be_labelled_is_refused(trained, images, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="folder or npy"):
-        pseudo_label(trained, pictures, tmp_path / "out", layout="coco")
+        pseudo_label(trained, images, tmp_path / "out", layout="coco")
     for tool in (pseudo_label, student_set):
         with pytest.raises(ConfigError, match="give input="):
             tool(trained, None, tmp_path / "out")
     trained.task = torch.nn.Linear(1, 1)
     with pytest.raises(ConfigError, match="no ensemble"):
-        pseudo_label(trained, pictures, tmp_path / "out")
+        pseudo_label(trained, images, tmp_path / "out")
 
 
-def test_all_broken_pictures_are_named_before_anything_is_labelled(trained, pictures, tmp_path: Path) -> None:
-    (pictures / "captions.txt").unlink()
+def test_all_broken_images_are_named_before_anything_is_labelled(trained, images, tmp_path: Path) -> None:
+    (images / "captions.txt").unlink()
     for name in ("a_page.jpg", "deep/empty.png"):
-        (pictures / name).write_bytes(b"<html>"[: 6 * (name == "a_page.jpg")])
-    (pictures / "notes.md").write_text("no picture, and none that claims to be one")
-    with pytest.raises(DataError, match=r"2 of 6 pictures(?s:.)*a_page\.jpg(?s:.)*empty\.png"):
-        pseudo_label(trained, pictures, tmp_path / "out")
+        (images / name).write_bytes(b"<html>"[: 6 * (name == "a_page.jpg")])
+    (images / "notes.md").write_text("no image, and none that claims to be one")
+    with pytest.raises(DataError, match=r"2 of 6 random_images(?s:.)*a_page\.jpg(?s:.)*empty\.png"):
+        pseudo_label(trained, images, tmp_path / "out")
     assert trained.task.calls == 0
     assert not (tmp_path / "out").exists()
 
@@ -209,11 +209,11 @@ def contents(source) -> set[bytes]:
     return {sample.image.tobytes() + sample.mask.tobytes() for sample in samples}
 
 
-def test_a_student_s_data_set(trained, pictures, tmp_path: Path) -> None:
+def test_a_student_s_data_set(trained, images, tmp_path: Path) -> None:
     labelled, out = tmp_path / "labelled", tmp_path / "student"
     with pytest.raises(DataError, match="pseudo_label"):
         student_set(trained, labelled, out)
-    pseudo_label(trained, pictures, labelled)
+    pseudo_label(trained, images, labelled)
     assert "3 of 4" in student_set(trained, labelled, out, drop_uncertain=0.25)
     read = FolderDataModule(str(out), crop_size=16)
     assert [read.source("train").sample_id(i) for i in range(3)] == [

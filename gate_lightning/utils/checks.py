@@ -1,0 +1,51 @@
+"""Checks of settings that stand in many constructors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+from numbers import Integral
+from typing import Any
+
+from gate_lightning.errors import ConfigError
+
+__all__ = ["check_choice", "check_known", "did_you_mean", "whole_number"]
+
+
+def whole_number(value: Any, name: str, low: int = 0, high: int | None = None, *, optional: str = "") -> int:
+    """``value`` as an int.
+
+    Args:
+        value: an int or an integer of NumPy; no bool, no float.
+        name: of the setting, as the user typed it.
+        low, high: smallest and largest allowed value; ``high`` None for no limit.
+        optional: what None means, for the message, where None is allowed (the caller asks for it before).
+
+    Raises:
+        ConfigError: anything else, with the value found and the range expected.
+    """
+    if not isinstance(value, bool) and isinstance(value, Integral):
+        number = int(value)
+        if number >= low and (high is None or number <= high):
+            return number
+    allowed = f"a whole number from {low}" + ("" if high is None else f" to {high}")
+    raise ConfigError(f"{name}={value!r}: expected {allowed}" + (f", or null for {optional}" if optional else ""))
+
+
+def check_choice(value: Any, name: str, choices: Collection[str]) -> None:
+    """Raise ConfigError unless ``value`` is one of ``choices``; the message has all of them and the nearest."""
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r}: {did_you_mean(value, choices)}expected one of {', '.join(choices)}")
+
+
+def check_known(given: Iterable[Any], known: Collection[str], where: str) -> None:
+    """Raise ConfigError for the first of ``given`` that is not ``known``, naming the nearest."""
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}; {did_you_mean(key, known)}expected of {', '.join(known)}")
+
+
+def did_you_mean(name: Any, known: Iterable[str], count: int = 1) -> str:
+    """``did you mean canny? `` with the nearest known names, or an empty string where none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=count)
+    return f"did you mean {', '.join(near)}? " if near else ""

@@ -1,0 +1,26 @@
+"""Numbers of bytes and seconds as people read them."""
+
+from __future__ import annotations
+
+__all__ = ["GIB", "duration", "human_size"]
+
+#: bytes of a GiB
+GIB = 2**30
+
+
+def human_size(count: float) -> str:
+    """Bytes in binary units: ``1.73 GiB``, ``12.5 MiB``, ``3.00 KiB``, ``12 bytes``."""
+    for unit, name in ((2**40, "TiB"), (GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}" if count < 1000 * unit else f"{count / unit:.0f} {name}"
+    return f"{count:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``42 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
