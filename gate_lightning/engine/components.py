@@ -222,9 +222,6 @@ class Components:
         """The Lightning trainer with its callbacks and loggers."""
         callbacks = list(self._each("callbacks", Callback))
         loggers = list(self._each("logger", Logger))
-        # Lightning counts batches from validation to validation; here a whole number counts optimiser steps
-        interval, window = (self.config.trainer.get(key) for key in ("val_check_interval", "accumulate_grad_batches"))
-        steps = {"val_check_interval": interval * (window or 1)} if isinstance(interval, int) else {}
         # our samplers shard by themselves and count every validation image exactly once
         return self._instantiate(
             "trainer",
@@ -232,7 +229,6 @@ class Components:
             logger=loggers or False,
             default_root_dir=self.run_folder,
             use_distributed_sampler=False,
-            **steps,
         )
 
     def _each(self, group: str, kind: type) -> list[Any]:
