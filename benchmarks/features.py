@@ -147,7 +147,8 @@ class Bench:
             setting.operations = self.operations[kind]
         if dtype == torch.float32:
             settings.insert(0, Setting("loop", lambda: self.naive("per_branch")[:2], self.operations["loop"]))
-        rate = matmul_rate(dtype, self.options.device)
+        # a small product in a trial at a small size: without bfloat16 units a large one takes half a minute
+        rate = matmul_rate(dtype, self.options.device, side=2048 if self.options.size >= 256 else 128)
         for _ in range(self.options.repeats):
             for setting in settings:
                 with Peak(self.options.device) as peak:

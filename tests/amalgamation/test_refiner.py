@@ -8,6 +8,7 @@ import torch
 
 from gate_lightning.amalgamation.refiner import ResidualBlock, build_norm
 from gate_lightning.errors import ConfigError
+from tests.support.paths import GOLDEN
 
 
 @pytest.mark.parametrize("norm", ["GN", "BN"])
@@ -25,9 +26,9 @@ def test_an_unknown_norm_is_refused():
         build_norm("LN", 8)
 
 
-def test_a_block_computes_what_the_released_one_does(shared_dir):
+def test_a_block_computes_what_the_released_one_does():
     """Its convolutions have a bias, which the batch normalisation's mean takes up."""
-    arrays = np.load(shared_dir / "golden" / "o_amalgamation_level.npz")
+    arrays = np.load(GOLDEN / "o_amalgamation_level.npz")
     x = torch.from_numpy(arrays["summed"]).double()
     for name in ("res.0", "res.1"):
         x = released_block(arrays, f"w_amalgemated/{name}")(x)

@@ -9,6 +9,7 @@ import torch
 from gate_lightning.amalgamation.weighted import WeightAssigner, WeightedAmalgamation
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import FeatureInfo, Pyramid
+from tests.support.paths import GOLDEN
 
 LAYERS = {"fine": FeatureInfo(6, 8), "coarse": FeatureInfo(4, 16)}
 INFO = {"plain": LAYERS, "steered": LAYERS, "strong": LAYERS}
@@ -207,20 +208,20 @@ def released_assigner(arrays, prefix: str) -> tuple[WeightAssigner, torch.Tensor
     return assigner.double(), (weights["6.weight"] @ weights["2.bias"] + weights["6.bias"]).double()
 
 
-def test_the_assigner_computes_what_the_released_one_does(shared_dir):
-    arrays = np.load(shared_dir / "golden" / "o_weight_assigner.npz")
+def test_the_assigner_computes_what_the_released_one_does():
+    arrays = np.load(GOLDEN / "o_weight_assigner.npz")
     assigner, shift = released_assigner(arrays, "w/weight_assigner.")
     logits = assigner(torch.from_numpy(arrays["x"]).double()[:, None])[:, 0] + shift
     torch.testing.assert_close(logits.float(), torch.from_numpy(arrays["y"]), rtol=0, atol=1e-6)
 
 
-def test_a_level_is_fused_as_in_the_released_code(shared_dir):
-    arrays = np.load(shared_dir / "golden" / "o_amalgamation_level.npz")
+def test_a_level_is_fused_as_in_the_released_code():
+    arrays = np.load(GOLDEN / "o_amalgamation_level.npz")
     assigner, _ = released_assigner(arrays, "w_assigner/weight_assigner.")
     info = {f"branch{index}": {"layer": FeatureInfo(24, 8)} for index in range(3)}
     amalgamation = WeightedAmalgamation(info, per_channel=True, norm="BN").double().eval()
     amalgamation.assigners[0][0].load_state_dict(assigner.state_dict())
-    group = torch.from_numpy(arrays["group"]).double()
+    group = torch.from_numpy(arrays["bucket"]).double()
     pyramid = amalgamation({f"branch{index}": {"layer": group[index]} for index in range(3)})
     weights = torch.from_numpy(arrays["weights"])[..., 0, 0].movedim(0, 1)[:, None]
     torch.testing.assert_close(pyramid.weights[0].float(), weights, rtol=0, atol=1e-6)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble
 from gate_lightning.pixel_classifiers.released import ReleasedPixels
 from gate_lightning.pixel_classifiers.votes import image_uncertainty, js_divergence, majority_vote
+from tests.support.paths import GOLDEN
 
 BUCKETS = {"conv": (4, 40), "ddpm": (2, 30)}
 NAMES = {"conv": "weight_assigner", "ddpm": "weight_assigner_ddpm"}
@@ -57,8 +58,8 @@ def _released(golden: dict[str, Tensor], prefixes: list[str]) -> tuple[ReleasedP
 
 
 @torch.no_grad()
-def test_logits_and_sparsity_of_the_pixel_classifier(shared_dir):
-    golden = _load(shared_dir / "golden" / "q_pixel_classifier_21.npz")
+def test_logits_and_sparsity_of_the_pixel_classifier():
+    golden = _load(GOLDEN / "q_pixel_classifier_21.npz")
     fuse, ensemble = _released(golden, ["w/"])
     fusion = fuse({"conv": golden["x"][None], "ddpm": golden["ddpm"][None]})
     torch.testing.assert_close(ensemble(fusion.features)[0], golden["logits"], rtol=0, atol=1e-6)
@@ -66,8 +67,8 @@ def test_logits_and_sparsity_of_the_pixel_classifier(shared_dir):
 
 
 @torch.no_grad()
-def test_votes_and_uncertainty_of_an_ensemble(shared_dir):
-    golden = _load(shared_dir / "golden" / "q_predict_labels.npz")
+def test_votes_and_uncertainty_of_an_ensemble():
+    golden = _load(GOLDEN / "q_predict_labels.npz")
     fuse, ensemble = _released(golden, ["w0/", "w1/", "w2/"])
     fusion = fuse({"conv": golden["features"][None], "ddpm": golden["ddpm"][None]})
     logits = ensemble(fusion.features)  # (3, 120, 21)

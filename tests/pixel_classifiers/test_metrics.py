@@ -10,6 +10,7 @@ import torch
 
 from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.pixel_classifiers.metrics import LabelScarceMetrics
+from tests.support.paths import GOLDEN
 
 
 def _oracle(predictions: np.ndarray, masks: np.ndarray, classes: int, ignore: int) -> float:
@@ -69,8 +70,8 @@ def test_reset_forgets_unlabelled_pixels_too():
     assert metrics.unlabelled.tolist() == [0, 0, 0]
 
 
-def test_the_reference_value(shared_dir):
-    with np.load(shared_dir / "golden" / "q_compute_iou.npz") as golden:
+def test_the_reference_value():
+    with np.load(GOLDEN / "q_compute_iou.npz") as golden:
         metrics = LabelScarceMetrics(21)
         metrics.update(torch.from_numpy(golden["preds"]), torch.from_numpy(golden["gts"]))
         assert metrics.compute()["mIoU_ddpm"].item() == pytest.approx(golden["miou"].item(), abs=1e-6)

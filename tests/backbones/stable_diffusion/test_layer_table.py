@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
 
 from gate_lightning.backbones.stable_diffusion.layer_table import unet_layers
+from tests.support.paths import GOLDEN
 from tests.support.small_networks import build
 
 
@@ -40,9 +40,9 @@ def test_stable_diffusion_15_has_197_layers_with_the_published_shapes() -> None:
     assert {layer: (layers[layer].channels, 512 // layers[layer].stride) for layer in published} == published
 
 
-def test_ids_and_their_order_are_those_of_the_fields_code(shared_dir: Path) -> None:
-    manifest = json.loads((shared_dir / "golden" / "manifest_features.json").read_text())
-    assert list(unet_layers(sd15_on_meta(), 8)) == manifest["facts"]["all_layer_ids"]
+def test_ids_and_their_order_are_those_of_the_fields_code() -> None:
+    facts = json.loads((GOLDEN / "facts.json").read_text())
+    assert list(unet_layers(sd15_on_meta(), 8)) == facts["all_layer_ids"]
 
 
 def test_ids_follow_depth_and_repeats_of_the_network() -> None:
