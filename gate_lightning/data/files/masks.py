@@ -158,7 +158,7 @@ class MaskReader:
         shown = ", ".join(f"{value} in {count} pixels" for value, count in sorted(unknown.items())[:6])
         more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
         if isinstance(next(iter(unknown)), tuple):
-            return f"unknown colours: {shown}{more}; add them to the palette file, as `ignored` if they mean unlabelled"
+            return f"unknown colours: {shown}{more}; add them to the palette file, as `void` if they mean unlabelled"
         everywhere = everywhere or unknown
         expected = _ranges(sorted(self.label_map.known))
         return (

@@ -11,10 +11,10 @@ import numpy as np
 from gate_lightning.data.card import IGNORE_INDEX, RGB
 from gate_lightning.errors import DataError
 
-__all__ = ["VOID_NAMES", "Palette", "default_palette", "read_palette"]
+__all__ = ["IGNORED_NAMES", "Palette", "default_palette", "read_palette"]
 
 #: names in a palette file that mean "unlabelled" where no class is called so
-VOID_NAMES = ("ignored", "ignore", "unlabeled", "unlabelled")
+IGNORED_NAMES = ("void", "ignored", "ignore", "unlabeled", "unlabelled")
 
 
 def default_palette(num_classes: int) -> tuple[RGB, ...]:
@@ -47,11 +47,11 @@ class Palette:
             DataError: a class without colour, or a colour without class (unless it is called ignored).
         """
         missing = [name for name in classes if name not in self.names]
-        unknown = [name for name in self.names if name not in classes and name.lower() not in VOID_NAMES]
+        unknown = [name for name in self.names if name not in classes and name.lower() not in IGNORED_NAMES]
         if missing or unknown:
             raise DataError(
                 f"{path} and the classes differ: no colour for {missing or 'none'}, no class for {unknown or 'none'}; "
-                f"use the same names, and one of {', '.join(VOID_NAMES)} for unlabelled pixels"
+                f"use the same names, and one of {', '.join(IGNORED_NAMES)} for unlabelled pixels"
             )
         return tuple(self.colours[self.names.index(name)] for name in classes)
 

@@ -16,7 +16,7 @@ from typing import Any
 from gate_lightning.data.card import DatasetProtocol, check_classes, gate_branches
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import SplitFiles, read_classes, require_root, scan_split
-from gate_lightning.data.files.palette import VOID_NAMES, Palette, default_palette, read_palette
+from gate_lightning.data.files.palette import IGNORED_NAMES, Palette, default_palette, read_palette
 from gate_lightning.data.samples import Transform
 from gate_lightning.data.segmentation.base import FileDataModule
 from gate_lightning.data.transforms.basic import (
@@ -134,7 +134,7 @@ def _classes_and_colours(
     colour_file = Path(palette).expanduser() if palette else root / "palette.txt"
     colours = read_palette(colour_file) if palette or colour_file.is_file() else None
     if colours is not None and classes is None and not class_file.is_file():
-        named = [name for name in dict.fromkeys(colours.names) if name.lower() not in VOID_NAMES]
+        named = [name for name in dict.fromkeys(colours.names) if name.lower() not in IGNORED_NAMES]
         names = check_classes(named, colour_file)
     else:
         names = read_classes(class_file)

@@ -83,14 +83,14 @@ def test_many_unknown_values_are_summed_up(tmp_path: Path) -> None:
         MaskReader(("a", "b", "c"), LabelMap(3, ignore_index=19)).read(path)
 
 
-PALETTE = "# r g b name\n0 0 0 ignored\n128 64 128 road surface\n\n70 70 70 building\n1 2 3 road surface\n"
+PALETTE = "# r g b name\n0 0 0 void\n128 64 128 road surface\n\n70 70 70 building\n1 2 3 road surface\n"
 
 
 def test_palette_file(tmp_path: Path) -> None:
     path = tmp_path / "palette.txt"
     path.write_text(PALETTE)
     palette = read_palette(path)
-    assert palette.names == ("ignored", "road surface", "building", "road surface")
+    assert palette.names == ("void", "road surface", "building", "road surface")
     assert palette.of(("building", "road surface"), path) == ((70, 70, 70), (128, 64, 128))
 
 
