@@ -10,22 +10,60 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gate_lightning.data.card import DatasetProtocol
 from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
 from gate_lightning.utils.files import differences, plain_json
+from gate_lightning.utils.processes import gathered
 
-__all__ = ["BaseTask"]
+__all__ = ["BaseTask", "ReadsFeatures", "SegmentationResults", "UncertainResults"]
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class SegmentationResults(Protocol):
+    """What reports read of a task that gives pixels a class, after the evaluation of a split.
+
+    Attributes:
+        protocol: classes, palette and ignored value.
+        per_class: split → class → score → fraction, NaN where a class has none.
+        confusion: split → (K, K) pixels, rows: truth, columns: prediction.
+    """
+
+    protocol: DatasetProtocol
+    per_class: dict[str, dict[str, dict[str, float]]]
+    confusion: dict[str, Tensor]
+
+
+@runtime_checkable
+class UncertainResults(SegmentationResults, Protocol):
+    """What reports read of an ensemble besides.
+
+    Attributes:
+        uncertainty: (B, H, W) disagreement of the members about the last batch, nats.
+    """
+
+    uncertainty: Tensor | None
+
+
+@runtime_checkable
+class ReadsFeatures(Protocol):
+    """A task on frozen features.
+
+    Attributes:
+        extractor: images (B, 3, H, W) in [-1, 1] and conditions → features.
+    """
+
+    extractor: Any
 
 
 class BaseTask(LightningModule):
@@ -43,12 +81,19 @@ class BaseTask(LightningModule):
     Attributes:
         allowed_changes: what may differ between a checkpoint and this task: "frozen" (other frozen parts),
             "world_size".
-        final_splits: splits that a training run reports at its end.
+        final_splits: splits that a training run evaluates at its end.
+        steps_bounds: optimiser steps after which the task itself stops training, at least and at most; infinite where
+            only the trainer ends it.
     """
 
     #: names of children that are frozen: not trained, not saved
     frozen_parts: tuple[str, ...] = ("extractor",)
     final_splits: tuple[str, ...] = ()
+
+    @property
+    def steps_bounds(self) -> tuple[float, float]:
+        """See the class."""
+        return math.inf, math.inf
 
     def __init__(
         self,
@@ -110,7 +155,7 @@ class BaseTask(LightningModule):
         checkpoint["state_dict"] = dict(self._saved_tensors(checkpoint["state_dict"]))
         checkpoint["frozen"] = plain_json(self.frozen_description())
         state = self._random_state or capture_random_state(self.device)
-        checkpoint["random_state"] = _gathered(state)
+        checkpoint["random_state"] = gathered(state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint is one of this task, and take over the random state where training goes on.
@@ -177,12 +222,3 @@ def _total_steps(trainer: Trainer) -> int:
     if not limits:
         raise ConfigError("a learning-rate schedule needs an end: set trainer.max_steps or trainer.max_epochs")
     return min(limits)
-
-
-def _gathered(value: dict[str, Any]) -> list[Any]:
-    """The values of all processes, in the order of their ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values

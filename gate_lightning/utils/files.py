@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+from PIL import Image
 
 from gate_lightning.errors import CacheError
 
-__all__ = ["append", "claim", "clean_leftovers", "differences", "digest_of", "plain_json", "write_atomically"]
+__all__ = [
+    "append",
+    "claim",
+    "clean_leftovers",
+    "differences",
+    "digest_of",
+    "plain_json",
+    "write_atomically",
+    "write_csv",
+    "write_image",
+]
 
 #: seconds after which a temporary file of another machine counts as left over: a write takes seconds
 _STALE = 24 * 3600
@@ -45,6 +58,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # there only if something failed or was interrupted
             temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table with a header line, as `write_atomically` does."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *rows])
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write an image as PNG, as `write_atomically` does."""
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    write_atomically(path, content.getvalue())
 
 
 def append(path: Path, content: bytes) -> None:

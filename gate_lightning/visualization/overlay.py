@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.files import write_image
 from gate_lightning.visualization.grid import with_legend
 from gate_lightning.visualization.palette import IGNORED_COLOUR, Palette, colorize, palette_array
 
@@ -103,8 +104,7 @@ def write_mask(path: Path, labels: NDArray[np.integer], palette: Palette) -> Non
     colours = palette_array(palette)[:256]
     entries[: len(colours)] = colours
     image.putpalette(entries.tobytes())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    write_image(path, image)
 
 
 def write_prediction(
@@ -117,7 +117,7 @@ def write_prediction(
 ) -> None:
     """Write ``masks/<name>.png`` (class indices) and ``overlays/<name>.png`` (image, tint, legend).
 
-    The mask is written last and atomically: where it exists, the image is done.
+    The mask is written last: where it exists, the image is done.
 
     Args:
         output: folder.
@@ -132,13 +132,8 @@ def write_prediction(
     factor = max(1, 256 // min(tinted.shape[:2]))
     tinted = tinted.repeat(factor, axis=0).repeat(factor, axis=1)
     tinted = with_legend(tinted, legend_entries([labels], classes, palette))
-    target = output / "overlays" / f"{name}.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(tinted).save(target)
-    mask = output / "masks" / f"{name}.png"
-    partial = mask.with_name(f".{mask.name}.part.png")
-    write_mask(partial, labels, palette)
-    partial.replace(mask)
+    write_image(output / "overlays" / f"{name}.png", Image.fromarray(tinted))
+    write_mask(output / "masks" / f"{name}.png", labels, palette)
 
 
 def _check_sizes(image: NDArray[np.uint8], labels: NDArray[np.integer]) -> None:

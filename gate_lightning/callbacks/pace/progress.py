@@ -12,9 +12,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.tasks.base import BaseTask
 from gate_lightning.utils.units import duration
 
-__all__ = ["ProgressLines", "duration", "planned_steps", "progress_bar"]
+__all__ = ["ProgressLines", "planned_steps", "progress_bar"]
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,9 @@ class ProgressLines(ProgressBar):
             return
         pace = elapsed / (step - self._last_step)
         fewest, total = planned_steps(trainer, pl_module)
-        remaining = f", {duration(pace * (total - step))} left" if total != math.inf else ""
-        if fewest < total and remaining:
-            remaining = f"{remaining} at most"
+        remaining = f", {duration(pace * (total - step))} left" if total < math.inf else ""
+        if fewest < total < math.inf:
+            remaining += " at most"
         values = self._values(trainer, pl_module)
         log.info("step %d/%.0f  %s  %.3g s a step%s", step, total, values, pace, remaining)
         self._restart_clock(trainer)
@@ -91,10 +92,7 @@ class ProgressLines(ProgressBar):
 
 
 def planned_steps(trainer: Trainer, pl_module: LightningModule) -> tuple[float, float]:
-    """Optimiser steps of the whole training, at least and at most; infinite where there is no end.
-
-    A task that stops by itself says when: its ``steps_bounds``.
-    """
-    bounds: tuple[float, float] = getattr(pl_module, "steps_bounds", (math.inf, math.inf))
+    """Optimiser steps of the whole training, at least and at most, by trainer and task; infinite without an end."""
+    fewest, most = pl_module.steps_bounds if isinstance(pl_module, BaseTask) else (math.inf, math.inf)
     planned = float(trainer.estimated_stepping_batches)
-    return min(bounds[0], planned), min(bounds[1], planned)
+    return min(fewest, planned), min(most, planned)

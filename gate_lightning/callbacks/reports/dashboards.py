@@ -1,4 +1,4 @@
-"""Images and tables: files in the run folder, and dashboards where a logger has them."""
+"""Images and tables of a run: files in its folder, and copies on the dashboards of its loggers."""
 
 from __future__ import annotations
 
@@ -8,33 +8,43 @@ from typing import Any
 
 import numpy as np
 from lightning import Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 from PIL import Image
+
+from gate_lightning.utils.files import write_csv, write_image
 
 __all__ = ["publish_image", "publish_table"]
 
 
 def publish_image(trainer: Trainer, name: str, image: NDArray[np.uint8], suffix: str = "") -> Path:
-    """Write ``images/<name><suffix>.png`` into the run folder; show it on dashboards as ``name``.
+    """Write ``images/<name><suffix>.png`` into the run folder; show it on dashboards as ``images/<name>``.
 
     Args:
         trainer: its ``default_root_dir`` is the run folder.
         name: of the image.
         image: (H, W, 3) uint8 RGB.
-        suffix: what tells several images of that name apart.
+        suffix: tells several images of that name apart.
     """
     path = Path(trainer.default_root_dir) / "images" / f"{name}{suffix}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    write_image(path, Image.fromarray(image))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(f"images/{name}", [image])
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(f"images/{name}", image, trainer.global_step, dataformats="HWC")
     return path
 
 
-def publish_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Show a table on dashboards as ``tables/<name>``."""
+def publish_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
+    """Write ``<name>.csv`` into the run folder; show it on dashboards as ``tables/<name>``."""
+    path = Path(trainer.default_root_dir) / f"{name}.csv"
+    write_csv(path, columns, rows)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_table(f"tables/{name}", columns=list(columns), data=[list(row) for row in rows])
+        elif isinstance(logger, TensorBoardLogger):
+            lines = [columns, ["---"] * len(columns), *rows]
+            text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+            logger.experiment.add_text(f"tables/{name}", text, trainer.global_step)
+    return path

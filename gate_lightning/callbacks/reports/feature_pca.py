@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gate_lightning.callbacks.reports.base import SplitReport
 from gate_lightning.callbacks.reports.dashboards import publish_image
 from gate_lightning.callbacks.reports.predictions import to_image
-from gate_lightning.errors import ConfigError
 from gate_lightning.ops.padding import pad_to_multiple
 from gate_lightning.ops.pca import principal_components, to_unit_range
 from gate_lightning.structures import Conditions, Features, SegmentationBatch
+from gate_lightning.tasks.base import ReadsFeatures
+from gate_lightning.utils.checks import whole_number
 from gate_lightning.visualization.grid import image_grid
 
 __all__ = ["FeaturePCA", "pca_images"]
@@ -25,8 +27,11 @@ __all__ = ["FeaturePCA", "pca_images"]
 #: with more columns than this an image is split by layer
 MOST_COLUMNS = 11
 
+#: sample id, image (H, W, 3) uint8, features of the image
+Drawn = tuple[str, NDArray[np.uint8], Features]
 
-class FeaturePCA(Callback):
+
+class FeaturePCA(SplitReport[ReadsFeatures, Drawn]):
     """Draws the first three principal components of every branch's and layer's features as red, green and blue.
 
     Rows are validation images, columns the image, then branch by branch for each layer. The axes and limits of a
@@ -38,43 +43,34 @@ class FeaturePCA(Callback):
         count: images shown, at least 1.
 
     Raises:
-        ConfigError: if ``count`` is out of range.
+        ConfigError: ``count`` is out of range.
     """
 
+    during_training: ClassVar[bool] = True
+    splits: ClassVar[tuple[str, ...]] = ("val",)
+    reads: ClassVar[type] = ReadsFeatures
+
     def __init__(self, count: int = 3) -> None:
-        if count < 1:
-            raise ConfigError(f"count is {count}; expected at least 1 image")
-        self.count = count
-        self._images: list[tuple[str, Tensor, Conditions]] = []
+        super().__init__()
+        self.count = whole_number(count, "count", 1)
         self._drawn = False
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Keep the first images."""
-        missing = self.count - len(self._images)
-        if self._drawn or missing <= 0 or not trainer.is_global_zero or not isinstance(batch, SegmentationBatch):
-            return
-        for index in range(min(missing, len(batch))):
-            conditions = _one(batch.conditions, index)
-            self._images.append((conditions.sample_ids[0], batch.images[index : index + 1], conditions))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the features of the first images, once."""
-        if self._drawn or not self._images or trainer.sanity_checking:
-            return
-        self._drawn = True
-        extractor: Any = pl_module.extractor
-        multiple: int = extractor.backbone.size_multiple
-        features = []
-        for _, image, conditions in self._images:
+    def rows_of(self, task: ReadsFeatures, batch: SegmentationBatch, outputs: Tensor) -> Iterator[Drawn]:
+        """Name, pixels and features of the first images; computed again, as the task does not keep them."""
+        multiple = task.extractor.backbone.size_multiple
+        for index in range(0 if self._drawn else len(batch)):
+            image, conditions = batch.images[index : index + 1], _one(batch.conditions, index)
             controls = {name: pad_to_multiple(c, multiple) for name, c in conditions.control_images.items()}
-            features.append(extractor(pad_to_multiple(image, multiple), replace(conditions, control_images=controls)))
-        names = [name for name, _, _ in self._images]
-        images = [to_image(image[0]) for _, image, _ in self._images]
-        for suffix, grid in pca_images(names, images, features).items():
-            publish_image(trainer, f"feature_pca{suffix}", grid)
-        self._images = []
+            padded = pad_to_multiple(image, multiple)
+            features = task.extractor(padded, replace(conditions, control_images=controls))
+            yield conditions.sample_ids[0], to_image(image[0]), features
+
+    def on_split_end(self, trainer: Trainer, task: ReadsFeatures, split: str, rows: list[Drawn]) -> None:
+        """Draw, once."""
+        if rows:
+            self._drawn = True
+            for suffix, grid in pca_images(*zip(*rows, strict=True)).items():
+                publish_image(trainer, f"feature_pca{suffix}", grid)
 
 
 def pca_images(

@@ -1,32 +1,44 @@
-"""Images of predictions beside the truth."""
+"""Predictions as images: beside the truth, and with the disagreement of an ensemble."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-from lightning import Callback, LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gate_lightning.callbacks.reports.base import SplitReport
 from gate_lightning.callbacks.reports.dashboards import publish_image
-from gate_lightning.errors import ConfigError
+from gate_lightning.data.card import DatasetProtocol
 from gate_lightning.structures import SegmentationBatch
+from gate_lightning.tasks.base import SegmentationResults, UncertainResults
+from gate_lightning.utils.checks import whole_number
 from gate_lightning.visualization.grid import image_grid
+from gate_lightning.visualization.heat import heat_map
 from gate_lightning.visualization.overlay import error_map, legend_entries
 from gate_lightning.visualization.palette import colorize
 
-__all__ = ["PredictionImages", "to_image"]
-
-COLUMNS = ("image", "ground truth", "prediction", "errors (red)")
-
-#: name, image, truth, prediction
-_Row = tuple[str, NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
+__all__ = ["PredictionImages", "UncertaintyImages", "to_image"]
 
 
-class PredictionImages(Callback):
+@dataclass(frozen=True)
+class PredictedImage:
+    """An image (H, W, 3) uint8 with its mask, its predicted labels and their uncertainty in nats, all (H, W)."""
+
+    name: str
+    image: NDArray[np.uint8]
+    truth: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    uncertainty: NDArray[np.float32] | None = None
+
+
+class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
     """Draws the first images of a split after its evaluation: image, truth, prediction, errors.
 
     In training they are ``images/predictions_step<step>.png``, else ``images/predictions_<split>.png``.
@@ -36,77 +48,97 @@ class PredictionImages(Callback):
         every_n_validations: draw after every n-th validation of the training, at least 1.
 
     Raises:
-        ConfigError: if a number is out of range.
+        ConfigError: a number is out of range.
     """
 
+    during_training: ClassVar[bool] = True
+
     def __init__(self, count: int = 4, every_n_validations: int = 1) -> None:
-        if count < 1 or every_n_validations < 1:
-            raise ConfigError(f"count is {count}, every_n_validations {every_n_validations}; expected at least 1")
-        self.count, self.every_n_validations = count, every_n_validations
-        self._rows: list[_Row] = []
+        super().__init__()
+        self.count = whole_number(count, "count", 1)
+        self.every_n_validations = whole_number(every_n_validations, "every_n_validations", 1)
         self._validations = 0
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Keep the first images."""
-        self._collect(trainer, outputs, batch)
+    def rows_of(self, task: SegmentationResults, batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
+        """The images of a batch."""
+        return predicted_images(batch, outputs)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
-    ) -> None:
-        """Keep the first images."""
-        self._collect(trainer, outputs, batch)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """SampleRequest, if it is this validation's turn."""
-        training = trainer.state.fn == TrainerFn.FITTING
-        drawn = not training or self._validations % self.every_n_validations == 0
-        if training and not trainer.sanity_checking:
+    def on_split_end(self, trainer: Trainer, task: SegmentationResults, split: str, rows: list[PredictedImage]) -> None:
+        """Draw; in training, only if it is this validation's turn."""
+        suffix = f"_{split}"
+        if trainer.state.fn == TrainerFn.FITTING:
+            suffix, number = f"_step{trainer.global_step:06d}", self._validations
             self._validations += 1
-        if drawn and not trainer.sanity_checking:
-            self._draw(trainer, pl_module, f"_step{trainer.global_step:06d}" if training else "_val")
-        self._rows = []
+            if number % self.every_n_validations:
+                return
+        if rows:
+            publish_image(trainer, "predictions", prediction_grid(rows, task.protocol), suffix)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+
+class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
+    """Draws ``images/uncertainty_test.png``: image, truth, prediction, disagreement of the members, errors.
+
+    Of the disagreement black is none; the brightest colour is the largest of all images drawn, which the title of the
+    column says in nats.
+
+    Args:
+        count: images shown, at least 1; the first ones of the split.
+
+    Raises:
+        ConfigError: ``count`` is out of range.
+    """
+
+    splits: ClassVar[tuple[str, ...]] = ("test",)
+    reads: ClassVar[type] = UncertainResults
+
+    def __init__(self, count: int = 6) -> None:
+        super().__init__()
+        self.count = whole_number(count, "count", 1)
+
+    def rows_of(self, task: UncertainResults, batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
+        """The images of a batch with their uncertainty."""
+        assert task.uncertainty is not None
+        for row, values in zip(predicted_images(batch, outputs), task.uncertainty, strict=True):
+            yield replace(row, uncertainty=values.float().cpu().numpy())
+
+    def on_split_end(self, trainer: Trainer, task: UncertainResults, split: str, rows: list[PredictedImage]) -> None:
         """Draw."""
-        self._draw(trainer, pl_module, "_test")
-        self._rows = []
+        if rows:
+            publish_image(trainer, "uncertainty", prediction_grid(rows, task.protocol), f"_{split}")
 
-    def _collect(self, trainer: Trainer, outputs: Any, batch: SegmentationBatch) -> None:
-        missing = self.count - len(self._rows)
-        if missing <= 0 or batch.masks is None or not trainer.is_global_zero:
-            return
-        entries = zip(batch.conditions.sample_ids, batch.images, batch.masks, outputs, strict=True)
-        for name, image, mask, labels in list(entries)[:missing]:
-            truth = mask.cpu().numpy()
-            self._rows.append((name, _sized(to_image(image), truth.shape), truth, labels.cpu().numpy()))
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, suffix: str) -> None:
-        if not self._rows:
-            return
-        protocol: Any = pl_module.protocol
-        palette, ignored = protocol.palette, protocol.ignore_index
-        rows = [
-            [
-                image,
-                colorize(truth, palette, ignored),
-                colorize(labels, palette),
-                error_map(image, labels, truth, ignored),
-            ]
-            for _, image, truth, labels in self._rows
-        ]
-        maps = [labels for _, _, truth, labels in self._rows] + [
-            truth[truth != ignored] for _, _, truth, _ in self._rows
-        ]
-        image = image_grid(
-            rows,
-            COLUMNS,
-            [name for name, *_ in self._rows],
-            legend_entries(maps, protocol.classes, palette),
-            smooth=(True, False, False, False),
-        )
-        publish_image(trainer, "predictions", image, suffix)
+def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
+    """The images of a batch at the size of their masks, which evaluation leaves at that of the file."""
+    assert batch.masks is not None
+    for name, image, mask, labels in zip(batch.conditions.sample_ids, batch.images, batch.masks, outputs, strict=True):
+        shrinks = image.shape[-1] > mask.shape[-1]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        sized = cv2.resize(to_image(image), (mask.shape[1], mask.shape[0]), interpolation=method).astype(np.uint8)
+        yield PredictedImage(name, sized, mask.cpu().numpy(), labels.cpu().numpy())
+
+
+def prediction_grid(rows: list[PredictedImage], labels: DatasetProtocol) -> NDArray[np.uint8]:
+    """Images, masks, predictions, uncertainty where it was measured, and errors in columns; a legend of the classes."""
+    palette, ignored = labels.palette, labels.ignore_index
+    columns: dict[str, list[NDArray[np.uint8]]] = {
+        "image": [row.image for row in rows],
+        "ground truth": [colorize(row.truth, palette, ignored) for row in rows],
+        "prediction": [colorize(row.prediction, palette) for row in rows],
+    }
+    heat: list[Any] = [row.uncertainty for row in rows if row.uncertainty is not None]
+    if heat:
+        largest = max(float(values.max()) for values in heat)
+        # members that all agree, or one alone: black
+        columns[f"uncertainty 0 … {largest:.2f}"] = [heat_map(values, largest or 1.0) for values in heat]
+    columns["errors (red)"] = [error_map(row.image, row.prediction, row.truth, ignored) for row in rows]
+    maps = [row.prediction for row in rows] + [row.truth[row.truth != ignored] for row in rows]
+    return image_grid(
+        list(zip(*columns.values(), strict=True)),
+        list(columns),
+        [row.name for row in rows],
+        legend_entries(maps, labels.classes, palette),
+        smooth=[title == "image" for title in columns],
+    )
 
 
 def to_image(image: Tensor) -> NDArray[np.uint8]:
@@ -114,10 +146,3 @@ def to_image(image: Tensor) -> NDArray[np.uint8]:
     scaled = (image.detach().float().clamp(-1, 1) + 1) * 127.5
     array: NDArray[np.uint8] = scaled.round().byte().permute(1, 2, 0).cpu().numpy()
     return array
-
-
-def _sized(image: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The image at the size of its mask, which evaluation leaves at that of the file."""
-    if image.shape[:2] == size:
-        return image
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR).astype(np.uint8)

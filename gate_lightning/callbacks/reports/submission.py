@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from PIL import Image
 
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.utils.files import write_image
 
 __all__ = ["SubmissionWriter"]
 
@@ -54,10 +55,7 @@ class SubmissionWriter(Callback):
     ) -> None:
         """Write the label maps (B, H, W) of a batch of image files."""
         for labels, path in zip(outputs, batch.paths, strict=True):
-            target = self.folder / f"{Path(path).stem}.png"
-            partial = target.with_name(f".{target.name}.part")
-            Image.fromarray(self.table[labels.cpu().numpy()]).save(partial, format="PNG")
-            partial.replace(target)
+            write_image(self.folder / f"{Path(path).stem}.png", Image.fromarray(self.table[labels.cpu().numpy()]))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is there."""

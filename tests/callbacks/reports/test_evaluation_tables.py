@@ -15,7 +15,6 @@ from lightning import Callback
 from omegaconf import OmegaConf
 from PIL import Image
 
-from gate_lightning.callbacks.gather_rows import of_all_processes
 from gate_lightning.callbacks.loggers import RunLog
 from gate_lightning.callbacks.pace import throughput
 from gate_lightning.callbacks.pace.throughput import Throughput
@@ -96,17 +95,6 @@ def test_images_are_listed_from_the_worst(evaluated: Any) -> None:
     values = [float(row["mIoU"]) for row in rows]
     assert values == sorted(values)
     assert f"lowest mIoU: {rows[0]['image']} {100 * values[0]:.1f}" in text
-
-
-def test_tables_of_several_processes_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = [("b", 0.1, 0.2, 3)]
-
-    def gather(parts: list[Any], own: Any) -> None:
-        parts[:] = [own, other]
-
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    joined = of_all_processes([("a", 0.5, 0.5, 2)], 2)
-    assert joined == [("a", 0.5, 0.5, 2), *other]
 
 
 class Slow(Callback):

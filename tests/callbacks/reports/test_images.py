@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
 from gate_lightning.callbacks.reports.class_table import ClassTable
@@ -107,6 +108,16 @@ def test_class_table_is_written_and_logged_outside_training(tmp_path: Path, capl
     assert sum(float(row["share"]) for row in table) == pytest.approx(1.0)
     line = next(line for line in caplog.text.splitlines() if line.startswith("sea"))
     assert f"{100 * task.per_class['val']['sea']['IoU']:.1f}" in line
+
+
+def test_a_task_without_what_is_reported_is_refused_before_it_trains(tmp_path: Path) -> None:
+    class Other(BoringModel):
+        """No classes, no features."""
+
+    with pytest.raises(ConfigError, match=r"ClassTable reports on tasks that have confusion, per_class.*Other"):
+        make_trainer(tmp_path, ClassTable()).fit(Other())
+    with pytest.raises(ConfigError, match=r"FeaturePCA reports on tasks that have extractor.*callbacks=quiet"):
+        make_trainer(tmp_path, FeaturePCA()).fit(Other())
 
 
 @pytest.mark.parametrize("make", [lambda: PredictionImages(0), lambda: FeaturePCA(0)])
