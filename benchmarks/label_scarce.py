@@ -32,7 +32,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels, DatasetCard
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.label_scarce.datamodule import LabelScarceDataModule
 from gate_lightning.data.samples import Sample, SampleSource
@@ -124,7 +124,8 @@ class PatchesDataModule(SegmentationDataModule):
         super().__init__()
         self.lengths, self.size = {"train": train, "test": test, "val": test}, size
         names = tuple(f"class {number}" for number in range(CLASSES))
-        self.protocol = DatasetProtocol("patches", names, tuple((10 * number,) * 3 for number in range(CLASSES)))
+        self.card = DatasetCard("patches")
+        self.labels = ClassLabels(names, tuple((10 * number,) * 3 for number in range(CLASSES)))
 
     def make_source(self, split: str) -> Patches:
         return Patches(split, self.lengths[split], self.size)
@@ -188,7 +189,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         backbone_groups,
         partial(torch.optim.Adam, lr=1e-3, fused=True),
         None,
-        inner.protocol,
+        inner.labels,
         max_steps_per_member=arguments.steps,
     )
     clock = Clock()

@@ -1,4 +1,4 @@
-"""What is fixed about a data set, in one place: classes, palette, ignored value, prompts, GATE recipe, citation."""
+"""Facts about a data set: its card (name, prompts, branches, citation), and its class labels where it has masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["IGNORE_INDEX", "RGB", "DatasetProtocol", "gate_branches"]
+__all__ = ["IGNORE_INDEX", "RGB", "ClassLabels", "DatasetCard", "check_classes", "gate_branches"]
 
 #: ignored value of every mask that leaves this package, whatever the files hold
 IGNORE_INDEX = 255
@@ -30,18 +30,33 @@ def gate_branches() -> tuple[dict[str, Any], ...]:
 
 
 @dataclass(frozen=True)
-class DatasetProtocol:
-    """Everything about a data set that results depend on and that no configuration may drift away from.
+class DatasetCard:
+    """Facts about a data set, with or without masks.
 
     Attributes:
-        name: of the data set.
+        name: name of the data set.
+        prompt_simple: prompt of the plain branch; fits every image.
+        prompt_fine: fine-grained prompt for images without a caption of their own.
+        branches: branches of ``techniques=all``, as plain mappings.
+        citation, licence: for reports; empty where unknown.
+    """
+
+    name: str
+    prompt_simple: str = "a photo"
+    prompt_fine: str = "a photo"
+    branches: tuple[Mapping[str, Any], ...] = ()
+    citation: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """Classes of a segmented data set.
+
+    Attributes:
         classes: K class names; the position is the value in masks.
         palette: K colours for showing masks.
-        prompt_simple: prompt of the plain branch, about any image.
-        prompt_fine: fine-grained prompt for images without a caption of their own.
-        ignore_index: ignored value in masks, always 255 inside the program; never counted, never trained.
-        branches: branches of ``techniques=all`` as plain mappings.
-        citation, licence: for reports; empty where unknown.
+        ignore_index: ignored value in masks, neither counted nor trained; always 255 inside the program.
         submission: values 0 … 255 of the K classes in the PNGs that the benchmark's server takes; () where there is no
             server.
 
@@ -49,37 +64,31 @@ class DatasetProtocol:
         ConfigError: no classes, more than 255, a name twice, or a palette that does not fit.
     """
 
-    name: str
     classes: tuple[str, ...]
     palette: tuple[RGB, ...]
-    prompt_simple: str = "a photo"
-    prompt_fine: str = "a photo"
     ignore_index: int = IGNORE_INDEX
-    branches: tuple[Mapping[str, Any], ...] = ()
-    citation: str = ""
-    licence: str = ""
     submission: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", check_classes(self.classes, self.name))
+        object.__setattr__(self, "classes", check_classes(self.classes, "class labels"))
         colours = tuple(tuple(int(value) for value in colour) for colour in self.palette)
         if len(colours) != len(self.classes):
-            raise ConfigError(f"{self.name}: palette has {len(colours)} colours for {len(self.classes)} classes")
+            raise ConfigError(f"palette has {len(colours)} colours for {len(self.classes)} classes")
         if any(len(colour) != 3 or not all(0 <= value <= 255 for value in colour) for colour in colours):
-            raise ConfigError(f"{self.name}: palette must hold (red, green, blue) from 0 to 255, got {colours}")
+            raise ConfigError(f"palette must hold (red, green, blue) from 0 to 255, got {colours}")
         object.__setattr__(self, "palette", colours)
         values = self.submission
         if values and (len(set(values)) != len(self.classes) or not all(0 <= value <= 255 for value in values)):
-            raise ConfigError(f"{self.name}: submission must hold a value from 0 to 255 of its own per class: {values}")
+            raise ConfigError(f"submission must hold a value from 0 to 255 of its own per class: {values}")
         if 0 <= self.ignore_index < len(self.classes):
             raise ConfigError(
-                f"{self.name}: ignore_index {self.ignore_index} is also class {self.classes[self.ignore_index]!r}; "
+                f"ignore_index {self.ignore_index} is also class {self.classes[self.ignore_index]!r}; "
                 f"expected a value outside 0 … {len(self.classes) - 1}"
             )
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return len(self.classes)
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.data.card import gate_branches
+from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.extraction import MAIN, Extractor, branches_of, extractor_of, split_size
 from gate_lightning.engine.run_folder import located
@@ -31,7 +31,7 @@ from gate_lightning.features.config.required_inputs import required_inputs_of
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.pixel_classifiers.store import group_widths
 
-__all__ = ["Components", "call_with", "dataset_node"]
+__all__ = ["Components", "call_with", "card_and_classes", "dataset_node"]
 
 
 class Components:
@@ -54,7 +54,8 @@ class Components:
         "loss",
         "optimizer",
         "scheduler",
-        "protocol",
+        "card",
+        "labels",
         "backbone_groups",
     )
 
@@ -74,22 +75,38 @@ class Components:
         return _built(dataset_node(self.config))
 
     @property
-    def protocol(self) -> Any:
-        """Classes, palette, prompts and recipe of the data set."""
-        return self.datamodule.protocol
+    def card(self) -> DatasetCard:
+        """Card of the data set."""
+        card: DatasetCard = self.datamodule.card
+        return card
 
     @property
-    def steering(self) -> Any:
-        """Prompts and recipe of the data set that the run was trained on; plain ones where a tool has no data set."""
-        saved = self.config.get("steering")
-        if saved is None and self.config.get("dataset") is None:
-            saved = {
-                "name": "images",
-                "prompt_simple": "a photo",
-                "prompt_fine": "a photo",
-                "branches": gate_branches(),
-            }
-        return self.protocol if saved is None else SimpleNamespace(**_plain(saved))
+    def labels(self) -> ClassLabels:
+        """Classes of the data set.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        labels: ClassLabels | None = getattr(self.datamodule, "labels", None)
+        if labels is None:
+            raise ConfigError(
+                f"task, head or loss needs classes, and {self.card.name} ({type(self.datamodule).__name__}) has none; "
+                "choose a data set with masks: dataset=folder, ade20k, cityscapes, scenes …"
+            )
+        return labels
+
+    @property
+    def trained_on(self) -> Any:
+        """Card and classes of the data set that the run was trained on, which the branches are built from.
+
+        Evaluation on another data set reads the trained branches. A tool without data set has plain prompts.
+        """
+        saved = self.config.get("trained_on")
+        if saved is not None:
+            return SimpleNamespace(**_plain(saved))
+        if self.config.get("dataset") is None:
+            return DatasetCard("images", branches=gate_branches())
+        return SimpleNamespace(**card_and_classes(self.datamodule))
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -115,7 +132,7 @@ class Components:
     @cached_property
     def branches(self) -> list[Branch]:
         """What is read, as ``techniques technique timestep layers separate_noises ensemble`` say."""
-        return branches_of(self.config, _plain(self.config), self.steering, self.backbones, _built)
+        return branches_of(self.config, _plain(self.config), self.trained_on, self.backbones, _built)
 
     @cached_property
     def required_inputs(self) -> RequiredInputs:
@@ -180,7 +197,7 @@ class Components:
             _built(node),
             in_channels=self.amalgamation.out_channels,
             strides=getattr(self.amalgamation, "strides", ()),  # pixels have none
-            num_classes=len(self.protocol.classes),
+            num_classes=self.labels.num_classes,
         )
 
     @cached_property
@@ -194,8 +211,7 @@ class Components:
         return self._loss(partial(CrossEntropyLoss))
 
     def _loss(self, made: Callable[..., nn.Module]) -> nn.Module:
-        protocol = self.protocol
-        return call_with(made, ignore_index=protocol.ignore_index, num_classes=len(protocol.classes))
+        return call_with(made, ignore_index=self.labels.ignore_index, num_classes=self.labels.num_classes)
 
     @property
     def optimizer(self) -> Callable[..., Any]:
@@ -259,6 +275,19 @@ def dataset_node(config: DictConfig) -> DictConfig:
     made = OmegaConf.create({**_plain(wrapper), "dataset": _plain(config.dataset)})
     assert isinstance(made, DictConfig)
     return made
+
+
+def card_and_classes(datamodule: Any) -> dict[str, Any]:
+    """What branches are built from, as plain data: name, prompts and branches of the card, names of the classes."""
+    card: DatasetCard = datamodule.card
+    labels: ClassLabels | None = getattr(datamodule, "labels", None)
+    return {
+        "name": card.name,
+        "prompt_simple": card.prompt_simple,
+        "prompt_fine": card.prompt_fine,
+        "branches": [dict(branch) for branch in card.branches],
+        "classes": [] if labels is None else list(labels.classes),
+    }
 
 
 def call_with(function: Callable[..., Any], **available: Any) -> Any:

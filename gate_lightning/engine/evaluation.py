@@ -92,7 +92,7 @@ def _submit(run: TrainedRun, split: str, output: Path) -> None:
     datamodule, trainer = run.components.datamodule, run.components.trainer
     images = datamodule.images_of(split)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.append(SubmissionWriter(output, run.components.protocol.submission, images.paths))
+    callbacks.append(SubmissionWriter(output, run.components.labels.submission, images.paths))
     loader = datamodule.prediction(images, datamodule.eval_batch_size)
     trainer.predict(run.task, loader, return_predictions=False)
 
@@ -132,7 +132,7 @@ def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
 
 def _label(run: TrainedRun, images: Path, output: Path) -> None:
     """Masks and overlays of unlabelled images, skipping those that are already there."""
-    protocol = run.components.protocol
+    class_labels = run.components.labels
     source = run.components.datamodule.prediction(images)
     names, total = source.images.names, len(source)
     for number, (name, batch) in enumerate(zip(names, source.predict_dataloader(), strict=True), start=1):
@@ -142,6 +142,6 @@ def _label(run: TrainedRun, images: Path, output: Path) -> None:
             continue
         labels = run.label(batch.images, batch.conditions, batch.sizes[0])
         image = read_image(Path(batch.paths[0]))
-        write_prediction(output, name, image, labels, palette=protocol.palette, classes=protocol.classes)
+        write_prediction(output, name, image, labels, palette=class_labels.palette, classes=class_labels.classes)
         log.info("%d/%d %s", number, total, name)
     log.info("masks and overlays of %d images: %s", total, output)

@@ -57,7 +57,7 @@ class TrainedRun:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; a prediction's values index them."""
-        return tuple(self.components.protocol.classes)
+        return self.components.labels.classes
 
     def predict(
         self, image: Image, caption: str | None = None, control_images: Mapping[str, Image] | None = None
@@ -129,7 +129,7 @@ class TrainedRun:
             (H, W) uint8 class indices.
         """
         device = self.task.device
-        found = self.task.labels(images.to(device), conditions.to(device), (int(size[0]), int(size[1])))
+        found = self.task.label_maps(images.to(device), conditions.to(device), (int(size[0]), int(size[1])))
         labels: np.ndarray = found[0].to(torch.uint8).cpu().numpy()
         return labels
 

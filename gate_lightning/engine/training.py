@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
+from gate_lightning.engine.components import Components, card_and_classes
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
 from gate_lightning.engine.views import train_on_stored_views
 from gate_lightning.errors import ResumeError
@@ -48,7 +48,7 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
     """
     resolved = runs.resolve(config)
     if config.resume is None:
-        checkpoint, described = None, _with_steering(resolved, run_folder)
+        checkpoint, described = None, _with_card(resolved, run_folder)
         require_same_splits(described, run_folder)
         _once(runs.save_config, described, run_folder)
         _once(runs.write_json, run_folder / "overrides.json", list(overrides))
@@ -131,17 +131,13 @@ def _last_state(folder: Path) -> Path | None:
     return runs.checkpoint_of(folder, "last")
 
 
-def _with_steering(config: DictConfig, folder: Path) -> DictConfig:
-    """Adds the data set's prompts and recipe, so that evaluation on another data set reads the trained branches."""
-    protocol = getattr(Components(config, str(folder)).datamodule, "protocol", None)
-    if protocol is None:
+def _with_card(config: DictConfig, folder: Path) -> DictConfig:
+    """Adds the data set's card and classes, so that evaluation on another data set reads the trained branches."""
+    datamodule = Components(config, str(folder)).datamodule
+    if not hasattr(datamodule, "card"):
         return config
-    steering = {"name": protocol.name, "prompt_simple": protocol.prompt_simple, "prompt_fine": protocol.prompt_fine}
-    lists = {
-        "branches": [dict(branch) for branch in protocol.branches],
-        "classes": list(getattr(protocol, "classes", ())),
-    }
-    return OmegaConf.create({**OmegaConf.to_container(config), "steering": {**steering, **lists}})  # type: ignore[dict-item]
+    node = {**OmegaConf.to_container(config), "trained_on": card_and_classes(datamodule)}  # type: ignore[dict-item]
+    return OmegaConf.create(node)
 
 
 def _resumed_config(resolved: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:

@@ -75,7 +75,7 @@ def train_on_stored_views(
         )
     if not datamodule.training_views().random:
         raise ConfigError(
-            f"cache.augmented_views={count}: the training images of {datamodule.protocol.name} are not augmented: "
+            f"cache.augmented_views={count}: the training images of {datamodule.card.name} are not augmented: "
             "all their views would be equal. Leave it out (cache.memory_gib and cache.folder keep plain images), "
             "or augment them (dataset.augment=true)"
         )

@@ -17,7 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
@@ -34,12 +34,12 @@ class SegmentationResults(Protocol):
     """What reports read of a task that gives pixels a class, after the evaluation of a split.
 
     Attributes:
-        protocol: classes, palette and ignored value.
+        labels: classes, palette and ignored value.
         per_class: split → class → score → fraction, NaN where a class has none.
         confusion: split → (K, K) pixels, rows: truth, columns: prediction.
     """
 
-    protocol: DatasetProtocol
+    labels: ClassLabels
     per_class: dict[str, dict[str, dict[str, float]]]
     confusion: dict[str, Tensor]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gate_lightning.amalgamation.base import Amalgamation
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.heads.base import Head, resize
@@ -38,7 +38,7 @@ class SegmentationTask(BaseTask):
         loss: logits (B, K, H, W), masks (B, H, W) → scalar.
         optimizer: takes the trainable parameters.
         scheduler: takes the optimiser and the number of optimiser steps, or None.
-        protocol: classes and ignore index.
+        labels: classes and ignored value.
         auxiliary_head: a second head on the same pyramid that only helps to train the amalgamation, or None.
         auxiliary_loss: its loss, or None for ``loss``. GATE's runs use cross-entropy alone.
         auxiliary_weight: factor of its loss, at least 0.
@@ -66,7 +66,7 @@ class SegmentationTask(BaseTask):
         loss: nn.Module,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any] | None,
-        protocol: DatasetProtocol,
+        labels: ClassLabels,
         auxiliary_head: Head | None = None,
         auxiliary_loss: nn.Module | None = None,
         auxiliary_weight: float = 0.4,
@@ -80,15 +80,15 @@ class SegmentationTask(BaseTask):
         self.head, self.auxiliary_head, self.loss = head, auxiliary_head, loss
         self.auxiliary_loss = auxiliary_loss or loss
         self.auxiliary_weight = auxiliary_weight
-        self.protocol = protocol
+        self.labels = labels
         # tried on an ignored pixel: class weights of other classes are refused here, not after hours of computing
         # features
         for each in (self.loss, self.auxiliary_loss):
-            each(torch.zeros(1, len(protocol.classes), 1, 1), torch.full((1, 1, 1), protocol.ignore_index))
+            each(torch.zeros(1, labels.num_classes, 1, 1), torch.full((1, 1, 1), labels.ignore_index))
         self.inference = inference or Inference()
         self.metrics = nn.ModuleDict(
             {
-                split: SegmentationMetrics(len(protocol.classes), protocol.ignore_index, protocol.classes)
+                split: SegmentationMetrics(labels.num_classes, labels.ignore_index, labels.classes)
                 for split in ("val", "test")
             }
         )
@@ -96,7 +96,7 @@ class SegmentationTask(BaseTask):
         if boundary_ratio is not None:
             for split in self.metrics:
                 self.boundary_metrics[split] = BoundaryMetrics(
-                    len(protocol.classes), protocol.ignore_index, protocol.classes, boundary_ratio
+                    labels.num_classes, labels.ignore_index, labels.classes, boundary_ratio
                 )
         #: split → class → IoU, Acc, …, share of pixels, of the last evaluation
         self.per_class: dict[str, dict[str, dict[str, float]]] = {}
@@ -111,7 +111,7 @@ class SegmentationTask(BaseTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the names of the classes."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["classes"] = list(self.protocol.classes)
+        checkpoint["classes"] = list(self.labels.classes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See BaseTask; a checkpoint of another number of classes is refused before its weights are compared.
@@ -123,19 +123,19 @@ class SegmentationTask(BaseTask):
         super().on_load_checkpoint(checkpoint)
 
     def _check_classes(self, saved: list[str] | None) -> None:
-        own = list(self.protocol.classes)
+        own = list(self.labels.classes)
         if saved is None or saved == own:  # None: of an earlier version
             return
         if len(saved) != len(own):
             raise ResumeError(
-                f"the checkpoint was trained on {len(saved)} classes ({_listed(saved)}), {self.protocol.name} has "
+                f"the checkpoint was trained on {len(saved)} classes ({_listed(saved)}), the data set has "
                 f"{len(own)} ({_listed(own)}). Use the data set it was trained on, with its settings, or train anew."
             )
         other = next(index for index, name in enumerate(own) if saved[index] != name)
         log.warning(
-            "class %d was %r when the checkpoint was trained and is %r in %s: the numbers mean something only if these "
-            "are the same",
-            *(other, saved[other], own[other], self.protocol.name),
+            "class %d was %r when the checkpoint was trained and is %r in this data set: the numbers mean something "
+            "only if these are the same",
+            *(other, saved[other], own[other]),
         )
 
     def pyramid(self, images: Tensor, conditions: Conditions, features: Features | None = None) -> Pyramid:
@@ -169,7 +169,7 @@ class SegmentationTask(BaseTask):
         """
         return self.inference(self._logits, images, conditions, self.extractor.backbone.native_size, size)
 
-    def labels(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
+    def label_maps(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
         """Label maps (B, *size) int64 of images (B, 3, H, W); logits are resized, not labels."""
         return self.infer(images, conditions, size).argmax(dim=1)
 
@@ -206,9 +206,9 @@ class SegmentationTask(BaseTask):
         if isinstance(batch, PredictionBatch) and batch.sizes:
             if len(set(batch.sizes)) > 1:
                 raise ConfigError(f"one batch has images of sizes {sorted(set(batch.sizes))}; predict them apart")
-            return self.labels(batch.images, batch.conditions, batch.sizes[0])
+            return self.label_maps(batch.images, batch.conditions, batch.sizes[0])
         size = _size(batch.images if batch.masks is None else batch.masks)
-        return self.labels(batch.images, batch.conditions, size)
+        return self.label_maps(batch.images, batch.conditions, size)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
@@ -222,7 +222,7 @@ class SegmentationTask(BaseTask):
         masks = _masks(batch)
         logits = self.infer(batch.images, batch.conditions, _size(masks))
         # weighted by labelled pixels: the mean over the split, whatever the batches, and ignored padding counts nothing
-        labelled = int((masks != self.protocol.ignore_index).sum())
+        labelled = int((masks != self.labels.ignore_index).sum())
         self.log(f"{split}/loss", self.loss(logits, masks), batch_size=labelled, on_epoch=True, sync_dist=True)
         labels = logits.argmax(dim=1)
         self._metrics(split).update(labels, masks)

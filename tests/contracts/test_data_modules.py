@@ -39,8 +39,7 @@ def module(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentationDataMo
 
 
 def test_batches_keep_the_contract(module: SegmentationDataModule) -> None:
-    protocol = module.protocol
-    allowed = {*range(protocol.num_classes), protocol.ignore_index}
+    allowed = {*range(module.labels.num_classes), module.labels.ignore_index}
     for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
         for batch in loader:
             assert batch.images.dtype == torch.float32
@@ -84,7 +83,7 @@ def test_sizes_are_known_without_decoding(module: SegmentationDataModule) -> Non
 
 
 def test_a_second_module_makes_the_same_batches(module: SegmentationDataModule, tmp_path: Path) -> None:
-    name = next(name for name, make in MEMBERS.items() if module.protocol.name == make(tmp_path).protocol.name)
+    name = next(name for name, make in MEMBERS.items() if module.card.name == make(tmp_path).card.name)
     for one, other in zip(module.train_dataloader(), MEMBERS[name](tmp_path).train_dataloader(), strict=True):
         assert one.conditions == other.conditions
         assert torch.equal(one.images, other.images)

@@ -1,21 +1,21 @@
-"""Protocols refuse what would make masks ambiguous."""
+"""Class labels refuse what would make masks ambiguous."""
 
 from __future__ import annotations
 
 import pytest
 
-from gate_lightning.data.card import DatasetProtocol, gate_branches
+from gate_lightning.data.card import ClassLabels, gate_branches
 from gate_lightning.errors import ConfigError
 
 BLACK, RED = (0, 0, 0), (255, 0, 0)
 
 
 def test_names_are_stripped_and_counted() -> None:
-    protocol = DatasetProtocol("set", (" sky ", "car"), (BLACK, [255, 0, 0]))
-    assert protocol.classes == ("sky", "car")
-    assert protocol.palette == (BLACK, RED)
-    assert protocol.num_classes == 2
-    assert protocol.ignore_index == 255
+    labels = ClassLabels((" sky ", "car"), (BLACK, [255, 0, 0]))
+    assert labels.classes == ("sky", "car")
+    assert labels.palette == (BLACK, RED)
+    assert labels.num_classes == 2
+    assert labels.ignore_index == 255
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_names_are_stripped_and_counted() -> None:
         ({"ignore_index": 1}, "also class 'b'"),
     ],
 )
-def test_ambiguous_protocols_are_refused(arguments: dict[str, object], named: str) -> None:
+def test_ambiguous_labels_are_refused(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        DatasetProtocol(**{"name": "set", "classes": ("a", "b"), "palette": (BLACK, RED), **arguments})
+        ClassLabels(**{"classes": ("a", "b"), "palette": (BLACK, RED), **arguments})
 
 
 def test_recipe_is_the_papers() -> None:

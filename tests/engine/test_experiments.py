@@ -144,9 +144,9 @@ def test_it_builds_at_its_real_size(
     shape = name.replace("ade20k", "{}").replace("cityscapes", "{}")
     expected = {stride * (2 if name in HALVED else 1): count for stride, count in PYRAMIDS[shape].items()}
     if name.endswith("vpd_frozen"):
-        expected[min(expected)] += 2 * 2 * structure("sd15").text_length(", ".join(components.protocol.classes))
+        expected[min(expected)] += 2 * 2 * structure("sd15").text_length(", ".join(components.labels.classes))
     if name.endswith("attention"):
-        expected[min(expected)] += 2 * structure("sd15").text_length(components.protocol.prompt_fine)
+        expected[min(expected)] += 2 * structure("sd15").text_length(components.card.prompt_fine)
     assert components.extractor.feature_info
     with torch.device("meta"):
         amalgamation: Any = components.amalgamation
@@ -207,7 +207,7 @@ def test_vpd_reads_clean_latents_under_the_class_names(
     torch.testing.assert_close(features, small("sd15").encode_moments(images)[0])
     (branch,) = components.branches
     assert branch.timestep == 1
-    assert branch.techniques[0] == Prompt(", ".join(components.protocol.classes))
+    assert branch.techniques[0] == Prompt(", ".join(components.labels.classes))
 
 
 @pytest.mark.slow

@@ -61,8 +61,8 @@ def test_another_data_set_is_read_with_the_trained_prompts(trained: Path, tmp_pa
     given = [f"run={trained}", "dataset.domain=source", f"output={tmp_path}"]
     metrics = evaluate(composed(*given, name="eval"), given, tmp_path)
     assert 0 <= metrics["val/mIoU"] <= 1
-    steering = runs.load_config(trained).steering
-    assert steering.prompt_simple == "a photo"
+    trained_on = runs.load_config(trained).trained_on
+    assert trained_on.prompt_simple == "a photo"
 
 
 def test_labelling_images(trained: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from lightning import Callback, Trainer
 from torch import Tensor, nn
 
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels, DatasetCard
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.samples import Sample
 from gate_lightning.data.transforms.basic import Compose, RandomFlip
@@ -27,7 +27,7 @@ from gate_lightning.tasks.segmentation import SegmentationTask
 SIZE = 16
 #: layer → stride
 LAYERS = {"fine": 4, "coarse": 8}
-PROTOCOL = DatasetProtocol("fake", ("sky", "sea", "sand"), ((0, 0, 255), (0, 255, 0), (255, 255, 0)))
+LABELS = ClassLabels(("sky", "sea", "sand"), ((0, 0, 255), (0, 255, 0), (255, 255, 0)))
 
 
 class FakeExtractor(nn.Module):
@@ -103,7 +103,7 @@ class FakeData(SegmentationDataModule):
 
     def __init__(self, val_size: tuple[int, int] = (SIZE, SIZE), **loading: Any) -> None:
         super().__init__(**{"batch_size": 2, **loading})
-        self.protocol = PROTOCOL
+        self.card, self.labels = DatasetCard("fake"), LABELS
         self.val_size = val_size
 
     @property
@@ -121,15 +121,15 @@ def make_task(extractor: Any = None, dropout: float = 0.5, **settings: Any) -> S
     torch.manual_seed(3)
     extractor = FakeExtractor() if extractor is None else extractor  # an empty cache is not true
     amalgamation = WeightedAmalgamation(extractor.feature_info, hidden_channels=8, dropout=dropout)
-    head = LinearHead(amalgamation.out_channels, amalgamation.strides, len(PROTOCOL.classes), batch_norm=True)
+    head = LinearHead(amalgamation.out_channels, amalgamation.strides, len(LABELS.classes), batch_norm=True)
     parts: dict[str, Any] = {
         "extractor": extractor,
         "amalgamation": amalgamation,
         "head": head,
-        "loss": CrossEntropyLoss(PROTOCOL.ignore_index),
+        "loss": CrossEntropyLoss(LABELS.ignore_index),
         "optimizer": partial(torch.optim.AdamW, lr=0.02),
         "scheduler": poly,
-        "protocol": PROTOCOL,
+        "labels": LABELS,
     }
     return SegmentationTask(**{**parts, **settings})
 

@@ -11,7 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels, DatasetCard
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.samples import Sample
 from gate_lightning.data.transforms.basic import Compose, RandomFlip
@@ -51,7 +51,8 @@ class ToyData(SegmentationDataModule):
     def __init__(self, length: int = 20, **loading: Any) -> None:
         super().__init__(**{"batch_size": 2, **loading})
         self.length = length
-        self.protocol = DatasetProtocol("toy", ("a", "b"), ((0, 0, 0), (255, 0, 0)))
+        self.card = DatasetCard("toy")
+        self.labels = ClassLabels(("a", "b"), ((0, 0, 0), (255, 0, 0)))
 
     @property
     def train_transform(self) -> Compose:

@@ -19,7 +19,7 @@ from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.structures import Conditions, SegmentationBatch
 from gate_lightning.tasks.inference import Inference
 from gate_lightning.utils.files import differences
-from tests.support.segmentation_fakes import PROTOCOL, FakeData, FakeExtractor, make_task, make_trainer
+from tests.support.segmentation_fakes import LABELS, FakeData, FakeExtractor, make_task, make_trainer
 
 
 def random_batch(height: int, width: int, masked: bool = True, count: int = 2) -> SegmentationBatch:
@@ -103,7 +103,7 @@ def test_boundary_iou_is_an_option(tmp_path: Path) -> None:
         sample = data.source("val").load(index)
         image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.no_grad():
-            labels = task.labels(image, Conditions((sample.sample_id,)), (16, 16))
+            labels = task.label_maps(image, Conditions((sample.sample_id,)), (16, 16))
         expected.update(labels, torch.from_numpy(sample.mask)[None].long())
     assert result["val/boundary_mIoU"] == pytest.approx(expected.compute()["boundary_mIoU"].item())
     assert task.per_class["val"]["sea"]["boundary_IoU"] == expected.per_class()["1"]["boundary_IoU"]
@@ -272,11 +272,11 @@ def test_negative_auxiliary_weight_is_refused() -> None:
 @pytest.mark.parametrize("which", ["loss", "auxiliary_loss"])
 def test_a_loss_for_other_classes_is_refused_before_anything_is_computed(which: str) -> None:
     with pytest.raises(ConfigError, match="class_weight has 2 entries for 3 classes"):
-        make_task(**{which: CrossEntropyLoss(PROTOCOL.ignore_index, class_weight=[1.0, 2.0])})
+        make_task(**{which: CrossEntropyLoss(LABELS.ignore_index, class_weight=[1.0, 2.0])})
 
 
-def test_protocol_of_the_fakes_is_the_one_the_metrics_use() -> None:
-    assert make_task().metrics["val"].class_names == PROTOCOL.classes
+def test_metrics_name_the_classes_of_the_labels() -> None:
+    assert make_task().metrics["val"].class_names == LABELS.classes
 
 
 def test_images_without_a_labelled_pixel_do_not_move_the_mean_loss(tmp_path: Path) -> None:

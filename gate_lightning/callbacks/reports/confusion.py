@@ -31,7 +31,7 @@ class ConfusionImage(SplitReport[SegmentationResults, Any]):
 
     def on_split_end(self, trainer: Trainer, task: SegmentationResults, split: str, rows: list[Any]) -> None:
         """Write table and image, log the worst pairs."""
-        counts, classes = task.confusion[split].numpy(), list(task.protocol.classes)
+        counts, classes = task.confusion[split].numpy(), list(task.labels.classes)
         table = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
         publish_table(trainer, f"confusion_{split}", ["truth", *classes], table)
         title = f"{split}: share of each class's pixels"

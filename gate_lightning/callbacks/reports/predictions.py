@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gate_lightning.callbacks.reports.base import SplitReport
 from gate_lightning.callbacks.reports.dashboards import publish_image
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.structures import SegmentationBatch
 from gate_lightning.tasks.base import SegmentationResults, UncertainResults
 from gate_lightning.utils.checks import whole_number
@@ -72,7 +72,7 @@ class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
             if number % self.every_n_validations:
                 return
         if rows:
-            publish_image(trainer, "predictions", prediction_grid(rows, task.protocol), suffix)
+            publish_image(trainer, "predictions", prediction_grid(rows, task.labels), suffix)
 
 
 class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
@@ -104,7 +104,7 @@ class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
     def on_split_end(self, trainer: Trainer, task: UncertainResults, split: str, rows: list[PredictedImage]) -> None:
         """Draw."""
         if rows:
-            publish_image(trainer, "uncertainty", prediction_grid(rows, task.protocol), f"_{split}")
+            publish_image(trainer, "uncertainty", prediction_grid(rows, task.labels), f"_{split}")
 
 
 def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
@@ -117,7 +117,7 @@ def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[Pred
         yield PredictedImage(name, sized, mask.cpu().numpy(), labels.cpu().numpy())
 
 
-def prediction_grid(rows: list[PredictedImage], labels: DatasetProtocol) -> NDArray[np.uint8]:
+def prediction_grid(rows: list[PredictedImage], labels: ClassLabels) -> NDArray[np.uint8]:
     """Images, masks, predictions, uncertainty where it was measured, and errors in columns; a legend of the classes."""
     palette, ignored = labels.palette, labels.ignore_index
     columns: dict[str, list[NDArray[np.uint8]]] = {

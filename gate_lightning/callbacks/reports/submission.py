@@ -25,7 +25,7 @@ class SubmissionWriter(Callback):
 
     Args:
         folder: for the files; created. Everything in it belongs to the submission, so that it can be zipped.
-        values: file value of every class (``DatasetProtocol.submission``).
+        values: file value of every class (``ClassLabels.submission``).
         images: all files that will be predicted.
 
     Raises:

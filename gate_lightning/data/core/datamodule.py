@@ -14,7 +14,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels, DatasetCard
 from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
@@ -39,7 +39,7 @@ class SegmentationDataModule(LightningDataModule):
     exactly once each, whatever the number of processes; where processes must be padded, the repeated images have
     ignored masks. There the mask keeps the size of its file while the image follows ``eval_resize``.
 
-    Subclasses set ``protocol`` and provide ``make_source``, ``train_transform`` and ``eval_resize``.
+    Subclasses set ``card`` and ``labels``, and provide ``make_source``, ``train_transform`` and ``eval_resize``.
 
     Args:
         batch_size: training images per process and step.
@@ -52,7 +52,10 @@ class SegmentationDataModule(LightningDataModule):
         ConfigError: a number out of range.
     """
 
-    protocol: DatasetProtocol
+    card: DatasetCard
+    labels: ClassLabels
+    #: whether its images are meant to be squares (label-scarce segmentation refuses others)
+    wants_squares = False
     #: go on with a resumed run although data or batches changed
     allow_changes = False
     #: whether ``train_transform`` draws random numbers
@@ -157,7 +160,7 @@ class SegmentationDataModule(LightningDataModule):
         Raises:
             ConfigError: this data set has no such files.
         """
-        raise ConfigError(f"{self.protocol.name} has no image files of its {split} split that could be predicted")
+        raise ConfigError(f"{self.card.name} has no image files of its {split} split that could be predicted")
 
     def prediction(self, images: str | Path | ImageSource, eval_batch_size: int | None = None) -> PredictionDataModule:
         """Loader of unlabelled images, resized by the rule for evaluation.
@@ -183,9 +186,9 @@ class SegmentationDataModule(LightningDataModule):
             source = self.source(split)
             samples = [source.load(index) for index in range(len(source))]
             masks = [sample.mask for sample in samples if sample.mask is not None]
-            pixels = count_pixels(masks, self.protocol.num_classes)
+            pixels = count_pixels(masks, self.labels.num_classes)
             reports.append(SplitReport(split, len(samples), len(masks), (), (), pixels))
-        return DataReport(self.protocol.name, self.protocol.classes, tuple(reports))
+        return DataReport(self.card.name, self.labels.classes, tuple(reports))
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of a run's batches depends on."""

@@ -50,4 +50,4 @@ def _presence_over_splits(data: LabelScarceDataModule) -> ClassPresence:
     if data.split_file is None and data.split_seed is not None:
         seeds = range(data.split_seed, data.split_seed + CHECKED_SPLITS)
         splits = {f"split {seed}": data.split_of(seed).train for seed in seeds}
-    return over_splits(data.protocol.classes, data.learnable(), splits)
+    return over_splits(data.labels.classes, data.learnable(), splits)

@@ -55,7 +55,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         size: side in pixels of the masks: what is trained on and measured.
         image_size: side in pixels of the images, which the backbone sees; None for ``size``.
         square: what to do with images that are not square: ``refuse`` or ``stretch``; None refuses where the
-            protocol of the data set wants squares and stretches elsewhere.
+            data set wants squares and stretches elsewhere.
         small_annotations: a class with fewer pixels in a training mask is ignored there; of 256², scaled to ``size``².
         members: classifiers trained together, each with its own order of pixels.
         pixels_per_batch: per member.
@@ -88,10 +88,10 @@ class LabelScarceDataModule(SegmentationDataModule):
             raise ConfigError(f"square is {square!r}; expected {' or '.join(SQUARES)}, or null")
         if split_file is not None and split_seed not in (None, 0):
             log.warning("split_file decides the split; split_seed=%s has no effect", split_seed)
-        self.dataset, self.protocol = dataset, dataset.protocol
+        self.dataset, self.card, self.labels = dataset, dataset.card, dataset.labels
         self.split_seed, self.split_file, self.wanted = split_seed, split_file, labelled
         self.size, self.image_size = size, size if image_size is None else image_size
-        self.refuses = square == "refuse" or (square is None and bool(getattr(self.protocol, "square", False)))
+        self.refuses = square == "refuse" or (square is None and dataset.wants_squares)
         self.members, self.pixels_per_batch = members, pixels_per_batch
         self._looked = False
         self._square, self._drop = Square(self.image_size, size), DropSmallAnnotations(small_annotations)
@@ -106,7 +106,7 @@ class LabelScarceDataModule(SegmentationDataModule):
             DataError: a broken file, or images that are not square where they must be.
         """
         splits = ("train", "test" if self.dataset.has_test else "val")
-        pool = Pool(self.dataset.protocol.name, {split: self.dataset.source(split) for split in splits})
+        pool = Pool(self.card.name, {split: self.dataset.source(split) for split in splits})
         if self.refuses:
             pool.require_squares()
         return pool
@@ -154,7 +154,7 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     def write_split(self, path: str | Path) -> None:
         """Write which image is in which part, as JSON that ``split_file`` takes."""
-        about = {"dataset": self.protocol.name, "split_seed": self.split_seed, "split_file": self.split_file}
+        about = {"dataset": self.card.name, "split_seed": self.split_seed, "split_file": self.split_file}
         write_split(Path(path), self.split, self.pool.names, about)
 
     # ------------------------------------------------------------------ images and pixels
@@ -200,7 +200,7 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     def _mask_of(self, mask: np.ndarray | None) -> np.ndarray:
         if mask is None:
-            raise DataError(f"{self.protocol.name} has images without masks; every image here needs one")
+            raise DataError(f"{self.card.name} has images without masks; every image here needs one")
         return resize_mask(mask, self.size, self.size)
 
     @cached_property
@@ -244,7 +244,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         """
         loader = super().prediction(images, eval_batch_size)
         if self.refuses:
-            Pool(self.protocol.name, {"input": loader.images}).require_squares()
+            Pool(self.card.name, {"input": loader.images}).require_squares()
         return loader
 
     def prepare(self, sample: Sample) -> SegmentationBatch:
@@ -255,16 +255,16 @@ class LabelScarceDataModule(SegmentationDataModule):
         """
         height, width = sample.image.shape[:2]
         if self.refuses and height != width:
-            raise DataError(not_square("the image", (height, width), self.protocol.name))
+            raise DataError(not_square("the image", (height, width), self.card.name))
         return super().prepare(sample)
 
     # ------------------------------------------------------------------ reports
 
     def presence(self, *splits: str) -> ClassPresence:
         """Which classes the images of ``train`` and ``test`` show."""
-        count = self.protocol.num_classes
+        count = self.labels.num_classes
         found = {split: pixels_by_image(self.masks(split), count) for split in splits or ("train", "test")}
-        return ClassPresence(self.protocol.classes, found)
+        return ClassPresence(self.labels.classes, found)
 
     def check(self, level: str = "full") -> DataReport:
         """The data set's own check; if nothing is broken, this split and classes that random splits lack.
@@ -281,7 +281,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         """int64 (N, K + 1) pixels of every class and, last, ignored ones, of the pool's images as training masks."""
         everything = self.pool.part(range(len(self.pool)))
         masks = [self._mask_of(everything.load(place).mask) for place in range(len(everything))]
-        return pixels_by_image([drop_small(mask, self._drop.pixels) for mask in masks], self.protocol.num_classes)
+        return pixels_by_image([drop_small(mask, self._drop.pixels) for mask in masks], self.labels.num_classes)
 
     def _order_of(self, trainer: Trainer) -> dict[str, Any]:
         pixels = self.pixels

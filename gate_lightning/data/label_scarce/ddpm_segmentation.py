@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import IGNORE_INDEX, ClassLabels, DatasetCard
 from gate_lightning.data.files.checks import DataReport, SplitReport
 from gate_lightning.data.files.images import ARRAY_SUFFIX
 from gate_lightning.data.files.masks import LabelMap, MaskReader
@@ -22,10 +22,19 @@ from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_ro
 from gate_lightning.data.segmentation.base import FileDataModule
 from gate_lightning.data.segmentation.benchmark import class_file
 from gate_lightning.data.transforms.square_resize import Square
-from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import check_choice, whole_number
 
-__all__ = ["SETS", "DDPMSegmentationDataModule", "ScarceProtocol", "protocol", "recipe_branches"]
+__all__ = [
+    "SETS",
+    "DDPMSegmentationDataModule",
+    "PublishedSet",
+    "card",
+    "class_labels",
+    "published_set",
+    "recipe_branches",
+]
 
+#: side in pixels of the masks that are trained on and measured
 SIDE = 256
 QUALITY = "high quality, best quality, highly realistic, masterpiece"
 #: GATE avoids words of quality for bedrooms, where they are read as the quality of the room
@@ -33,31 +42,19 @@ TIDY_BEDROOM = "a photo of a tidy and well-designed bedroom"
 
 
 @dataclass(frozen=True)
-class ScarceProtocol(DatasetProtocol):
-    """What is fixed about a data set of ddpm-segmentation.
+class PublishedSet:
+    """Published facts about a data set of ddpm-segmentation, and what its prompts and branches are made of.
 
     Attributes:
-        train, test: images of its protocol.
+        train, test: numbers of images.
         variant: of the pixel classifier: ``small`` or ``large``.
         backbone: configuration of the diffusion model that the papers read on it.
-        size: side in pixels of the masks that are trained on and measured.
-        square: images must be squares.
-        first_value: of its classes in the files; 1 where 0 is an unlabelled background.
+        subject: simple prompt.
+        fine: fine prompt; "" for the subject with words of quality.
+        loras: number of branches with a LoRA.
+        denoise_steps: timesteps over which the branch with ControlNet is denoised.
+        first_value: pixel value of class 0 in the mask files; 1 where 0 is an unlabelled background.
     """
-
-    train: int = 0
-    test: int = 0
-    variant: str = "small"
-    backbone: str = ""
-    size: int = SIDE
-    square: bool = True
-    first_value: int = 0
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """Counts, variant and backbone as published; subject and fine prompt for steering; number of LoRA branches, and
-    timesteps over which the branch with ControlNet is denoised."""
 
     train: int
     test: int
@@ -70,13 +67,13 @@ class _Facts:
     first_value: int = 0
 
 
-SETS: Mapping[str, _Facts] = {
-    "bedroom_28": _Facts(40, 20, "small", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, 1, 0, first_value=1),
-    "ffhq_34": _Facts(20, 20, "large", "adm_ffhq", "a face"),
-    "cat_15": _Facts(30, 20, "small", "adm_lsun_cat", "a cat"),
-    "horse_21": _Facts(30, 30, "small", "adm_lsun_horse", "a horse"),
-    "celeba_19": _Facts(20, 500, "small", "adm_ffhq", "a face"),
-    "ade_bedroom_30": _Facts(50, 650, "large", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, 1, 0),
+SETS: Mapping[str, PublishedSet] = {
+    "bedroom_28": PublishedSet(40, 20, "small", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, 1, 0, first_value=1),
+    "ffhq_34": PublishedSet(20, 20, "large", "adm_ffhq", "a face"),
+    "cat_15": PublishedSet(30, 20, "small", "adm_lsun_cat", "a cat"),
+    "horse_21": PublishedSet(30, 30, "small", "adm_lsun_horse", "a horse"),
+    "celeba_19": PublishedSet(20, 500, "small", "adm_ffhq", "a face"),
+    "ade_bedroom_30": PublishedSet(50, 650, "large", "adm_lsun_bedroom", "a bedroom", TIDY_BEDROOM, 1, 0),
 }
 
 
@@ -96,34 +93,36 @@ def recipe_branches(loras: int = 2, denoise_steps: int = 10) -> tuple[dict[str, 
     )
 
 
-def protocol(key: str) -> ScarceProtocol:
-    """What is fixed about one of the sets.
-
-    Bedroom-28's files hold 29 values, of which 0 is neither trained nor scored: here it is ignored, and values 1 … 28
-    are
-    classes 0 … 27. (GATE's table has 28 classes from value 0 on and no ignored one, which puts value 28 out of range.)
+def published_set(key: str) -> PublishedSet:
+    """Published facts about one of the sets.
 
     Raises:
         ConfigError: no such set.
     """
-    if key not in SETS:
-        raise ConfigError(f"dataset.key is {key!r}; expected one of {', '.join(SETS)}")
-    facts = SETS[key]
-    classes, palette = class_file(key)
-    return ScarceProtocol(
+    check_choice(key, "dataset.key", SETS)
+    return SETS[key]
+
+
+def card(key: str) -> DatasetCard:
+    """Card of one of the sets."""
+    facts = published_set(key)
+    return DatasetCard(
         name=key,
-        classes=classes,
-        palette=palette,
         prompt_simple=facts.subject,
         prompt_fine=facts.fine or f"{facts.subject}, {QUALITY}",
         branches=recipe_branches(facts.loras, facts.denoise_steps),
         citation="Baranchuk et al., Label-Efficient Semantic Segmentation with Diffusion Models, ICLR 2022",
-        train=facts.train,
-        test=facts.test,
-        variant=facts.variant,
-        backbone=facts.backbone,
-        first_value=facts.first_value,
     )
+
+
+def class_labels(key: str) -> ClassLabels:
+    """Classes and colours of one of the sets.
+
+    Bedroom-28's files hold 29 values, of which 0 is neither trained nor scored: here it is ignored, and values 1 … 28
+    are classes 0 … 27. (GATE's table has 28 classes from value 0 on and no ignored one, which puts value 28 out of
+    range.)
+    """
+    return ClassLabels(*class_file(key))
 
 
 class _Labels(LabelMap):
@@ -150,8 +149,8 @@ class DDPMSegmentationDataModule(FileDataModule):
         ConfigError: a setting out of range.
     """
 
-    protocol: ScarceProtocol
     same_size = False
+    wants_squares = True
 
     def __init__(
         self,
@@ -164,21 +163,18 @@ class DDPMSegmentationDataModule(FileDataModule):
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        self.protocol = protocol(key)
+        facts = published_set(key)
+        self.card, self.labels = card(key), class_labels(key)
         self.layout = f"{key}/{{{train_folder},{test_folder}}} of ddpm-segmentation: images, each with its .npy mask"
         self.root = require_root(require_root(root, self.layout, inside=key) / key, self.layout, inside=train_folder)
         self.folders = {"train": train_folder, "test": test_folder, "val": test_folder}
-        published = {"train": self.protocol.train, "test": self.protocol.test}
         self.counts = {}
-        for name, count in (("train", train), ("test", test)):
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
-                raise ConfigError(f"dataset.{name} is {count!r}; expected a number of images, 0 for all, or null")
-            self.counts[name] = published[name] if count is None else count
-        first = self.protocol.first_value
-        labels = _Labels(self.protocol.num_classes, None if first else 255, reduce_zero_label=bool(first))
-        self.reader = MaskReader(self.protocol.classes, labels)
-        self._train_transform = Square(self.protocol.size, self.protocol.size)
-        self._eval_resize = Square(self.protocol.size)
+        for name, count, usual in (("train", train, facts.train), ("test", test, facts.test)):
+            self.counts[name] = usual if count is None else whole_number(count, f"dataset.{name}")
+        zero = bool(facts.first_value)
+        numbers = _Labels(self.labels.num_classes, None if zero else IGNORE_INDEX, reduce_zero_label=zero)
+        self.reader = MaskReader(self.labels.classes, numbers)
+        self._train_transform, self._eval_resize = Square(SIDE, SIDE), Square(SIDE)
 
     def scan(self, split: str) -> SplitFiles:
         """The first images of ``train`` or ``test`` by path.
@@ -193,7 +189,7 @@ class DDPMSegmentationDataModule(FileDataModule):
     def check(self, level: str = "full") -> DataReport:
         """As `FileDataModule.check`, of the two splits there are."""
         reports = tuple(self._check(self.scan(split), level) for split in ("train", "test"))
-        return DataReport(str(self.root), self.protocol.classes, reports)
+        return DataReport(str(self.root), self.labels.classes, reports)
 
     def _check(self, files: SplitFiles, level: str) -> SplitReport:
         report = super()._check(files, level)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gate_lightning.data.card import DatasetProtocol, gate_branches
+from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.files.captions import derangement
 from gate_lightning.data.samples import Sample, Transform
@@ -148,17 +148,17 @@ class ScenesDataModule(SegmentationDataModule):
         check_choice("domain", domain, ("source", "target"))
         check_choice("labels", labels, ("parts", "merged"))
         check_choice("captions", captions, (*LEVELS, "shuffled"))
-        self.domain, self.labels, self.size, self.captions = domain, labels, size, captions
+        self.domain, self.label_set, self.size, self.captions = domain, labels, size, captions
         self.kinds = LEAK_FREE_KINDS if kinds == "leak_free" else kinds
         lengths = {"train": train, "val": val, "test": test}
         self.seeds = {split: split_seeds(split, length, split_seed) for split, length in lengths.items()}
         render(sample_scene(0, domain, self.kinds), size)  # refuses bad values now, not after the backbone is loaded
         self.random_views = augment
         parts = labels == "parts"
-        self.protocol = DatasetProtocol(
+        palette = (PART_PALETTE if parts else MERGED_PALETTE).tolist()
+        self.labels = ClassLabels(PARTS if parts else MERGED, tuple(tuple(colour) for colour in palette))
+        self.card = DatasetCard(
             name=f"scenes-{domain}-{labels}",
-            classes=PARTS if parts else MERGED,
-            palette=tuple(tuple(colour) for colour in (PART_PALETTE if parts else MERGED_PALETTE).tolist()),
             prompt_simple="a photo",
             prompt_fine="a photo of " + " and ".join(f"a {kind}" for kind in KINDS),
             branches=gate_branches(),
@@ -184,4 +184,4 @@ class ScenesDataModule(SegmentationDataModule):
         shuffled = self.captions == "shuffled"
         order = derangement(len(seeds), self.seed, split).tolist() if shuffled else None
         level = "fine" if shuffled else self.captions
-        return ScenesSource(seeds, self.domain, self.labels, self.kinds, self.size, level, order)
+        return ScenesSource(seeds, self.domain, self.label_set, self.kinds, self.size, level, order)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from gate_lightning.data.card import DatasetProtocol, gate_branches
+from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.files.checks import DataReport
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.segmentation.benchmark import OfficialDataModule, class_file
 
-__all__ = ["ADE20KDataModule", "protocol"]
+__all__ = ["ADE20KDataModule", "card", "class_labels"]
 
 FOLDERS = {"train": "training", "val": "validation"}
 #: GATE's prompt, of all branches; its appendix adds all labels, its configuration does not
@@ -28,20 +28,22 @@ PROMPT = (
 )
 
 
-def protocol() -> DatasetProtocol:
-    """What is fixed about ADE20K."""
-    classes, palette = class_file("ade20k")
-    return DatasetProtocol(
+def card() -> DatasetCard:
+    """Card of ADE20K."""
+    return DatasetCard(
         name="ade20k",
-        classes=classes,
-        palette=palette,
         prompt_simple="a photo",
         prompt_fine=PROMPT,
         branches=gate_branches(),
         citation="Zhou et al., Scene Parsing through ADE20K Dataset, CVPR 2017",
         licence="BSD-3-Clause (annotations), non-commercial research and education (images)",
-        submission=tuple(range(1, len(classes) + 1)),
     )
+
+
+def class_labels() -> ClassLabels:
+    """Classes, colours and submission format of ADE20K."""
+    classes, palette = class_file("ade20k")
+    return ClassLabels(classes, palette, submission=tuple(range(1, len(classes) + 1)))
 
 
 class _Labels(LabelMap):
@@ -86,11 +88,11 @@ class ADE20KDataModule(OfficialDataModule):
         crop_size: int | Sequence[int] = 512,
         **others: Any,
     ) -> None:
-        super().__init__(root, protocol(), scale, crop_size, **others)
+        super().__init__(root, card(), class_labels(), scale, crop_size, **others)
         ignored = 255 if ignore_index is None and not reduce_zero_label else ignore_index
         self.reader = MaskReader(
-            self.protocol.classes,
-            _Labels(self.protocol.num_classes, ignored, reduce_zero_label),
+            self.labels.classes,
+            _Labels(self.labels.num_classes, ignored, reduce_zero_label),
             colour_advice="ADEChallengeData2016.zip has index masks; the full ADE20K release (RGB) is another data set",
         )
 

@@ -86,7 +86,8 @@ class FileSource:
 class FileDataModule(SegmentationDataModule):
     """Images and masks in files.
 
-    Subclasses set ``root``, ``protocol``, ``reader``, ``_train_transform``, ``_eval_resize`` and provide ``scan``.
+    Subclasses set ``root``, ``card``, ``labels``, ``reader``, ``_train_transform`` and ``_eval_resize``, and provide
+    ``scan``.
 
     Args:
         captions: ``fine`` (the files, if there are any), ``coarse`` (``prompt_simple``) or ``shuffled`` (the control:
@@ -146,7 +147,7 @@ class FileDataModule(SegmentationDataModule):
             DataError: names the first broken file of the split.
         """
         files = _some(self.scan(split), self.subset.get(split))
-        report = DataReport(self.protocol.name, self.protocol.classes, (self._check(files, self.check_level),))
+        report = DataReport(self.card.name, self.labels.classes, (self._check(files, self.check_level),))
         for warning in report.warnings:
             log.warning("%s", warning)
         report.raise_if_broken()
@@ -164,7 +165,7 @@ class FileDataModule(SegmentationDataModule):
         """
         splits = SPLITS[: 3 if self.has_test else 2]
         reports = tuple(self._check(self.scan(split), level) for split in splits)
-        return DataReport(str(self.root), self.protocol.classes, reports)
+        return DataReport(str(self.root), self.labels.classes, reports)
 
     def _check(self, files: SplitFiles, level: str) -> SplitReport:
         report = check_split(files, self.reader, level, self._too_small, self.same_size)
@@ -180,7 +181,7 @@ class FileDataModule(SegmentationDataModule):
 
     def _captions_of(self, split: str, names: Sequence[str]) -> list[str] | None:
         if self.captions == "coarse":
-            return [self.protocol.prompt_simple] * len(names)
+            return [self.card.prompt_simple] * len(names)
         found = read_captions(self.root, split, names)
         if self.captions == "fine":
             return found

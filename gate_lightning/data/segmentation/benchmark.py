@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gate_lightning.data.card import RGB, DatasetProtocol
+from gate_lightning.data.card import RGB, ClassLabels, DatasetCard
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_root
 from gate_lightning.data.samples import Transform
@@ -37,7 +37,7 @@ class OfficialDataModule(FileDataModule):
 
     Args:
         root: the data set's folder.
-        protocol: what is fixed about the data set.
+        card, labels: facts about the data set.
         scale: two sides in pixels of the box that images are fitted into; the longer one is for their longer side.
         crop_size: of training images in pixels, one number or (height, width).
         ratio_range: smallest and largest factor on the box, or None for no random factor (GATE's Cityscapes runs).
@@ -61,7 +61,8 @@ class OfficialDataModule(FileDataModule):
     def __init__(
         self,
         root: str,
-        protocol: DatasetProtocol,
+        card: DatasetCard,
+        labels: ClassLabels,
         scale: Sequence[int],
         crop_size: int | Sequence[int],
         ratio_range: Sequence[float] | None = (0.5, 2.0),
@@ -73,7 +74,8 @@ class OfficialDataModule(FileDataModule):
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        self.root, self.protocol = require_root(root, self.layout, self.layout.split("/", 1)[0]), protocol
+        self.card, self.labels = card, labels
+        self.root = require_root(root, self.layout, self.layout.split("/", 1)[0])
         fit, pad = Fit(scale, with_mask=True), Pad(crop_size, pad_label)
         steps: list[Transform] = [fit, CenterCrop(crop_size)]
         if augment:
@@ -125,7 +127,7 @@ class OfficialDataModule(FileDataModule):
         """
         if split == "test":
             raise DataError(
-                f"the test masks of {self.protocol.name} are not public, so there is nothing to measure; write "
+                f"the test masks of {self.card.name} are not public, so there is nothing to measure; write "
                 "predictions for the server with: python eval.py run=<run folder> split=test submission=true"
             )
         (images,), masks = self.image_folders(split), self.mask_folder(split)

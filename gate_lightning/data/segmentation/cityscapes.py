@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gate_lightning.data.card import IGNORE_INDEX, DatasetProtocol, gate_branches
+from gate_lightning.data.card import IGNORE_INDEX, ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.segmentation.benchmark import OfficialDataModule, class_file
 from gate_lightning.errors import ConfigError
 
-__all__ = ["LABEL_IDS", "CityscapesDataModule", "protocol"]
+__all__ = ["LABEL_IDS", "CityscapesDataModule", "card", "class_labels"]
 
 #: label id of every class, in the order of the train ids (cityscapesScripts, labels.py)
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -29,20 +29,22 @@ PROMPT = (
 )
 
 
-def protocol() -> DatasetProtocol:
-    """What is fixed about Cityscapes."""
-    classes, palette = class_file("cityscapes")
-    return DatasetProtocol(
+def card() -> DatasetCard:
+    """Card of Cityscapes."""
+    return DatasetCard(
         name="cityscapes",
-        classes=classes,
-        palette=palette,
         prompt_simple="a photo",
         prompt_fine=PROMPT,
         branches=gate_branches(),
         citation="Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understanding, CVPR 2016",
         licence="Cityscapes terms of use (non-commercial, registration)",
-        submission=LABEL_IDS,
     )
+
+
+def class_labels() -> ClassLabels:
+    """Classes, colours and submission format of Cityscapes."""
+    classes, palette = class_file("cityscapes")
+    return ClassLabels(classes, palette, submission=LABEL_IDS)
 
 
 class _LabelIds(LabelMap):
@@ -100,15 +102,15 @@ class CityscapesDataModule(OfficialDataModule):
         crop_size: int | Sequence[int] = (512, 1024),
         **others: Any,
     ) -> None:
-        super().__init__(root, protocol(), scale, crop_size, **others)
+        super().__init__(root, card(), class_labels(), scale, crop_size, **others)
         if encoding not in (None, *ENCODINGS):
             raise ConfigError(f"dataset.encoding is {encoding!r}; expected {' or '.join(ENCODINGS)}, or null")
         self.encoding = encoding or self._found()
         self.mask_ending = f"_gtFine_{self.encoding}"
         kind, ignored = (_LabelIds, None) if self.encoding == "labelIds" else (_TrainIds, IGNORE_INDEX)
         self.reader = MaskReader(
-            self.protocol.classes,
-            kind(self.protocol.num_classes, ignored),
+            self.labels.classes,
+            kind(self.labels.num_classes, ignored),
             colour_advice="Cityscapes' masks hold numbers; _gtFine_color.png are for people to look at",
         )
 

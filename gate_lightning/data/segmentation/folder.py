@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gate_lightning.data.card import DatasetProtocol, check_classes, gate_branches
+from gate_lightning.data.card import ClassLabels, DatasetCard, check_classes, gate_branches
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import SplitFiles, read_classes, require_root, scan_split
 from gate_lightning.data.files.palette import IGNORED_NAMES, Palette, default_palette, read_palette
@@ -53,7 +53,7 @@ class FolderDataModule(FileDataModule):
             images as they are.
         augment: off: shorter side resized and the middle cut out, the same in every epoch.
         ratio_range, cat_max_ratio, flip, photometric: see `gate_lightning.data.transforms.basic`.
-        prompt_simple, prompt_fine: prompts of the protocol; None names the classes.
+        prompt_simple, prompt_fine: prompts of the card; None names the classes.
         check_level: sanity check at start: ``quick`` or ``full``.
         loading: `FileDataModule`'s further arguments: ``subset`` and `SegmentationDataModule`'s.
 
@@ -90,14 +90,8 @@ class FolderDataModule(FileDataModule):
         fine = prompt_fine or "a photo of " + ", ".join(
             name.replace("_", " ") for name in names if name != "background"
         )
-        self.protocol = DatasetProtocol(
-            name=self.root.resolve().name,
-            classes=names,
-            palette=colours,
-            prompt_simple=prompt_simple,
-            prompt_fine=fine,
-            branches=gate_branches(),
-        )
+        self.card = DatasetCard(self.root.resolve().name, prompt_simple, fine, gate_branches())
+        self.labels = ClassLabels(names, colours)
         short = crop_size if resize_short is None else resize_short
         self.crop_size, self._eval_resize, self.random_views = crop_size, Resize(short), augment
         if augment:

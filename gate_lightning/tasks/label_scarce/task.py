@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError
 from gate_lightning.pixel_classifiers.amalgamation import GroupMaps, PixelAmalgamation, PixelFusion
@@ -52,7 +52,7 @@ class LabelScarceTask(BaseTask):
         backbone_groups: group → branches whose features it stacks.
         optimizer: takes the trainable parameters.
         scheduler: takes the optimiser and the number of steps, or None.
-        protocol: classes and ignore index.
+        labels: classes and ignored value.
         patience, start_epoch: of the stopping rule, see `StoppingRule`.
         max_steps_per_member: steps after which a member stops whatever the rule says; None for the paper's rule alone.
         prediction: "majority_vote" (the paper's) or "mean_probability".
@@ -80,7 +80,7 @@ class LabelScarceTask(BaseTask):
         backbone_groups: Mapping[str, Sequence[str]],
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any] | None,
-        protocol: DatasetProtocol,
+        labels: ClassLabels,
         patience: int = 50,
         start_epoch: int = 4,
         max_steps_per_member: int | None = None,
@@ -96,12 +96,12 @@ class LabelScarceTask(BaseTask):
             raise ConfigError(f"prediction is {prediction!r}; expected one of: {', '.join(PREDICTIONS)}")
         self.extractor, self.amalgamation, self.head = extractor, amalgamation, head
         self.backbone_groups = {group: tuple(branches) for group, branches in backbone_groups.items()}
-        self.protocol, self.prediction = protocol, prediction
+        self.labels, self.prediction = labels, prediction
         self.max_steps_per_member = max_steps_per_member
         self.store_settings = StoreSettings(store_dtype, store_folder, memory_gib)
         self.members = Members(nn.ModuleList([amalgamation, head]), head.members)
         self.stopping = StoppingRule(head.members, patience, start_epoch)
-        self.metrics = LabelScarceMetrics(len(protocol.classes), protocol.ignore_index, protocol.classes)
+        self.metrics = LabelScarceMetrics(labels.num_classes, labels.ignore_index, labels.classes)
         self.uncertainty: Tensor | None = None
         #: split → class → IoU_ddpm, IoU, Acc, … of the last evaluation
         self.per_class: dict[str, dict[str, dict[str, float]]] = {}
@@ -238,7 +238,7 @@ class LabelScarceTask(BaseTask):
         enlarged = interpolate(labels[:, None].double(), size, mode="nearest-exact")[:, 0].long()
         return enlarged, interpolate(divergences[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
-    def labels(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
+    def label_maps(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
         """Label maps (B, *size) int64 of images (B, 3, H, W)."""
         return self.ensemble(images, conditions, size)[0]
 
@@ -254,8 +254,10 @@ class LabelScarceTask(BaseTask):
     def predict_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Label maps (B, H, W) int64 at the size of the files, or of the images."""
         if isinstance(batch, PredictionBatch) and batch.sizes:
-            return self.labels(batch.images, batch.conditions, batch.sizes[0])
-        return self.labels(batch.images, batch.conditions, _size(batch.images if batch.masks is None else batch.masks))
+            return self.label_maps(batch.images, batch.conditions, batch.sizes[0])
+        return self.label_maps(
+            batch.images, batch.conditions, _size(batch.images if batch.masks is None else batch.masks)
+        )
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the split: both mIoU conventions, and how unsure the ensemble is of an image."""

@@ -142,7 +142,7 @@ def prompts_of(datamodule: Any) -> list[str]:
     source = pool.source("train")
     captions = [source.load(index).caption for index in range(len(source))]
     told = [text for text in captions if text]
-    return told or [pool.protocol.prompt_fine]
+    return told or [pool.card.prompt_fine]
 
 
 @torch.no_grad()

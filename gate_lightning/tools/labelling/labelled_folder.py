@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.files.images import read_image
 from gate_lightning.errors import DataError
 from gate_lightning.utils.files import write_atomically
@@ -89,7 +89,7 @@ class LabelledFolder:
         path: Path,
         labels: NDArray[np.uint8],
         divergence: NDArray[np.floating],
-        protocol: DatasetProtocol,
+        class_labels: ClassLabels,
     ) -> int:
         """Store one image with its labels; the bytes of what is written besides the image.
 
@@ -98,15 +98,15 @@ class LabelledFolder:
             path: of the image.
             labels: (H, W) class indices.
             divergence: (H, W), in nats.
-            protocol: classes and colours.
+            class_labels: classes and colours.
 
         Raises:
             CacheError: a file cannot be written.
         """
-        tinted = overlay(read_image(path), labels, protocol.palette)
+        tinted = overlay(read_image(path), labels, class_labels.palette)
         size = write_png(self.folder / f"overlays/{entry.name}.png", tinted)
         size += write_png(self.folder / f"uncertainty/{entry.name}.png", heat_map(divergence, math.log(2)))
-        palette = list(protocol.palette)
+        palette = list(class_labels.palette)
         if self.values is not None:
             labels = self.values[labels]
             named = dict(zip(self.values.tolist(), palette, strict=True))
@@ -163,11 +163,13 @@ class LabelledFolder:
         return self.folder / ".records" / f"{name}.json"
 
 
-def write_class_files(folder: Path, protocol: DatasetProtocol) -> None:
+def write_class_files(folder: Path, class_labels: ClassLabels) -> None:
     """``classes.txt``, and ``palette.txt`` where no two classes share a colour."""
-    write_atomically(folder / "classes.txt", ("\n".join(protocol.classes) + "\n").encode())
-    if len(set(protocol.palette)) == len(protocol.palette):
-        lines = (f"{r} {g} {b} {name}\n" for (r, g, b), name in zip(protocol.palette, protocol.classes, strict=True))
+    write_atomically(folder / "classes.txt", ("\n".join(class_labels.classes) + "\n").encode())
+    if len(set(class_labels.palette)) == len(class_labels.palette):
+        lines = (
+            f"{r} {g} {b} {name}\n" for (r, g, b), name in zip(class_labels.palette, class_labels.classes, strict=True)
+        )
         write_atomically(folder / "palette.txt", "".join(lines).encode())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.transforms.basic import resize_mask
 from gate_lightning.errors import ConfigError, DataError
@@ -66,10 +66,10 @@ def pseudo_label(
     """
     if input is None:
         raise ConfigError("nothing to label: give input=<an image or a folder of images>")
-    task, protocol = _ensemble_of(trained), trained.parts.protocol
+    task, class_labels = _ensemble_of(trained), trained.components.labels
     images = ImageSource(input)
     _require_readable(images)
-    loader = trained.parts.datamodule.prediction(images)
+    loader = trained.components.datamodule.prediction(images)
     store = _opened(trained, output, layout, numbering)
     task.to(device_of(device))
     names, captions = loader.images.names, loader.images.captions
@@ -81,8 +81,8 @@ def pseudo_label(
         path, conditions, whole = Path(batch.paths[0]), batch.conditions.to(task.device), batch.sizes[0]
         found, divergences = task.ensemble(batch.images.to(task.device), conditions, _bounded(whole))
         labels, divergence = resize_mask(found[0].byte().cpu().numpy(), *whole), divergences[0].cpu()
-        entry = _entry(name, path, labels, divergence, protocol)
-        progress.bytes += store.write(entry, path, labels, divergence.numpy(), protocol)
+        entry = _entry(name, path, labels, divergence, class_labels)
+        progress.bytes += store.write(entry, path, labels, divergence.numpy(), class_labels)
         progress.step(1, 0)
     table = store.write_table([store.entry(name) for name in names])
     if captions is not None and layout == "folder":
@@ -115,16 +115,20 @@ def _opened(trained: Any, output: str | Path, layout: str, numbering: str | None
         raise ConfigError(
             f"layout={layout}, numbering={numbering}: expected {' or '.join(LAYOUTS)}, and classes, files or null"
         )
-    protocol: DatasetProtocol = trained.parts.protocol
+    class_labels: ClassLabels = trained.components.labels
     own = (numbering or {"npy": "files"}.get(layout)) == "files"
-    values = _file_values(trained.parts.datamodule, protocol.num_classes) if own else list(range(protocol.num_classes))
+    values = (
+        _file_values(trained.components.datamodule, class_labels.num_classes)
+        if own
+        else list(range(class_labels.num_classes))
+    )
     store = LabelledFolder(output, layout, values)
     weights = hashlib.sha256(Path(trained.checkpoint).read_bytes()).hexdigest()
     frozen = trained.task.frozen_description()
     description = {"checkpoint": weights, "frozen": frozen, "layout": layout, "values": values}
     claim(store.folder / "manifest.json", description, "labels", lambda: store.used)
     clean_leftovers(store.folder)
-    write_class_files(store.folder, protocol)
+    write_class_files(store.folder, class_labels)
     return store
 
 
@@ -152,13 +156,15 @@ def _file_values(datamodule: Any, classes: int) -> list[int]:
     return [known.get(label, label) for label in range(classes)]
 
 
-def _entry(name: str, path: Path, labels: np.ndarray, divergence: Tensor, protocol: DatasetProtocol) -> Entry:
-    counts = np.bincount(labels.ravel(), minlength=protocol.num_classes)
+def _entry(name: str, path: Path, labels: np.ndarray, divergence: Tensor, class_labels: ClassLabels) -> Entry:
+    counts = np.bincount(labels.ravel(), minlength=class_labels.num_classes)
     order = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]]
     return Entry(
         uncertainty=float(image_uncertainty(divergence.double())),
         mean_divergence=float(divergence.double().mean()),
         image=f"{name}{path.suffix}",
         name=name,
-        classes="; ".join(f"{protocol.classes[index]} {100 * counts[index] / labels.size:.1f} %" for index in order),
+        classes="; ".join(
+            f"{class_labels.classes[index]} {100 * counts[index] / labels.size:.1f} %" for index in order
+        ),
     )

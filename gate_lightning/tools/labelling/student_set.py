@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.samples import SampleSource
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.labelling.labelled_folder import (
@@ -87,15 +87,15 @@ def student_set(
     source, folder = LabelledFolder(input), Path(output).expanduser()
     entries = source.read_table()
     chosen = kept(entries, drop_uncertain, rule)
-    protocol: DatasetProtocol = trained.parts.protocol
-    datamodule = trained.parts.datamodule
-    _check_numbers(source.folder / "manifest.json", protocol.num_classes)
+    class_labels: ClassLabels = trained.components.labels
+    datamodule = trained.components.datamodule
+    _check_numbers(source.folder / "manifest.json", class_labels.num_classes)
     # few labelled images have no validation split: what the ensemble learnt from takes its place, as in DatasetDDPM
     splits = {"val": "train" if hasattr(datamodule, "pool") else "val", "test": "test"}
     labels = hashlib.sha256((source.folder / TABLE).read_bytes()).hexdigest()
-    description = {"labels": labels, "drop_uncertain": drop_uncertain, "rule": rule, "data": protocol.name}
+    description = {"labels": labels, "drop_uncertain": drop_uncertain, "rule": rule, "data": datamodule.card.name}
     claim(folder / "manifest.json", description, "images", (folder / "images").is_dir)
-    write_class_files(folder, protocol)
+    write_class_files(folder, class_labels)
     for entry in chosen:
         image, mask = source.folder / "images/train" / entry.image, source.folder / f"masks/train/{entry.name}.png"
         for path in (image, mask):
@@ -104,7 +104,7 @@ def student_set(
         link_or_copy(image, folder / "images/train" / entry.image)
         # a copy, and a fresh one in every call: masks are there to be corrected
         write_atomically(folder / f"masks/train/{entry.name}.png", mask.read_bytes())
-    counts = {split: _write_split(folder, split, datamodule.source(own), protocol) for split, own in splits.items()}
+    counts = {split: _write_split(folder, split, datamodule.source(own), class_labels) for split, own in splits.items()}
     return (
         f"{len(chosen)} of {len(entries)} labelled images (uncertainty up to {chosen[-1].uncertainty:.4f}), "
         f"{counts['val']} to choose the checkpoint by, {counts['test']} to measure on: {folder}"
@@ -120,12 +120,12 @@ def _check_numbers(manifest: Path, classes: int) -> None:
         )
 
 
-def _write_split(folder: Path, split: str, source: SampleSource, protocol: DatasetProtocol) -> int:
+def _write_split(folder: Path, split: str, source: SampleSource, class_labels: ClassLabels) -> int:
     for index in range(len(source)):
         sample = source.load(index)
         if sample.mask is None:
             raise DataError(f"{sample.sample_id} has no mask; a student is measured on labelled images")
         name = Path(sample.sample_id).with_suffix("").as_posix()
         write_png(folder / f"images/{split}/{name}.png", sample.image)
-        write_mask(folder / f"masks/{split}/{name}.png", sample.mask, protocol.palette)
+        write_mask(folder / f"masks/{split}/{name}.png", sample.mask, class_labels.palette)
     return len(source)

@@ -23,7 +23,7 @@ from gate_lightning.callbacks.reports.image_table import ImageTable
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.structures import Conditions
 from tests.support.paths import CONF
-from tests.support.segmentation_fakes import PROTOCOL, FakeData, make_task, make_trainer
+from tests.support.segmentation_fakes import LABELS, FakeData, make_task, make_trainer
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -37,7 +37,7 @@ def by_hand(task: Any, data: FakeData) -> dict[str, np.ndarray]:
     for sample in data.source("val").samples:
         image = torch.from_numpy(sample.image).permute(2, 0, 1)[None].float() / 127.5 - 1
         with torch.no_grad():
-            labels = task.labels(image, Conditions((sample.sample_id,)), sample.mask.shape)[0].numpy()
+            labels = task.label_maps(image, Conditions((sample.sample_id,)), sample.mask.shape)[0].numpy()
         matrix = np.zeros((3, 3), int)
         np.add.at(matrix, (sample.mask[sample.mask != 255], labels[sample.mask != 255]), 1)
         found[sample.sample_id] = matrix
@@ -66,14 +66,14 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 def test_confusion_is_written_in_pixels_with_the_truth_in_rows(evaluated: Any) -> None:
     folder, matrices, text = evaluated
     rows = read(folder / "confusion_val.csv")
-    assert [row["truth"] for row in rows] == list(PROTOCOL.classes)
-    counts = [[int(row[name]) for name in PROTOCOL.classes] for row in rows]
+    assert [row["truth"] for row in rows] == list(LABELS.classes)
+    counts = [[int(row[name]) for name in LABELS.classes] for row in rows]
     assert np.array_equal(counts, sum(matrices.values()))
     assert {path.name for path in folder.glob("images/confusion_*.png")} == {
         "confusion_val.png",
         "confusion_test.png",
     }
-    assert worst_pairs(np.array(counts), list(PROTOCOL.classes))[0] in text
+    assert worst_pairs(np.array(counts), list(LABELS.classes))[0] in text
 
 
 def test_the_worst_pairs_are_shares_of_the_truth() -> None:

@@ -15,7 +15,7 @@ from gate_lightning.callbacks.reports.class_table import ClassTable
 from gate_lightning.callbacks.reports.feature_pca import FeaturePCA, pca_images
 from gate_lightning.callbacks.reports.predictions import PredictionImages, to_image
 from gate_lightning.errors import ConfigError
-from tests.support.segmentation_fakes import PROTOCOL, FakeData, make_task, make_trainer
+from tests.support.segmentation_fakes import LABELS, FakeData, make_task, make_trainer
 
 
 def test_images_are_drawn_after_validation_in_training_and_alone(tmp_path: Path) -> None:
@@ -40,13 +40,13 @@ def test_drawn_truth_and_prediction_have_the_colours_of_their_classes(tmp_path: 
     mask = data.source("val").load(0).mask
     assert mask is not None
     # header, gap, then tiles of 160 pixels: ten per pixel of the mask
-    top = next(y for y in range(80) if (image[y, 180:320] == PROTOCOL.palette[0]).all(axis=1).sum() > 100)
+    top = next(y for y in range(80) if (image[y, 180:320] == LABELS.palette[0]).all(axis=1).sum() > 100)
     left = 6 + 160 + 6
     for y, x in [(3, 7), (8, 2), (15, 15)]:
-        expected = PROTOCOL.palette[mask[y, x]]
+        expected = LABELS.palette[mask[y, x]]
         assert tuple(image[top + 10 * y + 5, left + 10 * x + 5]) == expected
     ignored = image[top + 5, left + 5]
-    assert tuple(ignored) not in PROTOCOL.palette
+    assert tuple(ignored) not in LABELS.palette
 
 
 def test_image_is_shown_at_the_size_of_its_mask(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_class_table_is_written_and_logged_outside_training(tmp_path: Path, capl
     trainer.validate(task, data, verbose=False)
     with (tmp_path / "classes_val.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["class"] for row in table] == list(PROTOCOL.classes)
+    assert [row["class"] for row in table] == list(LABELS.classes)
     assert float(table[1]["IoU"]) == pytest.approx(task.per_class["val"]["sea"]["IoU"])
     assert sum(float(row["share"]) for row in table) == pytest.approx(1.0)
     line = next(line for line in caplog.text.splitlines() if line.startswith("sea"))

@@ -16,12 +16,12 @@ from torch import Tensor
 from gate_lightning.callbacks.reports import base, predictions
 from gate_lightning.callbacks.reports.image_table import UncertaintyTable
 from gate_lightning.callbacks.reports.predictions import UncertaintyImages
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions, SegmentationBatch
 from gate_lightning.visualization.heat import heat_map
 
-PROTOCOL = DatasetProtocol("toy", ("sky", "house"), ((0, 0, 200), (200, 0, 0)))
+LABELS = ClassLabels(("sky", "house"), ((0, 0, 200), (200, 0, 0)))
 SIDE = 10
 
 
@@ -39,7 +39,7 @@ def fake_trainer(folder: Path) -> Any:
 def measured(callback: Any, folder: Path, *parts: tuple[SegmentationBatch, Tensor, Tensor]) -> None:
     """Batches, what the task called them, and how unsure it was."""
     trainer = fake_trainer(folder)
-    task: Any = SimpleNamespace(protocol=PROTOCOL, uncertainty=None)
+    task: Any = SimpleNamespace(labels=LABELS, uncertainty=None)
     callback.on_test_start(trainer, task)
     for batch, labels, unsure in parts:
         task.uncertainty = unsure
@@ -111,7 +111,7 @@ def test_the_table_begins_with_the_most_uncertain(tmp_path: Path) -> None:
 def test_the_table_has_the_images_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "gathered", lambda rows: [rows, [("elsewhere", 0.9, 0.5, 0.5)]])
     trainer = fake_trainer(tmp_path)
-    task: Any = SimpleNamespace(protocol=PROTOCOL, uncertainty=torch.zeros(1, SIDE, SIDE))
+    task: Any = SimpleNamespace(labels=LABELS, uncertainty=torch.zeros(1, SIDE, SIDE))
     callback, batch = UncertaintyTable(), batch_of("here")
     assert batch.masks is not None
     callback.on_test_batch_end(trainer, task, batch.masks, batch, 0)

@@ -248,7 +248,7 @@ def test_a_task_wraps_whatever_data_set_is_named(tmp_path: Path) -> None:
     assert isinstance(data, LabelScarceDataModule)
     assert isinstance(data.dataset, DDPMSegmentationDataModule)
     assert (data.size, data.image_size) == (256, 64)
-    assert data.protocol.name == "horse_21"
+    assert data.card.name == "horse_21"
     plain = resolve(composed("dataset=scenes", "task=label_scarce"))
     assert dataset_node(plain)._target_.endswith("LabelScarceDataModule")
     assert dataset_node(plain).dataset._target_.endswith("ScenesDataModule")

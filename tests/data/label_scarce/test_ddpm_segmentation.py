@@ -9,7 +9,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from gate_lightning.data.label_scarce.ddpm_segmentation import SETS, DDPMSegmentationDataModule, protocol
+from gate_lightning.data.label_scarce.ddpm_segmentation import (
+    SETS,
+    SIDE,
+    DDPMSegmentationDataModule,
+    card,
+    class_labels,
+    published_set,
+)
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.check_data import check_data
 from tests.support.label_scarce import COUNTS, VALUES, make_scarce, regions, write_pair
@@ -29,28 +36,26 @@ def module(root: Path, **settings: object) -> DDPMSegmentationDataModule:
 
 @pytest.mark.parametrize("key", sorted(SETS))
 def test_facts_of_every_set(key: str) -> None:
-    found = protocol(key)
+    found, labels = published_set(key), class_labels(key)
     ignored_background = key == "bedroom_28"
-    assert found.num_classes == VALUES[key] - ignored_background
+    assert labels.num_classes == VALUES[key] - ignored_background
     assert (found.train, found.test) == COUNTS[key]
     # the papers' rule: the large classifier from 30 values on
     assert found.variant == ("large" if VALUES[key] >= 30 else "small")
-    assert len(set(found.palette)) == found.num_classes
-    assert ("background" in found.classes) == (key not in ("bedroom_28", "ade_bedroom_30"))
-    assert found.square
-    assert found.size == 256
+    assert len(set(labels.palette)) == labels.num_classes
+    assert ("background" in labels.classes) == (key not in ("bedroom_28", "ade_bedroom_30"))
     assert (CONF / f"backbone/{found.backbone}.yaml").is_file()
-    assert [branch["name"] for branch in found.branches][:2] == ["prompt", "controlnet"]
+    assert [branch["name"] for branch in card(key).branches][:2] == ["prompt", "controlnet"]
 
 
 @pytest.mark.parametrize(
-    ("key", "experiment"), [("horse_21", "recipe/gate_horse21"), ("bedroom_28", "experiment/gate/bedroom28")]
+    ("key", "experiment"), [("horse_21", "experiment/_base/gate_horse21"), ("bedroom_28", "experiment/gate/bedroom28")]
 )
 def test_the_recipe_is_that_of_the_experiment_without_the_second_backbone(key: str, experiment: str) -> None:
     """Bedroom-28 is read without denoising, and with one LoRA (GATE's README)."""
     written = yaml.safe_load((CONF / f"{experiment}.yaml").read_text())["techniques"]
     told = [{k: v for k, v in branch.items() if k != "name"} for branch in written if "backbone" not in branch]
-    assert [{k: v for k, v in branch.items() if k != "name"} for branch in protocol(key).branches] == told
+    assert [{k: v for k, v in branch.items() if k != "name"} for branch in card(key).branches] == told
 
 
 def test_every_set_has_a_name_on_the_command_line() -> None:
@@ -61,22 +66,27 @@ def test_every_set_has_a_name_on_the_command_line() -> None:
     for name, node in ours.items():
         key = node["dataset"]["key"]
         assert name == key.removesuffix(key.split("_")[-1]).rstrip("_") + key.split("_")[-1]
-        assert node["task"]["data"]["size"] == protocol(key).size
+        assert node["task"]["data"]["size"] == SIDE == 256
         assert node["defaults"] == [{"override /task": "label_scarce"}]
 
 
 def test_names_keep_their_odd_spelling() -> None:
-    bedroom = protocol("bedroom_28")
-    assert bedroom.classes[12] == "image / mirrow"  # value 13
+    bedroom = class_labels("bedroom_28")
+    assert bedroom.classes[12] == "picture / mirrow"  # value 13
     assert bedroom.classes[27] == "table staff"
     assert bedroom.palette[0] == (0xEE, 0xE5, 0x66)
-    assert len(bedroom.branches) == 3
-    horse = protocol("horse_21")
+    assert len(card("bedroom_28").branches) == 3
+    horse = class_labels("horse_21")
     assert horse.classes[20] == "leg protection"
     assert horse.palette[20] == (0xFF, 0x2F, 0x80)
-    assert horse.prompt_simple == "a horse"
-    assert [branch["name"] for branch in horse.branches] == ["prompt", "controlnet", "moderate", "overtrained"]
-    assert protocol("ade_bedroom_30").classes[0] == "wall"
+    assert card("horse_21").prompt_simple == "a horse"
+    assert [branch["name"] for branch in card("horse_21").branches] == [
+        "prompt",
+        "controlnet",
+        "moderate",
+        "overtrained",
+    ]
+    assert class_labels("ade_bedroom_30").classes[0] == "wall"
 
 
 def test_images_and_masks_lie_side_by_side(root: Path) -> None:
@@ -183,9 +193,9 @@ def test_a_wrong_folder(root: Path, tmp_path: Path) -> None:
         module(root, key="cat_15")
     with pytest.raises(DataError, match="does not exist"):
         module(tmp_path / "none")
-    with pytest.raises(ConfigError, match=r"dataset\.key is 'horse'; expected one of bedroom_28"):
-        protocol("horse")
-    with pytest.raises(ConfigError, match=r"dataset\.train is -1"):
+    with pytest.raises(ConfigError, match=r"dataset\.key='horse': did you mean horse_21"):
+        published_set("horse")
+    with pytest.raises(ConfigError, match=r"dataset\.train=-1"):
         module(root, train=-1)
 
 

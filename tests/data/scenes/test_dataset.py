@@ -65,9 +65,9 @@ def test_merged_labels_and_other_domain_show_the_same_scenes() -> None:
     for index in range(len(parts)):
         assert (PART_TO_MERGED[parts.load(index).mask] == merged.load(index).mask).all()
         assert (parts.load(index).image != merged.load(index).image).any()
-    assert scenes().protocol.classes == PARTS
-    assert scenes(labels="merged").protocol.classes == MERGED
-    assert len(scenes(labels="merged").protocol.palette) == len(MERGED)
+    assert scenes().labels.classes == PARTS
+    assert scenes(labels="merged").labels.classes == MERGED
+    assert len(scenes(labels="merged").labels.palette) == len(MERGED)
 
 
 def test_no_two_splits_share_a_scene() -> None:
@@ -111,8 +111,8 @@ def test_shuffled_captions_are_those_of_other_images() -> None:
 
 
 def test_prompts_use_the_words_of_the_tokenizer() -> None:
-    check_words(scenes().protocol.prompt_simple)
-    check_words(scenes().protocol.prompt_fine)
+    check_words(scenes().card.prompt_simple)
+    check_words(scenes().card.prompt_fine)
 
 
 @pytest.mark.parametrize("kinds", ["leak_free", list(LEAK_FREE_KINDS)])

@@ -31,12 +31,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_names_and_colours_are_the_fields(root: Path) -> None:
-    protocol = ADE20KDataModule(str(root)).protocol
-    assert list(protocol.classes) == [name.strip() for name in get_classes("ade20k")]
-    assert [list(colour) for colour in protocol.palette] == get_palette("ade20k")
-    assert protocol.prompt_fine.startswith("a highly realistic photo of the real world. It can be")
-    assert len(protocol.branches) == 3
-    assert protocol.submission == tuple(range(1, 151))
+    module = ADE20KDataModule(str(root))
+    assert list(module.labels.classes) == [name.strip() for name in get_classes("ade20k")]
+    assert [list(colour) for colour in module.labels.palette] == get_palette("ade20k")
+    assert module.card.prompt_fine.startswith("a highly realistic photo of the real world. It can be")
+    assert len(module.card.branches) == 3
+    assert module.labels.submission == tuple(range(1, 151))
 
 
 def test_labels_start_at_one_and_zero_is_ignored(root: Path) -> None:
@@ -176,7 +176,7 @@ def test_real_images(shared_dir: Path) -> None:
     assert len(source) == 3
     names = (root / "objectInfo150.txt").read_text().splitlines()[1:]
     first = [row.split("\t")[-1].split(",")[0].strip() for row in names]
-    assert sum(ours != theirs for ours, theirs in zip(module.protocol.classes, first, strict=True)) <= 16
+    assert sum(ours != theirs for ours, theirs in zip(module.labels.classes, first, strict=True)) <= 16
     for index in range(3):
         mask = source.load(index).mask
         assert mask is not None

@@ -37,11 +37,11 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_names_and_colours_are_the_fields(root: Path) -> None:
-    protocol = CityscapesDataModule(str(root)).protocol
-    assert list(protocol.classes) == get_classes("cityscapes")
-    assert [list(colour) for colour in protocol.palette] == get_palette("cityscapes")
-    assert protocol.prompt_fine.startswith("An urban street scene with multiple lanes")
-    assert dict(zip(protocol.submission, protocol.classes, strict=True)) == IDS
+    module = CityscapesDataModule(str(root))
+    assert list(module.labels.classes) == get_classes("cityscapes")
+    assert [list(colour) for colour in module.labels.palette] == get_palette("cityscapes")
+    assert module.card.prompt_fine.startswith("An urban street scene with multiple lanes")
+    assert dict(zip(module.labels.submission, module.labels.classes, strict=True)) == IDS
 
 
 def test_label_ids_are_mapped_on_reading(root: Path) -> None:
@@ -50,7 +50,7 @@ def test_label_ids_are_mapped_on_reading(root: Path) -> None:
     assert len(source) == 4
     assert source.sample_id(0) == "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png"
     values = np.array(Image.open(root / "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png"))
-    names = np.array([*module.protocol.classes], dtype=object)
+    names = np.array([*module.labels.classes], dtype=object)
     mask = source.load(0).mask
     assert mask is not None
     assert source.sizes(0) == (CITY_SIZE, CITY_SIZE)
@@ -133,7 +133,7 @@ def test_label_ids_under_the_name_of_train_ids_are_noticed(root: Path) -> None:
 def test_submissions_hold_label_ids_named_like_the_images(root: Path, tmp_path: Path) -> None:
     module = CityscapesDataModule(str(root), **SMALL)
     images = module.images_of("test")
-    writer = SubmissionWriter(tmp_path / "out", module.protocol.submission, images.paths)
+    writer = SubmissionWriter(tmp_path / "out", module.labels.submission, images.paths)
     labels = torch.arange(19).repeat(32, 4)[:, :64][None]
     trainer: Any = SimpleNamespace(is_global_zero=True)
     (batch,) = module.prediction(images).predict_dataloader()
@@ -160,7 +160,7 @@ def test_data_without_a_server_have_no_submission(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no image files"):
         module.images_of("val")
     with pytest.raises(ConfigError, match="no submission format"):
-        SubmissionWriter(tmp_path / "out", module.protocol.submission, [])
+        SubmissionWriter(tmp_path / "out", module.labels.submission, [])
     with pytest.raises(DataError, match=r"two images would both be written to a\.png"):
         SubmissionWriter(tmp_path / "out", (1, 2), [Path("x/a.png"), Path("y/a.png")])
 
@@ -178,7 +178,7 @@ def test_configurations_show_every_argument(name: str, kind: type) -> None:
     assert config._target_ == f"{kind.__module__}.{kind.__qualname__}"
     chain = [inspect.signature(made).parameters for made in kind.__mro__ if "__init__" in vars(made)][:4]
     parameters = {name: parameter for link in reversed(chain) for name, parameter in link.items()}
-    assert set(config) - {"_target_"} == set(parameters) - {"others", "loading", "protocol"}
+    assert set(config) - {"_target_"} == set(parameters) - {"others", "loading", "card", "labels"}
     for key in ("scale", "crop_size", "ratio_range", "cat_max_ratio", "flip", "photometric", "augment", "check_level"):
         shown = config[key] if isinstance(config[key], int | float | str) else tuple(config[key])
         assert shown == parameters[key].default, key

@@ -42,21 +42,21 @@ def test_masks_of_every_form_say_the_same(tmp_path: Path, mask_mode: str) -> Non
     assert (source.load(1).image == make_image(*SIZES["train"][2], 2)).all()
 
 
-def test_protocol_comes_from_the_files(tmp_path: Path) -> None:
-    plain = folder(make_folder(tmp_path / "plain")).protocol
-    assert plain.name == "plain"
-    assert plain.classes == CLASSES
-    assert plain.ignore_index == 255
-    assert plain.prompt_fine == "a photo of sky, road, car"
-    assert [branch["name"] for branch in plain.branches] == ["prompt", "moderate", "overtrained"]
-    coloured = folder(make_folder(tmp_path / "coloured", mask_mode="RGB")).protocol
+def test_card_and_labels_come_from_the_files(tmp_path: Path) -> None:
+    plain = folder(make_folder(tmp_path / "plain"))
+    assert plain.card.name == "plain"
+    assert plain.labels.classes == CLASSES
+    assert plain.labels.ignore_index == 255
+    assert plain.card.prompt_fine == "a photo of sky, road, car"
+    assert [branch["name"] for branch in plain.card.branches] == ["prompt", "moderate", "overtrained"]
+    coloured = folder(make_folder(tmp_path / "coloured", mask_mode="RGB")).labels
     assert coloured.palette == tuple(PALETTE[name] for name in CLASSES)
 
 
 def test_names_can_come_from_the_palette_file(tmp_path: Path) -> None:
     root = make_folder(tmp_path, mask_mode="RGB")
     (root / "classes.txt").unlink()
-    assert folder(root).protocol.classes == CLASSES
+    assert folder(root).labels.classes == CLASSES
 
 
 def test_training_batches(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_real_folders(shared_dir: Path, name: str, ignore_index: int, counts: tu
     assert (len(module.source("train")), len(module.source("val"))) == counts
     batch = next(iter(module.train_dataloader()))
     assert batch.images.shape == (2, 3, 64, 64)
-    assert set(batch.masks.unique().tolist()) <= {*range(len(module.protocol.classes)), 255}
+    assert set(batch.masks.unique().tolist()) <= {*range(len(module.labels.classes)), 255}
     evaluated = next(iter(module.val_dataloader()))
     assert min(evaluated.images.shape[2:]) == 64
     source = module.source("val")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gate_lightning.data.card import DatasetProtocol
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError
 from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble
 from gate_lightning.pixel_classifiers.store import PixelStore, group_widths
@@ -62,7 +62,7 @@ def task(members: int = 3, **settings: object) -> LabelScarceTask:
         BUCKETS,
         partial(torch.optim.Adam, lr=1e-3),
         None,
-        DatasetProtocol("toy", CLASSES, ((0, 0, 0), (1, 1, 1), (2, 2, 2))),
+        ClassLabels(CLASSES, ((0, 0, 0), (1, 1, 1), (2, 2, 2))),
         **settings,  # type: ignore[arg-type]
     )
 
@@ -96,21 +96,21 @@ def test_votes_and_mean_probabilities_are_what_they_say() -> None:
     made = shaken(task(members=5))
     logits = made.member_logits(images, conditions, SIZE)[0]
     votes = torch.stack([(logits.argmax(dim=1) == label).sum(dim=0) for label in range(3)])
-    assert torch.equal(made.labels(images, conditions, SIZE)[0], votes.argmax(dim=0))
+    assert torch.equal(made.label_maps(images, conditions, SIZE)[0], votes.argmax(dim=0))
     made.prediction = "mean_probability"
-    assert torch.equal(made.labels(images, conditions, SIZE)[0], logits.softmax(dim=1).mean(dim=0).argmax(dim=0))
+    assert torch.equal(made.label_maps(images, conditions, SIZE)[0], logits.softmax(dim=1).mean(dim=0).argmax(dim=0))
 
 
 def test_larger_results_keep_what_was_voted() -> None:
     made, (images, conditions) = shaken(task()), random_images(1)
     labels, unsure = made.ensemble(images, conditions, (48, 32))
     assert labels.shape == unsure.shape == (1, 48, 32)
-    assert torch.equal(labels[:, 1::3, ::2], made.labels(images, conditions, SIZE))
+    assert torch.equal(labels[:, 1::3, ::2], made.label_maps(images, conditions, SIZE))
 
 
 def test_both_conventions_and_uncertainty_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     made, (images, conditions) = shaken(task()), random_images(2)
-    masks = made.labels(images, conditions, SIZE)
+    masks = made.label_maps(images, conditions, SIZE)
     masks[:, :4] = 255
     logged: dict[str, float] = {}
     monkeypatch.setattr(made, "log", lambda name, value, **_: logged.__setitem__(name, float(value)))

@@ -103,7 +103,7 @@ def test_a_perfect_denoiser_ends_at_its_image(sampler: str, steps: int, monkeypa
 def test_prompts_of_data_sets() -> None:
     scenes = ScenesDataModule(train=3, val=1, test=1)
     assert prompts_of(scenes) == [scenes.source("train").load(index).caption for index in range(3)]
-    assert prompts_of(ScenesDataModule(train=2, val=1, test=1, captions="empty")) == [scenes.protocol.prompt_fine]
+    assert prompts_of(ScenesDataModule(train=2, val=1, test=1, captions="empty")) == [scenes.card.prompt_fine]
     assert prompts_of(None) == ["a photo"]
 
 

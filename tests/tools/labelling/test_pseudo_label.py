@@ -51,12 +51,12 @@ def trained(tmp_path: Path) -> SimpleNamespace:
     checkpoint = tmp_path / "best.ckpt"
     checkpoint.write_bytes(b"weights")
     pool = LabelScarceDataModule(FolderDataModule(str(root), crop_size=16), size=16, image_size=16)
-    parts = SimpleNamespace(datamodule=pool, protocol=pool.protocol)
-    return SimpleNamespace(task=Colours(), parts=parts, folder=tmp_path, checkpoint=checkpoint)
+    components = SimpleNamespace(datamodule=pool, labels=pool.labels)
+    return SimpleNamespace(task=Colours(), components=components, folder=tmp_path, checkpoint=checkpoint)
 
 
 @pytest.fixture
-def random_images(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "new"
     for number, blue in enumerate((0, 240, 160, 200)):
         image = make_image(20, 20, number) // 2
@@ -75,7 +75,7 @@ def test_the_most_uncertain_images_come_first(trained, images, tmp_path: Path) -
     assert "labels of 4 images" in pseudo_label(trained, images, out)
     entries = LabelledFolder(out).read_table()
     assert [entry.name for entry in entries] == ["1", "deep/3", "2", "0"]
-    loader = trained.parts.datamodule.prediction(images).predict_dataloader()
+    loader = trained.components.datamodule.prediction(images).predict_dataloader()
     for name, batch in zip(("0", "1", "2", "deep/3"), loader, strict=True):
         labels, divergence = Colours().ensemble(batch.images, batch.conditions, (20, 20))
         np.testing.assert_array_equal(mask(out / f"masks/train/{name}.png"), labels[0].numpy())
@@ -101,8 +101,8 @@ def test_the_result_is_a_data_set(trained, images, tmp_path: Path) -> None:
     with (out / "captions.txt").open("a") as file:
         file.write("val/0\timage 0\n")
     read = FolderDataModule(str(out), crop_size=20)
-    assert read.protocol.classes == CLASSES
-    assert read.protocol.palette == trained.parts.protocol.palette
+    assert read.labels.classes == CLASSES
+    assert read.labels.palette == trained.components.labels.palette
     source = read.source("train")
     assert [source.load(index).caption for index in range(4)] == [f"image {number}" for number in range(4)]
     np.testing.assert_array_equal(source.load(3).mask, mask(out / "masks/train/deep/3.png"))
@@ -150,7 +150,7 @@ def test_masks_in_the_numbers_of_the_data_set(trained, images, tmp_path: Path) -
     pseudo_label(trained, images, tmp_path / "plain")
     plain = mask(tmp_path / "plain/masks/train/0.png")
     numbered = FolderDataModule(str(tmp_path / "data"), crop_size=16, label_map={7: 0, 0: 1, 9: 2, 200: 2})
-    trained.parts.datamodule.dataset = numbered
+    trained.components.datamodule.dataset = numbered
     pseudo_label(trained, images, tmp_path / "png", numbering="files")
     pseudo_label(trained, images, tmp_path / "npy", layout="npy")
     files = [mask(tmp_path / "png/masks/train/0.png"), np.load(tmp_path / "npy/train/0.npy")]
@@ -179,7 +179,7 @@ def test_all_broken_images_are_named_before_anything_is_labelled(trained, images
     for name in ("a_page.jpg", "deep/empty.png"):
         (images / name).write_bytes(b"<html>"[: 6 * (name == "a_page.jpg")])
     (images / "notes.md").write_text("no image, and none that claims to be one")
-    with pytest.raises(DataError, match=r"2 of 6 random_images(?s:.)*a_page\.jpg(?s:.)*empty\.png"):
+    with pytest.raises(DataError, match=r"2 of 6 images(?s:.)*a_page\.jpg(?s:.)*empty\.png"):
         pseudo_label(trained, images, tmp_path / "out")
     assert trained.task.calls == 0
     assert not (tmp_path / "out").exists()
@@ -219,7 +219,7 @@ def test_a_student_s_data_set(trained, images, tmp_path: Path) -> None:
     assert [read.source("train").sample_id(i) for i in range(3)] == [
         f"images/train/{n}.png" for n in ("0", "2", "deep/3")
     ]
-    pool = trained.parts.datamodule
+    pool = trained.components.datamodule
     for split, own in (("val", "train"), ("test", "test")):
         source, expected = read.source(split), pool.source(own)
         assert len(source) == len(expected)
