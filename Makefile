@@ -10,7 +10,7 @@ ARGS    ?=
 PYTEST  := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all check format lint types floors clean
+.PHONY: help setup train test test-slow coverage check format lint types floors clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,8 +29,11 @@ train: $(STAMP)  ## run the main job; overrides: make train ARGS="dataset=... te
 test: $(STAMP)  ## run the tests (no network, GPU or weights); selection: make test ARGS="-k metrics"
 	$(PYTEST) $(ARGS)
 
-test-all: $(STAMP)  ## run the slow tests too
-	$(PYTEST) -m "not gpu and not weights" $(ARGS)
+test-slow: $(STAMP)  ## run the slow tests alone: two processes, every resume, real sizes (half an hour on 2 cores)
+	$(PYTEST) -m slow $(ARGS)
+
+coverage: $(STAMP)  ## run the tests and say which lines of the package they reach
+	$(PYTEST) --cov=gate_lightning --cov-report=term:skip-covered $(ARGS)
 
 check: format lint types floors test  ## format, lint, types, import floors, tests
 

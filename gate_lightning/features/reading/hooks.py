@@ -31,9 +31,13 @@ class FeatureRecorder:
     Recorders may be nested: a pass ends when all that are open on its denoiser have what they want.
 
     Example:
-        >>> with FeatureRecorder(backbone, layers) as recorder:
-        ...     backbone.denoise(latents, timestep, prompt_embeds)
+        >>> from gate_lightning import load_backbone
+        >>> backbone = load_backbone("tiny")
+        >>> latents, prompt = torch.zeros(1, 4, 16, 16), backbone.encode_text(["a house"])
+        >>> with FeatureRecorder(backbone, ["up-level1-upsampler-out"]) as recorder, torch.no_grad():
+        ...     _ = backbone.denoise(latents, 50, prompt)
         >>> recorder.features["up-level1-upsampler-out"].shape
+        torch.Size([1, 96, 8, 8])
 
     Args:
         backbone: its ``denoiser`` is listened to.

@@ -15,7 +15,8 @@ import torch
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import CacheError, ConfigError
-from gate_lightning.features import feature_folder, files
+from gate_lightning.features.caches import folder as feature_folder
+from gate_lightning.utils import files
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.features.caches.folder import FeatureFolder, read_features
