@@ -15,14 +15,14 @@ import torch
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import CacheError, ConfigError
-from gate_lightning.features.caches import folder as feature_folder
-from gate_lightning.utils import files
 from gate_lightning.features.branch import Branch
+from gate_lightning.features.caches import folder as feature_folder
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.features.caches.folder import FeatureFolder, read_features
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.structures import Conditions, Features
+from gate_lightning.utils import files
 from tests.support.small_networks import build, random_images
 
 CONDITIONS = Conditions(sample_ids=("a.png", "sub/b.png"))
