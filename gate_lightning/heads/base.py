@@ -1,4 +1,4 @@
-"""What every head does: a pyramid in, logits at the finest level's resolution out."""
+"""Base class of heads: a pyramid in, logits at the finest level's resolution out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def resize(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> 
 
 
 class Head(nn.Module, ABC):
-    """Turns a pyramid into class logits.
+    """Head: pyramid → class logits.
 
     Args:
         in_channels: channels of each level, finest level first.
@@ -50,7 +50,7 @@ class Head(nn.Module, ABC):
 
     @property
     def resolution(self) -> int:
-        """Which level's resolution the logits have: 0, the finest, unless a head is told otherwise."""
+        """Index of the level whose resolution the logits have: 0, the finest, unless a subclass differs."""
         return 0
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The linear probe: what can be read off the features without any further processing."""
+"""Linear probe."""
 
 from __future__ import annotations
 

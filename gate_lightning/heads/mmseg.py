@@ -1,14 +1,13 @@
-"""Decode heads of mmsegmentation behind this project's head contract."""
+"""Decode heads of mmsegmentation (optional extra ``mmseg``) behind this project's head contract."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,26 +15,53 @@ from torch import Tensor, nn
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.heads.base import Head, resize
-from gate_lightning.heads.mmseg_kinds import KINDS, REFUSED, Kind, Read
 from gate_lightning.ops.normalization import group_count
+from gate_lightning.utils.checks import check_choice, did_you_mean
 
-__all__ = ["WORKING_TYPES", "MMSegHead", "norm_config", "quiet"]
+__all__ = ["REFUSED", "WORKING_TYPES", "MMSegHead", "norm_config", "quiet"]
 
-#: mmsegmentation's decode heads that ``MMSegHead`` builds.
-WORKING_TYPES: tuple[str, ...] = tuple(KINDS)
+# What a type reads. "levels": a list of levels. "map": one map, the levels resized to the first of them and
+# concatenated. "detail": the last level, and beside it the first one if there are several.
+_READS: dict[str, Literal["levels", "map", "detail"]] = {
+    **dict.fromkeys(("FPNHead", "SegformerHead", "UPerHead"), "levels"),
+    **dict.fromkeys(("APCHead", "ASPPHead", "DMHead", "EMAHead", "FCNHead", "PSPHead", "SETRUPHead"), "map"),
+    "DepthwiseSeparableASPPHead": "detail",
+}
+
+#: Types that ``MMSegHead`` builds: channels and options are all they need.
+WORKING_TYPES: tuple[str, ...] = tuple(_READS)
+
+_DEAD = "some of its parameters never receive a gradient"
+_MMDET = "it needs mmdetection"
+_FIRST = "it refines the logits of another head"
+_NETWORK = "it reads the output of a network of its own"
+#: mmsegmentation's other decode heads → why ``MMSegHead`` does not build them.
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("ANNHead", "DAHead", "DNLHead", "DepthwiseSeparableFCNHead"), _DEAD),
+    **dict.fromkeys(("GCHead", "ISAHead", "NLHead", "SegmenterMaskTransformerHead"), _DEAD),
+    **dict.fromkeys(("DDRHead", "DPTHead", "PIDHead", "SideAdapterCLIPHead"), _NETWORK),
+    **dict.fromkeys(("IterativeDecodeHead", "OCRHead", "PointHead"), _FIRST),
+    **dict.fromkeys(("Mask2FormerHead", "MaskFormerHead"), _MMDET),
+    **dict.fromkeys(("CCHead", "PSAHead"), "it needs compiled operators"),
+    "EncHead": "its second output is trained by a loss of its own",
+    "LRASPPHead": "it averages over 49×49 positions, more than diffusion features have",
+    "LightHamHead": "it starts every pass from random bases, so predictions are random",
+    "SETRMLAHead": "it wants levels of equal size and width",
+    "STDCHead": "it differs from FCNHead only in its loss",
+    "VPDDepthHead": "it estimates depth",
+}
 
 # options that follow from the pyramid, or belong to the task
-_COMPUTED = (
-    *("in_index", "input_transform", "loss_decode", "loss_se_decode", "norm_cfg", "out_channels"),
-    *("sampler", "ignore_index"),
-)
+_COMPUTED = {
+    *("in_channels", "num_classes", "channels", "in_index", "input_transform", "norm_cfg", "out_channels"),
+    *("loss_decode", "sampler", "ignore_index", "feature_strides", "c1_in_channels"),
+}
 _GROUP_NORM = "GateLightningGroupNorm"
-_PLACES = ("all", "finest", "middle", "coarsest")
 _ORDERS = ("fine_first", "coarse_first")
 
 
 class _GroupNorm(nn.GroupNorm):
-    """Group normalisation that finds a number of groups for any number of channels.
+    """Group normalisation with a number of groups for any number of channels.
 
     mmcv's own takes one number for the whole head, which few numbers of channels divide.
     """
@@ -48,7 +74,8 @@ class MMSegHead(Head):
     """A decode head of mmsegmentation, by name.
 
     Channels and strides come from the amalgamation; ``init_weights()``, which mmsegmentation leaves to its own
-    runner, is called; parameters that can never receive a gradient are frozen. Its losses are not used.
+    runner, is called. Its losses are not used. Any other head: a subclass of ``Head`` of one's own, named by
+    ``head.decode._target_``.
 
     Args:
         in_channels: channels of each level, finest level first.
@@ -57,9 +84,10 @@ class MMSegHead(Head):
         type: one of ``WORKING_TYPES``.
         channels: width of the head.
         norm: "GN" (group, does not depend on the batch), "BN" (batch) or "SyncBN" (batch over processes, GPU only).
-        levels: which levels it reads: "all", "finest", "middle", "coarsest" or a list of indices (0 is the finest,
-            negative ones count from the coarsest). What a type makes of several levels is in `KINDS`: most resize them
-            to the finest of them and concatenate, or take each for itself.
+        levels: levels that are read: "all", "finest", "middle", "coarsest" or a list of indices (0 is the finest,
+            negative ones count from the coarsest). UPerHead, FPNHead and SegformerHead take them one by one;
+            DepthwiseSeparableASPPHead takes the first and the last; the others resize them to the finest of them and
+            concatenate.
         order: "fine_first", as mmsegmentation means its heads to be used, or "coarse_first", as GATE's released
             configurations list their levels: the head takes the coarsest level for the finest, works at its resolution
             (UPerHead then pools the finest level) and leaves the logits there.
@@ -67,7 +95,8 @@ class MMSegHead(Head):
             ``dropout_ratio`` of all of them.
 
     Raises:
-        ConfigError: for a type, norm, level, order or option that does not work, naming those that do.
+        ConfigError: mmsegmentation is not installed; or a type, norm, level, order or option that does not work, with
+            those that do.
     """
 
     def __init__(
@@ -84,36 +113,29 @@ class MMSegHead(Head):
         **options: Any,
     ) -> None:
         super().__init__(in_channels, strides, num_classes)
-        if order not in _ORDERS:
-            raise ConfigError(f"order={order!r}; expected {' or '.join(_ORDERS)}")
+        check_choice(order, "order", _ORDERS)
         self.order = order
-        _check_type(type)
-        kind = KINDS[type]
-        chosen = _levels_read(levels, len(self.in_channels))
+        head_class = _head_class(type)
+        self.reads = _READS[type]
+        chosen = _levels_read(levels, len(self.in_channels))[:: 1 if order == "fine_first" else -1]
         #: indices of the levels in the order in which the head gets them
-        self.levels_read = _of_kind(chosen if order == "fine_first" else chosen[::-1], kind)
-        read = Read(
-            [self.in_channels[i] for i in self.levels_read], [self.strides[i] for i in self.levels_read], channels
-        )
-        self.reads = kind.reads
-        head_class = _head_class(type, kind)
+        self.levels_read = [chosen[0], chosen[-1]] if self.reads == "detail" and len(chosen) > 1 else chosen
         _check_options(type, head_class, options)
-        arguments: dict[str, Any] = {
-            "channels": channels,
-            **_inputs(read.channels, kind),
-            **{name: default(read) for name, default in kind.defaults.items()},
-            **options,
-            **{name: derive(read) for name, derive in kind.derived.items()},
-        }
-        if kind.norm:
-            arguments["norm_cfg"] = norm_config(norm)
-        self.decode_head = _build(head_class, num_classes=num_classes, **arguments)
-        if kind.finish is not None:
-            kind.finish(self.decode_head)
-        frozen = kind.frozen if norm == "GN" else (*kind.frozen, *kind.frozen_with_batch_norm)
-        for name, parameter in self.decode_head.named_parameters():
-            if name.endswith(frozen):
-                parameter.requires_grad_(False)
+        arguments = {**self._inputs(), **options, "norm_cfg": norm_config(norm)}
+        if type == "FPNHead":
+            arguments["feature_strides"] = [self.strides[index] for index in self.levels_read]
+        self.decode_head = _build(head_class, num_classes=num_classes, channels=channels, **arguments)
+
+    def _inputs(self) -> dict[str, Any]:
+        """mmsegmentation's description of the levels read."""
+        widths = [self.in_channels[index] for index in self.levels_read]
+        if self.reads == "map":
+            return {"in_channels": sum(widths), "in_index": 0}
+        if self.reads == "levels":
+            return {"in_channels": widths, "in_index": list(range(len(widths)))}
+        last = {"in_channels": widths[-1], "in_index": len(widths) - 1}
+        fine, width = (widths[0], 48) if len(widths) > 1 else (0, 0)  # 48: mmsegmentation's configurations
+        return last | {"c1_in_channels": fine, "c1_channels": width}
 
     @property
     def resolution(self) -> int:
@@ -123,44 +145,24 @@ class MMSegHead(Head):
     def predict(self, levels: Sequence[Tensor]) -> Tensor:
         """Logits (B, K, h, w) at the resolution the head works at."""
         given = [levels[index] for index in self.levels_read]
-        if self.reads in ("map", "equal"):
+        if self.reads == "map":
             size, corners = (given[0].shape[-2], given[0].shape[-1]), bool(self.decode_head.align_corners)
             given = [resize(level, size, corners) for level in given]
-        if self.reads == "map":
             given = [torch.cat(given, dim=1) if len(given) > 1 else given[0]]
-        logits = self.decode_head(given)
-        # some heads return intermediate outputs behind the one that counts
-        chosen: Tensor = logits[0] if isinstance(logits, (tuple, list)) else logits
-        return chosen
+        logits: Tensor = self.decode_head(given)
+        return logits
 
 
 def _levels_read(levels: str | Sequence[int], count: int) -> list[int]:
     places = {"all": list(range(count)), "finest": [0], "middle": [count // 2], "coarsest": [count - 1]}
     if isinstance(levels, str):
         if levels not in places:
-            raise ConfigError(f"levels={levels!r}; expected {', '.join(_PLACES)} or a list of indices")
+            raise ConfigError(f"levels={levels!r}; expected {', '.join(places)} or a list of indices")
         return places[levels]
     read = sorted({index % count for index in levels if -count <= index < count})
     if not read or len(read) != len(list(levels)):
         raise ConfigError(f"levels={list(levels)}; the pyramid has levels 0 … {count - 1}; name each at most once")
     return read
-
-
-def _of_kind(read: list[int], kind: Kind) -> list[int]:
-    """Of the levels asked for, in the order of the head, those that a type reads."""
-    if kind.reads == "pair":
-        return [read[0], read[0]] if len(read) == 1 else read[-2:]
-    if kind.reads == "detail" and len(read) > 1:
-        return [read[0], read[-1]]
-    return read
-
-
-def _inputs(channels: Sequence[int], kind: Kind) -> dict[str, object]:
-    if kind.reads == "map":
-        return {"in_channels": sum(channels), "in_index": 0}
-    if kind.reads == "detail":
-        return {"in_channels": channels[-1], "in_index": len(channels) - 1}
-    return {"in_channels": list(channels), "in_index": list(range(len(channels)))}
 
 
 def norm_config(norm: str) -> dict[str, object]:
@@ -171,29 +173,27 @@ def norm_config(norm: str) -> dict[str, object]:
         # by name: some heads look into the name of a norm
         MODELS.register_module(name=_GROUP_NORM, module=_GroupNorm)
     names = {"GN": _GROUP_NORM, "BN": "BN", "SyncBN": "SyncBN"}
-    if norm not in names:
-        raise ConfigError(f"norm={norm!r}; expected {', '.join(names)}")
+    check_choice(norm, "norm", names)
     # a fresh dictionary: mmsegmentation may keep and change what it is given
     return {"type": names[norm]}
 
 
-def _check_type(type_name: str) -> None:
+def _head_class(type_name: str) -> Callable[..., nn.Module]:
     if type_name in REFUSED:
-        raise ConfigError(f"head type {type_name!r} does not work: {REFUSED[type_name]}. {', '.join(KINDS)} do")
-    if type_name not in KINDS:
         raise ConfigError(
-            f"head type {type_name!r} is unknown{_did_you_mean(type_name, KINDS)}; mmsegmentation's that work: "
-            f"{', '.join(KINDS)}"
+            f"head type {type_name!r} is not supported: {REFUSED[type_name]}. Supported: {', '.join(WORKING_TYPES)}. "
+            "A head of your own that wraps it can be named by head.decode._target_"
         )
-
-
-def _head_class(type_name: str, kind: Kind) -> Callable[..., nn.Module]:
-    with quiet():
-        import mmseg.models  # noqa: F401 - registers the heads; seconds, so only when a head is built
-        from mmseg.registry import MODELS
-
-        if kind.prepare is not None:
-            kind.prepare()
+    check_choice(type_name, "type", WORKING_TYPES)
+    try:
+        with quiet():
+            import mmseg.models  # noqa: F401 - registers the heads; seconds, so only when a head is built
+            from mmseg.registry import MODELS
+    except ImportError as error:
+        raise ConfigError(
+            f"head type {type_name} is mmsegmentation's, which cannot be imported ({error}); install it with "
+            "pip install 'gate-lightning[mmseg]', or use head=linear"
+        ) from error
     head_class: Callable[..., nn.Module] = MODELS.get(type_name)
     return head_class
 
@@ -219,20 +219,13 @@ def _check_options(type_name: str, head_class: Callable[..., nn.Module], options
         if base.__module__.startswith("mmseg.")
         for name, parameter in inspect.signature(base).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-    accepted -= {"in_channels", "num_classes", "channels", *_COMPUTED, *KINDS[type_name].derived}
+    } - _COMPUTED
     for option in options:
         if option not in accepted:
             raise ConfigError(
-                f"{type_name} has no option {option!r} to set{_did_you_mean(option, accepted)}; it takes "
+                f"{type_name} has no option {option!r} to set; {did_you_mean(option, accepted)}it takes "
                 f"{', '.join(sorted(accepted))} (besides channels, norm and levels)"
             )
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    names = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), names, n=1)
-    return f" (did you mean {names[close[0]]}?)" if close else ""
 
 
 @contextlib.contextmanager
