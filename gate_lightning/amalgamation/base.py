@@ -1,4 +1,4 @@
-"""What every amalgamation does: features of several branches in, one pyramid out."""
+"""Base class of amalgamations: features of several branches in, one pyramid out."""
 
 from __future__ import annotations
 

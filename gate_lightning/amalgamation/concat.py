@@ -1,4 +1,4 @@
-"""Amalgamation by concatenation: nothing is learned, nothing is lost."""
+"""Amalgamation by concatenation, without parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which feature maps belong to which pyramid level: a level is a stride."""
+"""Assignment of feature maps to pyramid levels: one level per stride."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Level", "plan_levels"]
 
 @dataclass(frozen=True)
 class Level:
-    """What one pyramid level is made of.
+    """Branches and layers of one pyramid level.
 
     Attributes:
         stride: pixels of the image per position.

@@ -3,27 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.amalgamation.levels import Level
-from gate_lightning.amalgamation.refiner import Norm, ResidualBlock, build_norm
+from gate_lightning.amalgamation.regularization import check_assigners, weight_regularization
 from gate_lightning.errors import ConfigError
+from gate_lightning.ops.normalization import group_count
 from gate_lightning.structures import FeaturesInfo, Pyramid
+from gate_lightning.utils.checks import whole_number
 
-__all__ = ["WeightAssigner", "WeightedAmalgamation"]
+__all__ = ["Norm", "ResidualBlock", "WeightAssigner", "WeightedAmalgamation", "build_norm"]
+
+#: GN: group normalisation, of each image by itself. BN: batch normalisation.
+Norm = Literal["GN", "BN"]
+
+
+def build_norm(norm: Norm, channels: int) -> nn.GroupNorm | nn.BatchNorm2d:
+    """Normalisation of (B, channels, h, w) by name.
+
+    Raises:
+        ConfigError: for a name other than GN and BN.
+    """
+    if norm == "GN":
+        return nn.GroupNorm(group_count(channels), channels)
+    if norm == "BN":
+        return nn.BatchNorm2d(channels)
+    raise ConfigError(f"norm={norm!r}; expected GN (does not depend on the batch) or BN")
+
+
+class ResidualBlock(nn.Module):
+    """x + norm(conv(relu(norm(conv(x))))), 3×3 convolutions, the identity at the start.
+
+    Only the last normalisation starts at zero. (Where the convolutions start at zero as well, every gradient but that
+    of the last bias stays zero for ever.) Convolutions have no bias: the normalisation behind would take it out.
+
+    Args:
+        channels: C of the (B, C, h, w) in and out.
+        norm: GN or BN.
+    """
+
+    def __init__(self, channels: int, norm: Norm = "GN") -> None:
+        super().__init__()
+        last = build_norm(norm, channels)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            build_norm(norm, channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            last,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, C, h, w)."""
+        refined: Tensor = x + self.layers(x)
+        return refined
 
 
 class WeightAssigner(nn.Module):
-    """Looks at an image's map of every branch and says how much each should count, as logits over branches.
+    """Weight assigner: logits over branches from the map of every branch.
 
-    conv 3×3 → ReLU → norm → dropout → mean over positions → linear. The same network judges every branch, and a
-    softmax over branches follows, so whatever it adds to all branches alike has no effect: neither the linear layer
-    nor the normalisation has a bias (it would be a parameter that never learns).
+    conv 3×3 → ReLU → norm → dropout → mean over positions → linear, the same network for every branch. A softmax over
+    branches follows, so what is added to all branches alike has no effect: neither the linear layer nor the
+    normalisation has a bias (it would never learn).
 
-    Without the mean it says so position by position: branches at several timesteps differ in what they know about a
+    Without the mean there are logits per position: branches at several timesteps differ in what they know about a
     part of the image, coarse shapes or fine ones (MMDiff, arXiv 2606.16673, lets weights over timesteps vary so).
 
     Args:
@@ -105,7 +153,8 @@ class WeightedAmalgamation(Amalgamation):
         diversity: float = 0.0,
     ) -> None:
         super().__init__(feature_info, concatenated)
-        _check_numbers(num_assigners, hidden_channels, dropout, refiner_blocks, sparsity, diversity)
+        check_assigners(num_assigners, hidden_channels, dropout, sparsity, diversity)
+        whole_number(refiner_blocks, "refiner_blocks")
         branches = [branch for branch in feature_info if branch not in concatenated]
         channels = [_equal_channels(level, branches) for level in self.levels]
         self.num_assigners = num_assigners if len(branches) > 1 else 0
@@ -148,26 +197,15 @@ class WeightedAmalgamation(Amalgamation):
         return torch.einsum(f"bji{axes},bichw->bjchw", weights, refined).flatten(1, 2), weights
 
     def regularization(self, pyramid: Pyramid) -> Tensor | None:
-        """- γ1 Σ_j ‖w^j‖₂ - (γ2 / 2) Σ_j Σ_{k≠j} ‖w^j - w^k‖₂, to be added to the loss (GATE A.4).
+        """``weight_regularization``, to be added to the loss: scalar ≤ 0, or None where it is off or one branch alone.
 
-        The norms run over branches. The paper writes it for one set of maps; here it is the mean over images,
-        levels and, with ``per_channel``, channels, with ``spatial``, positions, so that γ keeps its meaning when their
-        number changes.
-
-        Returns:
-            Scalar ≤ 0; None where it is switched off or there is a single branch.
+        The paper writes it for one set of maps; here it is the mean over images, levels and, with ``per_channel``,
+        channels, with ``spatial``, positions, so that γ keeps its meaning when their number changes.
         """
         if self.num_assigners == 0 or (self.sparsity == 0.0 and self.diversity == 0.0):
             return None
-        return torch.stack([self._level_regularization(weights) for weights in pyramid.weights]).mean()
-
-    def _level_regularization(self, weights: Tensor) -> Tensor:
-        sparse = torch.linalg.vector_norm(weights, dim=2)  # (B, n[, C][, h, w])
-        first, second = torch.triu_indices(self.num_assigners, self.num_assigners, offset=1)
-        # each unordered pair stands for two ordered ones, which takes up the formula's 1/2
-        diverse = torch.linalg.vector_norm(weights[:, first] - weights[:, second], dim=2)  # (B, pairs[, C][, h, w])
-        value = -self.sparsity * sparse.sum(dim=1) - self.diversity * diverse.sum(dim=1)
-        return value.mean()
+        values = [weight_regularization(weights, 1, self.sparsity, self.diversity) for weights in pyramid.weights]
+        return torch.stack([value.mean() for value in values]).mean()
 
 
 def _equal_channels(level: Level, branches: Sequence[str]) -> int:
@@ -180,18 +218,3 @@ def _equal_channels(level: Level, branches: Sequence[str]) -> int:
             f"have {listed}. Give them layers of equal width, or use amalgamation=concat"
         )
     return next(iter(found.values()), 0)
-
-
-def _check_numbers(
-    num_assigners: int, hidden_channels: int, dropout: float, refiner_blocks: int, sparsity: float, diversity: float
-) -> None:
-    if num_assigners < 1:
-        raise ConfigError(f"num_assigners is {num_assigners}; expected 1 or more (the paper uses 1 or 2)")
-    if hidden_channels < 1:
-        raise ConfigError(f"hidden_channels is {hidden_channels}; expected 1 or more, for example 128")
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout is {dropout}; expected a probability in [0, 1), for example 0.5")
-    if refiner_blocks < 0:
-        raise ConfigError(f"refiner_blocks is {refiner_blocks}; expected 0 (off) or more")
-    if sparsity < 0.0 or diversity < 0.0:
-        raise ConfigError(f"sparsity is {sparsity}, diversity {diversity}; expected 0 (off) or a positive weight")

@@ -1,4 +1,4 @@
-"""What all losses on pixels share: which pixels count, class weights, checks of arguments and inputs."""
+"""Base class of losses on pixels: ignored pixels, class weights, checks of arguments and inputs."""
 
 from __future__ import annotations
 

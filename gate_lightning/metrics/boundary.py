@@ -1,4 +1,4 @@
-"""Boundary IoU of label maps: how well outlines are met, apart from what lies inside them."""
+"""Boundary IoU (Cheng et al., arXiv 2103.16562): IoU of the classes' outlines."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ def _highest(maps: Tensor, width: int) -> Tensor:
 
 
 class BoundaryMetrics(Metric):
-    """IoU of the classes' boundary bands (arXiv 2103.16562), as fractions in [0, 1].
+    """Boundary IoU per class, |M ∩ P| / |M ∪ P|, and its mean (arXiv 2103.16562), as fractions in [0, 1].
 
-    The band of a class in a label map is ``boundary_band``, ``ratio`` of the image's diagonal wide (rounded, at least
-    1 pixel). Pixels are summed over all images and processes before anything is divided, as for mIoU: the band's
-    pixels that mask and prediction share / those of either. Pixels that do not count are the outside of the image
-    for both.
+    M and P are the pixels of the class in the ``boundary_band`` of mask and prediction; the band is ``ratio`` of the
+    image's diagonal wide (rounded, at least 1 pixel). Pixels are summed over all images and processes before anything
+    is divided, as for mIoU. Ignored pixels count as outside of the image for both.
 
     Args:
         num_classes: K.

@@ -19,12 +19,11 @@ class SegmentationMetrics(Metric):
 
     Counts are summed over all images (and processes) before anything is divided:
 
-    * IoU of a class: pixels that are and are called so / pixels that are or are called so.
-    * Acc of a class: pixels that are and are called so / pixels that are so.
-    * mIoU, mAcc: mean over classes, aAcc: share of pixels called right.
+    * IoU = TP / (TP + FP + FN) and Acc = TP / (TP + FN), per class
+    * mIoU, mAcc: their means over classes; aAcc = Σ TP / labelled pixels
 
-    A class that is in neither masks nor predictions has no IoU, a class that is not in the masks has no Acc: NaN, left
-    out of the mean. (A class that is predicted but nowhere in the masks counts as IoU 0.)
+    A class without a divisor (for IoU: in neither masks nor predictions; for Acc: not in the masks) is NaN and left out
+    of the mean. A class that is predicted but nowhere in the masks has IoU 0.
 
     Args:
         num_classes: K.
@@ -63,8 +62,7 @@ class SegmentationMetrics(Metric):
         """Count a batch.
 
         Args:
-            predictions: (B, H, W) class indices, or (B, K, H, W) logits. Indices are much the faster where the arg max
-                is at hand.
+            predictions: (B, H, W) class indices (faster), or (B, K, H, W) logits.
             masks: (B, H, W) class indices or ``ignore_index``.
 
         Raises:
@@ -80,11 +78,10 @@ class SegmentationMetrics(Metric):
     def per_class(self) -> dict[str, dict[str, float]]:
         """Class name → ``IoU``, ``Acc``, ``Precision``, ``Dice``, ``share``, as fractions in [0, 1].
 
-        ``Acc`` is also called recall; ``Precision``: pixels that are and are called so / pixels that are called so;
-        ``Dice`` (or F1): the harmonic mean of the two, 2 I / (pixels that are so + pixels that are called so);
-        ``share``: of the labelled pixels. NaN where the divisor is 0.
+        Acc (recall) = TP / (TP + FN); Precision = TP / (TP + FP); Dice (F1) = 2 TP / (2 TP + FP + FN);
+        share = (TP + FN) / labelled pixels. NaN where the divisor is 0.
 
-        Like ``compute`` it is about all processes; each of them must call it.
+        Counts are those of all processes, each of which must call it.
         """
         confusion = self.confusion_matrix()
         right, union, labelled = _counts(confusion)
@@ -100,7 +97,7 @@ class SegmentationMetrics(Metric):
         return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.class_names, rows, strict=True)}
 
     def confusion_matrix(self) -> Tensor:
-        """Pixels (K, K) int64 of all processes, each of which must call it; rows: mask, columns: prediction."""
+        """Confusion matrix (K, K) int64 of all processes, which must all call it; rows: mask, columns: prediction."""
         with self.sync_context(
             dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
         ):
@@ -108,7 +105,7 @@ class SegmentationMetrics(Metric):
 
 
 def confusion_counts(predictions: Tensor, masks: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Pixels (K, K) int64 of a batch, rows: mask, columns: prediction; see ``SegmentationMetrics.update``."""
+    """Confusion matrix (K, K) int64 of a batch, rows: mask, columns: prediction; see ``SegmentationMetrics.update``."""
     if predictions.is_floating_point() and predictions.dim() == 4 and predictions.shape[1] == num_classes:
         predictions = predictions.argmax(dim=1)
     if predictions.is_floating_point() or predictions.shape != masks.shape:
@@ -135,7 +132,7 @@ def scores(confusion: Tensor) -> dict[str, Tensor]:
 
 
 def _counts(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per class (K,) float64: pixels right, pixels in the union, pixels labelled."""
+    """Per class (K,) float64: TP, TP + FP + FN, TP + FN."""
     confusion = confusion.double()
     right, labelled = confusion.diagonal(), confusion.sum(dim=1)
     return right, labelled + confusion.sum(dim=0) - right, labelled

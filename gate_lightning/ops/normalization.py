@@ -1,4 +1,4 @@
-"""How many groups a group normalisation gets."""
+"""Number of groups of a group normalisation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["group_count"]
 def group_count(channels: int, max_groups: int = 32, min_group_size: int = 8) -> int:
     """Largest number of groups that divides ``channels`` and keeps groups of a useful size.
 
-    Over a 1×1 map (a pooled branch, a tiny image) a group of two channels can only say which of them is larger and a
-    group of one says nothing at all, so groups keep ``min_group_size`` channels where they can.
+    Over a 1×1 map (a pooled branch, a tiny image) a normalised group of two channels only tells which of them is
+    larger, and one of a single channel is constant; so groups keep ``min_group_size`` channels where they can.
 
     Args:
         channels: channels to be normalised, at least 1.

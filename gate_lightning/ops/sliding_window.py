@@ -1,4 +1,4 @@
-"""Dense prediction by overlapping windows: the sum of the windows' logits over the number that cover a pixel."""
+"""Dense prediction by overlapping windows: mean logits of the windows that cover a pixel."""
 
 from __future__ import annotations
 

@@ -37,14 +37,14 @@ class PixelFusion:
 
 
 class PixelAmalgamation(nn.Module, ABC):
-    """Fuses the entries of every group and puts the backbone_groups one behind the other.
+    """Fuses the entries of every group and concatenates the groups.
 
-    Parameters and buffers have the members as first axis, see ``ops.members``.
+    Parameters and buffers have the members as first axis, see ``pixel_classifiers.members``.
 
     Args:
         backbone_groups: name → (entries, channels of an entry); the order is the order of the output's channels.
         members: M of the ensemble.
-        seed: of what is drawn at random.
+        seed: seed of initial weights and dropout.
 
     Raises:
         ConfigError: if there is nothing to fuse.
@@ -73,8 +73,7 @@ class PixelAmalgamation(nn.Module, ABC):
 
         Args:
             backbone_groups: name → (M, P, entries, channels), or (1, P, entries, channels) where all members look at
-            the same
-                pixels.
+                the same pixels.
 
         Raises:
             ConfigError: if a group is missing or has another shape than announced.
@@ -89,8 +88,8 @@ class PixelAmalgamation(nn.Module, ABC):
         """A linear layer without bias over the fused features of a whole image, a band of rows at a time.
 
         Equal to resizing all maps to ``size`` (bilinear, ``align_corners=False``), fusing every pixel and applying the
-        layer. For evaluation: call it in evaluation mode, without gradients. This one does what it says, a row at a
-        time; where the fusion allows it, subclasses apply the layer at the maps' own resolutions.
+        layer. For evaluation: call it in evaluation mode, without gradients. This implementation resizes row by row;
+        where the fusion allows it, subclasses apply the layer at the maps' own resolutions.
 
         Args:
             maps: of one image, see ``GroupMaps``.
@@ -129,7 +128,7 @@ class PixelAmalgamation(nn.Module, ABC):
 
 
 class ConcatPixels(PixelAmalgamation):
-    """All entries of all backbone_groups one behind the other; nothing is learned. Branches may differ in channels."""
+    """Concatenation of all entries of all groups, without parameters. Branches may differ in channels."""
 
     separate_branches = True
 

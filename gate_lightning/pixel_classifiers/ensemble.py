@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.pixel_classifiers.base import PixelClassifier
 from gate_lightning.pixel_classifiers.stacked import StackedBatchNorm, StackedLinear
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["PixelEnsemble", "Variant", "member_losses"]
 
@@ -22,11 +22,11 @@ MANY_CLASSES = 30
 HIDDEN: dict[str, tuple[int, ...]] = {"small": (128, 32), "large": (256, 128), "linear": ()}
 
 
-class PixelEnsemble(nn.Module):
+class PixelEnsemble(PixelClassifier):
     """Members that each map the features of a pixel to class logits: linear → ReLU → batch norm, twice, then linear.
 
-    Every parameter and buffer has the members as its first axis; ``ops.members`` narrows it to the members that still
-    train. A member depends on ``seed`` and its own number only.
+    ``pixel_classifiers.members`` narrows it to the members that still train. A member depends on ``seed`` and its own
+    number only.
 
     Args:
         in_channels: D, channels of a pixel's features.
@@ -51,8 +51,7 @@ class PixelEnsemble(nn.Module):
             )
         if variant is None:
             variant = "large" if num_classes >= MANY_CLASSES else "small"
-        if variant not in HIDDEN:
-            raise ConfigError(f"variant is {variant!r}; expected one of {', '.join(get_args(Variant))}")
+        check_choice(variant, "variant", HIDDEN)
         self.in_channels, self.num_classes, self.variant = in_channels, num_classes, variant
         widths = (in_channels, *HIDDEN[variant], num_classes)
         self.linears = nn.ModuleList(
@@ -68,8 +67,7 @@ class PixelEnsemble(nn.Module):
 
     @property
     def first_weight(self) -> Tensor:
-        """Weight (M, hidden or K, D) of the first layer, which is linear: it can be applied before features are
-        resized, see ``dense``."""
+        """Weight (M, hidden or K, D) of the first layer."""
         return self._first.weight
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -86,26 +84,17 @@ class PixelEnsemble(nn.Module):
         """
         if rows.dim() != 3 or rows.shape[-1] != self.in_channels:
             raise ConfigError(f"got rows {tuple(rows.shape)}; expected (members, pixels, {self.in_channels})")
-        return self._behind_first(self._first(rows.transpose(1, 2))).transpose(1, 2)
+        return self._later_layers(self._first(rows.transpose(1, 2))).transpose(1, 2)
 
     def tail(self, projected: Tensor) -> Tensor:
-        """Logits (M, K, N) from what the first layer's weight made of N pixels, (M, hidden, N), without its bias."""
+        """Logits (M, K, N) from the first layer's products (M, hidden, N), without its bias."""
         bias = self._first.bias
         assert bias is not None
-        return self._behind_first(projected + bias.unsqueeze(-1))
+        return self._later_layers(projected + bias.unsqueeze(-1))
 
-    def dense(self, bands: Iterable[Tensor]) -> Tensor:
-        """Logits of a whole image, its first layer applied at the features' own resolution.
-
-        Args:
-            bands: (M, hidden, R, W), bands of R rows of the image from top to bottom, as
-                ``PixelAmalgamation.dense(maps, ensemble.first_weight, size)`` yields them.
-
-        Returns:
-            (M, K, H, W).
-        """
-        logits = [self.tail(band.flatten(2)).unflatten(2, band.shape[2:]) for band in bands]
-        return torch.cat(logits, dim=2)
+    def losses(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of every member over its own pixels; see ``member_losses``."""
+        return member_losses(self(features), labels)
 
     @property
     def _first(self) -> StackedLinear:
@@ -113,7 +102,7 @@ class PixelEnsemble(nn.Module):
         assert isinstance(first, StackedLinear)
         return first
 
-    def _behind_first(self, hidden: Tensor) -> Tensor:
+    def _later_layers(self, hidden: Tensor) -> Tensor:
         for norm, linear in zip(self.norms, list(self.linears)[1:], strict=True):
             hidden = linear(norm(hidden.relu()))
         return hidden

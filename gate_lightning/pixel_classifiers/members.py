@@ -1,4 +1,4 @@
-"""Members of a stacked module that stop: the others go on in smaller tensors, all of them can be put together again."""
+"""Stopping single members of a stacked module: the others train on in smaller tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Members", "narrow_members"]
 
 @torch.no_grad()
 def narrow_members(module: nn.Module, keep: Tensor, optimizer: Optimizer | None = None) -> None:
-    """Leave only some members in a module whose parameters and buffers all have the members as first axis.
+    """Remove members from a module whose parameters and buffers all have the members as first axis.
 
     Parameters stay the same objects, so an optimizer keeps them; its state of them is narrowed too. What is left trains
     exactly as it would have beside the others, at the cost of a smaller stack.
@@ -38,7 +38,7 @@ def narrow_members(module: nn.Module, keep: Tensor, optimizer: Optimizer | None 
 
 
 class Members:
-    """Keeps track of which members of a stacked module still train, and of the values of those that do not.
+    """Members of a stacked module: those that still train, and the values of those that have stopped.
 
     ``module`` holds the members that train, in the order of their numbers. What is saved with a run: the module's own
     (narrowed) state, its optimizer's, and ``state_dict`` of this.

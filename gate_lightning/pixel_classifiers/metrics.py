@@ -1,4 +1,4 @@
-"""The mIoU of the label-scarce data sets, which is not mmsegmentation's (ddpm-segmentation, arXiv 2112.03126)."""
+"""Metrics of the label-scarce data sets, in their own convention (ddpm-segmentation, arXiv 2112.03126)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ __all__ = ["LabelScarceMetrics"]
 class LabelScarceMetrics(SegmentationMetrics):
     """``SegmentationMetrics`` and, beside them, ``mIoU_ddpm``, the convention of the published label-scarce tables.
 
-    Both sum counts over all images first. ``mIoU_ddpm`` differs in two points that change numbers:
+    Both sum counts over all images first. ``mIoU_ddpm`` is the mean of IoU_ddpm = TP / max(TP + FP + FN + U, 1), which
+    differs in two points that change numbers:
 
-    * what is predicted at unlabelled pixels counts: it is part of the union of the class that is named there;
+    * U, the predictions of the class at unlabelled pixels, enlarges the union;
     * a class that is in neither masks nor predictions has IoU 0 and is part of the mean. Only the class of number
       ``ignore_index`` is left out, where that is a class (Bedroom-28: its background).
 

@@ -1,24 +1,24 @@
-"""The k-NN probe: what can be read off the features without training anything."""
+"""The k-NN probe: classes of the nearest labelled pixels, without training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.pixel_classifiers.base import PixelClassifier
 
 __all__ = ["NearestPixels"]
 
 
-class NearestPixels(nn.Module):
-    """A pixel gets the class that most of its nearest labelled pixels have; nearness is the cosine of the features.
+class NearestPixels(PixelClassifier):
+    """Majority class of a pixel's nearest labelled pixels, by the cosine of their features; a single member.
 
-    The length of a pixel's own features has no effect on which labelled pixels are nearest, so the cosines of a whole
-    image are, up to that factor, a linear layer over its maps: ``dense`` works as the ensemble's does. Tensors have a
-    first axis of one member, as those of ``PixelEnsemble`` have M.
+    The length of a pixel's own features does not change which labelled pixels are nearest, so the cosines are, up to
+    that factor, a linear layer: the first one. For ``dense`` take few rows a band: a position has ``bank`` channels.
 
     Args:
         in_channels: D.
@@ -33,7 +33,6 @@ class NearestPixels(nn.Module):
     features: Tensor
     labels: Tensor
     kept: Tensor
-    members = 1
 
     def __init__(self, in_channels: int, num_classes: int, neighbours: int = 20, bank: int = 10_000) -> None:
         super().__init__()
@@ -49,9 +48,18 @@ class NearestPixels(nn.Module):
         self.register_buffer("kept", torch.zeros(1, dtype=torch.int64))
 
     @property
-    def full(self) -> bool:
-        """Whether no more labelled pixels are kept."""
-        return int(self.kept) == self.bank
+    def members(self) -> int:
+        """1."""
+        return 1
+
+    def most_steps(self, pixels: int) -> int:
+        """Steps after which the bank is full."""
+        return math.ceil(self.bank / pixels)
+
+    def losses(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Keep the labelled pixels of a batch; (1,) share of the bank that is still empty."""
+        self.add(features, labels)
+        return 1.0 - self.kept / self.bank
 
     @torch.no_grad()
     def add(self, features: Tensor, labels: Tensor) -> None:
@@ -77,7 +85,7 @@ class NearestPixels(nn.Module):
 
     @property
     def first_weight(self) -> Tensor:
-        """(1, N, D) kept pixels, each of length 1: the linear layer that ``dense`` begins with.
+        """Features (1, N, D) of the kept pixels, each of length 1.
 
         Raises:
             ConfigError: if there are fewer of them than neighbours.
@@ -96,11 +104,3 @@ class NearestPixels(nn.Module):
         nearest = projected.topk(self.neighbours, dim=1).indices  # (1, k, P)
         votes = one_hot(self.labels[0, nearest], self.num_classes).sum(dim=1)
         return (votes.to(projected.dtype) / self.neighbours).transpose(1, 2)
-
-    def dense(self, bands: Iterable[Tensor]) -> Tensor:
-        """Shares (1, K, H, W) of an image, from bands (1, N, R, W) of ``PixelAmalgamation.dense``.
-
-        Take few rows per band: each position has ``bank`` channels there.
-        """
-        shares = [self.tail(band.flatten(2)).unflatten(2, band.shape[2:]) for band in bands]
-        return torch.cat(shares, dim=2)

@@ -1,4 +1,4 @@
-"""Several small networks of one shape at once: every parameter and buffer has the members as its first axis.
+"""Layers of several small networks at once: every parameter and buffer has the members as its first axis.
 
 One matrix product per layer serves all members, so ten members cost about as many calls as one. Nothing a member
 computes depends on which others are there: its initial values and its dropout masks are keyed by its number.
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.pixel_classifiers.reused_gradient import large_product
 from gate_lightning.utils.seeding import keyed_generator
 
 __all__ = ["StackedBatchNorm", "StackedDropout", "StackedLinear"]
@@ -29,8 +28,8 @@ class StackedLinear(nn.Module):
     Args:
         members: M.
         in_channels, out_channels: of one member.
-        key: what the initial weights are keyed by, besides the member's number: the seed and the layer's name.
-        bias: whether there is one.
+        key: key of the initial weights besides the member's number: the seed and the layer's name.
+        bias: with a bias.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class StackedLinear(nn.Module):
         """(M, in, N), or (1, in, N) where all members see the same rows → (M, out, N)."""
         members, out_channels, _ = self.weight.shape
         if len(rows) == members:
-            product = large_product(self.weight, rows)
+            product = torch.bmm(self.weight, rows)
             return product if self.bias is None else product + self.bias.unsqueeze(-1)
         if len(rows) != 1:
             raise ConfigError(f"got rows of {len(rows)} members; expected {members}, or 1 for the same rows for all")
@@ -68,7 +67,7 @@ class StackedBatchNorm(nn.Module):
     Args:
         members: M.
         channels: C of one member.
-        bias: whether there is one.
+        bias: with a bias.
     """
 
     running_mean: Tensor
@@ -101,8 +100,8 @@ class StackedDropout(nn.Module):
 
     Args:
         members: M.
-        probability: of a value being left out, in [0, 1).
-        key: what the masks are keyed by, besides the member's number and the draw.
+        probability: probability of dropping a value, in [0, 1).
+        key: key of the masks besides the member's number and the draw.
 
     Raises:
         ConfigError: if the probability is out of range.

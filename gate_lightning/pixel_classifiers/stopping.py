@@ -1,4 +1,4 @@
-"""When a member of the ensemble has trained enough (ddpm-segmentation's rule)."""
+"""Early stopping of single ensemble members (ddpm-segmentation's rule)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StoppingRule:
 
     Args:
         members: M.
-        patience: batches without a new minimum that are put up with.
+        patience: batches in a row without a new minimum after which it goes on; one more stops it.
         start_epoch: first epoch that counts.
 
     Raises:
@@ -50,11 +50,11 @@ class StoppingRule:
         return not bool(self.active.any())
 
     def fewest_steps(self, batches: int) -> int:
-        """Steps that every member makes at least, with ``batches`` an epoch: the first one that counts is a minimum."""
+        """Fewest steps of every member, with ``batches`` per epoch: the first one that counts is a minimum."""
         return self.start_epoch * batches + 1 + self.patience + 1
 
     def update(self, losses: Tensor, epoch: int) -> Tensor:
-        """Look at the losses of one step.
+        """Judge the losses of one step.
 
         Args:
             losses: (A,) of the members that still train, in the order of their numbers.

@@ -1,4 +1,4 @@
-"""What an ensemble says together, and how much its members disagree (ddpm-segmentation, arXiv 2112.03126).
+"""Ensemble predictions and their uncertainty (ddpm-segmentation, arXiv 2112.03126).
 
 Shapes: M members, K classes, then any shape of pixels, (H, W) or (N,).
 """
@@ -12,11 +12,21 @@ from torch import Tensor
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["image_uncertainty", "js_divergence", "majority_vote", "mean_probability"]
+__all__ = ["PREDICTIONS", "image_uncertainty", "joint_labels", "js_divergence", "majority_vote", "mean_probability"]
+
+#: ways to join the members' logits to one label map
+PREDICTIONS = ("majority_vote", "mean_probability")
+
+
+def joint_labels(logits: Tensor, prediction: str) -> Tensor:
+    """Labels int64 (...) of the ensemble from its members' logits (M, K, ...), by one of ``PREDICTIONS``."""
+    if prediction == "majority_vote":
+        return majority_vote(logits.argmax(dim=1), logits.shape[1])
+    return mean_probability(logits).argmax(dim=0)
 
 
 def majority_vote(labels: Tensor, num_classes: int) -> Tensor:
-    """The class most members name; of several that are named equally often, the one of the smallest number.
+    """The class that most members predict; of equally frequent ones the smallest.
 
     Args:
         labels: int64 (M, ...), classes 0 … K - 1.
@@ -36,9 +46,9 @@ def mean_probability(logits: Tensor) -> Tensor:
 
 
 def js_divergence(logits: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of the members' class distributions: entropy of their mean - mean of their entropies.
+    """Jensen-Shannon divergence of the members' class distributions: H(mean_m p_m) - mean_m H(p_m).
 
-    In nats, from 0 (all members alike, however unsure) to log min(M, K).
+    In nats, from 0 (all members alike, however uncertain) to log min(M, K).
 
     Args:
         logits: (M, K, ...).
@@ -54,11 +64,11 @@ def js_divergence(logits: Tensor) -> Tensor:
 
 
 def image_uncertainty(divergence: Tensor, share: float = 0.1) -> Tensor:
-    """How unsure an ensemble is of an image: mean of the most uncertain pixels.
+    """Uncertainty of an image: mean divergence of its most uncertain pixels.
 
     Args:
-        divergence: of every pixel, any shape.
-        share: of the pixels that count, in (0, 1]; rounded down to whole pixels, at least one.
+        divergence: one value per pixel, any shape.
+        share: share of the pixels that enter the mean, in (0, 1]; rounded down to whole pixels, at least one.
 
     Returns:
         Scalar.

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gate_lightning.errors import ConfigError
+from gate_lightning.amalgamation.regularization import check_assigners, weight_regularization
 from gate_lightning.pixel_classifiers.amalgamation import GroupMaps, PixelAmalgamation, PixelFusion
 from gate_lightning.pixel_classifiers.dense import project_maps, resized_sum, row_bands
 from gate_lightning.pixel_classifiers.stacked import StackedBatchNorm, StackedDropout, StackedLinear
@@ -17,11 +17,11 @@ __all__ = ["PixelAssigner", "WeightedPixels"]
 
 
 class PixelAssigner(nn.Module):
-    """Looks at every entry of a pixel and says how much it should count, as logits over entries.
+    """Weight assigner: logits over the entries of a pixel.
 
-    linear → ReLU → batch norm → dropout → linear, one such network per ensemble member. The same network judges all
-    entries and a softmax over entries follows, so whatever it adds to all of them alike has no effect: neither the last
-    layer nor the normalisation has a bias. Batch statistics are taken over pixels and entries together.
+    linear → ReLU → batch norm → dropout → linear, one such network per ensemble member, the same for all entries. A
+    softmax over entries follows, so what is added to all of them alike has no effect: neither the last layer nor the
+    normalisation has a bias. Batch statistics are taken over pixels and entries together.
 
     Args:
         members: M.
@@ -51,14 +51,14 @@ class PixelAssigner(nn.Module):
     def forward(self, entries: Tensor) -> Tensor:
         """(M or 1, P, entries, D) → logits (M, outputs, P, entries)."""
         hidden: Tensor = self.first(entries.flatten(1, 2).transpose(1, 2))
-        return self._behind_first(hidden).unflatten(2, entries.shape[1:3])
+        return self._later_layers(hidden).unflatten(2, entries.shape[1:3])
 
     def tail(self, projected: Tensor) -> Tensor:
-        """Logits (M, outputs, N) from what the first layer's weight made of N pixels, without its bias."""
+        """Logits (M, outputs, N) from the first layer's products of N pixels, without its bias."""
         assert self.first.bias is not None
-        return self._behind_first(projected + self.first.bias.unsqueeze(-1))
+        return self._later_layers(projected + self.first.bias.unsqueeze(-1))
 
-    def _behind_first(self, hidden: Tensor) -> Tensor:
+    def _later_layers(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.last(self.dropout(self.norm(hidden.relu())))
         return logits
 
@@ -98,11 +98,7 @@ class WeightedPixels(PixelAmalgamation):
         diversity: float = 0.0,
     ) -> None:
         super().__init__(backbone_groups, members, seed=seed)
-        if num_assigners < 1 or sparsity < 0.0 or diversity < 0.0:
-            raise ConfigError(
-                f"num_assigners is {num_assigners}, sparsity {sparsity}, diversity {diversity}; expected 1 or more "
-                "assigners (the paper uses 1 or 2), and weights that are 0 (off) or positive"
-            )
+        check_assigners(num_assigners, hidden_channels, dropout, sparsity, diversity)
         self.num_assigners, self.per_channel = num_assigners, per_channel
         self.sparsity, self.diversity = sparsity, diversity
         self.assigners = nn.ModuleDict(
@@ -140,15 +136,17 @@ class WeightedPixels(PixelAmalgamation):
         return PixelFusion(fused[0] if len(fused) == 1 else torch.cat(fused, dim=2), weights)
 
     def losses(self, losses: Tensor, fusion: PixelFusion) -> Tensor:
-        """L - γ1 Σ_j ‖w^j‖₂ - (γ2 / 2) Σ_j Σ_{k≠j} ‖w^j - w^k‖₂ per member (GATE A.4).
+        """Losses + ``weight_regularization`` per member.
 
-        The norms run over entries. The paper writes it for one set of maps; here it is the mean over pixels,
-        backbone_groups
-        that have assigners and, with ``per_channel``, channels, so that γ keeps its meaning when their number changes.
+        The paper writes it for one set of maps; here it is the mean over pixels, groups that have assigners and, with
+        ``per_channel``, channels, so that γ keeps its meaning when their number changes.
         """
         if not self.assigners or (self.sparsity == 0.0 and self.diversity == 0.0):
             return losses
-        values = [self._regularization(fusion.weights[name]) for name in self.assigners]
+        values = [
+            weight_regularization(fusion.weights[name], 2, self.sparsity, self.diversity).flatten(1).mean(dim=1)
+            for name in self.assigners
+        ]
         return losses + torch.stack(values).mean(dim=0)
 
     def dense(self, maps: GroupMaps, weight: Tensor, size: tuple[int, int], rows: int = 32) -> Iterator[Tensor]:
@@ -191,14 +189,6 @@ class WeightedPixels(PixelAmalgamation):
             return (weights * entries.unsqueeze(2)).sum(dim=3).flatten(2), weights
         weights = weights.squeeze(2).transpose(1, 2)
         return (weights @ entries).flatten(2), weights
-
-    def _regularization(self, weights: Tensor) -> Tensor:
-        sparse = torch.linalg.vector_norm(weights, dim=3)  # (M, P, n[, C])
-        first, second = torch.triu_indices(self.num_assigners, self.num_assigners, offset=1)
-        # each unordered pair stands for two ordered ones, which takes up the formula's 1/2
-        diverse = torch.linalg.vector_norm(weights[:, :, first] - weights[:, :, second], dim=3)
-        value = -self.sparsity * sparse.sum(dim=2) - self.diversity * diverse.sum(dim=2)
-        return value.flatten(1).mean(dim=1)
 
     def _project(self, name: str, entries: Sequence[Sequence[Tensor]], weight: Tensor) -> list[list[Tensor]]:
         """Per entry and resolution (M · n · hidden, then M · n · assigners' hidden, h, w)."""

@@ -1,4 +1,4 @@
-"""How a trained head is run over images of any size: at once or window by window, once or in several views."""
+"""Inference on images of any size: whole or by sliding windows, with test-time augmentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gate_lightning.ops.padding import pad_to_size
 from gate_lightning.ops.sliding_window import sliding_window
 from gate_lightning.structures import Conditions
 
-__all__ = ["MODES", "Inference"]
+__all__ = ["MODES", "Inference", "height_width"]
 
 MODES = ("whole", "slide")
 
@@ -110,7 +110,7 @@ class Inference:
         Raises:
             ConfigError: explicit noise together with windows or views: it has the image's size.
         """
-        size = size or _size(images)
+        size = size or height_width(images)
         if self.views == ((1.0, False),):
             return resize(self._logits(predict, images, conditions, native_size), size)
         if conditions.noise is not None or conditions.posterior_noise is not None:
@@ -124,7 +124,7 @@ class Inference:
         return (total / len(self.views)).clamp_(min=torch.finfo(total.dtype).tiny).log_()
 
     def _views(self, images: Tensor, conditions: Conditions) -> Iterator[tuple[Tensor, Conditions, bool]]:
-        height, width = _size(images)
+        height, width = height_width(images)
         for scale, mirrored in self.views:
             size = (max(round(height * scale), 1), max(round(width * scale), 1))
             name = "" if (scale, mirrored) == (1.0, False) else f"|scale={scale:g},flip={mirrored:d}"
@@ -152,12 +152,13 @@ class Inference:
 
 def _seen(images: Tensor, size: tuple[int, int], mirrored: bool) -> Tensor:
     """Images (B, C, H, W) of another size and direction; shrinking averages, as where data sets are read."""
-    if _size(images) != size:
+    if height_width(images) != size:
         images = interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
     return images.flip(-1) if mirrored else images
 
 
-def _size(images: Tensor) -> tuple[int, int]:
+def height_width(images: Tensor) -> tuple[int, int]:
+    """(H, W) of (…, H, W)."""
     return images.shape[-2], images.shape[-1]
 
 

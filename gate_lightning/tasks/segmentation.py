@@ -13,22 +13,21 @@ from torch.optim import Optimizer
 
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.data.card import ClassLabels
-from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.heads.base import Head, resize
 from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.ops.padding import pad_to_multiple
 from gate_lightning.structures import Conditions, Features, Pyramid, SegmentationBatch
-from gate_lightning.tasks.base import BaseTask
-from gate_lightning.tasks.inference import Inference
+from gate_lightning.tasks.evaluation import DenseTask, branch_weights
+from gate_lightning.tasks.inference import Inference, height_width
 
 __all__ = ["SegmentationTask"]
 
 log = logging.getLogger(__name__)
 
 
-class SegmentationTask(BaseTask):
+class SegmentationTask(DenseTask):
     """Frozen features → amalgamation → head → logits, trained on masks.
 
     Args:
@@ -51,12 +50,12 @@ class SegmentationTask(BaseTask):
     """
 
     final_splits = ("val", "test")
-    extractor: Any  # a FeatureExtractor, or what wraps one
     amalgamation: Amalgamation
     head: Head
     auxiliary_head: Head | None
     loss: nn.Module
     auxiliary_loss: nn.Module
+    boundary_metrics: dict[str, BoundaryMetrics]  # an nn.ModuleDict
 
     def __init__(
         self,
@@ -86,27 +85,12 @@ class SegmentationTask(BaseTask):
         for each in (self.loss, self.auxiliary_loss):
             each(torch.zeros(1, labels.num_classes, 1, 1), torch.full((1, 1, 1), labels.ignore_index))
         self.inference = inference or Inference()
-        self.metrics = nn.ModuleDict(
-            {
-                split: SegmentationMetrics(labels.num_classes, labels.ignore_index, labels.classes)
-                for split in ("val", "test")
-            }
+        counted = (labels.num_classes, labels.ignore_index, labels.classes)
+        splits = self.final_splits
+        self.metrics = nn.ModuleDict({split: SegmentationMetrics(*counted) for split in splits})  # type: ignore[assignment]
+        self.boundary_metrics = nn.ModuleDict(  # type: ignore[assignment]
+            {} if boundary_ratio is None else {split: BoundaryMetrics(*counted, boundary_ratio) for split in splits}
         )
-        self.boundary_metrics = nn.ModuleDict()
-        if boundary_ratio is not None:
-            for split in self.metrics:
-                self.boundary_metrics[split] = BoundaryMetrics(
-                    labels.num_classes, labels.ignore_index, labels.classes, boundary_ratio
-                )
-        #: split → class → IoU, Acc, …, share of pixels, of the last evaluation
-        self.per_class: dict[str, dict[str, dict[str, float]]] = {}
-        #: split → (K, K) pixels of the last evaluation, rows: mask, columns: prediction
-        self.confusion: dict[str, Tensor] = {}
-
-    def frozen_description(self) -> dict[str, Any]:
-        """The extractor's description."""
-        description: dict[str, Any] = self.extractor.description
-        return description
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the names of the classes."""
@@ -201,62 +185,41 @@ class SegmentationTask(BaseTask):
         """Label maps (B, H, W) of a test batch; counts them."""
         return self._evaluate(batch, "test")
 
-    def predict_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Label maps (B, H, W) int64 at the size of the files."""
-        if isinstance(batch, PredictionBatch) and batch.sizes:
-            if len(set(batch.sizes)) > 1:
-                raise ConfigError(f"one batch has images of sizes {sorted(set(batch.sizes))}; predict them apart")
-            return self.label_maps(batch.images, batch.conditions, batch.sizes[0])
-        size = _size(batch.images if batch.masks is None else batch.masks)
-        return self.label_maps(batch.images, batch.conditions, size)
-
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
-        self._report("val")
+        self.report("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the whole split."""
-        self._report("test")
+        self.report("test")
 
     def _evaluate(self, batch: SegmentationBatch, split: str) -> Tensor:
         masks = _masks(batch)
-        logits = self.infer(batch.images, batch.conditions, _size(masks))
+        logits = self.infer(batch.images, batch.conditions, height_width(masks))
         # weighted by labelled pixels: the mean over the split, whatever the batches, and ignored padding counts nothing
         labelled = int((masks != self.labels.ignore_index).sum())
         self.log(f"{split}/loss", self.loss(logits, masks), batch_size=labelled, on_epoch=True, sync_dist=True)
         labels = logits.argmax(dim=1)
-        self._metrics(split).update(labels, masks)
+        self.metrics[split].update(labels, masks)
         if split in self.boundary_metrics:
-            self._boundary_metrics(split).update(labels, masks)
+            self.boundary_metrics[split].update(labels, masks)
         return labels
 
-    def _metrics(self, split: str) -> SegmentationMetrics:
-        metrics = self.metrics[split]
-        assert isinstance(metrics, SegmentationMetrics)
-        return metrics
-
-    def _boundary_metrics(self, split: str) -> BoundaryMetrics:
-        metrics = self.boundary_metrics[split]
-        assert isinstance(metrics, BoundaryMetrics)
-        return metrics
-
-    def _report(self, split: str) -> None:
-        metrics = self._metrics(split)
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()}, prog_bar=True)
-        self.per_class[split] = metrics.per_class()
-        self.confusion[split] = metrics.confusion_matrix().cpu()
-        metrics.reset()
-        if split in self.boundary_metrics:
-            boundary = self._boundary_metrics(split)
-            self.log_dict({f"{split}/{name}": value for name, value in boundary.compute().items()})
-            for name, row in boundary.per_class().items():
-                self.per_class[split][name] |= row
-            boundary.reset()
+    def report(self, split: str) -> None:
+        """Log the metrics of a whole split; see DenseTask."""
+        super().report(split)
+        if split not in self.boundary_metrics:
+            return
+        boundary = self.boundary_metrics[split]
+        self.log_dict({f"{split}/{name}": value for name, value in boundary.compute().items()})
+        for name, row in boundary.per_class().items():
+            self.per_class[split][name] |= row
+        boundary.reset()
 
     def _logits(self, images: Tensor, conditions: Conditions) -> Tensor:
         """Logits (B, K, H, W) in one pass."""
         padded, conditions = self._padded(images, conditions)
-        logits = resize(self.head(self.pyramid(padded, conditions).levels), _size(padded))
+        logits = resize(self.head(self.pyramid(padded, conditions).levels), height_width(padded))
         return logits[..., : images.shape[-2], : images.shape[-1]]
 
     def _padded(self, images: Tensor, conditions: Conditions) -> tuple[Tensor, Conditions]:
@@ -266,19 +229,15 @@ class SegmentationTask(BaseTask):
 
     def _to_masks(self, logits: Tensor, padded: Tensor, batch: SegmentationBatch) -> Tensor:
         """Logits of a padded batch at the size of its masks, the padding cut off."""
-        height, width = _size(batch.images)
-        logits = resize(logits, _size(padded))[..., :height, :width]
-        return resize(logits, _size(_masks(batch)))
+        height, width = height_width(batch.images)
+        logits = resize(logits, height_width(padded))[..., :height, :width]
+        return resize(logits, height_width(_masks(batch)))
 
     def _branch_weights(self, pyramid: Pyramid) -> dict[str, Tensor]:
         """Mean weight of every branch at every level, where there is a choice."""
         levels = [level for level in self.amalgamation.levels if level.fused]
-        found: dict[str, Tensor] = {}
-        for level, weights in zip(levels, pyramid.weights, strict=False):
-            means = weights.detach().float().mean(dim=[axis for axis in range(weights.dim()) if axis != 2])
-            if len(means) > 1:
-                found |= {f"weights/stride{level.stride}/{name}": means[i] for i, name in enumerate(level.fused)}
-        return found
+        found = zip(levels, pyramid.weights, strict=False)
+        return branch_weights((f"weights/stride{level.stride}", level.fused, weights, 2) for level, weights in found)
 
 
 def _listed(classes: list[str]) -> str:
@@ -289,8 +248,3 @@ def _masks(batch: SegmentationBatch) -> Tensor:
     if batch.masks is None:
         raise ConfigError("a batch without masks cannot be trained on or evaluated; use prediction for such images")
     return batch.masks
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    """(height, width)."""
-    return images.shape[-2], images.shape[-1]

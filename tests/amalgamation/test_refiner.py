@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gate_lightning.amalgamation.refiner import ResidualBlock, build_norm
+from gate_lightning.amalgamation.weighted import ResidualBlock, build_norm
 from gate_lightning.errors import ConfigError
 from tests.support.paths import GOLDEN
 

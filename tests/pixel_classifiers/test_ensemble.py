@@ -167,7 +167,7 @@ def test_dense_logits_are_those_of_resized_features():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"variant": "huge"}, "variant is 'huge'; expected one of small, large, linear"),
+        ({"variant": "huge"}, "variant='huge': expected one of small, large, linear"),
         ({"members": 0}, "members 0"),
         ({"num_classes": 1}, "num_classes is 1"),
     ],

@@ -51,10 +51,10 @@ def test_a_image_at_once_is_its_pixels():
 
 def test_the_bank_takes_what_there_is_room_for_and_is_saved():
     probe = NearestPixels(6, 4, neighbours=2, bank=10)
-    for start in (0, 7):
-        assert not probe.full
-        probe.add(torch.randn(1, 7, 6), torch.arange(start, start + 7).unsqueeze(0))
-    assert probe.full
+    for start, empty in ((0, 0.3), (7, 0.0)):
+        loss = probe.losses(torch.randn(1, 7, 6), torch.arange(start, start + 7).unsqueeze(0))
+        assert loss.tolist() == pytest.approx([empty])
+        assert not loss.requires_grad
     assert probe.labels.tolist() == [list(range(10))]
     again = NearestPixels(6, 4, neighbours=2, bank=10)
     again.load_state_dict(probe.state_dict())
@@ -62,6 +62,11 @@ def test_the_bank_takes_what_there_is_room_for_and_is_saved():
     probe.labels %= 4
     again.labels %= 4
     assert torch.equal(probe(rows), again(rows))
+
+
+@pytest.mark.parametrize(("bank", "steps"), [(10_000, 20), (512, 1), (513, 2)])
+def test_it_knows_when_the_bank_is_full(bank, steps):
+    assert NearestPixels(6, 4, bank=bank).most_steps(512) == steps
 
 
 def test_what_does_not_fit_is_refused():

@@ -1,11 +1,10 @@
-"""The labelled images' features, ready to be sampled: whether there is room for them, and getting them there."""
+"""Features of the labelled images: the room they need, and the store that training samples."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.pixel_classifiers.store import PixelStore, store_bytes
+from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.resources import check_disk, check_memory
 from gate_lightning.utils.units import human_size
@@ -36,7 +36,7 @@ class StoreSettings:
 
     Attributes:
         dtype: "float16", "bfloat16" or "float32".
-        folder: below which they are kept in a file; None for memory.
+        folder: folder of the file that keeps them; None for memory.
         memory_gib: most memory that the process may take; None for what is free.
 
     Raises:
@@ -48,23 +48,22 @@ class StoreSettings:
     memory_gib: float | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"store_dtype is {self.dtype!r}; expected one of: {', '.join(DTYPES)}")
+        check_choice(self.dtype, "store_dtype", DTYPES)
         if self.memory_gib is not None and not self.memory_gib > 0:
             raise ConfigError(f"memory_gib is {self.memory_gib}; expected GiB above 0, or null for what is free")
 
 
 def check_room(extractor: Any, datamodule: Any, settings: StoreSettings, trained_bytes: int) -> None:
-    """Refuse now what would run out of memory or disk later.
+    """Refuse a run that would exhaust memory or disk.
 
-    Counted is what is still to come: features, gradients, the two moments of Adam, sampled pixels, and the maps of one
-    image in evaluation. What the backbone takes while it computes is not.
+    Counted: features, gradients, the two moments of Adam, sampled pixels, and the maps of one image in evaluation.
+    Not counted: what the backbone needs while it computes.
 
     Args:
-        extractor: says which maps there are.
-        datamodule: of the images.
+        extractor: its ``feature_info`` says which maps there are.
+        datamodule: labelled and test images.
         settings: where the features go.
-        trained_bytes: of all trained weights.
+        trained_bytes: bytes of all trained weights.
 
     Raises:
         ConfigError: it does not fit; says how much is needed for what, and what to lower.
@@ -107,17 +106,15 @@ def labelled_features(
     backbone_groups: Mapping[str, Sequence[str]],
     settings: StoreSettings,
     device: torch.device,
-    precision: AbstractContextManager[Any],
 ) -> PixelStore:
-    """The store of the training images, in the order that training counts them.
+    """Features of the training images in a store, in the order of the training split.
 
     Args:
-        extractor: gives the features.
-        datamodule: of the images.
+        extractor: images and conditions → features.
+        datamodule: labelled images.
         backbone_groups: group → branches.
         settings: where the features go.
-        device: of the extractor.
-        precision: in which evaluation, too, reads features.
+        device: device of the extractor.
     """
     loader = datamodule.images("train")
     count = len(loader.dataset)
@@ -127,14 +124,13 @@ def labelled_features(
         extractor.feature_info, backbone_groups, (side, side), count, settings.dtype, folder, image_size=(seen, seen)
     )
     done, last_line = 0, time.monotonic()
-    with precision:
-        for batch in loader:
-            features = extractor(batch.images.to(device), batch.conditions.to(device))
-            for row in range(len(batch)):
-                store.put(done, features, row)
-                done += 1
-            if time.monotonic() - last_line > _LINE_EVERY:
-                log.info("features of %d of %d images", done, count)
-                last_line = time.monotonic()
+    for batch in loader:
+        features = extractor(batch.images.to(device), batch.conditions.to(device))
+        for row in range(len(batch)):
+            store.put(done, features, row)
+            done += 1
+        if time.monotonic() - last_line > _LINE_EVERY:
+            log.info("features of %d of %d images", done, count)
+            last_line = time.monotonic()
     log.info("features of %d labelled images: %s", count, human_size(store.nbytes))
     return store

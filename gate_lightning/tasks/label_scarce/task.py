@@ -1,4 +1,4 @@
-"""Label-scarce segmentation: an ensemble of pixel classifiers on frozen features (ddpm-segmentation, GATE)."""
+"""Label-scarce segmentation: classifiers of single pixels on frozen features (ddpm-segmentation, GATE)."""
 
 from __future__ import annotations
 
@@ -14,41 +14,38 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from gate_lightning.data.card import ClassLabels
-from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError
-from gate_lightning.pixel_classifiers.amalgamation import GroupMaps, PixelAmalgamation, PixelFusion
-from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble, member_losses
+from gate_lightning.pixel_classifiers.amalgamation import PixelAmalgamation, PixelFusion
+from gate_lightning.pixel_classifiers.base import PixelClassifier
 from gate_lightning.pixel_classifiers.members import Members
 from gate_lightning.pixel_classifiers.metrics import LabelScarceMetrics
 from gate_lightning.pixel_classifiers.stopping import StoppingRule
-from gate_lightning.pixel_classifiers.store import PixelStore
-from gate_lightning.pixel_classifiers.votes import image_uncertainty, js_divergence, majority_vote, mean_probability
+from gate_lightning.pixel_classifiers.store import PixelStore, group_maps
+from gate_lightning.pixel_classifiers.votes import PREDICTIONS, image_uncertainty, joint_labels, js_divergence
 from gate_lightning.structures import Conditions, Features, PixelBatch, SegmentationBatch
-from gate_lightning.tasks.base import BaseTask
+from gate_lightning.tasks.evaluation import DenseTask, branch_weights
+from gate_lightning.tasks.inference import height_width
 from gate_lightning.tasks.label_scarce.features import StoreSettings, check_room, labelled_features
+from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.dtypes import DTYPES
 
 __all__ = ["LabelScarceTask"]
 
 log = logging.getLogger(__name__)
 
-PREDICTIONS = ("majority_vote", "mean_probability")
 
-
-class LabelScarceTask(BaseTask):
+class LabelScarceTask(DenseTask):
     """Frozen features → amalgamation → classifiers of single pixels, all members of the ensemble trained at once.
 
     Before the first step the features of the labelled images are computed (or read from the cache) and kept at native
     resolution; a step interpolates only the pixels it trains on. Every member sees its own pixels and stops by itself;
-    what has stopped is taken out of the tensors and out of the optimiser. The prediction is the vote of all members.
-
-    Evaluation applies the first layers at the features' own resolution, image by image: no map of all features at
-    full resolution is ever made.
+    it is then taken out of the tensors and out of the optimiser. Evaluation applies the first layers at the features'
+    own resolution, image by image: no map of all features at full resolution is ever made.
 
     Args:
         extractor: images and conditions → features; frozen.
         amalgamation: backbone_groups of pixel features → fused ones.
-        head: the ensemble.
+        head: the members.
         backbone_groups: group → branches whose features it stacks.
         optimizer: takes the trainable parameters.
         scheduler: takes the optimiser and the number of steps, or None.
@@ -68,15 +65,14 @@ class LabelScarceTask(BaseTask):
     """
 
     final_splits = ("test",)
-    extractor: Any
     amalgamation: PixelAmalgamation
-    head: PixelEnsemble
+    head: PixelClassifier
 
     def __init__(
         self,
         extractor: nn.Module,
         amalgamation: PixelAmalgamation,
-        head: PixelEnsemble,
+        head: PixelClassifier,
         backbone_groups: Mapping[str, Sequence[str]],
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any] | None,
@@ -90,10 +86,9 @@ class LabelScarceTask(BaseTask):
         memory_gib: float | None = None,
     ) -> None:
         super().__init__(optimizer, scheduler)
-        if max_steps_per_member is not None and max_steps_per_member < 1:
-            raise ConfigError(f"max_steps_per_member is {max_steps_per_member}; expected at least 1 step, or null")
-        if prediction not in PREDICTIONS:
-            raise ConfigError(f"prediction is {prediction!r}; expected one of: {', '.join(PREDICTIONS)}")
+        if max_steps_per_member is not None:
+            whole_number(max_steps_per_member, "max_steps_per_member", 1, optional="no cap")
+        check_choice(prediction, "prediction", PREDICTIONS)
         self.extractor, self.amalgamation, self.head = extractor, amalgamation, head
         self.backbone_groups = {group: tuple(branches) for group, branches in backbone_groups.items()}
         self.labels, self.prediction = labels, prediction
@@ -101,28 +96,39 @@ class LabelScarceTask(BaseTask):
         self.store_settings = StoreSettings(store_dtype, store_folder, memory_gib)
         self.members = Members(nn.ModuleList([amalgamation, head]), head.members)
         self.stopping = StoppingRule(head.members, patience, start_epoch)
-        self.metrics = LabelScarceMetrics(labels.num_classes, labels.ignore_index, labels.classes)
+        metrics = LabelScarceMetrics(labels.num_classes, labels.ignore_index, labels.classes)
+        self.metrics = nn.ModuleDict({"test": metrics})  # type: ignore[assignment]
         self.uncertainty: Tensor | None = None
-        #: split → class → IoU_ddpm, IoU, Acc, … of the last evaluation
-        self.per_class: dict[str, dict[str, dict[str, float]]] = {}
-        #: split → (K, K) pixels of the last evaluation, rows: mask, columns: prediction
-        self.confusion: dict[str, Tensor] = {}
         self._store: PixelStore | None = None
         self._losses = torch.zeros(head.members)
         self._image_uncertainty = MeanMetric()
 
-    def frozen_description(self) -> dict[str, Any]:
-        """The extractor's description."""
-        description: dict[str, Any] = self.extractor.description
-        return description
-
     # training ---------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """See BaseTask; None where the head learns without gradients.
+
+        Raises:
+            ConfigError: the amalgamation has something to train and the head has not.
+        """
+        if any(parameter.requires_grad for parameter in self.head.parameters()):
+            return super().configure_optimizers()
+        if self.trained_parameters():
+            raise ConfigError(f"{type(self.head).__name__} trains no amalgamation: use amalgamation=concat_pixels")
+        return None
+
+    @property
+    def most_steps(self) -> float:
+        """Steps after which every member stops, whatever the stopping rule says."""
+        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        limits = (self.max_steps_per_member, self.head.most_steps(datamodule.pixels_per_batch))
+        return min((float(limit) for limit in limits if limit is not None), default=math.inf)
 
     @property
     def steps_bounds(self) -> tuple[float, float]:
         """Steps after which training ends: at least, and at most as far as the task knows."""
-        most = math.inf if self.max_steps_per_member is None else float(self.max_steps_per_member)
-        return min(float(self.stopping.fewest_steps(int(self.trainer.num_training_batches))), most), most
+        fewest = float(self.stopping.fewest_steps(int(self.trainer.num_training_batches)))
+        return min(fewest, self.most_steps), self.most_steps
 
     def on_fit_start(self) -> None:
         """Get the features of the labelled images ready.
@@ -139,23 +145,27 @@ class LabelScarceTask(BaseTask):
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         trained = sum(parameter.numel() * parameter.element_size() for parameter in self.trained_parameters())
         check_room(self.extractor, datamodule, self.store_settings, trained)
-        precision = self.trainer.precision_plugin.forward_context()
-        self._store = labelled_features(
-            self.extractor, datamodule, self.backbone_groups, self.store_settings, self.device, precision
-        )
+        with self.trainer.precision_plugin.forward_context():  # evaluation, too, reads features in this precision
+            self._store = labelled_features(
+                self.extractor, datamodule, self.backbone_groups, self.store_settings, self.device
+            )
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor | None:
-        """Sum of the losses of the members that still train; they share no parameter."""
+        """Sum of the losses of the members that still train, which share no parameter; None if it has no gradient."""
         if self.stopping.finished:
             return None
         active = self.members.active
-        fusion = self._fuse(batch.images[active], batch.positions[active])
-        losses = member_losses(self.head(fusion.features), batch.labels[active])
+        assert self._store is not None
+        sampled = self._store.sample(batch.images[active], batch.positions[active])
+        fusion: PixelFusion = self.amalgamation({group: value.to(self.device) for group, value in sampled.items()})
+        losses = self.head.losses(fusion.features, batch.labels[active])
         self._losses = losses.detach()
         self.log("train/loss", self._losses.mean(), prog_bar=True, batch_size=len(active))
         self.log("train/members", float(len(active)), prog_bar=True, batch_size=len(active))
-        self.log_dict(self._branch_weights(fusion), batch_size=len(active))
-        return self.amalgamation.losses(losses, fusion).sum()
+        found = (("weights", self.backbone_groups[group], weights, 3) for group, weights in fusion.weights.items())
+        self.log_dict(branch_weights(found), batch_size=len(active))
+        loss = self.amalgamation.losses(losses, fusion).sum()
+        return loss if loss.requires_grad else None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then take out the members for which this step was the last.
@@ -166,72 +176,42 @@ class LabelScarceTask(BaseTask):
         if self.stopping.finished:
             return
         stopped = self.stopping.update(self._losses, self.current_epoch)
-        if self.max_steps_per_member is not None and int(self.stopping.steps.max()) >= self.max_steps_per_member:
+        if int(self.stopping.steps.max()) >= self.most_steps:
             stopped = torch.ones_like(stopped)
             self.stopping.active[:] = False
         if not bool(stopped.any()):
             return
         gone = self.members.active[stopped].tolist()
         log.info("step %d: member %s stopped", int(self.stopping.steps.max()), ", ".join(map(str, gone)))
-        optimizer = self.trainer.optimizers[0]
-        self.members.stop(stopped, optimizer)
+        self.members.stop(stopped, self.trainer.optimizers[0])
         self.trainer.should_stop = self.stopping.finished
 
     def on_train_end(self) -> None:
         """Free the features."""
         self._store = None
 
-    def _fuse(self, images: Tensor, positions: Tensor) -> PixelFusion:
-        assert self._store is not None
-        sampled = self._store.sample(images, positions)
-        fusion: PixelFusion = self.amalgamation({name: value.to(self.device) for name, value in sampled.items()})
-        return fusion
-
-    def _branch_weights(self, fusion: PixelFusion) -> dict[str, Tensor]:
-        """Mean weight of every branch, where there is a choice."""
-        found: dict[str, Tensor] = {}
-        for group, weights in fusion.weights.items():
-            branches = self.backbone_groups[group]
-            if len(branches) > 1:
-                axes = [axis for axis in range(weights.dim()) if axis != 3]
-                means = weights.detach().float().mean(dim=axes)
-                found |= {f"weights/{branch}": means[index] for index, branch in enumerate(branches)}
-        return found
-
     # evaluation -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def member_logits(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> list[Tensor]:
-        """Logits of every member, image by image.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1], of the size trained on.
-            conditions: what belongs to them.
-            size: (height, width) of the result.
-
-        Returns:
-            B times (M, K, *size).
-        """
+        """Logits of every member, B times (M, K, *size), for images (B, 3, H, W) in [-1, 1]."""
         features: Features = self.extractor(images, conditions)
+        dtype = DTYPES[self.store_settings.dtype]  # rounded as those that were trained on
+        maps = [group_maps(features, self.backbone_groups, row, dtype) for row in range(len(images))]
         with self.members.whole():
-            return [
-                self.head.dense(self.amalgamation.dense(self._maps(features, row), self.head.first_weight, size))
-                for row in range(len(images))
-            ]
+            weight = self.head.first_weight
+            return [self.head.dense(self.amalgamation.dense(one, weight, size)) for one in maps]
 
     def ensemble(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """What the members say together, and how much they disagree; see ``member_logits``.
+        """Labels (B, *size) int64 of the ensemble, and its uncertainty (B, *size): Jensen-Shannon divergence in nats.
 
-        Where a result larger than the images is asked for, the members vote at the size of the images: their
-        logits at the size of a photograph would take gigabytes.
-
-        Returns:
-            Labels (B, *size) int64, and Jensen-Shannon divergence (B, *size) in nats.
+        If ``size`` is larger than the images, members vote at the size of the images: their logits at the size of a
+        photograph would take gigabytes.
         """
-        seen = _size(images)
+        seen = height_width(images)
         voting = size if size[0] * size[1] <= seen[0] * seen[1] else seen
         found = self.member_logits(images, conditions, voting)
-        labels = torch.stack([self._joined(logits) for logits in found])
+        labels = torch.stack([joint_labels(logits, self.prediction) for logits in found])
         divergences = torch.stack([js_divergence(logits) for logits in found])
         if voting == size:
             return labels, divergences
@@ -245,43 +225,19 @@ class LabelScarceTask(BaseTask):
     def test_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Label maps (B, H, W) of a test batch; counts them."""
         assert batch.masks is not None
-        labels, self.uncertainty = self.ensemble(batch.images, batch.conditions, _size(batch.masks))
-        self.metrics.update(labels, batch.masks)
+        labels, self.uncertainty = self.ensemble(batch.images, batch.conditions, height_width(batch.masks))
+        self.metrics["test"].update(labels, batch.masks)
         for one in self.uncertainty:
             self._image_uncertainty.update(image_uncertainty(one))
         return labels
 
-    def predict_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Label maps (B, H, W) int64 at the size of the files, or of the images."""
-        if isinstance(batch, PredictionBatch) and batch.sizes:
-            return self.label_maps(batch.images, batch.conditions, batch.sizes[0])
-        return self.label_maps(
-            batch.images, batch.conditions, _size(batch.images if batch.masks is None else batch.masks)
-        )
-
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the split: both mIoU conventions, and how unsure the ensemble is of an image."""
-        self.log_dict({f"test/{name}": value for name, value in self.metrics.compute().items()}, prog_bar=True)
-        self.per_class["test"] = self.metrics.per_class()
-        self.confusion["test"] = self.metrics.confusion_matrix().cpu()
-        self.metrics.reset()
+        self.report("test")
         self.log("test/uncertainty", self._image_uncertainty.compute())
         self._image_uncertainty.reset()
         steps = self.stopping.steps.double()
         self.log_dict({"train/steps_mean": steps.mean(), "train/steps_most": steps.max()})
-
-    def _joined(self, logits: Tensor) -> Tensor:
-        if self.prediction == "majority_vote":
-            return majority_vote(logits.argmax(dim=1), logits.shape[1])
-        return mean_probability(logits).argmax(dim=0)
-
-    def _maps(self, features: Features, row: int) -> GroupMaps:
-        """Maps of one image, rounded as those that were trained on."""
-        dtype = DTYPES[self.store_settings.dtype]
-        return {
-            group: [[value[row].to(dtype) for value in features[branch].values()] for branch in branches]
-            for group, branches in self.backbone_groups.items()
-        }
 
     # checkpoints ------------------------------------------------------------------------------------------------
 
@@ -296,8 +252,3 @@ class LabelScarceTask(BaseTask):
         self.members.load_state_dict(checkpoint["members"])
         self.stopping.load_state_dict(checkpoint["stopping"])
         super().on_load_checkpoint(checkpoint)
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    """(height, width)."""
-    return images.shape[-2], images.shape[-1]

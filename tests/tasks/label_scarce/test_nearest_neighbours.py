@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ import torch
 from gate_lightning.engine.trained_run import load_run
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError
-from gate_lightning.tasks.label_scarce.nearest_neighbours import NearestPixelsTask
 from tests.support.composition import composed
 
 SMALL = (
@@ -47,10 +44,3 @@ def test_weights_that_would_stay_random_are_refused(tmp_path):
     two = "techniques=[{name: a, techniques: []}, {name: b, techniques: []}]"
     with pytest.raises(ConfigError, match="use amalgamation=concat_pixels"):
         train(composed(*SMALL, two, "amalgamation=weighted_pixels"), SMALL, tmp_path)
-
-
-def test_it_knows_when_the_bank_is_full():
-    whole: Any = NearestPixelsTask.steps_bounds
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(pixels_per_batch=512))
-    for bank, steps in ((10_000, 20), (512, 1), (513, 2)):
-        assert whole.fget(SimpleNamespace(head=SimpleNamespace(bank=bank), trainer=trainer)) == (steps, steps)
