@@ -114,7 +114,7 @@ def test_a_task_without_what_is_reported_is_refused_before_it_trains(tmp_path: P
     class Other(BoringModel):
         """No classes, no features."""
 
-    with pytest.raises(ConfigError, match=r"ClassTable reports on tasks that have confusion, per_class.*Other"):
+    with pytest.raises(ConfigError, match=r"ClassTable reports on tasks that have confusion, labels, per_class.*Other"):
         make_trainer(tmp_path, ClassTable()).fit(Other())
     with pytest.raises(ConfigError, match=r"FeaturePCA reports on tasks that have extractor.*callbacks=quiet"):
         make_trainer(tmp_path, FeaturePCA()).fit(Other())
