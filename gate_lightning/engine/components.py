@@ -117,8 +117,6 @@ class Components:
     def _further(self) -> dict[str, tuple[dict[str, Any], float]]:
         """The nodes of ``backbones``, and the scale of the images that each of them sees."""
         nodes = _plain(self.config.get("backbones")) or {}
-        if MAIN in nodes:
-            raise ConfigError(f"backbones.{MAIN}: that is the name of the backbone of `backbone`; choose another")
         return {name: split_size(name, node, self.backbone.native_size) for name, node in nodes.items()}
 
     @cached_property
@@ -132,7 +130,7 @@ class Components:
     @cached_property
     def branches(self) -> list[Branch]:
         """What is read, as ``techniques technique timestep layers separate_noises ensemble`` say."""
-        return branches_of(self.config, _plain(self.config), self.trained_on, self.backbones, _built)
+        return branches_of(_plain(self.config), self.trained_on, _built)
 
     @cached_property
     def required_inputs(self) -> RequiredInputs:

@@ -15,12 +15,11 @@ from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.config.branches import build_branches
-from gate_lightning.features.config.techniques import Prompts
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.wrappers.edge_channels import EdgeChannels
 from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.features.wrappers.pooled import PooledExtractor
-from gate_lightning.techniques.controlnet import ControlFunction
+from gate_lightning.techniques.base import Card
 
 __all__ = ["MAIN", "Extractor", "branches_of", "extractor_of", "split_size"]
 
@@ -42,29 +41,39 @@ Extractor = (
 Build = Callable[[Any], Any]
 
 
-def branches_of(
-    config: DictConfig, plain: Mapping[str, Any], steering: Prompts, backbones: Mapping[str, Backbone], build: Build
-) -> list[Branch]:
-    """Branches as ``techniques technique timestep layers separate_noises ensemble`` say.
+def branches_of(plain: Mapping[str, Any], card: Card, build: Build) -> list[Branch]:
+    """Branches as ``techniques technique timestep layers separate_noises ensemble backbones`` say.
+
+    No backbone is needed: its extractor resolves the layers' names.
 
     Args:
-        config: resolved configuration.
-        plain: the same as plain data.
-        steering: prompts and recipe.
-        backbones: by name; the first is the default.
-        build: makes control functions.
+        plain: resolved configuration as plain data.
+        card: prompts and branches of the data set.
+        build: makes the objects of nodes with a ``_target_``.
     """
-    functions = _Functions(build)
+    further = list(plain.get("backbones") or {})
+    if MAIN in further:
+        raise ConfigError(f"backbones.{MAIN}: that is the name of the backbone of `backbone`; choose another")
+    built: dict[str, Any] = {}
+
+    def once(node: Mapping[str, Any]) -> Any:
+        """Equal objects once, so that branches share what they make."""
+        key = json.dumps(node, sort_keys=True)
+        if key not in built:
+            built[key] = build(node)
+        return built[key]
+
     return build_branches(
-        functions.built(plain["techniques"]),
-        protocol=steering,
-        backbone=backbones,
-        technique_settings=functions.built(plain["technique"]),
-        timestep=config.timestep,
+        plain["techniques"],
+        card=card,
+        backbones=(MAIN, *further) if further else ("",),
+        technique_settings=plain["technique"],
+        timestep=plain["timestep"],
         layers=plain["layers"],
-        separate_noises=config.separate_noises,
-        ensemble=config.get("ensemble", 1),
-        seed=config.seed,
+        separate_noises=plain["separate_noises"],
+        ensemble=plain.get("ensemble", 1),
+        seed=plain["seed"],
+        build=once,
     )
 
 
@@ -147,30 +156,3 @@ def _unread(name: str) -> str:
             "there instead of into backbones"
         )
     return f"backbones.{name} is read by no branch; write `backbone: {name}` into a branch, or leave it out"
-
-
-class _Functions:
-    """Builds control functions, equal ones once, so that branches share their images."""
-
-    def __init__(self, build: Build) -> None:
-        self._build = build
-        self._built: dict[str, ControlFunction] = {}
-
-    def built(self, node: Any) -> Any:
-        """A copy of plain data in which every ``function: {_target_: …}`` is a ControlFunction."""
-        if isinstance(node, Mapping):
-            return {
-                key: self._function(value) if key == "function" and _is_target(value) else self.built(value)
-                for key, value in node.items()
-            }
-        return [self.built(item) for item in node] if isinstance(node, list) else node
-
-    def _function(self, node: Mapping[str, Any]) -> ControlFunction:
-        description = json.dumps(node, sort_keys=True)
-        if description not in self._built:
-            self._built[description] = ControlFunction(self._build(node), description)
-        return self._built[description]
-
-
-def _is_target(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.techniques.base import Technique
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["Branch", "check_branches"]
 
@@ -18,16 +20,19 @@ class Branch:
     Attributes:
         name: key of its features; unique among the branches of an extractor.
         timestep: DDPM training timestep the image is noised to and the denoiser is told.
-        layers: layer ids, in the order in which the features are given.
-        techniques: applied by their documented order (prompt, controlnet, lora, inversion, denoise), however given.
+        layers: layer ids, aliases or presets ("practical"), in the order in which the features are given; one name or
+            several. An extractor resolves presets on its backbone.
+        techniques: applied by their order (prompt, controlnet, lora, inversion, denoise), however given.
         prompt: what the denoiser is told where no technique says otherwise.
         noise_seed: branches with different seeds see different noise; ignored where all branches share one noise.
         noise_index: which of several noises; unlike ``noise_seed`` it counts under shared noise too.
-        ensemble: noises whose features are averaged, as DIFT does; those that ``noise_index`` = 0 … ensemble - 1
-        would see
-            one by one (a further ``noise_index`` sees the next ones).
+        ensemble: noises whose features are averaged, as DIFT does; those that ``noise_index`` = 0 … ensemble - 1 would
+            see one by one (a further ``noise_index`` sees the next ones).
         concatenated: not fused with the other branches but concatenated to the pyramid after amalgamation.
-        backbone: name of the one it reads where there are several (``features.fused``); "" for the only one.
+        backbone: name of the one it reads where there are several; "" for the only one.
+
+    Raises:
+        ConfigError: no layers, one twice, a technique that is none, or several that decide the same.
     """
 
     name: str
@@ -42,25 +47,19 @@ class Branch:
     backbone: str = ""
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise ConfigError(f"branch {self.name!r} reads no layers; name at least one layer id or preset")
-        doubled = sorted({layer for layer in self.layers if self.layers.count(layer) > 1})
+        where = f"branch {self.name!r}"
+        names: Any = self.layers
+        layers = (names,) if isinstance(names, str) else tuple(map(str, names))
+        if not layers:
+            raise ConfigError(f"{where} reads no layers; name at least one layer id or preset")
+        doubled = sorted({layer for layer in layers if layers.count(layer) > 1})
         if doubled:
-            raise ConfigError(f"branch {self.name!r} names {', '.join(doubled)} more than once; name each layer once")
-        if [technique.name for technique in self.techniques].count("prompt") > 1:
-            raise ConfigError(f"branch {self.name!r} has several prompt techniques; only one prompt can be told")
-        walks = [technique.name for technique in self.techniques if technique.name in ("inversion", "denoise")]
-        if len(walks) > 1:
-            raise ConfigError(
-                f"branch {self.name!r} has {' and '.join(walks)}, which both decide the latents that are read: "
-                f"inversion ends at the timestep read, denoising from above starts from drawn noise. Choose one"
-            )
-        for key, least in (("noise_index", 0), ("ensemble", 1)):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"branch {self.name!r}: {key}={value!r}; expected an integer of {least} or more")
-        object.__setattr__(self, "layers", tuple(self.layers))
-        object.__setattr__(self, "techniques", tuple(sorted(self.techniques, key=_order)))
+            raise ConfigError(f"{where} names {', '.join(doubled)} more than once; name each layer once")
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "techniques", _ordered(self.techniques, where))
+        for key, low in (("timestep", 0), ("noise_index", 0), ("ensemble", 1)):
+            object.__setattr__(self, key, whole_number(getattr(self, key), f"{where}: {key}", low))
+        object.__setattr__(self, "noise_seed", int(self.noise_seed))
 
     @property
     def description(self) -> dict[str, object]:
@@ -87,5 +86,20 @@ def check_branches(branches: Sequence[Branch]) -> None:
         raise ConfigError(f"several branches are named {', '.join(doubled)}; give each its own name")
 
 
-def _order(technique: Technique) -> int:
-    return technique.order
+def _ordered(techniques: object, where: str) -> tuple[Technique, ...]:
+    """By rising order; refused where one is no technique, or two decide the same."""
+    if not isinstance(techniques, list | tuple):
+        raise ConfigError(
+            f"{where}: techniques={techniques!r}; expected a tuple of techniques, such as (Prompt('a cat'),)"
+        )
+    for technique in techniques:
+        if not isinstance(technique, Technique):
+            hint = "; build its class, such as Prompt('a cat')" if isinstance(technique, str | type) else ""
+            raise ConfigError(f"{where} has the technique {technique!r}, which is no Technique object{hint}")
+    deciding: dict[str, list[str]] = {}
+    for technique in techniques:
+        deciding.setdefault(technique.decides, []).append(technique.kind)
+    for part, kinds in deciding.items():
+        if part and len(kinds) > 1:
+            raise ConfigError(f"{where} has {' and '.join(kinds)}, which both decide the {part} of a pass; choose one")
+    return tuple(sorted(techniques, key=lambda technique: technique.order))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.ops.edges import canny
 from gate_lightning.structures import Conditions
-from gate_lightning.techniques.base import Conditioning, Control
+from gate_lightning.techniques.base import Card, Conditioning, Control, Technique
+from gate_lightning.utils.checks import check_choice, number
 from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["CannyEdges", "ControlFunction", "ControlNet", "GivenControl", "canny_edges"]
@@ -55,8 +58,7 @@ class GivenControl:
             raise DataError(
                 f"ControlNet {self.name!r} needs control images and the batch has none of that name "
                 f"(has: {sorted(conditions.control_images) or 'none'}); only canny is made from the image itself. "
-                f"Name a folder of them (technique.controlnet.folder=<folder>) or a function that makes them "
-                f"(technique.controlnet.function)"
+                f"Give them with the images, or give the ControlNet a folder of them or a function that makes them"
             )
         return _checked(self.name, given, images)
 
@@ -65,7 +67,7 @@ class GivenControl:
 class ControlFunction:
     """Control images from a function of the image, a depth network say.
 
-    Two of them are equal only if they are the same object: branches that are given one object share its images.
+    Two of them are equal if they call the same object: branches that are given one object share its images.
 
     Args:
         function: images (B, 3, H, W) in [-1, 1] → control images (B, 3, H, W) in [0, 1]; each from its image alone.
@@ -80,6 +82,12 @@ class ControlFunction:
             raise ConfigError(f"the control function is a {type(self.function).__name__}, which cannot be called")
         named = self.function if hasattr(self.function, "__qualname__") else type(self.function)
         object.__setattr__(self, "description", self.description or f"{named.__module__}.{named.__qualname__}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ControlFunction) and self.function is other.function
+
+    def __hash__(self) -> int:
+        return id(self.function)
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
         """What the function makes of the images, checked."""
@@ -96,70 +104,87 @@ _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class ControlNet:
+class ControlNet(Technique):
     """Residuals of a ControlNet on an image that holds the input's structure (GATE §5.1).
 
     Several of them in a branch add up, each at its scale.
 
     Args:
-        control: name of the ControlNet in the backbone; "canny" makes its own images.
+        name: of the ControlNet in the backbone; "canny" makes its own images.
         scale: factor of the residuals, 1 as in the paper.
         low, high, blur_sigma, normalize: Canny's settings.
-        function: what makes the control images: "canny", a ControlFunction, or None (see ``folder``).
+        function: what makes the control images: "canny", a function (see `ControlFunction`), or None (see ``folder``).
         folder: of control images, which the data set hands out with its images; None: the images come with the
             batch, from wherever the caller has them, or are Canny edges if that is the ControlNet's name.
-        image: name that images of a folder, or of the caller, have in ``Conditions.control_images``; "" for
-            ``control``.
+        image: name that images of a folder, or of the caller, have in ``Conditions.control_images``; None for
+            ``name``.
         dropout: share of training images that go without it, in [0, 1); drawn for each by seed, sample and view.
             Evaluation never drops (``Conditions.training``).
-        seed: of the dropout.
+        seed: of the dropout; the configuration sets the run's.
 
     Raises:
         ConfigError: a number out of range, or several sources of control images.
     """
 
-    control: str = "canny"
+    name: str = "canny"
     scale: float = 1.0
     low: float = 100.0
     high: float = 200.0
     blur_sigma: float = 0.0
     normalize: bool = False
-    function: str | ControlFunction | None = None
+    function: str | Callable[[Tensor], Tensor] | ControlFunction | None = None
     folder: str | None = None
-    image: str = ""
+    image: str | None = None
     dropout: float = 0.0
     seed: int = 0
 
-    name = "controlnet"
+    kind = "controlnet"
     order = 20
+    short = several = "name"
+    exclusive = ("function", "folder", "image")
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
-            raise ConfigError(f"ControlNet scale {self.scale}: expected 0 or more")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"ControlNet dropout {self.dropout}: expected a share in [0, 1), 0 for none")
-        if isinstance(self.function, str) and self.function != "canny":
-            raise ConfigError(f"ControlNet function {self.function!r}: expected canny, or a function (`_target_`)")
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigError(f"controlnet.name={self.name!r}: expected the name of a ControlNet, such as canny")
+        number(self.scale, "controlnet.scale", 0)
+        number(self.dropout, "controlnet.dropout", 0)
+        if self.dropout >= 1:
+            raise ConfigError(f"controlnet.dropout={self.dropout}: expected a share in [0, 1), 0 for none")
+        for key in ("low", "high", "blur_sigma"):
+            number(getattr(self, key), f"controlnet.{key}", 0)
+        if isinstance(self.function, str):
+            check_choice(self.function, "controlnet.function", ("canny",))
+        elif self.function is not None and not isinstance(self.function, ControlFunction):
+            object.__setattr__(self, "function", ControlFunction(self.function))
         if self.function is not None and (self.folder or self.image):
             raise ConfigError(
-                f"ControlNet {self.control!r} has a function and {'a folder' if self.folder else 'an image'}; its "
+                f"ControlNet {self.name!r} has a function and {'a folder' if self.folder else 'an image'}; its "
                 f"control images come from one of them"
             )
         self.source()  # checks the thresholds
+
+    @classmethod
+    def configured(cls, name: str, value: Any, description: str) -> Any:
+        """A function with its configuration as description."""
+        return ControlFunction(value, description) if name == "function" else value
+
+    def bound(self, card: Card, seed: int) -> ControlNet:
+        """Dropout by the run's seed."""
+        return replace(self, seed=seed) if self.dropout else self
 
     def source(self) -> ControlImages:
         """Where the control images come from."""
         if isinstance(self.function, ControlFunction):
             return self.function
-        if self.function == "canny" or (self.control == "canny" and not self.folder and not self.image):
+        if self.function == "canny" or (self.name == "canny" and not self.folder and not self.image):
             return CannyEdges(self.low, self.high, self.blur_sigma, self.normalize)
-        return GivenControl(self.image or self.control)
+        return GivenControl(self.image or self.name)
 
     @property
     def description(self) -> dict[str, object]:
-        """Settings, JSON-able."""
+        """Settings that the residuals depend on, JSON-able."""
         source = self.source()
-        described: dict[str, object] = {"name": self.name, "control": self.control, "scale": self.scale}
+        described: dict[str, object] = {"technique": self.kind, "name": self.name, "scale": self.scale}
         if isinstance(source, CannyEdges):
             described |= asdict(source)
         elif isinstance(source, ControlFunction):
@@ -170,11 +195,27 @@ class ControlNet:
             described |= {"dropout": self.dropout, "seed": self.seed}
         return described
 
+    def required_inputs(self) -> RequiredInputs:
+        """Its folder of control images; another view of an image in every epoch where it drops out."""
+        folders = {self.image or self.name: self.folder} if self.folder else {}
+        return RequiredInputs(control_folders=folders, random_views=self.dropout > 0)
+
+    def control_images(self) -> dict[str, bool]:
+        """Those that it is given; Canny edges are made of the image where they are not."""
+        source = self.source()
+        if isinstance(source, CannyEdges):
+            return {"canny": False}
+        return {source.name: True} if isinstance(source, GivenControl) else {}
+
+    def without_effect(self) -> tuple[str, ...]:
+        """Canny's settings where the control images are not Canny edges."""
+        return () if isinstance(self.source(), CannyEdges) else ("low", "high", "blur_sigma", "normalize")
+
     def prepare(self, backbone: Backbone) -> None:
         """Load the ControlNet into the backbone."""
-        if self.name not in backbone.supports:
-            raise ConfigError(f"{backbone.identity.name} takes no ControlNet; use techniques=none with it")
-        backbone.require_controlnet(self.control)
+        if self.kind not in backbone.supports:
+            raise ConfigError(f"{backbone.identity.name} takes no ControlNet; leave the technique out with it")
+        backbone.require_controlnet(self.name)
 
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
@@ -182,11 +223,11 @@ class ControlNet:
         """Add the control to those already there."""
         kept = tuple(self._keeps(*sample) for sample in zip(conditions.sample_ids, conditions.views, strict=True))
         dropping = conditions.training and self.dropout > 0
-        control = Control(self.control, self.source(), self.scale, kept if dropping else None)
+        control = Control(self.name, self.source(), self.scale, kept if dropping else None)
         return replace(conditioning, controls=(*conditioning.controls, control))
 
     def _keeps(self, sample_id: str, view: str) -> bool:
-        rng = data_generator("control dropout", self.seed, sample_id, view, self.control, self.image)
+        rng = data_generator("control dropout", self.seed, sample_id, view, self.name, self.image or "")
         return bool(rng.random() >= self.dropout)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 from torch import Tensor
@@ -14,22 +14,23 @@ from torch import Tensor
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
-from gate_lightning.techniques.base import Conditioning, Predict
+from gate_lightning.techniques.base import Conditioning, Predict, Technique
 from gate_lightning.techniques.schedule import NoiseSchedule, wide
+from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["SAMPLERS", "Denoise"]
 
 
 @dataclass(frozen=True)
-class Denoise:
+class Denoise(Technique):
     """The image noised to a higher timestep, then denoised down to the one that is read (GATE §6.1).
 
     What the denoiser invents on the way drifts from the image unless a ControlNet holds it; the paper stays below ten
     steps. Every step is a full pass.
 
     Args:
-        steps: at least 1; the walk starts ``steps`` · ``stride`` timesteps above the one that is read.
-        sampler: who walks, of SAMPLERS; all without new noise. "pndm_released" is the walk of the released GATE code
+        steps: at least 1; the trajectory starts ``steps`` · ``stride`` timesteps above the one that is read.
+        sampler: one of SAMPLERS; all without new noise. "pndm_released" is the trajectory of the released GATE code
             on Stable Diffusion 1.5, one call short: its second call repeats the first step, and all later latents are
             one step noisier than the denoiser is told. What it calls denoising from 60 to 50 starts at 61: steps=11.
         stride: timesteps per step, at least 1.
@@ -39,21 +40,16 @@ class Denoise:
     sampler: str = "ddim"
     stride: int = 1
 
-    name = "denoise"
+    kind = "denoise"
     order = 50
+    short = "steps"
+    decides = "latents"
+    shorthands: ClassVar[Mapping[str, str]] = {"denoise_steps": "steps", "sampler": "sampler"}
 
     def __post_init__(self) -> None:
-        for key in ("steps", "stride"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"denoise.{key}={value!r}: expected an integer of 1 or more")
-        if self.sampler not in SAMPLERS:
-            raise ConfigError(f"denoise.sampler={self.sampler!r}: expected one of {', '.join(SAMPLERS)}")
-
-    @property
-    def description(self) -> dict[str, object]:
-        """Settings, JSON-able."""
-        return {"name": self.name, **asdict(self)}
+        object.__setattr__(self, "steps", whole_number(self.steps, "denoise.steps", 1))
+        object.__setattr__(self, "stride", whole_number(self.stride, "denoise.stride", 1))
+        check_choice(self.sampler, "denoise.sampler", SAMPLERS)
 
     def prepare(self, backbone: Backbone) -> None:
         """Check that there is a schedule to go down, in steps this sampler can make."""
@@ -80,7 +76,7 @@ class Denoise:
             )
 
     def start(self, timestep: int) -> int:
-        """Where the walk starts."""
+        """Timestep at which the trajectory starts."""
         return timestep + self.steps * self.stride
 
     def run(self, latents: Tensor, timestep: int, predict: Predict, backbone: Backbone) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -11,14 +11,15 @@ from torch import Tensor
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
-from gate_lightning.techniques.base import Conditioning, Predict
+from gate_lightning.techniques.base import Conditioning, Predict, Technique
 from gate_lightning.techniques.schedule import NoiseSchedule, wide
+from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["Inversion"]
 
 
 @dataclass(frozen=True)
-class Inversion:
+class Inversion(Technique):
     """Clean latents brought up to the timestep that is read by DDIM steps in reverse (Song et al. 2021, §4.3).
 
     The denoiser is conditioned as when it is read: by the branch's prompt, ControlNets and LoRAs. In each step it is
@@ -35,21 +36,14 @@ class Inversion:
     first: int = 1
     last: Literal["exact", "grid"] = "exact"
 
-    name = "inversion"
+    kind = "inversion"
     order = 40
+    decides = "latents"
 
     def __post_init__(self) -> None:
-        for key, least in (("stride", 1), ("first", 0)):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"inversion.{key}={value!r}: expected an integer of {least} or more")
-        if self.last not in ("exact", "grid"):
-            raise ConfigError(f"inversion.last={self.last!r}: expected exact or grid")
-
-    @property
-    def description(self) -> dict[str, object]:
-        """Settings, JSON-able."""
-        return {"name": self.name, **asdict(self)}
+        object.__setattr__(self, "stride", whole_number(self.stride, "inversion.stride", 1))
+        object.__setattr__(self, "first", whole_number(self.first, "inversion.first"))
+        check_choice(self.last, "inversion.last", ("exact", "grid"))
 
     def prepare(self, backbone: Backbone) -> None:
         """Check that there is a schedule to go up."""

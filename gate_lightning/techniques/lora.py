@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Conditions
-from gate_lightning.techniques.base import Conditioning
+from gate_lightning.techniques.base import Card, Conditioning, Technique
+from gate_lightning.utils.checks import number
 
 __all__ = ["LoRA"]
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Technique):
     """A LoRA on the denoiser, and on the text encoder where the file has such a part (GATE §5.1).
 
     Args:
-        adapter: name it gets in the backbone, e.g. "moderate".
-        weights: safetensors file (diffusers, PEFT, kohya or original format, see ``backbones.lora_files``), or
-            ``asset:…`` of this package.
+        role: which one it is, e.g. "moderate"; names it among the adapters of the backbone.
+        weights: safetensors file (diffusers, PEFT, kohya or original format, see ``backbones.adapters.lora_files``),
+            ``asset:…`` of this package, or a mapping from roles to these.
         scale: factor of its effect, on top of the file's own alpha / rank.
+
+    Raises:
+        ConfigError: no role, or a scale that is no number.
     """
 
-    adapter: str
-    weights: str
+    role: str = "moderate"
+    weights: str | Mapping[str, str | None] | None = None
     scale: float = 1.0
 
-    name = "lora"
+    kind = "lora"
     order = 30
+    short = several = "role"
 
     def __post_init__(self) -> None:
-        if "." in self.adapter or not self.adapter:
-            raise ConfigError(f"adapter name {self.adapter!r}: expected a name without dots")
+        if not isinstance(self.role, str) or not self.role:
+            raise ConfigError(f"lora.role={self.role!r}: expected a name, such as moderate")
+        own = self.weights.get(self.role) if isinstance(self.weights, Mapping) else self.weights
+        object.__setattr__(self, "weights", None if not own else str(own))
+        object.__setattr__(self, "scale", number(self.scale, "lora.scale"))
+
+    @property
+    def adapter(self) -> str:
+        """Its name in the backbone, where dots separate modules."""
+        return self.role.replace(".", "_")
 
     @property
     def description(self) -> dict[str, object]:
         """Settings, JSON-able; the weights are identified by the backbone's description."""
-        return {"name": self.name, "adapter": self.adapter, "scale": self.scale}
+        return {"technique": self.kind, "adapter": self.adapter, "scale": self.scale}
+
+    def bound(self, card: Card, seed: int) -> LoRA:
+        """Refuse one without a file, saying for which data set it must be trained."""
+        if self.weights is None:
+            raise WeightsError(
+                f"the lora technique has no weights of the role {self.role!r} for {card.name}: set "
+                f"technique.lora.weights.{self.role}=<file.safetensors> (with ++ before it for a role of your own). "
+                f"Train one on about 30 of its images with: python train.py experiment=lora backbone=<yours> "
+                f"dataset.root=<folder of the images>"
+            )
+        return self
 
     def prepare(self, backbone: Backbone) -> None:
         """Load the adapter beside the backbone."""
-        if self.name not in backbone.supports:
-            raise ConfigError(f"{backbone.identity.name} takes no LoRA; use techniques=none with it")
+        if self.kind not in backbone.supports:
+            raise ConfigError(f"{backbone.identity.name} takes no LoRA; leave the technique out with it")
+        if not isinstance(self.weights, str):
+            raise WeightsError(f"LoRA {self.role!r} has no file; give it one: LoRA({self.role!r}, weights=<file>)")
         backbone.require_adapter(self.adapter, self.weights)
 
     def apply(

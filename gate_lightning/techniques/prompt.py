@@ -6,32 +6,44 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import AdapterKind
+from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.files.caption_files import CaptionFile
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
-from gate_lightning.techniques.base import Conditioning
+from gate_lightning.techniques.base import Card, Conditioning, Technique
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["Prompt"]
 
+DEFAULT_TEMPLATE = "a photo of a {category}"
+
+
+#: where prompts come from if neither ``text`` nor ``file`` nor ``embedding`` is given
+SOURCES = ("caption", "fine", "simple", "category", "classes")
+
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Technique):
     """A fine-grained prompt (GATE §5.1): one text for all images, one per category (DIFT), or one per image.
 
-    One of ``text``, ``file``, ``template`` and ``embedding`` is used; without them each image's own caption is.
+    One of ``text``, ``file``, ``embedding`` and ``source`` is used; without them each image's own caption is.
 
     Args:
         text: the prompt of all images.
-        fallback: the prompt of images without caption, entry or category; None makes them an error.
-        file: captions by image, see ``data.caption_files``; read when the technique is made.
-        template: prompt of an image of ``Conditions.categories``, e.g. "a photo of a {category}".
+        fallback: the prompt of images without caption, entry or category; None makes them an error (with a data set,
+            its fine prompt replaces missing captions).
+        file: captions by image, see ``data.files.caption_files``; read when the technique is made.
+        template: prompt of an image of ``Conditions.categories``; "a photo of a {category}" if None.
         embedding: file of a prompt that was learned as a whole, in place of any text.
         tokens: files of learned tokens that the prompts may use (textual inversion).
+        source: "caption", "category" (the default with a template), or of the data set's card "fine", "simple" and
+            "classes" (names of its classes, joined by commas), which `bound` fills in.
 
     Raises:
         ConfigError: several of them, or a template that does not hold {category} or holds something else.
@@ -44,24 +56,44 @@ class Prompt:
     template: str | None = None
     embedding: str | None = None
     tokens: tuple[str, ...] = ()
+    source: str | None = None
     _captions: CaptionFile | None = field(init=False, default=None, repr=False, compare=False)
 
-    name = "prompt"
+    kind = "prompt"
     order = 10
+    short = "text"
+    decides = "prompt"
+    exclusive = ("source", "text", "file", "embedding")
 
     def __post_init__(self) -> None:
-        given = [name for name in ("text", "file", "template", "embedding") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ConfigError(f"the prompt technique has {' and '.join(given)}; give one of them")
-        if self.template is not None:
-            _check_template(self.template)
+        given = {
+            key: str(getattr(self, key)) for key in ("text", "file", "embedding") if getattr(self, key) is not None
+        }
+        if self.source is not None:
+            check_choice(self.source, "prompt.source", SOURCES)
+        if len(given) > 1 or (given and self.source not in (None, "caption")):
+            named = [f"{key}={value!r}" for key, value in given.items()] + (
+                [f"source={self.source}"] if self.source else []
+            )
+            raise ConfigError(f"the prompt technique has {' and '.join(named)}; leave out all but one")
+        source = None if given else self.source or ("category" if self.template is not None else "caption")
+        tokens: Any = self.tokens or ()
+        tokens = (tokens,) if isinstance(tokens, str) else tokens
+        # settings that the source makes idle are dropped: what is told the same is equal
+        template = (self.template or DEFAULT_TEMPLATE) if source == "category" else None
+        fallback = self.fallback if source in ("caption", "category") or "file" in given else None
+        settled = {**given, "source": source, "tokens": tuple(map(str, tokens)), "template": template}
+        for key, value in {**settled, "fallback": fallback}.items():
+            object.__setattr__(self, key, value)
+        if template is not None:
+            _check_template(template)
         if self.file is not None:
             object.__setattr__(self, "_captions", CaptionFile(self.file))
 
     @property
     def description(self) -> dict[str, object]:
         """Settings, JSON-able; the caption file by its content."""
-        described: dict[str, object] = {"name": self.name, "text": self.text, "fallback": self.fallback}
+        described: dict[str, object] = {"technique": self.kind, "text": self.text, "fallback": self.fallback}
         if self.template is not None:
             described["template"] = self.template
         if self._captions is not None:
@@ -69,6 +101,31 @@ class Prompt:
         if self._learned:
             described["learned"] = [name for name, _, _ in self._learned]  # their content is the backbone's to tell
         return described
+
+    def bound(self, card: Card, seed: int) -> Prompt:
+        """With the data set's prompts, where they are asked for."""
+        if self.source == "caption":
+            return replace(self, fallback=self.fallback or card.prompt_fine or None)
+        if self.source in ("fine", "simple"):
+            text = card.prompt_fine if self.source == "fine" else card.prompt_simple
+            return replace(self, source=None, text=text)
+        if self.source == "classes":
+            classes = getattr(card, "classes", None)
+            if not classes:
+                raise ConfigError(
+                    f"technique.prompt.source=classes, but {card.name} has no list of classes here; give the prompt as "
+                    f"technique.prompt.text=<text>"
+                )
+            return replace(self, source=None, text=", ".join(classes))
+        return self
+
+    def required_inputs(self) -> RequiredInputs:
+        """A check that all images have an entry in the caption file."""
+        return RequiredInputs(checks=(self.check_images,) if self._captions is not None else ())
+
+    def without_effect(self) -> tuple[str, ...]:
+        """The template where no category is told."""
+        return () if self.source == "category" else ("template",)
 
     @property
     def _learned(self) -> list[tuple[str, str, AdapterKind]]:
@@ -79,12 +136,13 @@ class Prompt:
 
     def prepare(self, backbone: Backbone) -> None:
         """Check that the backbone reads prompts, and load what was learned."""
-        if self.name not in backbone.supports:
-            raise ConfigError(f"{backbone.identity.name} reads no prompts; use techniques=none with it")
+        if self.kind not in backbone.supports:
+            raise ConfigError(f"{backbone.identity.name} reads no prompts; leave the technique out with it")
+        self._check_bound()
         for name, file, kind in self._learned:
             backbone.require_adapter(name, file, kind)
 
-    def length(self, backbone: Backbone) -> int:
+    def prompt_length(self, backbone: Backbone) -> int:
         """Tokens of the prompt, where all images have one; else 0. After ``prepare``."""
         text = "" if self.embedding is not None else self.text
         return 0 if text is None else backbone.text_length(text, tuple((name, 1.0) for name, _, _ in self._learned))
@@ -98,6 +156,7 @@ class Prompt:
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
         """Replace the prompts."""
+        self._check_bound()
         if self.embedding is not None:
             prompts = ("",) * len(images)
         elif self.text is not None:
@@ -126,14 +185,17 @@ class Prompt:
             return self.fallback
         if self.template is not None:
             raise DataError(
-                f"the prompt {self.template!r} names the category (technique.prompt.source=category), but these "
-                f"images have none; set technique.prompt.text=<one prompt>, or technique.prompt.fallback"
+                f"the prompt {self.template!r} names the category, but these images have none; give the prompt "
+                f"technique one text for all, or a fallback"
             )
         raise DataError(
-            "the prompt technique reads captions (technique.prompt.source=caption), but the images have none; "
-            "add captions to the data set, name a file of them (technique.prompt.file=<file>), or set "
-            "technique.prompt.source=fine (the data set's own prompt)"
+            "the prompt technique tells captions, but the images have none; add captions to the images, or give the "
+            "technique one text for all, a file of captions, or a fallback"
         )
+
+    def _check_bound(self) -> None:
+        if self.source in ("fine", "simple", "classes"):
+            raise ConfigError(f"prompt.source={self.source}: a data set's own, and there is none here; give a text")
 
 
 def _check_template(template: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["check_choice", "check_known", "did_you_mean", "whole_number"]
+__all__ = ["check_choice", "check_known", "did_you_mean", "number", "whole_number"]
 
 
 def whole_number(value: Any, name: str, low: int = 0, high: int | None = None, *, optional: str = "") -> int:
@@ -30,6 +31,21 @@ def whole_number(value: Any, name: str, low: int = 0, high: int | None = None, *
             return number
     allowed = f"a whole number from {low}" + ("" if high is None else f" to {high}")
     raise ConfigError(f"{name}={value!r}: expected {allowed}" + (f", or null for {optional}" if optional else ""))
+
+
+def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
+    """``value`` as it is if it is an int or a float (of NumPy too) in [low, high]; no bool, no text, not NaN.
+
+    Raises:
+        ConfigError: anything else, with the value found and the range expected.
+    """
+    if not isinstance(value, bool) and isinstance(value, int | float | Real):
+        given = value if isinstance(value, int | float) else float(value)
+        if low <= given <= high:  # a NaN is not
+            return given
+    limits = [f"of {low:g} or more"] if low > -math.inf else []
+    limits += [f"up to {high:g}"] if high < math.inf else []
+    raise ConfigError(f"{name}={value!r}: expected {' '.join(['a number', *limits])}")
 
 
 def check_choice(value: Any, name: str, choices: Collection[str]) -> None:

@@ -88,7 +88,7 @@ def test_control_images_of_the_batch_have_the_name_that_is_asked_for(backbone: U
     assert relative(read(backbone, ControlNet(image="grey"), control_images={"grey": given}), expected) < 1e-5
     named = ControlNet("depth", folder="anywhere")
     assert relative(read(backbone, named, control_images={"depth": given}), expected) > 1e-3
-    with pytest.raises(DataError, match=r"needs control images.*technique\.controlnet\.folder"):
+    with pytest.raises(DataError, match=r"needs control images.*give the ControlNet a folder of them"):
         read(backbone, named)
 
 
@@ -113,19 +113,19 @@ def test_what_a_function_makes_is_checked(backbone: UNetBackbone, function: obje
 def test_a_function_is_described_by_its_name_or_the_configuration() -> None:
     assert ControlFunction(brightness).description.endswith("test_controlnet.brightness")
     described = ControlNet("depth", function=ControlFunction(brightness, "net v2")).description
-    assert described == {"name": "controlnet", "control": "depth", "scale": 1.0, "function": "net v2"}
-    assert ControlNet("depth", folder="d").description["name"] == "controlnet"
+    assert described == {"technique": "controlnet", "name": "depth", "scale": 1.0, "function": "net v2"}
+    assert ControlNet("depth", folder="d").description["folder"] == "d"
 
 
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ({"dropout": 1.0}, r"dropout 1\.0: expected a share in \[0, 1\)"),
+        ({"dropout": 1.0}, r"dropout=1\.0: expected a share in \[0, 1\)"),
         ({"dropout": -0.1}, "dropout"),
-        ({"function": "cany"}, "function 'cany': expected canny"),
+        ({"function": "cany"}, "function='cany': did you mean canny"),
         ({"function": "canny", "folder": "d"}, "a function and a folder"),
         ({"function": ControlFunction(brightness), "image": "d"}, "a function and an image"),
-        ({"function": "canny", "control": "x", "low": 300}, "low ≤ high"),
+        ({"function": "canny", "name": "x", "low": 300}, "low ≤ high"),
     ],
 )
 def test_contradictions_are_refused(own: dict[str, object], message: str) -> None:
@@ -149,7 +149,7 @@ def test_dropout_is_drawn_by_seed_sample_and_view_in_training_only() -> None:
     assert kept(dropping, ids[:7]) == first[:7]
     assert kept(dropping, ids, "draw1") != first
     assert kept(replace(dropping, seed=2), ids) != first
-    assert kept(replace(dropping, control="depth"), ids) != first
+    assert kept(replace(dropping, name="depth"), ids) != first
     assert all(kept(dropping, ids, training=False))
     assert all(kept(ControlNet(), ids))
 

@@ -35,7 +35,7 @@ def test_the_category_fills_the_template() -> None:
         "a photo of a cat, cat",
         "a photo of a dog, dog",
     )
-    with pytest.raises(DataError, match=r"names the category.*have none.*technique\.prompt\.text"):
+    with pytest.raises(DataError, match=r"names the category.*have none.*one text for all"):
         told(prompt, conditions(1))
     assert told(Prompt(fallback="a photo", template="{category}"), conditions(1)) == ("a photo",)
 
@@ -74,7 +74,7 @@ def test_the_description_follows_the_captions_not_the_path(captions: str, tmp_pa
 
 
 def test_one_source_only(captions: str) -> None:
-    with pytest.raises(ConfigError, match="text and file; give one"):
+    with pytest.raises(ConfigError, match=r"text='x' and file=.*leave out all but one"):
         Prompt("x", file=captions)
 
 

@@ -186,7 +186,7 @@ def test_steps_within_the_schedule_only(epsilon: Backbone) -> None:
         (lambda: Denoise(0), "denoise.steps=0"),
         (lambda: Denoise(True), "denoise.steps=True"),
         (lambda: Denoise(2, stride=0), "denoise.stride=0"),
-        (lambda: Denoise(2, "ddpm"), "denoise.sampler='ddpm': expected one of ddim, pndm"),
+        (lambda: Denoise(2, "ddpm"), "denoise.sampler='ddpm': did you mean ddim? expected one of ddim"),
         (lambda: Inversion(0), "inversion.stride=0"),
         (lambda: Inversion(first=-1), "inversion.first=-1"),
         (lambda: Inversion(last="over"), "inversion.last='over'"),  # type: ignore[arg-type]

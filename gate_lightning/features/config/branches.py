@@ -2,109 +2,100 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch, check_branches
-from gate_lightning.features.config.layer_presets import resolve_layers
-from gate_lightning.features.config.techniques import (
-    TECHNIQUES,
-    Prompts,
-    Settings,
-    build_techniques,
-    check_known,
-    read_settings,
-)
-from gate_lightning.techniques.base import Technique
+from gate_lightning.features.config.techniques import Build, ConfiguredTechnique, configured_techniques
+from gate_lightning.techniques.base import Card
+from gate_lightning.utils.checks import check_known, did_you_mean, whole_number
 
-__all__ = ["TECHNIQUES", "build_branches"]
+__all__ = ["build_branches"]
 
-_BRANCH_KEYS = (
-    *("name", "techniques", "backbone", "timestep", "layers", "noise_seed", "ensemble", "concatenated"),
-    *("denoise_steps", "sampler", *TECHNIQUES),
-)
+_BRANCH_KEYS = ("name", "techniques", "backbone", "timestep", "layers", "noise_seed", "ensemble", "concatenated")
+#: by the name that ``techniques=`` uses
+Known = Mapping[str, ConfiguredTechnique]
 
 
 def build_branches(
     techniques: str | Sequence[str | Mapping[str, Any]] | None,
     *,
-    protocol: Prompts,
-    backbone: Backbone | Mapping[str, Backbone],
+    card: Card,
+    backbones: Sequence[str] = ("",),
     technique_settings: Mapping[str, Any] | None = None,
     timestep: int = 50,
     layers: str | Sequence[str] = "gate_segmentation",
     separate_noises: int = 1,
     ensemble: int = 1,
     seed: int = 0,
+    build: Build | None = None,
 ) -> list[Branch]:
-    """Branches of one of the forms of ``techniques=``.
+    """Branches of one of the forms of ``techniques=``; no backbone is needed, extractors resolve the layers' names.
 
     * None, "none" or an empty list: one plain branch, told the data set's simple prompt.
-    * a technique ("prompt", "controlnet", "lora", "inversion", "denoise") or a list of them: one branch with those.
-    * "all": the recipe of the data set.
+    * a technique ("prompt", "controlnet", "lora", "inversion", "denoise", or one's own) or a list of them: one branch
+      with those.
+    * "all": the branches of the data set's card.
     * a list of mappings: one's own branches, ``{name, techniques, backbone, timestep, layers, noise_seed, ensemble,
-      concatenated, prompt, controlnet, lora, inversion, denoise}``, all optional. The last five are settings of that
-      technique for that branch, over ``technique_settings``; a list of them is several ControlNets or LoRAs in the
-      branch. Without
-      ``techniques`` those are used that have settings. ``denoise_steps: 10`` is ``denoise: {steps: 10}`` (``sampler``
-      its sampler), ``inversion: true`` an inversion with the settings of ``technique_settings``; both add their
-      technique.
+      concatenated}`` and settings of techniques by their names, all optional. Settings go before
+      ``technique_settings``; a list of them is several ControlNets or LoRAs in the branch, ``true`` stands for those of
+      ``technique_settings``. Without ``techniques`` those are used that have settings. ``denoise_steps: 10`` is
+      ``denoise: {steps: 10}`` (``sampler`` its sampler), and adds the technique.
 
     Args:
         techniques: see above.
-        protocol: prompts and recipe of the data set.
-        backbone: which layers and techniques there are. Of several by name, a branch reads the one it names, or the
-            first.
-        technique_settings: settings by technique, see ``features.settings.TECHNIQUES``.
+        card: prompts and branches of the data set.
+        backbones: names of backbones; a branch reads the one it names, or the first.
+        technique_settings: settings by technique, with the class of one's own as ``_target_``.
         timestep: of branches that name none.
         layers: preset, layer id or list, of branches that name none.
         separate_noises: every branch is read this many times, each time under another noise.
         ensemble: noises whose features are averaged, of branches that name none.
         seed: of the run, for what is drawn in training.
+        build: makes the objects of settings with a ``_target_``.
 
     Raises:
-        ConfigError: an unknown technique, key, backbone or layer; settings without effect, or that exclude each other.
+        ConfigError: an unknown technique, key or backbone; settings without effect, or that exclude each other.
         WeightsError: a LoRA without a file.
         DataError: a caption file that is missing or broken.
     """
-    if isinstance(separate_noises, bool) or not isinstance(separate_noises, int) or separate_noises < 1:
-        raise ConfigError(f"separate_noises={separate_noises}: expected an integer of 1 or more")
-    backbones = backbone if isinstance(backbone, Mapping) else {"": backbone}
-    shared = read_settings(technique_settings or {}, "technique")
+    whole_number(separate_noises, "separate_noises", 1)
+    known = configured_techniques(technique_settings or {}, build)
+    shorthands = {key: name for name, one in known.items() for key in one.kind.shorthands}
     branches: list[Branch] = []
-    for index, mapping in enumerate(_mappings(techniques, protocol)):
+    for index, mapping in enumerate(_mappings(techniques, card)):
         where = f"branch {index}"
-        check_known(mapping, _BRANCH_KEYS, where)
-        own = read_settings(_own_settings(mapping, where), where)
-        used = build_techniques(_names(mapping, own, where), own, shared, protocol, seed, where)
-        chosen = _backbone(mapping.get("backbone"), backbones, where)
+        check_known(mapping, (*_BRANCH_KEYS, *shorthands, *known), where)
+        own = _own_settings(mapping, known, shorthands, where)
+        names = _names(mapping, own, known, where)
+        used = [
+            technique for name in names for technique in known[name].made(own.get(name), card, seed, f"{where}.{name}")
+        ]
         branch = Branch(
-            name=str(mapping.get("name") or _free_name(used, branches)),
+            name=str(mapping.get("name") or _free_name(names, branches)),
             timestep=mapping.get("timestep", timestep),
-            layers=resolve_layers(backbones[chosen], mapping.get("layers", layers)),
+            layers=mapping.get("layers", layers),
             techniques=tuple(used),
-            prompt=protocol.prompt_simple,
-            noise_seed=int(mapping.get("noise_seed", index)),
+            prompt=card.prompt_simple,
+            noise_seed=mapping.get("noise_seed", index),
             ensemble=mapping.get("ensemble", ensemble),
             concatenated=bool(mapping.get("concatenated", False)),
-            backbone=chosen,
+            backbone=_backbone(mapping.get("backbone"), backbones, where),
         )
-        branches += _draws(branch, separate_noises)
+        branches += _noises(branch, separate_noises)
     check_branches(branches)
     return branches
 
 
-def _mappings(techniques: Any, protocol: Prompts) -> list[Mapping[str, Any]]:
+def _mappings(techniques: Any, card: Card) -> list[Mapping[str, Any]]:
     if techniques is None or techniques == "none" or techniques == []:
         return [{"name": "none", "techniques": []}]
     if techniques == "all":
-        if not protocol.branches:
-            raise ConfigError(f"techniques=all: the data set {protocol.name} has no recipe; give a list of branches")
-        return list(protocol.branches)
+        if not card.branches:
+            raise ConfigError(f"techniques=all: the data set {card.name} has no recipe; give a list of branches")
+        return list(card.branches)
     listed = [techniques] if isinstance(techniques, str | Mapping) else list(techniques)
     mappings = [item for item in listed if isinstance(item, Mapping)]
     if len(mappings) == len(listed):
@@ -116,20 +107,27 @@ def _mappings(techniques: Any, protocol: Prompts) -> list[Mapping[str, Any]]:
     return [{"techniques": listed}]
 
 
-def _own_settings(mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A branch's settings by technique."""
-    given = {name: mapping[name] for name in TECHNIQUES if name in mapping}
-    if isinstance(given.get("inversion"), bool):
-        given.pop("inversion")
-    steps = {"steps": mapping.get("denoise_steps"), "sampler": mapping.get("sampler")}
-    steps = {key: value for key, value in steps.items() if value is not None}
-    if not steps:
-        return given
-    if "denoise" in given:
-        raise ConfigError(f"{where} has denoise and denoise_steps or sampler; write it as one: denoise: {{steps: 10}}")
-    if "steps" not in steps and "denoise" not in _listed(mapping):
-        raise ConfigError(f"{where} has a sampler, but denoises no steps; add denoise_steps: 10")
-    return {**given, "denoise": steps}
+def _own_settings(
+    mapping: Mapping[str, Any], known: Known, shorthands: Mapping[str, str], where: str
+) -> dict[str, list[dict[str, Any]] | None]:
+    """A branch's settings by technique; None for ``true``, the shared ones."""
+    given = {name: mapping[name] for name in known if name in mapping and mapping[name] is not False}
+    short: dict[str, dict[str, Any]] = {}
+    for key, name in shorthands.items():
+        if mapping.get(key) is not None:
+            short.setdefault(name, {})[known[name].kind.shorthands[key]] = mapping[key]
+    for name, settings in short.items():
+        keys = [key for key in shorthands if mapping.get(key) is not None and shorthands[key] == name]
+        if name in given:
+            raise ConfigError(f"{where} has {name} and {' and '.join(keys)}; write it as one: {name}: {settings}")
+        kind = known[name].kind
+        if kind.short not in settings and name not in _listed(mapping):
+            adds = next(key for key, field in kind.shorthands.items() if field == kind.short)
+            raise ConfigError(f"{where} has {keys[0]}, but does not {name}; add {adds}, or {name} to its techniques")
+    own: dict[str, list[dict[str, Any]] | None] = {name: [settings] for name, settings in short.items()}
+    for name, value in given.items():
+        own[name] = None if value is True else known[name].read(value, f"{where}.{name}")
+    return own
 
 
 def _listed(mapping: Mapping[str, Any]) -> list[str]:
@@ -137,20 +135,18 @@ def _listed(mapping: Mapping[str, Any]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _names(mapping: Mapping[str, Any], own: Settings, where: str) -> list[str]:
+def _names(mapping: Mapping[str, Any], own: Mapping[str, Any], known: Known, where: str) -> list[str]:
     """Techniques of a branch: those listed, and those its settings add."""
     names = _listed(mapping)
     for name in names:
-        if name not in TECHNIQUES:
-            near = difflib.get_close_matches(str(name), [*TECHNIQUES, "none", "all"], n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"technique {name!r}: {hint}expected none, all, or of {', '.join(TECHNIQUES)}")
+        if name not in known:
+            near = did_you_mean(name, [*known, "none", "all"])
+            raise ConfigError(f"technique {name!r}: {near}expected none, all, or of {', '.join(known)}")
     if len(set(names)) < len(names):
         raise ConfigError(f"techniques {names}: name each once")
-    added = ["denoise"] if mapping.get("denoise_steps") is not None else []
-    added += ["inversion"] if mapping.get("inversion") is True else []
-    added += [] if "techniques" in mapping else list(own)
-    names += [name for name in dict.fromkeys(added) if name not in names]
+    # a list of techniques is complete but for `true` and shorthands, which name the technique themselves
+    added = [name for name in own if "techniques" not in mapping or own[name] is None or name not in mapping]
+    names += [name for name in added if name not in names]
     idle = [name for name in own if name not in names]
     if idle:
         raise ConfigError(
@@ -160,29 +156,26 @@ def _names(mapping: Mapping[str, Any], own: Settings, where: str) -> list[str]:
     return names
 
 
-def _backbone(name: Any, backbones: Mapping[str, Backbone], where: str) -> str:
-    first = next(iter(backbones))
+def _backbone(name: Any, backbones: Sequence[str], where: str) -> str:
     if name is None:
-        return first
+        return backbones[0]
     if name not in backbones:
         known = [other for other in backbones if other]
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
         there = f"there are {', '.join(known)}" if known else "there is one only"
         raise ConfigError(
-            f"{where} reads the backbone {name!r}; {hint}{there}. "
+            f"{where} reads the backbone {name!r}; {did_you_mean(name, known)}{there}. "
             f"Add it: +backbone@backbones.{name}=<one of conf/backbone>"
         )
     return str(name)
 
 
-def _free_name(techniques: Sequence[Technique], taken: Sequence[Branch]) -> str:
-    name = "+".join(dict.fromkeys(technique.name for technique in techniques)) or "none"
+def _free_name(techniques: Sequence[str], taken: Sequence[Branch]) -> str:
+    name = "+".join(techniques) or "none"
     names = {branch.name.partition("#")[0] for branch in taken}
     return name if name not in names else f"{name}-{len(taken)}"
 
 
-def _draws(branch: Branch, count: int) -> list[Branch]:
+def _noises(branch: Branch, count: int) -> list[Branch]:
     if count == 1:
         return [branch]
     return [replace(branch, name=f"{branch.name}#{index}", noise_index=index) for index in range(count)]

@@ -1,240 +1,172 @@
-"""From settings (plain mappings) to techniques."""
+"""From settings (plain mappings) to techniques.
+
+A technique's class is its schema: its fields are its settings, its class attributes say how it may be named and
+combined (`techniques.base.Technique`).
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+import json
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from typing import Any
 
-from gate_lightning.errors import ConfigError, WeightsError
-from gate_lightning.techniques.base import Technique
-from gate_lightning.techniques.controlnet import CannyEdges, ControlFunction, ControlNet
+from gate_lightning.errors import ConfigError
+from gate_lightning.techniques.base import Card, Technique
+from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.denoise import Denoise
 from gate_lightning.techniques.inversion import Inversion
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
+from gate_lightning.utils.checks import check_known, did_you_mean
 
-__all__ = ["TECHNIQUES", "Prompts", "Settings", "build_techniques", "check_known", "read_settings"]
+__all__ = ["Build", "ConfiguredTechnique", "configured_techniques"]
 
-#: what ``techniques=`` may name, and the settings of each
-TECHNIQUES: dict[str, tuple[str, ...]] = {
-    "prompt": ("source", "text", "file", "template", "fallback", "embedding", "tokens"),
-    "controlnet": (
-        *("name", "scale", "low", "high", "blur_sigma", "normalize"),
-        *("function", "folder", "image", "dropout"),
-    ),
-    "lora": ("weights", "role", "scale"),
-    "inversion": ("stride", "first", "last"),
-    "denoise": ("steps", "sampler", "stride"),
-}
-#: what a bare value means: ``controlnet: depth`` is ``controlnet: {name: depth}``
-_SHORT = {"prompt": "text", "controlnet": "name", "lora": "role", "denoise": "steps"}
-#: techniques of which a branch may have several, and the setting that tells them apart
-_SEVERAL = {"controlnet": "name", "lora": "role"}
-#: settings that exclude each other: a branch that gives one of them drops the shared others
-_CHOICES = {"prompt": ("source", "text", "file", "embedding"), "controlnet": ("function", "folder", "image")}
-_SOURCES = ("caption", "fine", "simple", "category", "classes")
-_CANNY = ("low", "high", "blur_sigma", "normalize")
-
-DEFAULT_TEMPLATE = "a photo of a {category}"
-
-#: technique → its settings, one mapping for each time it is used
-Settings = dict[str, list[dict[str, Any]]]
+#: makes the object of a mapping with ``_target_``
+Build = Callable[[Mapping[str, Any]], Any]
+#: known without ``_target_``; a further one names its class in ``technique.<name>._target_``
+_OWN = (Prompt, ControlNet, LoRA, Inversion, Denoise)
 
 
-class Prompts(Protocol):
-    """What is read of a data set's protocol."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def prompt_simple(self) -> str: ...
-
-    @property
-    def prompt_fine(self) -> str: ...
-
-    @property
-    def branches(self) -> Sequence[Mapping[str, Any]]: ...
-
-
-def read_settings(given: Mapping[str, Any], where: str) -> Settings:
-    """The settings by technique, short forms written out.
+class ConfiguredTechnique:
+    """What ``technique.<name>`` says: the class of a technique, and the settings that branches share.
 
     Args:
-        given: technique → mapping of settings, a bare value (see ``_SHORT``), or for several ControlNets or LoRAs a
-            list of these.
-        where: for errors.
+        name: what ``techniques=`` calls it.
+        node: settings, with the class as ``_target_``; a bare value (see ``Technique.short``), or a list of these where
+            there may be several.
+        build: makes the objects of settings with a ``_target_`` of their own.
 
     Raises:
-        ConfigError: an unknown technique or setting, or a list where there can be one only.
+        ConfigError: no class, one that is no technique, or an unknown setting.
     """
-    check_known(given, TECHNIQUES, where)
-    settings: Settings = {}
-    for name, value in given.items():
-        here = f"{where}.{name}"
-        if isinstance(value, list | tuple) and (name not in _SEVERAL or not value):
-            raise ConfigError(f"{here}={value!r}: expected {'at least one' if name in _SEVERAL else 'no list'}")
-        items = value if isinstance(value, list | tuple) else [value]
-        settings[name] = [one for item in items for one in _items(name, item, here)]
-    return settings
+
+    def __init__(self, name: str, node: Any, build: Build) -> None:
+        self.name, self._build = name, build
+        target = node.get("_target_") if isinstance(node, Mapping) else None
+        self.kind = _technique_class(name, target)
+        self.fields: dict[str, Field[Any]] = {one.name: one for one in fields(self.kind) if one.init}  # type: ignore[arg-type]
+        self.shared = self.read(node, f"technique.{name}")
+
+    def read(self, node: Any, where: str) -> list[dict[str, Any]]:
+        """Settings, short forms written out; one mapping for each technique."""
+        if isinstance(node, list | tuple) and (not self.kind.several or not node):
+            raise ConfigError(f"{where}={node!r}: expected {'at least one' if self.kind.several else 'no list'}")
+        items = node if isinstance(node, list | tuple) else [node]
+        return [one for item in items for one in self._expanded(self._item(item, where), where)]
+
+    def _item(self, node: Any, where: str) -> dict[str, Any]:
+        if isinstance(node, Mapping):
+            item = {str(key): value for key, value in node.items() if key not in ("_target_", "_convert_")}
+        elif node is None:
+            item = {}
+        elif self.kind.short and not isinstance(node, bool):
+            item = {self.kind.short: node}
+        else:
+            raise ConfigError(f"{where}={node!r}: expected a mapping of {', '.join(self.fields)}")
+        check_known(item, self.fields, where)
+        return item
+
+    def _expanded(self, item: dict[str, Any], where: str) -> list[dict[str, Any]]:
+        """``name: [canny, depth]`` as two items."""
+        several = item.get(self.kind.several)
+        if not isinstance(several, list | tuple):
+            return [item]
+        single = [key for key in self.kind.exclusive if item.get(key)]
+        if single or not several:
+            raise ConfigError(
+                f"{where}: {several!r} with {', '.join(single) or f'no {self.kind.several}'}; give a list of mappings "
+                f"instead"
+            )
+        return [{**item, self.kind.several: one} for one in several]
+
+    def made(self, own: Sequence[Mapping[str, Any]] | None, card: Card, seed: int, where: str) -> list[Technique]:
+        """The techniques of one branch.
+
+        Args:
+            own: settings of the branch, which go before the shared ones; None for those alone.
+            card: of the data set.
+            seed: of the run.
+            where: which branch, for errors.
+        """
+        techniques: list[Technique] = []
+        for item in self.shared if own is None else own:
+            settings = item if own is None else self._merged(item)
+            technique = self._technique(settings, where)
+            idle = [] if own is None else [key for key in item if key in technique.without_effect()]
+            if idle:
+                rest = {key: value for key, value in settings.items() if key not in idle and value is not None}
+                raise ConfigError(f"{where} sets {', '.join(idle)}, without effect beside {rest}; leave it out")
+            if technique in techniques:
+                raise ConfigError(f"{where}: {dict(settings)} is there twice; raise its scale instead")
+            techniques.append(technique)
+        return [technique.bound(card, seed) for technique in techniques]
+
+    def _merged(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """A branch's settings over the shared ones: those of the same ControlNet or LoRA where there are several."""
+        key = self.kind.several
+        same = [item for item in self.shared if not key or key not in own or item.get(key) == own[key]]
+        base = dict(same[0] if same else self.shared[0] if len(self.shared) == 1 else {})
+        exclusive = self.kind.exclusive
+        if not same or any(setting in own for setting in exclusive):
+            base = {setting: value for setting, value in base.items() if setting not in exclusive}
+        return {**base, **own}
+
+    def _technique(self, settings: Mapping[str, Any], where: str) -> Technique:
+        given = {key: self._value(key, value) for key, value in settings.items() if value is not None}
+        missing = [
+            key
+            for key, one in self.fields.items()
+            if key not in given and one.default is MISSING and one.default_factory is MISSING
+        ]
+        if missing:
+            raise ConfigError(f"{where} needs {', '.join(missing)}: technique.{self.name}.{missing[0]}=<value>")
+        return self.kind(**given)
+
+    def _value(self, key: str, value: Any) -> Any:
+        if isinstance(value, Mapping) and "_target_" in value:
+            return self.kind.configured(key, self._build(value), json.dumps(value, sort_keys=True))
+        return tuple(value) if isinstance(value, list) else value
 
 
-def build_techniques(
-    names: Sequence[str], own: Settings, shared: Settings, protocol: Prompts, seed: int, where: str
-) -> list[Technique]:
-    """The techniques of one branch.
+def configured_techniques(nodes: Mapping[str, Any], build: Build | None = None) -> dict[str, ConfiguredTechnique]:
+    """Techniques by the names that ``techniques=`` may use: those of this package and those of ``nodes``.
 
     Args:
-        names: which ones.
-        own: settings of the branch, which go before the shared ones.
-        shared: settings of all branches.
-        protocol: prompts of the data set.
-        seed: of the run.
-        where: which branch, for errors.
+        nodes: ``technique`` of the configuration.
+        build: makes the objects of settings with a ``_target_``, such as control functions; None refuses them.
 
     Raises:
-        ConfigError: settings that contradict each other.
-        WeightsError: a LoRA without a file.
-        DataError: a caption file that is missing or broken.
+        ConfigError: an unknown technique without class, or unknown settings.
     """
-    built: list[Technique] = []
-    for name in names:
-        common = shared.get(name, [{}])
-        for item in own.get(name, common):
-            merged = _merged(name, item, common) if name in own else item
-            technique = _BUILDERS[name](merged, protocol, seed, f"{where}.{name}")
-            if technique in built:
-                raise ConfigError(f"{where}.{name}: {merged} is there twice; raise its scale instead")
-            if isinstance(technique, ControlNet) and name in own:
-                _check_canny(item, technique, f"{where}.{name}")
-            built.append(technique)
-    return built
+    build = build or _refuse
+    names = dict.fromkeys([*(kind.kind for kind in _OWN), *map(str, nodes)])
+    return {name: ConfiguredTechnique(name, nodes.get(name), build) for name in names}
 
 
-def check_known(mapping: Mapping[str, Any], keys: Collection[str], where: str) -> None:
-    """Raise ConfigError for a key that is not among ``keys``, naming the nearest."""
-    for key in mapping:
-        if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}expected of {', '.join(keys)}")
-
-
-def _items(name: str, value: Any, where: str) -> list[dict[str, Any]]:
-    if isinstance(value, Mapping):
-        item = {str(key): setting for key, setting in value.items()}
-    elif value is None:
-        item = {}
-    elif name in _SHORT and not isinstance(value, bool):
-        item = {_SHORT[name]: value}
-    else:
-        raise ConfigError(f"{where}={value!r}: expected a mapping of {', '.join(TECHNIQUES[name])}")
-    check_known(item, TECHNIQUES[name], where)
-    several = item.get(_SEVERAL.get(name, ""))
-    if not isinstance(several, list | tuple):
-        return [item]
-    single = [key for key in _CHOICES.get(name, ()) if item.get(key)]
-    if single or not several:
+def _technique_class(name: str, target: Any) -> type[Technique]:
+    own: dict[str, type[Technique]] = {kind.kind: kind for kind in _OWN}
+    if target is None:
+        if name not in own:
+            raise ConfigError(
+                f"technique: unknown key {name!r}; {did_you_mean(name, own)}expected of {', '.join(own)}. A technique "
+                f"of your own names its class: technique.{name}._target_=<module>.<class>"
+            )
+        return own[name]
+    where = f"technique.{name}._target_={target}"
+    try:
+        found: Any = pkgutil.resolve_name(str(target))
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{where}: {several!r} with {', '.join(single) or 'no name'}; give a list of mappings instead"
-        )
-    return [{**item, _SEVERAL[name]: one} for one in several]
-
-
-def _merged(name: str, own: Mapping[str, Any], shared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A branch's settings over the shared ones: those of the same ControlNet or LoRA where there are several."""
-    key = _SEVERAL.get(name)
-    same = [item for item in shared if key is None or key not in own or item.get(key) == own[key]]
-    base = dict(same[0] if same else shared[0] if len(shared) == 1 else {})
-    choices = _CHOICES.get(name, ())
-    if not same or any(choice in own for choice in choices):
-        base = {setting: value for setting, value in base.items() if setting not in choices}
-    return {**base, **own}
-
-
-def _prompt(settings: Mapping[str, Any], protocol: Prompts, seed: int, where: str) -> Technique:
-    source = settings.get("source") or "caption"
-    if source not in _SOURCES:
-        raise ConfigError(f"technique.prompt.source={source}: expected one of {', '.join(_SOURCES)}")
-    given = {key: str(settings[key]) for key in ("text", "file", "embedding") if settings.get(key) is not None}
-    if len(given) > 1 or (given and source != "caption"):
-        named = [f"{key}={value!r}" for key, value in given.items()]
-        raise ConfigError(f"{where} has {' and '.join([*named, f'source={source}'])}; leave out all but one")
-    tokens, fallback = settings.get("tokens") or (), settings.get("fallback")
-    learned = (tokens,) if isinstance(tokens, str) else tuple(map(str, tokens))
-    if given:
-        own = Prompt(given.get("text"), file=given.get("file"), embedding=given.get("embedding"), tokens=learned)
-        return replace(own, fallback=fallback) if "file" in given else own
-    if source == "category":
-        return Prompt(None, fallback, template=str(settings.get("template") or DEFAULT_TEMPLATE), tokens=learned)
-    if source == "caption":
-        return Prompt(None, fallback or protocol.prompt_fine or None, tokens=learned)
-    if source == "classes":
-        return Prompt(_class_names(protocol), tokens=learned)
-    return Prompt(protocol.prompt_fine if source == "fine" else protocol.prompt_simple, tokens=learned)
-
-
-def _class_names(protocol: Prompts) -> str:
-    # runs of earlier versions did not save them, tools without a data set have none
-    classes = getattr(protocol, "classes", None)
-    if not classes:
+            f"{where}: {error}; expected <module>.<class> of an installed module, or of one beside train.py"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Technique) and hasattr(found, "__dataclass_fields__")):
         raise ConfigError(
-            f"technique.prompt.source=classes, but {protocol.name} has no list of classes here; give the prompt as "
-            f"technique.prompt.text=<text>"
+            f"{where} is no technique; expected a dataclass derived from {Technique.__module__}.Technique"
         )
-    return ", ".join(classes)
+    return found
 
 
-def _controlnet(settings: Mapping[str, Any], protocol: Prompts, seed: int, where: str) -> Technique:
-    given = {key: value for key, value in settings.items() if value is not None}
-    function = given.get("function")
-    if isinstance(function, Mapping):
-        raise ConfigError(f"{where}.function is a mapping; a function is built by the configuration (`_target_`) only")
-    if callable(function) and not isinstance(function, ControlFunction):
-        given["function"] = ControlFunction(function)
-    for key in ("scale", "dropout", "low", "high", "blur_sigma"):
-        if isinstance(given.get(key, 0), bool) or not isinstance(given.get(key, 0), int | float):
-            raise ConfigError(f"{where}.{key}={given[key]!r}: expected a number")
-    return ControlNet(control=str(given.pop("name", "canny")), seed=seed if given.get("dropout") else 0, **given)
-
-
-def _check_canny(own: Mapping[str, Any], technique: ControlNet, where: str) -> None:
-    idle = [key for key in _CANNY if key in own]
-    if idle and not isinstance(technique.source(), CannyEdges):
-        raise ConfigError(
-            f"{where} sets {', '.join(idle)} for {technique.control!r}, whose control images are not Canny edges; "
-            f"leave them out, or add function: canny"
-        )
-
-
-def _lora(settings: Mapping[str, Any], protocol: Prompts, seed: int, where: str) -> Technique:
-    role = str(settings.get("role", "moderate"))
-    weights = settings.get("weights")
-    path = weights.get(role) if isinstance(weights, Mapping) else weights
-    if not path:
-        new = "++" if isinstance(weights, Mapping) and role not in weights else ""  # Hydra wants to be told so
-        raise WeightsError(
-            f"the lora technique has no weights of the role {role!r} for {protocol.name}: set "
-            f"{new}technique.lora.weights.{role}=<file.safetensors>. Train one on about 30 of its images with: "
-            f"python train.py experiment=lora backbone=<yours> dataset.root=<folder of the images>"
-        )
-    return LoRA(adapter=role.replace(".", "_"), weights=str(path), scale=float(settings.get("scale", 1.0)))
-
-
-def _inversion(settings: Mapping[str, Any], protocol: Prompts, seed: int, where: str) -> Technique:
-    return Inversion(**settings)
-
-
-def _denoise(settings: Mapping[str, Any], protocol: Prompts, seed: int, where: str) -> Technique:
-    return Denoise(**settings)
-
-
-_BUILDERS: dict[str, Callable[[Mapping[str, Any], Prompts, int, str], Technique]] = {
-    "prompt": _prompt,
-    "controlnet": _controlnet,
-    "lora": _lora,
-    "inversion": _inversion,
-    "denoise": _denoise,
-}
+def _refuse(node: Mapping[str, Any]) -> Any:
+    raise ConfigError(f"{dict(node)} is a mapping; objects are built from `_target_` by the command lines only")

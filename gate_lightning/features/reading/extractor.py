@@ -16,13 +16,13 @@ from gate_lightning.backbones.kernels.dispatch import fast_ops
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch, check_branches
+from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise
 from gate_lightning.features.reading.passes import SteeredBranch, group_branches, run_pass
 from gate_lightning.features.reading.reassembly import GatheredFeatures
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
-from gate_lightning.techniques.prompt import Prompt
 
 __all__ = ["FeatureExtractor"]
 
@@ -72,6 +72,7 @@ class FeatureExtractor(nn.Module):
         if max_samples is not None and max_samples < 1:
             raise ConfigError(f"max_samples={max_samples}: expected at least 1, or null for no limit")
         check_branches(branches)
+        branches = [replace(branch, layers=resolve_layers(backbone, branch.layers)) for branch in branches]
         for branch in branches:
             _prepare(backbone, branch, posterior)
         self.backbone = backbone
@@ -231,8 +232,9 @@ def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
 def _feature_info(backbone: Backbone, branch: Branch) -> dict[str, FeatureInfo]:
     """Channels and stride of each layer. Averaged cross-attention has a channel per token of the branch's prompt."""
     info = backbone.feature_info(branch.layers)
-    prompt = next((technique for technique in branch.techniques if isinstance(technique, Prompt)), None)
-    tokens = backbone.text_length(branch.prompt) if prompt is None else prompt.length(backbone)
+    lengths = [technique.prompt_length(backbone) for technique in branch.techniques]
+    own = [length for length in lengths if length is not None]
+    tokens = own[-1] if own else backbone.text_length(branch.prompt)
     for layer in branch.layers if tokens else ():
         spec = backbone.layer_spec(layer)
         if spec.kind == "averaged" and spec.channels:

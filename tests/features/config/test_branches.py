@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.card import gate_branches
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.features.branch import Branch
@@ -13,9 +12,8 @@ from gate_lightning.features.config.branches import build_branches
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
-from tests.support.small_networks import build
 
-PROTOCOL = SimpleNamespace(name="scenes", prompt_simple="a photo", prompt_fine="a fine photo", branches=gate_branches())
+CARD = SimpleNamespace(name="scenes", prompt_simple="a photo", prompt_fine="a fine photo", branches=gate_branches())
 SETTINGS: dict[str, Any] = {
     "prompt": {"source": "caption", "text": None},
     "controlnet": {"name": "canny", "scale": 0.8, "low": 50, "high": 150, "blur_sigma": 1.0, "normalize": True},
@@ -30,18 +28,10 @@ CAPTION = Prompt(None, fallback="a fine photo")
 MODERATE, OVERTRAINED = LoRA("moderate", "m.safetensors", 0.9), LoRA("overtrained", "o.safetensors", 0.9)
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return build("tiny")
-
-
-def branches(
-    backbone: Backbone, techniques: Any, technique_settings: dict[str, Any] | None = None, **own: Any
-) -> list[Branch]:
+def branches(techniques: Any, technique_settings: dict[str, Any] | None = None, **own: Any) -> list[Branch]:
     return build_branches(
         techniques,
-        protocol=PROTOCOL,
-        backbone=backbone,
+        card=CARD,
         technique_settings=SETTINGS if technique_settings is None else technique_settings,
         **own,
     )
@@ -60,15 +50,15 @@ def branches(
         (["prompt", "controlnet", "lora"], (CAPTION, EDGES, MODERATE)),
     ],
 )
-def test_names_give_one_branch_in_the_documented_order(backbone: Backbone, techniques: Any, expected: Any) -> None:
-    (branch,) = branches(backbone, techniques, timestep=25, layers="dift")
+def test_names_give_one_branch_in_the_documented_order(techniques: Any, expected: Any) -> None:
+    (branch,) = branches(techniques, timestep=25, layers="dift")
     assert branch.techniques == expected
     assert branch.prompt == "a photo"
-    assert (branch.timestep, branch.layers, branch.noise_seed, branch.draw) == (25, ("up-level1-upsampler-out",), 0, 0)
+    assert (branch.timestep, branch.layers, branch.noise_seed, branch.noise_index) == (25, ("dift",), 0, 0)
 
 
-def test_all_is_the_recipe_of_the_data_set(backbone: Backbone) -> None:
-    first, second, third = branches(backbone, "all")
+def test_all_is_the_recipe_of_the_data_set() -> None:
+    first, second, third = branches("all")
     assert [branch.name for branch in (first, second, third)] == ["prompt", "moderate", "overtrained"]
     assert first.techniques == (CAPTION,)
     assert second.techniques == (CAPTION, EDGES, MODERATE)
@@ -76,18 +66,18 @@ def test_all_is_the_recipe_of_the_data_set(backbone: Backbone) -> None:
     assert [branch.noise_seed for branch in (first, second, third)] == [0, 1, 2]
 
 
-def test_ones_own_branches_override_what_they_name(backbone: Backbone) -> None:
+def test_ones_own_branches_override_what_they_name() -> None:
     own = [
         {"techniques": "prompt", "prompt": "a house", "timestep": 5, "layers": ["dift_geometric"], "noise_seed": 9},
         {"techniques": ["controlnet"], "controlnet": {"scale": 0.1}, "concatenated": True},
         {"techniques": ["lora"], "lora": {"role": "mine", "weights": "x.safetensors"}},
         {"techniques": ["prompt"], "prompt": {"source": "simple"}},
     ]
-    one, two, three, four = branches(backbone, own)
+    one, two, three, four = branches(own)
     assert (one.techniques, one.timestep, one.layers, one.noise_seed) == (
         (Prompt("a house"),),
         5,
-        ("up-level2-upsampler-out",),
+        ("dift_geometric",),
         9,
     )
     assert two.techniques == (ControlNet("canny", 0.1, 50, 150, 1.0, True),)
@@ -97,9 +87,9 @@ def test_ones_own_branches_override_what_they_name(backbone: Backbone) -> None:
     assert len({branch.name for branch in (one, two, three, four)}) == 4
 
 
-def test_noise_draws_repeat_every_branch_under_other_noise(backbone: Backbone) -> None:
-    repeated = branches(backbone, "all", separate_noises=2)
-    assert [(branch.name, branch.noise_seed, branch.draw) for branch in repeated] == [
+def test_noise_draws_repeat_every_branch_under_other_noise() -> None:
+    repeated = branches("all", separate_noises=2)
+    assert [(branch.name, branch.noise_seed, branch.noise_index) for branch in repeated] == [
         ("prompt#0", 0, 0),
         ("prompt#1", 0, 1),
         ("moderate#0", 1, 0),
@@ -110,20 +100,20 @@ def test_noise_draws_repeat_every_branch_under_other_noise(backbone: Backbone) -
 
 
 @pytest.mark.parametrize(("source", "text"), [("fine", "a fine photo"), ("simple", "a photo")])
-def test_the_prompts_source_can_be_chosen(backbone: Backbone, source: str, text: str) -> None:
-    (branch,) = branches(backbone, "prompt", {"prompt": {"source": source}})
+def test_the_prompts_source_can_be_chosen(source: str, text: str) -> None:
+    (branch,) = branches("prompt", {"prompt": {"source": source}})
     assert branch.techniques == (Prompt(text),)
 
 
-def test_a_missing_lora_stops_with_key_and_command(backbone: Backbone) -> None:
+def test_a_missing_lora_stops_with_key_and_command() -> None:
     technique_settings = {"lora": {"weights": {"moderate": "m.safetensors", "overtrained": None}}}
     with pytest.raises(
         WeightsError, match=r"technique\.lora\.weights\.overtrained=.*train\.py experiment=lora"
     ) as error:
-        branches(backbone, "all", technique_settings)
+        branches("all", technique_settings)
     assert "for scenes" in str(error.value)
     with pytest.raises(WeightsError, match=r"technique\.lora\.weights\.moderate="):
-        branches(backbone, "lora", {})
+        branches("lora", {})
 
 
 @pytest.mark.parametrize(
@@ -144,32 +134,30 @@ def test_a_missing_lora_stops_with_key_and_command(backbone: Backbone) -> None:
             {"technique_settings": {"contolnet": {}}},
             r"technique: unknown key 'contolnet'; did you mean controlnet",
         ),
-        ("prompt", {"technique_settings": {"prompt": {"source": "tags"}}}, r"technique\.prompt\.source=tags"),
+        ("prompt", {"technique_settings": {"prompt": {"source": "tags"}}}, r"prompt\.source='tags'"),
         ("controlnet", {"technique_settings": {"controlnet": {"low": 300}}}, "low ≤ high"),
         ("none", {"separate_noises": 0}, "separate_noises=0"),
-        ("none", {"layers": "everything"}, "no layer or preset 'everything'"),
+        ("none", {"timestep": 3.5}, r"timestep=3\.5: expected a whole number"),
+        ("none", {"technique_settings": {"mine": {"_target_": "nowhere.Mine"}}}, "nowhere.*beside train"),
+        ("none", {"technique_settings": {"mine": {"_target_": "pathlib.Path"}}}, r"Path is no technique; expected"),
     ],
 )
-def test_what_cannot_be_built_is_refused(
-    backbone: Backbone, techniques: Any, own: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_built_is_refused(techniques: Any, own: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        branches(backbone, techniques, **own)
+        branches(techniques, **own)
 
 
-def test_a_data_set_without_recipe_has_no_all(backbone: Backbone) -> None:
-    empty = SimpleNamespace(**{**vars(PROTOCOL), "branches": ()})
+def test_a_data_set_without_recipe_has_no_all() -> None:
+    empty = SimpleNamespace(**{**vars(CARD), "branches": ()})
     with pytest.raises(ConfigError, match="scenes has no recipe"):
-        build_branches("all", protocol=empty, backbone=backbone)
+        build_branches("all", card=empty)
 
 
-def test_class_names_make_a_prompt(backbone: Backbone) -> None:
-    named = SimpleNamespace(**{**vars(PROTOCOL), "classes": ("wall", "night stand")})
-    (branch,) = build_branches(
-        "prompt", protocol=named, backbone=backbone, technique_settings={"prompt": {"source": "classes"}}
-    )
+def test_class_names_make_a_prompt() -> None:
+    named = SimpleNamespace(**{**vars(CARD), "classes": ("wall", "night stand")})
+    (branch,) = build_branches("prompt", card=named, technique_settings={"prompt": {"source": "classes"}})
     assert branch.techniques == (Prompt("wall, night stand"),)
     with pytest.raises(
         ConfigError, match=r"source=classes, but scenes has no list of classes.*technique\.prompt\.text"
     ):
-        branches(backbone, "prompt", {"prompt": {"source": "classes"}})
+        branches("prompt", {"prompt": {"source": "classes"}})
