@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import gate_lightning
@@ -60,6 +61,12 @@ def test_every_public_name_is_there_and_documented() -> None:
         _ = gate_lightning.FeatureExtracter
 
 
+def test_old_names_say_the_new_ones() -> None:
+    for old, new in (("read_pictures", "read_images"), ("FusedExtractor", "MultiBackboneExtractor")):
+        with pytest.raises(AttributeError, match=f"no attribute '{old}'; it is called {new} now"):
+            getattr(gate_lightning, old)
+
+
 def test_importing_the_package_imports_no_torch() -> None:
     script = "import sys, gate_lightning; print(sorted({'torch', 'hydra', 'diffusers', 'numpy'} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
@@ -73,6 +80,23 @@ def test_backbones_by_name() -> None:
         gate_lightning.load_backbone("sd51")
     with pytest.raises(ConfigError, match=r"no setting wieghts; it has .*weights"):
         gate_lightning.load_backbone("tiny", wieghts="x")
+
+
+def test_a_backbone_takes_new_keys_of_its_mappings() -> None:
+    given = {"depth": "asset:tiny/controlnet"}
+    backbone = gate_lightning.load_backbone("tiny", weights="random", controlnets=given)
+    backbone.require_controlnet("depth")
+    branch = gate_lightning.Branch("x", 50, "dift", (gate_lightning.ControlNet("depth"),))
+    assert gate_lightning.FeatureExtractor(backbone, [branch]).feature_info["x"]
+
+
+def test_squares_by_pils_filter_as_the_released_code_reads_them(here: Path) -> None:
+    images, _ = gate_lightning.read_images("wide.jpg", size=32, interpolation="bicubic")
+    released = np.asarray(Image.open("wide.jpg").resize((32, 32)).convert("RGB"))  # its two lines
+    assert np.array_equal(((images[0].permute(1, 2, 0) + 1) * 127.5).round().numpy(), released)
+    assert not torch.equal(images, gate_lightning.read_images("wide.jpg", size=32)[0])
+    with pytest.raises(ConfigError, match=r"interpolation='bicubc': did you mean bicubic"):
+        gate_lightning.read_images("wide.jpg", size=32, interpolation="bicubc")  # type: ignore[arg-type]
 
 
 def test_reading_images(here: Path) -> None:

@@ -35,6 +35,7 @@ def load_backbone(name: str = "tiny", **settings: Any) -> Backbone:
     register_resolvers()
     with initialize_config_dir(str(folder), version_base="1.3"):
         node = compose(f"backbone/{name}").backbone
+    OmegaConf.set_struct(node, False)  # mappings, such as controlnets, take new keys
     unknown = sorted(settings.keys() - node.keys())
     if unknown:
         raise ConfigError(f"backbone {name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(node))}")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from gate_lightning.data.files.captions import read_captions
 from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_size, read_image
 from gate_lightning.data.files.pairing import images_in
 from gate_lightning.data.samples import Sample, SampleRequest, SegmentationDataset, Transform, collate
-from gate_lightning.data.transforms.basic import Resize, resize_image
+from gate_lightning.data.transforms.basic import Resize, resize_bicubic, resize_image
 from gate_lightning.errors import DataError
 from gate_lightning.structures import Conditions, SegmentationBatch
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["ImageSource", "PredictionBatch", "PredictionDataModule", "read_images"]
 
@@ -164,6 +165,7 @@ def read_images(
     size: int | tuple[int, int] | None = None,
     captions: Sequence[str] | None = None,
     control_images: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
+    interpolation: Literal["area", "bicubic"] = "area",
 ) -> tuple[torch.Tensor, Conditions]:
     """Image files as a batch for a feature extractor.
 
@@ -173,6 +175,8 @@ def read_images(
             size, which must then be the same for all.
         captions: one per image, for the prompt technique.
         control_images: name → B files, each of its image's size, for ControlNets; they are resized with the images.
+        interpolation: "area" averages where an image shrinks and is bilinear where it grows, as in training; "bicubic"
+            is PIL's default filter, with which the released code of GATE and DIFT reads images as squares.
 
     Returns:
         images (B, 3, H, W) float32 in [-1, 1], and their Conditions: sample ids are the file names.
@@ -180,6 +184,7 @@ def read_images(
     Raises:
         DataError: a file is missing or broken, images of different sizes, or not one caption or control image each.
     """
+    check_choice(interpolation, "interpolation", ("area", "bicubic"))
     files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     if not files or (captions is not None and len(captions) != len(files)):
         raise DataError(f"{len(files)} images and captions={captions!r}; give images, and captions for all or none")
@@ -189,7 +194,8 @@ def read_images(
         samples = _with_controls(samples, name, places)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        samples = [sample.map_images(lambda image: resize_image(image, height, width)) for sample in samples]
+        resized = resize_bicubic if interpolation == "bicubic" else resize_image
+        samples = [sample.map_images(lambda image: resized(image, height, width)) for sample in samples]
     shape = samples[0].image.shape
     for path, sample in zip(files, samples, strict=True):
         if sample.image.shape != shape:

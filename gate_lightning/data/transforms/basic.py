@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.samples import Sample, Transform
@@ -27,6 +28,7 @@ __all__ = [
     "RandomFlip",
     "RandomResize",
     "Resize",
+    "resize_bicubic",
     "resize_image",
     "resize_mask",
 ]
@@ -38,6 +40,11 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return image
     shrinks = height < image.shape[0] or width < image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W, 3) → (height, width, 3) by PIL's bicubic filter, which antialiases; the field's released code."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:

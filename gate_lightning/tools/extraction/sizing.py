@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from gate_lightning.data.samples import Sample
-from gate_lightning.data.transforms.basic import Resize, resize_image
+from gate_lightning.data.transforms.basic import Resize, resize_bicubic, resize_image
 from gate_lightning.errors import ConfigError
 
 __all__ = ["Sizing"]
@@ -52,4 +51,4 @@ class Sizing:
     def _squared(self, image: np.ndarray) -> np.ndarray:
         if image.shape[:2] == (self.side, self.side):
             return image
-        return np.asarray(Image.fromarray(image).resize((self.side, self.side), Image.Resampling.BICUBIC))
+        return resize_bicubic(image, self.side, self.side)
