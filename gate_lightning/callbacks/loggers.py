@@ -1,4 +1,7 @@
-"""Where metrics go: a CSV file in the run folder, and Weights & Biases."""
+"""Where metrics go: a CSV file in the run folder, Weights & Biases, TensorBoard.
+
+This module and ``reports/dashboards.py`` are the only ones that know the dashboards; neither needs to be installed.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.files import write_csv
 
-__all__ = ["RunLog", "close_dashboards", "wandb_logger"]
+__all__ = ["RunLog", "close_dashboards", "tensorboard_logger", "wandb_logger"]
 
 WANDB_HOST = "api.wandb.ai"
 
@@ -104,13 +108,19 @@ class RunLog(Logger):
         """All rows anew, with the columns that they and the row of this step have."""
         names = [name for row in [*rows[:1], self._row] for name in row]
         self._columns = list(dict.fromkeys([*self._columns, *names]))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.part")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        partial.replace(self.path)
+        write_csv(self.path, self._columns, [[row.get(name, "") for name in self._columns] for row in rows])
+
+
+def tensorboard_logger(run_folder: str) -> TensorBoardLogger:
+    """TensorBoard: event files in ``tensorboard/`` of the run folder; ``tensorboard --logdir outputs`` shows all runs.
+
+    A resumed run adds a file; steps that it does again are shown twice.
+
+    Raises:
+        ConfigError: tensorboard is not installed.
+    """
+    _require("tensorboard")
+    return TensorBoardLogger(run_folder, "tensorboard", "", default_hp_metric=False)
 
 
 def wandb_logger(run_folder: str, project: str = "gate-lightning", name: str | None = None) -> WandbLogger:
@@ -124,10 +134,9 @@ def wandb_logger(run_folder: str, project: str = "gate-lightning", name: str | N
         name: of the run; None for the folder's name.
 
     Raises:
-        ConfigError: if wandb is not installed.
+        ConfigError: wandb is not installed.
     """
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError("logger=wandb needs wandb, which is not installed: pip install wandb, or use logger=csv")
+    _require("wandb")
     offline = not _has_key() and "WANDB_MODE" not in os.environ
     os.environ.setdefault("WANDB_SILENT", "true")
     folder = Path(run_folder)
@@ -146,6 +155,14 @@ def close_dashboards() -> None:
     wandb: Any = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
+
+
+def _require(package: str) -> None:
+    """Raise ConfigError where the package of a logger is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"logger={package} needs {package}, which is not installed: pip install {package}, or use logger=csv"
+        )
 
 
 def _run_id(folder: Path) -> str:

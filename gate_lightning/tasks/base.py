@@ -22,6 +22,7 @@ from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
 from gate_lightning.utils.files import differences, plain_json
+from gate_lightning.utils.lightning_private import is_attached
 from gate_lightning.utils.processes import gathered
 
 __all__ = ["BaseTask", "ReadsFeatures", "SegmentationResults", "UncertainResults"]
@@ -165,7 +166,7 @@ class BaseTask(LightningModule):
         """
         self._check_frozen(checkpoint.get("frozen"))
         self._check_weights(checkpoint["state_dict"])
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+        if is_attached(self) and self.trainer.state.fn == TrainerFn.FITTING:
             self._take_random_state(checkpoint.get("random_state", []))
 
     def _saved_tensors(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

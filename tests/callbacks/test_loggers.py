@@ -1,19 +1,28 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lightning import Callback
 from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
 
-from gate_lightning.callbacks.loggers import RunLog, wandb_logger
+from gate_lightning.callbacks.loggers import RunLog, close_dashboards, tensorboard_logger, wandb_logger
+from gate_lightning.callbacks.reports.class_table import ClassTable
+from gate_lightning.callbacks.reports.predictions import PredictionImages
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.interrupt import Interrupt, Interrupted
 from gate_lightning.errors import ConfigError
+from tests.support.paths import REPOSITORY
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
 
@@ -133,3 +142,78 @@ def test_wandb_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         wandb_logger(str(tmp_path))
+
+
+def test_tensorboard_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        tensorboard_logger(str(tmp_path))
+
+
+def test_tensorboard_has_metrics_images_and_tables(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    task, data = make_task(), FakeData()
+    trainer = make_trainer(tmp_path, PredictionImages(1), ClassTable(), logger=tensorboard_logger(str(tmp_path)))
+    trainer.fit(task, data)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert len(events.Scalars("train/loss")) == 10
+    assert [event.step for event in events.Scalars("val/mIoU")] == [3, 7]
+    (*_, drawn) = events.Images("images/predictions")
+    shown = np.asarray(Image.open(io.BytesIO(drawn.encoded_image_string)))
+    assert np.array_equal(shown, np.asarray(Image.open(tmp_path / "images" / "predictions_step000008.png")))
+    (*_, table) = events.Tensors("tables/classes_val/text_summary")
+    text = table.tensor_proto.string_val[0].decode()
+    assert text.startswith("| class | IoU | ")
+    assert f"| sea | {task.per_class['val']['sea']['IoU']}" in text
+
+
+def test_all_dashboards_get_images_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    shown: list[str] = []
+    monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images: shown.append(key))
+    monkeypatch.setattr(WandbLogger, "log_table", lambda self, key, columns, data: shown.append(key))
+    trainer = make_trainer(tmp_path, PredictionImages(1), ClassTable(), logger=wandb_logger(str(tmp_path)))
+    trainer.validate(make_task(), FakeData(), verbose=False)
+    close_dashboards()
+    assert shown == ["images/predictions", "tables/classes_val"]
+
+
+WITHOUT_DASHBOARDS = """
+import importlib.abc, sys
+from pathlib import Path
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("wandb", "tensorboard"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import gate_lightning, gate_lightning.engine.training
+from gate_lightning.callbacks.loggers import RunLog, close_dashboards
+from gate_lightning.callbacks.reports.class_table import ClassTable
+from gate_lightning.callbacks.reports.predictions import PredictionImages
+from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
+
+folder = sys.argv[1]
+callbacks = [PredictionImages(1), ClassTable()]
+make_trainer(Path(folder), *callbacks, logger=RunLog(folder), max_steps=4).fit(make_task(), FakeData())
+close_dashboards()
+"""
+
+
+def test_training_needs_no_dashboard(tmp_path: Path) -> None:
+    code = [sys.executable, "-c", WITHOUT_DASHBOARDS, str(tmp_path)]
+    done = subprocess.run(code, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path)) == 4
+    assert (tmp_path / "images" / "predictions_step000004.png").is_file()
+
+
+def test_only_two_files_say_wandb_or_tensorboard() -> None:
+    package = REPOSITORY / "gate_lightning"
+    told = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search("wandb|tensorboard", path.read_text(), re.IGNORECASE)
+    }
+    assert told == {"callbacks/loggers.py", "callbacks/reports/dashboards.py"}

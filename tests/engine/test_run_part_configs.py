@@ -40,7 +40,16 @@ def test_callbacks_build_and_are_written_out(name: str) -> None:
         assert set(node) - {"_target_"} == set(parameters), node._target_
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("csv", ["csv"]), ("wandb", ["csv", "wandb"]), ("none", [])])
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("csv", ["csv"]),
+        ("wandb", ["csv", "wandb"]),
+        ("tensorboard", ["csv", "tensorboard"]),
+        ("[wandb,tensorboard]", ["csv", "wandb", "tensorboard"]),
+        ("none", []),
+    ],
+)
 def test_loggers_build(tmp_path: Path, name: str, kinds: list[str]) -> None:
     nodes: Any = composed(f"logger={name}").get("logger") or {}
     assert list(nodes) == kinds

@@ -14,8 +14,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from gate_lightning.callbacks.state.ema import WeightAverage
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import check_choice, whole_number
+from gate_lightning.utils.lightning_private import validation_follows
 
-__all__ = ["RunCheckpoint", "validation_follows"]
+__all__ = ["RunCheckpoint"]
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +27,7 @@ class RunCheckpoint(Checkpoint):
 
     ``last.ckpt`` is a complete state. Where a validation is due at its step, it is written after that, so that its
     result is part of it. ``best.ckpt`` holds the weights that were measured (averaged ones, where there is an average).
-    Files appear under their names only when they are complete. Lightning's own callback writes through the system's
-    temporary folder, whose files are copied in place where that is another disk, and forgets the best score when a run
-    folder has moved.
+    Files appear under their names only when they are complete. The best score survives a move of the run folder.
 
     Args:
         every_n_steps: optimiser steps between two ``last.ckpt``, at least 1.
@@ -39,11 +39,8 @@ class RunCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 500, monitor: str | None = None, mode: str = "max") -> None:
-        if every_n_steps < 1:
-            raise ConfigError(f"every_n_steps is {every_n_steps}; expected at least 1 optimiser step")
-        if mode not in ("max", "min"):
-            raise ConfigError(f"mode is {mode!r}; expected max or min")
-        self.every_n_steps, self.monitor, self.mode = every_n_steps, monitor, mode
+        check_choice(mode, "mode", ("max", "min"))
+        self.every_n_steps, self.monitor, self.mode = whole_number(every_n_steps, "every_n_steps", 1), monitor, mode
         self.best_score: float | None = None
         self.best_step: int | None = None
         self.best_model_path = ""
@@ -117,16 +114,6 @@ class RunCheckpoint(Checkpoint):
 
     def _better(self, score: float, than: float) -> bool:
         return score > than if self.mode == "max" else score < than
-
-
-def validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning validates right after the training batch that is ending.
-
-    Asks the loop itself (private, Lightning 2.6): its rule mixes epochs, intervals in batches or time, and limits.
-    """
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    return bool(loop.epoch_loop._should_check_val_fx(loop._data_fetcher)) and sum(trainer.num_val_batches) > 0
 
 
 def _is_trial(trainer: Trainer) -> bool:

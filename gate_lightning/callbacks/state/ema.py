@@ -19,9 +19,15 @@ __all__ = ["WeightAverage", "averaged_weights"]
 class WeightAverage(Callback):
     """Keeps an average of the trainable weights; evaluation and export see the average, training does not.
 
-    The statistics that normalisations of these weights keep (running mean and variance) are averaged with them, so
-    that they fit. The average is part of the checkpoint.  Its weight grows from 0.1 to ``decay`` over the first steps,
-    so that the random initial weights are forgotten.
+    average ← d · average + (1 − d) · weights after every optimiser step n, with d = min(decay, (1 + n) / (10 + n)), so
+    that the random initial weights are forgotten. The statistics that normalisations of these weights keep (running
+    mean and variance) are averaged with them, so that they fit. The average is part of the checkpoint.
+
+    Lightning's ``WeightAveraging`` (2.6) does none of the following, and each of its hooks would have to be replaced:
+    it copies the whole module and saves the copy, frozen parts included; its first update is a copy, so there is no
+    rise of the decay from the initial weights; it measures the average in validation but not in test, and also where
+    a checkpoint is evaluated, whose weights it then replaces; a validation that breaks off leaves the average in the
+    module, as the end of training does.
 
     Args:
         decay: share of the old average kept at each optimiser step, in [0, 1).

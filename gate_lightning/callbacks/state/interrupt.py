@@ -12,9 +12,10 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from gate_lightning.callbacks.state.checkpoint import RunCheckpoint, validation_follows
+from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.ema import WeightAverage
 from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.utils.lightning_private import log_training_step, validation_follows
 
 __all__ = ["Interrupt", "Interrupted"]
 
@@ -62,7 +63,7 @@ class Interrupt(Checkpoint):
         complete = trainer.global_step != self._step_before
         if complete and not _is_last(trainer) and self._asked(trainer) and not validation_follows(trainer):
             # Lightning logs a step after this hook; a resumed run does not do it again
-            trainer._logger_connector.update_train_step_metrics()
+            log_training_step(trainer)
             self._stop(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,7 +11,8 @@ import math
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.loops.loop import _Loop
+
+from gate_lightning.utils.lightning_private import not_restarting, set_logged_steps
 
 __all__ = ["align_loops", "batches_per_epoch", "position"]
 
@@ -89,7 +90,7 @@ def _go_on_from(trainer: Trainer, batch: int, total: int, batches: int, unvalida
     _set(epoch_loop.batch_progress, batch, total)
     epoch_loop.batch_progress.is_last_batch = batch == batches
     # Lightning counts the step for its loggers after the validation that it returns to.
-    epoch_loop._batches_that_stepped = _batches_that_stepped(trainer, total) - int(pending)
+    set_logged_steps(trainer, _batches_that_stepped(trainer, total) - int(pending))
     if batch == 0:
         epoch_loop.restarting = False  # the epoch starts from its beginning, which is no restart
     elif pending and unvalidated:
@@ -117,8 +118,8 @@ def _between_epochs(trainer: Trainer, total: int) -> None:
 
     Lightning sees that by itself where ``max_epochs`` ends training; with ``max_steps`` it would train a batch more.
     """
-    _Loop.restarting.fset(trainer.fit_loop, False)  # type: ignore[attr-defined]  # the subclass's setter refuses
-    trainer.fit_loop.epoch_loop._batches_that_stepped = _batches_that_stepped(trainer, total)
+    not_restarting(trainer)
+    set_logged_steps(trainer, _batches_that_stepped(trainer, total))
 
 
 def _set(progress: Any, current: int, total: int) -> None:
