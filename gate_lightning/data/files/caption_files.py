@@ -18,7 +18,7 @@ FORMS = """.jsonl ({"image": "a.jpg", "caption": "…"} a line), .json ({"a.jpg"
 .csv or .tsv (columns image and caption), .txt (`a.jpg<TAB>…` a line), or a folder of a.txt files"""
 _IMAGE_KEYS = ("image", "file_name", "path", "file")
 _CAPTION_KEYS = ("caption", "text", "prompt")
-_ADVICE = "caption it (eval.py tool=caption writes such a file), or set technique.prompt.fallback=<one prompt>"
+_ADVICE = "caption it (eval.py tool=caption writes such a file), or give the prompt technique a fallback (one prompt)"
 
 
 class CaptionFile:
@@ -101,7 +101,7 @@ def _txt(path: Path) -> Iterable[tuple[str, str, str]]:
         if line.strip() and not tab:
             raise DataError(
                 f"{path}, line {number}: {line.strip()[:60]!r}; expected `image<TAB>caption`. One prompt for all "
-                f"images is set with technique.prompt.text=<prompt>"
+                f"images is the prompt technique's text"
             )
         if tab:
             yield f"{path}, line {number}", image.strip(), caption.strip()

@@ -225,7 +225,7 @@ def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
         reason = "reads clean latents" if walk is None else "finds its noise by inversion"
         raise ConfigError(
             f"branch {branch.name!r} {reason}, so that all its draws would be equal (ensemble={branch.ensemble}, "
-            f"noise_index={branch.noise_index}); leave ensembles and separate_noises out, or set posterior=sample"
+            f"noise_index={branch.noise_index}); leave several noises out, or sample the posterior"
         )
 
 

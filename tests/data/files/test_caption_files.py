@@ -53,7 +53,7 @@ def test_a_folder_of_texts(tmp_path: Path) -> None:
         ("a.json", '"text"', "holds a str"),
         ("a.json", '{"a.png": ["x", "y"]}', "caption of 'a.png' is a list"),
         ("a.csv", "name,words\na,b\n", r"line 2: found \['name', 'words'\]"),
-        ("a.txt", "a photo of a horse\n", r"line 1: 'a photo of a horse'.*technique\.prompt\.text"),
+        ("a.txt", "a photo of a horse\n", r"line 1: 'a photo of a horse'.*the prompt technique's text"),
         ("a.xlsx", "x", r"no caption file of a known form; expected \.jsonl"),
     ],
 )
