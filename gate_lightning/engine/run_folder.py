@@ -46,8 +46,8 @@ INVOCATION_KEYS = frozenset(
 INSIDE = "run:"
 #: a run's task is fixed: re-composing with another data set would flip it silently
 FIXED_GROUPS = frozenset({"task"})
-#: groups whose files set values all over the configuration
-COLLECTIONS = frozenset({"experiment", "control"})
+#: groups whose choice sets many values: a saved run has its own
+COLLECTIONS = frozenset({"experiment", "ablation", "technique"})
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "torchmetrics", "numpy")
 
 

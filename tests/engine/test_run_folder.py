@@ -37,7 +37,7 @@ def test_patch_refuses_another_task() -> None:
         runs.patch(SAVED, composed(), ["task=label_scarce"])
 
 
-@pytest.mark.parametrize("override", ["experiment=study/controls", "ablation=pixels"])
+@pytest.mark.parametrize("override", ["experiment=study/controls", "ablation=pixels", "+technique=mine"])
 def test_patch_refuses_what_sets_many_values(override: str) -> None:
     with pytest.raises(ConfigError, match="sets many values at once"):
         runs.patch(SAVED, composed(), [override])
