@@ -134,7 +134,7 @@ def test_a_missing_caption_stops_before_training(root: Path, tmp_path: Path) -> 
     (tmp_path / "c.jsonl").write_text((root / "captions.jsonl").read_text().splitlines()[0])
     made = components(*controlled(root, f"technique.prompt.file={tmp_path / 'c.jsonl'}"))
     _ = made.extractor
-    with pytest.raises(DataError, match=r"has no caption for 'images/.*\(1 of 2 .*give the prompt technique a fallback"):
+    with pytest.raises(DataError, match=r"has no caption for 'images/.*\(1 of 2 .*prompt technique a fallback"):
         made.datamodule.setup("fit")
 
 
