@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
-from torchmetrics import Metric
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.metrics.base import ClassMetric
 from gate_lightning.ops.labels import check_label_range
 
 __all__ = ["BoundaryMetrics", "boundary_band"]
@@ -39,7 +39,7 @@ def _highest(maps: Tensor, width: int) -> Tensor:
     return max_pool2d(max_pool2d(maps, (side, 1), stride=1), (1, side), stride=1)
 
 
-class BoundaryMetrics(Metric):
+class BoundaryMetrics(ClassMetric):
     """Boundary IoU per class, |M ∩ P| / |M ∪ P|, and its mean (arXiv 2103.16562), as fractions in [0, 1].
 
     M and P are the pixels of the class in the ``boundary_band`` of mask and prediction; the band is ``ratio`` of the
@@ -56,9 +56,6 @@ class BoundaryMetrics(Metric):
         ConfigError: if a number is out of range.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     shared: Tensor
     either: Tensor
 
@@ -69,15 +66,10 @@ class BoundaryMetrics(Metric):
         class_names: Sequence[str] | None = None,
         ratio: float = 0.02,
     ) -> None:
-        super().__init__()
-        names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
-        if num_classes < 2 or len(names) != num_classes:
-            raise ConfigError(
-                f"num_classes is {num_classes} with {len(names)} names; expected two or more, and as many"
-            )
+        super().__init__(num_classes, ignore_index, class_names)
         if not 0.0 < ratio < 1.0:
             raise ConfigError(f"boundary_ratio is {ratio}; expected a share of the diagonal in (0, 1), usually 0.02")
-        self.num_classes, self.ignore_index, self.class_names, self.ratio = num_classes, ignore_index, names, ratio
+        self.ratio = ratio
         empty = torch.zeros(num_classes, dtype=torch.int64)
         self.add_state("shared", default=empty.clone(), dist_reduce_fx="sum")
         self.add_state("either", default=empty.clone(), dist_reduce_fx="sum")
@@ -113,9 +105,7 @@ class BoundaryMetrics(Metric):
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Class name → ``boundary_IoU``; NaN where there is no band. All processes must call it."""
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
-        ):
+        with self.summed():
             values = (self.shared.double() / self.either).tolist()
         return {name: {"boundary_IoU": value} for name, value in zip(self.class_names, values, strict=True)}
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.metrics.base import ClassMetric
 from gate_lightning.ops.labels import check_label_range
 
 __all__ = ["SegmentationMetrics", "confusion_counts", "scores"]
 
 
-class SegmentationMetrics(Metric):
+class SegmentationMetrics(ClassMetric):
     """aAcc, mIoU and mAcc as mmsegmentation computes them, as fractions in [0, 1] (higher is better).
 
     Counts are summed over all images (and processes) before anything is divided:
@@ -40,20 +40,10 @@ class SegmentationMetrics(Metric):
         {'aAcc': 0.667, 'mIoU': 0.5, 'mAcc': 0.75}
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
     confusion: Tensor
 
     def __init__(self, num_classes: int, ignore_index: int = 255, class_names: Sequence[str] | None = None) -> None:
-        super().__init__()
-        names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
-        if num_classes < 2 or len(names) != num_classes or len(set(names)) != num_classes:
-            raise ConfigError(
-                f"num_classes is {num_classes} and class_names are {names}; expected two or more classes, and as many "
-                "different names"
-            )
-        self.num_classes, self.ignore_index, self.class_names = num_classes, ignore_index, tuple(names)
+        super().__init__(num_classes, ignore_index, class_names)
         #: (K, K) pixel counts, rows: mask, columns: prediction
         empty = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("confusion", default=empty, dist_reduce_fx="sum")
@@ -98,9 +88,7 @@ class SegmentationMetrics(Metric):
 
     def confusion_matrix(self) -> Tensor:
         """Confusion matrix (K, K) int64 of all processes, which must all call it; rows: mask, columns: prediction."""
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
-        ):
+        with self.summed():
             return self.confusion.clone()
 
 

@@ -61,9 +61,7 @@ class LabelScarceMetrics(SegmentationMetrics):
     def per_class(self) -> dict[str, dict[str, float]]:
         """Class name → ``IoU_ddpm`` (NaN for an ignored class) and the columns of ``SegmentationMetrics``."""
         rows = super().per_class()
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
-        ):
+        with self.summed():
             ious = _ious(self.confusion, self.unlabelled)
         ious[~self._counted().to(ious.device)] = torch.nan
         return {name: {"IoU_ddpm": iou} | rows[name] for name, iou in zip(self.class_names, ious.tolist(), strict=True)}
