@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from gate_lightning.callbacks.state.ema import WeightAverage
+from gate_lightning.callbacks.state.ema import with_average
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.lightning_private import validation_follows
@@ -107,7 +106,7 @@ class RunCheckpoint(Checkpoint):
         if math.isnan(score) or (self.best_score is not None and not self._better(score, self.best_score)):
             return
         self.best_score, self.best_step = score, trainer.global_step
-        with _as_measured(trainer, pl_module):
+        with with_average(trainer, pl_module):  # the weights that validation measured
             path = _save(trainer, self.folder(trainer) / "best.ckpt", weights_only=True)
         self.best_model_path = str(path)
         log.info("best %s so far: %.4f at step %d", monitor, score, trainer.global_step)
@@ -119,12 +118,6 @@ class RunCheckpoint(Checkpoint):
 def _is_trial(trainer: Trainer) -> bool:
     """Whether this is Lightning's ``fast_dev_run``, which leaves no files."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def _as_measured(trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
-    """Validation saw averaged weights where there is an average; they are what the score belongs to."""
-    average = next((c for c in trainer.callbacks if isinstance(c, WeightAverage)), None)  # type: ignore[attr-defined]
-    return nullcontext() if average is None else average.averaged(pl_module)
 
 
 def _save(trainer: Trainer, path: Path, weights_only: bool) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["WeightAverage", "averaged_weights"]
+__all__ = ["WeightAverage", "averaged_weights", "with_average"]
 
 
 class WeightAverage(Callback):
@@ -124,6 +124,13 @@ class WeightAverage(Callback):
             if name in self._kept:
                 value.copy_(self._kept[name])
         self._kept.clear()
+
+
+def with_average(trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
+    """Context in which the module holds the average that the trainer keeps, or its own weights where it keeps none."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    average = next((c for c in callbacks if isinstance(c, WeightAverage)), None)
+    return nullcontext() if average is None else average.averaged(pl_module)
 
 
 def averaged_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from gate_lightning.callbacks.state.ema import WeightAverage, averaged_weights
+from gate_lightning.callbacks.state.ema import averaged_weights, with_average
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +60,6 @@ def export_checkpoint(task: LightningModule, checkpoint: Path, folder: Path) -> 
 
 def export_now(trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
     """Write the task's part now, averaged where the trainer has a `WeightAverage`."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    average = next((c for c in callbacks if isinstance(c, WeightAverage)), None)
-    task = cast(Exportable, pl_module)
-    if average is None:
-        task.export(folder)
-    else:
-        with average.averaged(pl_module):
-            task.export(folder)
+    with with_average(trainer, pl_module):
+        cast(Exportable, pl_module).export(folder)
     log.info("Exported the trained part to %s.", folder)
