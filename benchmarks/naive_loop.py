@@ -47,7 +47,7 @@ class NaiveLoop:
     def __init__(self, backbone: UNetBackbone, layers: Sequence[str], timestep: int) -> None:
         self.backbone, self.timestep = backbone, timestep
         self.paths = {layer: backbone.layers[layer].module for layer in layers}
-        self.scheduler = DDPMScheduler.from_config(dict(backbone.schedule))
+        self.scheduler = DDPMScheduler.from_config(dict(backbone.schedule.config))
 
     @torch.no_grad()
     def read(self, branch: NaiveBranch, images: Tensor, noise: Tensor) -> Recorded:

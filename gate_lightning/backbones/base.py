@@ -1,19 +1,20 @@
-"""What every frozen backbone offers, whatever its architecture."""
+"""The contract of a frozen backbone, whatever its architecture."""
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.backbones.specs import ADAPTER_KINDS, AdapterKind, Adapters, LayerSpec, PromptEmbeds, Residuals
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import FeatureInfo, Identity
+from gate_lightning.utils.checks import did_you_mean, whole_number
 
 __all__ = ["Backbone"]
 
@@ -21,11 +22,16 @@ __all__ = ["Backbone"]
 class Backbone(nn.Module, ABC):
     """A frozen network that sees images; activations of its denoiser are the features.
 
-    It is frozen and in evaluation mode for good: ``train()`` does not reach it.
+    It is frozen and in evaluation mode for good: ``train()`` does not reach it. Latents are maps (B, c, h, w) for all
+    callers; what a network wants instead (2 × 2 patches packed into a sequence, say) is made inside ``forward``.
+
+    As it stands the class describes a network over pixels (latents are the images) without a text encoder; others
+    override ``encode_moments``, ``decode`` and ``encode_text``.
 
     Attributes:
         family: architecture family, which layer presets are kept by.
         identity: which weights these are.
+        schedule: how latents are noised, what the denoiser is told, what its prediction means.
         layers: layer id → LayerSpec, in the order in which the network computes them.
         derived: the same for what is made of several of them or after the pass: averaged attention, ``vae-out``.
         aliases: other names of layers → layer id; features are reported under the name that was asked for.
@@ -34,27 +40,20 @@ class Backbone(nn.Module, ABC):
         size_multiple: heights and widths of images must be multiples of this.
         minimum_size: smallest side of an image in pixels.
         native_size: side in pixels of the images it was trained on.
-        num_train_timesteps: length of the noise schedule.
-        prediction_type: "epsilon", "v_prediction", "sample", or "" without a denoiser.
-        schedule: config of the noise schedule (betas, length), as diffusers' schedulers take it; empty without one.
-        reads_clean: it reads clean latents: no noise is added, and its own timestep is used (CleanDIFT).
     """
 
     family: str
     identity: Identity
+    schedule: NoiseSchedule
     layers: Mapping[str, LayerSpec]
     derived: Mapping[str, LayerSpec] = MappingProxyType({})
     aliases: Mapping[str, str] = MappingProxyType({})
-    supports: frozenset[str]
-    latent_channels: int
-    latent_stride: int
+    supports: frozenset[str] = frozenset()
+    latent_channels: int = 3
+    latent_stride: int = 1
     size_multiple: int
     minimum_size: int
     native_size: int
-    num_train_timesteps: int
-    prediction_type: str
-    schedule: Mapping[str, Any] = MappingProxyType({})
-    reads_clean: bool = False
 
     @property
     @abstractmethod
@@ -62,22 +61,16 @@ class Backbone(nn.Module, ABC):
         """The module that layer paths start from."""
 
     @abstractmethod
-    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents' posterior, both scaled, (B, c, h, w).
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompt_embeds: PromptEmbeds,
+        residuals: Residuals | None,
+        adapters: Sequence[Adapters] | None,
+    ) -> Tensor:
+        """One pass of the denoiser, told ``schedule.told(timestep)``; see ``denoise``, through which it is called."""
 
-        Args:
-            images: (B, 3, H, W) in [-1, 1].
-        """
-
-    @abstractmethod
-    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
-        """Embeddings of B prompts, the text encoder steered by the text parts of ``adapters``."""
-
-    @abstractmethod
-    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """Latents at the noise level of ``timestep``: √ᾱ·latents + √(1-ᾱ)·noise."""
-
-    @abstractmethod
     def denoise(
         self,
         latents: Tensor,
@@ -86,20 +79,36 @@ class Backbone(nn.Module, ABC):
         residuals: Residuals | None = None,
         adapters: Sequence[Adapters] | None = None,
     ) -> Tensor:
-        """One pass of the denoiser; its prediction (B, c, h, w).
+        """One pass of the denoiser; its prediction (B, c, h, w), of the schedule's prediction type.
 
         Args:
             latents: noisy latents (B, c, h, w).
-            timestep: what the denoiser is told.
+            timestep: of the noise schedule.
             prompt_embeds: of B prompts.
             residuals: ControlNet residuals to add, or None.
             adapters: for each sample the adapters that steer it, or None for none.
         """
+        # through __call__, so that recorders see latents, timestep and prediction of the pass by hooks on the backbone
+        prediction: Tensor = self(latents, timestep, prompt_embeds, residuals, adapters)
+        return prediction
+
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents' posterior, both scaled, (B, c, h, w).
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+        """
+        images = images.to(self.dtype)
+        return images, torch.zeros_like(images)
+
+    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
+        """Embeddings of B prompts, the text encoder steered by their part of ``adapters``; (B, 0, 0) without one."""
+        return PromptEmbeds(torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype))
 
     def control_residuals(
         self, name: str, latents: Tensor, timestep: int, prompt_embeds: PromptEmbeds, control_images: Tensor
     ) -> Residuals:
-        """What the ControlNet ``name`` adds to the denoiser's skips and middle, at scale 1.
+        """Residuals of the ControlNet ``name`` at scale 1.
 
         Args:
             name: of a ControlNet that was required before.
@@ -160,9 +169,7 @@ class Backbone(nn.Module, ABC):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W), about [-1, 1], of scaled latents (B, c, h, w)."""
-        raise ConfigError(
-            f"{self.identity.name} makes no images; use a diffusion backbone: tiny, sd15, adm_lsun_horse …"
-        )
+        return latents
 
     def layer_id(self, name: str) -> str:
         """The layer id that ``name``, an id or an alias, stands for.
@@ -173,8 +180,7 @@ class Backbone(nn.Module, ABC):
         layer_id = self.aliases.get(name, name)
         if layer_id in self.layers or layer_id in self.derived:
             return layer_id
-        near = difflib.get_close_matches(name, [*self.layers, *self.derived, *self.aliases], n=4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
+        hint = did_you_mean(name, [*self.layers, *self.derived, *self.aliases], 4)
         raise ConfigError(
             f"{self.identity.name} has no layer {name!r}; {hint}eval.py tool=layers lists its {len(self.layers)} layers"
         )
@@ -190,9 +196,9 @@ class Backbone(nn.Module, ABC):
         Args:
             latents: noisy latents (B, c, h, w) that the denoiser saw.
             prediction: of the denoiser for them.
-            timestep: that it was told.
+            timestep: of the pass.
         """
-        raise ConfigError(f"{self.identity.name} decodes no images: it has no layer vae-out")
+        return self.decode(self.schedule.step(latents, prediction, timestep))
 
     def feature_info(self, layer_ids: Iterable[str]) -> dict[str, FeatureInfo]:
         """Channels and stride of each layer (id or alias), under the names and in the order given.
@@ -204,14 +210,8 @@ class Backbone(nn.Module, ABC):
         return {name: FeatureInfo(spec.channels, spec.stride, spec.module) for name, spec in specs.items()}
 
     def check_timestep(self, timestep: int) -> None:
-        """Raise ConfigError unless 0 ≤ timestep < num_train_timesteps."""
-        if isinstance(timestep, bool) or not isinstance(timestep, int):
-            raise ConfigError(f"timestep {timestep!r} is a {type(timestep).__name__}; expected an integer")
-        if not 0 <= timestep < self.num_train_timesteps:
-            raise ConfigError(
-                f"timestep {timestep} is outside 0 … {self.num_train_timesteps - 1}, the noise schedule of "
-                f"{self.identity.name}; choose one inside (features are usually read between 25 and 300)"
-            )
+        """Raise ConfigError unless the timestep is a whole number within the noise schedule."""
+        whole_number(timestep, "timestep", 0, self.schedule.length - 1)
 
     def check_images(self, images: Tensor) -> None:
         """Raise DataError unless the images are (B, 3, H, W) of a size this backbone can read."""

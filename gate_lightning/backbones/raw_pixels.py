@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.noise_schedule import CleanSchedule
 from gate_lightning.backbones.specs import Adapters, LayerSpec, PromptEmbeds, Residuals
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
@@ -41,16 +42,12 @@ class PixelBackbone(Backbone):
             f"pixels-stride{stride}": LayerSpec(f"stride{stride}", "output", 3 * stride * stride + 2 * position, stride)
             for stride in strides
         }
-        self.supports = frozenset()
-        self.latent_channels = 3
-        self.latent_stride = 1
         self.size_multiple = 1
         self.minimum_size = max(strides)
         if native_size < self.minimum_size:
             raise ConfigError(f"native_size={native_size}: expected at least the largest patch, {self.minimum_size}")
         self.native_size = native_size
-        self.num_train_timesteps = 1000
-        self.prediction_type = ""
+        self.schedule = CleanSchedule()
         # tells dtype and device, as there is no weight
         self.register_buffer("_place", torch.zeros(1), persistent=False)
         self.freeze()
@@ -75,30 +72,23 @@ class PixelBackbone(Backbone):
         """Where the features are made."""
         return self._place.device
 
-    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The images themselves, without spread."""
-        images = images.to(self.dtype)
-        return images, torch.zeros_like(images)
-
-    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
-        """Nothing: (B, 0, 0)."""
-        return PromptEmbeds(torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype))
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """The latents as they are."""
-        return latents
-
-    def denoise(
+    def forward(
         self,
         latents: Tensor,
         timestep: int,
         prompt_embeds: PromptEmbeds,
-        residuals: Residuals | None = None,
-        adapters: Sequence[Adapters] | None = None,
+        residuals: Residuals | None,
+        adapters: Sequence[Adapters] | None,
     ) -> Tensor:
         """Cut the images (B, 3, H, W) into patches of every stride; the images."""
         self.patches(latents)
         return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Refused: there is nothing that makes images."""
+        raise ConfigError(
+            f"{self.identity.name} makes no images; use a diffusion backbone: tiny, sd15, adm_lsun_horse …"
+        )
 
 
 class _Patches(nn.Module):

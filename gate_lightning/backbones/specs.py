@@ -1,10 +1,10 @@
-"""What passes between a backbone and whoever uses it: prompts, adapters, residuals, and where layers are found."""
+"""Plain data between a backbone and its callers: prompts, adapters, ControlNet residuals, places of layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,37 +24,61 @@ Adapters = tuple[tuple[str, float], ...]
 #: what the file of an adapter holds
 AdapterKind = Literal["lora", "tokens", "prompt"]
 ADAPTER_KINDS: Mapping[AdapterKind, str] = {"lora": "LoRA", "tokens": "learned tokens", "prompt": "learned prompt"}
-#: ControlNet residuals of a batch: one tensor per skip connection, and the one of the middle block.
-Residuals = tuple[tuple[Tensor, ...], Tensor]
-#: how a hook reads a layer: a module's output or input map, tokens (B, N, C) to lay out as a map, attention weights,
-#: attention weights averaged over heads and layers and laid out as a map, the image decoded after one scheduler step.
-LayerKind = Literal["output", "input", "tokens", "attention", "averaged", "image"]
+#: ControlNet residuals of a batch: path of a module inside the denoiser → (B, …) added to what the module gives. A
+#: U-Net adds them to the skip connections that start there, and to the middle block's output.
+Residuals = Mapping[str, Tensor]
+#: how a layer is read: a module's output or input map (B, C, h, w); the image's tokens (B, N, C) of a module's output
+#: or input, laid out as a map; attention weights; attention weights averaged over heads and layers and laid out as a
+#: map; the image decoded after one scheduler step.
+LayerKind = Literal["output", "input", "tokens", "input_tokens", "attention", "averaged", "image"]
 
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """What a denoiser is told, as its text encoders say it.
+    """B prompts as the text encoders of a model embed them.
 
     Attributes:
-        hidden: (B, T, C), one vector per token; read by cross-attention.
-        pooled: (B, P), one vector per prompt, for models that add it to the time embedding (SDXL); else None.
+        hidden: (B, T, C), one vector per token; read by (cross-)attention.
+        pooled: (B, P), one vector per prompt, for models that add it to the time embedding (SDXL, SD 3, Flux), or None.
+        mask: (B, T), true for tokens that are read and false for padding, for models that mask it (PixArt, SANA,
+            Lumina, Qwen-Image), or None.
+        second: of a second text encoder whose tokens are no continuation of the first's (HunyuanDiT), or None.
     """
 
     hidden: Tensor
     pooled: Tensor | None = None
+    mask: Tensor | None = None
+    second: PromptEmbeds | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def __getitem__(self, rows: slice | Tensor) -> PromptEmbeds:
-        """The same for some of the prompts."""
-        return PromptEmbeds(self.hidden[rows], None if self.pooled is None else self.pooled[rows])
+        """Some of the prompts."""
+        return PromptEmbeds(self.hidden[rows], *(part if part is None else part[rows] for part in self._optional))
+
+    @property
+    def _optional(self) -> tuple[Any, Any, Any]:
+        return self.pooled, self.mask, self.second
 
     @staticmethod
     def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
-        """Prompts behind one another; all of equal T, all with or all without ``pooled``."""
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return PromptEmbeds(torch.cat([part.hidden for part in parts]), torch.cat(pooled) if pooled else None)
+        """The prompts of all parts; T must be equal, and a part of the embeddings be there in all or in none.
+
+        Raises:
+            ValueError: embeddings of different models.
+        """
+        optional = [_cat(column) for column in zip(*(part._optional for part in parts), strict=True)]
+        return PromptEmbeds(torch.cat([part.hidden for part in parts]), *optional)
+
+
+def _cat(column: Sequence[Any]) -> Any:
+    present = [part for part in column if part is not None]
+    if not present:
+        return None
+    if len(present) != len(column):
+        raise ValueError(f"{len(present)} of {len(column)} prompts have a pooled vector, mask or second embedding")
+    return PromptEmbeds.cat(present) if isinstance(present[0], PromptEmbeds) else torch.cat(present)
 
 
 @dataclass(frozen=True)
@@ -67,14 +91,21 @@ class LayerSpec:
         kind: how it is read, see LayerKind.
         channels: channels of the feature map; heads for ``attention``; 0 where they depend on the image's size.
         stride: pixels of the image per position; 0 for ``attention``, which is no map: (B, heads, queries, keys).
-        grid: path of the module whose input map (B, C, h, w) the tokens come from, "" if no tokens. Of an ``averaged``
-            layer: whose input has the size that the maps are resized to.
-        sources: of an ``averaged`` layer, the ``attention`` layers (each with its grid) it is made of, by size.
+        element: which of several: of a tuple output its index, of inputs the position or the argument's name.
+        offset: of ``tokens``: how many stand before the image's (class token, registers, text in front); None if the
+            image's are the last of the sequence.
+        sources: of an ``averaged`` layer, the ``attention`` layers it is made of, by size; their ``stride`` is that of
+            the queries.
     """
 
     module: str
     kind: LayerKind
     channels: int
     stride: int
-    grid: str = ""
+    element: int | str = 0
+    offset: int | None = 0
     sources: tuple[tuple[LayerSpec, ...], ...] = ()
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the map for an image of that size in pixels."""
+        return -(-height // self.stride), -(-width // self.stride)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,10 +11,11 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunD
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule, NoiseSchedule
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning, Predict, Technique
-from gate_lightning.techniques.schedule import NoiseSchedule, wide
+from gate_lightning.techniques.schedule import noise_schedule, wide
 from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["SAMPLERS", "Denoise"]
@@ -53,7 +53,13 @@ class Denoise(Technique):
 
     def prepare(self, backbone: Backbone) -> None:
         """Check that there is a schedule to go down, in steps this sampler can make."""
-        length = len(NoiseSchedule(backbone, "denoising from a higher timestep"))
+        schedule = noise_schedule(backbone, "denoising from a higher timestep")
+        if schedule.prediction_type == "flow" and self.sampler not in _FLOW_SAMPLERS:
+            raise ConfigError(
+                f"denoise.sampler={self.sampler}: made for the noise levels of DDPM, and {backbone.identity.name} is a "
+                f"flow-matching model; choose {' or '.join(_FLOW_SAMPLERS)} (both are Euler's steps there)"
+            )
+        length = schedule.length
         if self.sampler.startswith("pndm") and length // (length // min(self.stride, length)) != self.stride:
             raise ConfigError(
                 f"denoise.stride={self.stride}: the PNDM sampler makes equal steps that divide the {length} timesteps "
@@ -68,10 +74,11 @@ class Denoise(Technique):
 
     def check(self, backbone: Backbone, timestep: int) -> None:
         """Refuse a start above the schedule."""
-        if self.start(timestep) >= backbone.num_train_timesteps:
+        length = backbone.schedule.length
+        if self.start(timestep) >= length:
             raise ConfigError(
                 f"denoising by {self.steps} steps of {self.stride} to the timestep {timestep} starts at "
-                f"{self.start(timestep)}, outside 0 … {backbone.num_train_timesteps - 1}, the noise schedule of "
+                f"{self.start(timestep)}, outside 0 … {length - 1}, the noise schedule of "
                 f"{backbone.identity.name}; choose a lower timestep or fewer steps"
             )
 
@@ -81,9 +88,10 @@ class Denoise(Technique):
 
     def run(self, latents: Tensor, timestep: int, predict: Predict, backbone: Backbone) -> Tensor:
         """Latents (B, c, h, w) at the level of ``timestep`` from those at that of ``start(timestep)``."""
-        schedule = NoiseSchedule(backbone, "denoising from a higher timestep")
+        schedule = noise_schedule(backbone, "denoising from a higher timestep")
+        samplers = _FLOW_SAMPLERS if schedule.prediction_type == "flow" else SAMPLERS
         levels = list(range(self.start(timestep), timestep - 1, -self.stride))
-        return SAMPLERS[self.sampler](wide(latents), levels, predict, schedule).to(latents)
+        return samplers[self.sampler](wide(latents), levels, predict, schedule).to(latents)
 
 
 def _ddim(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
@@ -106,8 +114,8 @@ def _pndm_visiting(
     visits: list[int], latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule
 ) -> Tensor:
     # it averages predictions of several levels, which only noise allows: other kinds are converted first
-    scheduler = PNDMScheduler(**{**schedule.config, "prediction_type": "epsilon"}, skip_prk_steps=True)
-    scheduler.set_timesteps(len(schedule) // (levels[0] - levels[1]))
+    scheduler = PNDMScheduler(**{**_config(schedule), "prediction_type": "epsilon"}, skip_prk_steps=True)
+    scheduler.set_timesteps(schedule.length // (levels[0] - levels[1]))
     for timestep in visits:
         _, noise = schedule.split(latents, predict(latents, timestep), timestep)
         latents = scheduler.step(noise, timestep, latents, return_dict=False)[0]
@@ -118,18 +126,28 @@ def _solver(kind: Any, scaled: bool) -> Callable[[Tensor, list[int], Predict, No
     """A diffusers scheduler on the levels given; ``scaled``: its samples are latents · √(1 + σ²)."""
 
     def walk(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
-        scheduler = kind(**schedule.config)
+        scheduler = kind(**_config(schedule))
         # the last level is reached, never visited; the scheduler needs it to know where the last step ends
         scheduler.set_timesteps(timesteps=levels)
         scheduler.set_begin_index(0)
         if scaled:
-            latents = latents / math.sqrt(schedule.alphas[levels[0]])
+            latents = latents / schedule.level(levels[0])[0]
         for timestep in scheduler.timesteps[: (len(levels) - 1) * scheduler.order]:
             prediction = predict(scheduler.scale_model_input(latents, timestep), int(timestep))
             latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
-        return latents * math.sqrt(schedule.alphas[levels[-1]]) if scaled else latents
+        return latents * schedule.level(levels[-1])[0] if scaled else latents
 
     return walk
+
+
+def _config(schedule: NoiseSchedule) -> dict[str, Any]:
+    """Arguments of a diffusers scheduler: the betas themselves, as not every scheduler knows every way to make them."""
+    assert isinstance(schedule, DiffusionSchedule)
+    return {
+        "num_train_timesteps": schedule.length,
+        "trained_betas": schedule.betas,
+        "prediction_type": schedule.prediction_type,
+    }
 
 
 #: name → (latents at the first level, levels, predict, schedule) → latents at the last level
@@ -141,3 +159,5 @@ SAMPLERS: dict[str, Callable[[Tensor, list[int], Predict, NoiseSchedule], Tensor
     "heun": _solver(HeunDiscreteScheduler, scaled=True),
     "dpmpp": _solver(DPMSolverMultistepScheduler, scaled=False),
 }
+#: the same for flow matching, where the step of DDIM is Euler's
+_FLOW_SAMPLERS = {"ddim": _ddim, "euler": _ddim}

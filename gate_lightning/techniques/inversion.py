@@ -12,7 +12,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning, Predict, Technique
-from gate_lightning.techniques.schedule import NoiseSchedule, wide
+from gate_lightning.techniques.schedule import noise_schedule, wide
 from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["Inversion"]
@@ -23,7 +23,8 @@ class Inversion(Technique):
     """Clean latents brought up to the timestep that is read by DDIM steps in reverse (Song et al. 2021, §4.3).
 
     The denoiser is conditioned as when it is read: by the branch's prompt, ControlNets and LoRAs. In each step it is
-    told the timestep to be reached and sees the latents of the one before. No noise is drawn.
+    told the timestep to be reached and sees the latents of the one before. No noise is drawn. For flow-matching models
+    the same steps are Euler's along the velocity, from the image up.
 
     Args:
         stride: timesteps per step, at least 1. The released GATE code takes 10.
@@ -47,7 +48,7 @@ class Inversion(Technique):
 
     def prepare(self, backbone: Backbone) -> None:
         """Check that there is a schedule to go up."""
-        NoiseSchedule(backbone, "DDIM inversion")
+        noise_schedule(backbone, "DDIM inversion")
 
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
@@ -64,10 +65,10 @@ class Inversion(Technique):
     def check(self, backbone: Backbone, timestep: int) -> None:
         """Refuse a way that leads out of the schedule."""
         last = self.levels(timestep)[-1]
-        if last >= backbone.num_train_timesteps:
+        if last >= backbone.schedule.length:
             raise ConfigError(
                 f"inversion from {self.first} by {self.stride} to the timestep {timestep} ends at {last}, outside 0 … "
-                f"{backbone.num_train_timesteps - 1}; choose a lower timestep, another stride, or last=exact"
+                f"{backbone.schedule.length - 1}; choose a lower timestep, another stride, or last=exact"
             )
 
     def start(self, timestep: int) -> None:
@@ -75,7 +76,7 @@ class Inversion(Technique):
 
     def run(self, latents: Tensor, timestep: int, predict: Predict, backbone: Backbone) -> Tensor:
         """Latents (B, c, h, w) at the level of ``timestep`` from clean ones, one pass for each step."""
-        schedule = NoiseSchedule(backbone, "DDIM inversion")
+        schedule = noise_schedule(backbone, "DDIM inversion")
         state = wide(latents)
         for level, target in pairwise(self.levels(timestep)):
             state = schedule.move(state, predict(state, target), level, target)

@@ -56,7 +56,7 @@ def test_single_layers_are_layers_of_the_network(name: str, target: str, count: 
         backbone = get_object(node._target_)("random", architecture=node.architecture)
     assert len(set(params["layers"])) == len(params["layers"]) == count
     assert set(params["layers"]) <= backbone.layers.keys()
-    assert all(0 <= int(timestep) < backbone.num_train_timesteps for timestep in params["timestep"])
+    assert all(0 <= int(timestep) < backbone.schedule.length for timestep in params["timestep"])
 
 
 def test_a_student_trains_on_images_alone(tmp_path: Path) -> None:

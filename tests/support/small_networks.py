@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from gate_lightning.backbones.adm.loading import load_adm_backbone
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.raw_pixels import PixelBackbone
 from gate_lightning.backbones.stable_diffusion.architectures import build_random_backbone
 from gate_lightning.backbones.stable_diffusion.cleandift import load_cleandift_backbone
@@ -55,7 +56,9 @@ def build(member: str, seed: int = 0) -> Backbone:
         )
         text_encoder = CLIPTextModel(text)
     schedule["prediction_type"] = "v_prediction" if member == "sd2_like" else "epsilon"
-    return UNetBackbone(unet, vae, text_encoder, tokenizer, schedule, Identity(member, "", str(seed)))
+    return UNetBackbone(
+        unet, vae, text_encoder, tokenizer, DiffusionSchedule(schedule), Identity(member, "", str(seed))
+    )
 
 
 def _one_repeat() -> tuple[UNet2DConditionModel, AutoencoderKL]:

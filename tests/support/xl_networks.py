@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.stable_diffusion.sdxl import SDXLBackbone
 from gate_lightning.backbones.tiny.tokenizer import build_tokenizer
 from gate_lightning.structures import Identity
@@ -56,7 +57,9 @@ def xl_like(seed: int = 0, numbers: int = 6, force_upcast: bool = True, depth: i
         )
         text = CLIPTextModel(_text(first, 24, 2, "quick_gelu"))
         text_2 = CLIPTextModelWithProjection(_text(second, 32, 3, "gelu"))
-    return SDXLBackbone(unet, vae, text, text_2, first, second, SCHEDULE, Identity("xl_like", "", str(seed)), **own)
+    return SDXLBackbone(
+        unet, vae, text, text_2, first, second, DiffusionSchedule(SCHEDULE), Identity("xl_like", "", str(seed)), **own
+    )
 
 
 def xl_pipeline(backbone: SDXLBackbone, **own: Any) -> StableDiffusionXLImg2ImgPipeline:

@@ -53,7 +53,7 @@ def oracle(backbone: UNetBackbone, controls: dict[str, tuple[float, Tensor]]) ->
     images = random_images(2)
     noise = torch.randn(2, 4, 16, 24, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        latents = backbone.add_noise(backbone.encode(images), noise, 50)
+        latents = backbone.schedule.add_noise(backbone.encode(images), noise, 50)
         embeds = backbone.encode_text(["a photo"] * 2).hidden
         nets = MultiControlNetModel([backbone.controlnets[name] for name in controls])
         scales, given = zip(*controls.values(), strict=True)

@@ -15,10 +15,10 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, EulerD
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.errors import ConfigError
 from gate_lightning.techniques.denoise import SAMPLERS, Denoise
 from gate_lightning.techniques.inversion import Inversion
-from gate_lightning.techniques.schedule import NoiseSchedule
 from tests.support.small_networks import build, relative
 
 SPREAD = 0.6  # s of the data
@@ -186,7 +186,7 @@ def test_steps_within_the_schedule_only(epsilon: Backbone) -> None:
         (lambda: Denoise(0), "denoise.steps=0"),
         (lambda: Denoise(True), "denoise.steps=True"),
         (lambda: Denoise(2, stride=0), "denoise.stride=0"),
-        (lambda: Denoise(2, "ddpm"), "denoise.sampler='ddpm': did you mean ddim? expected one of ddim"),
+        (lambda: Denoise(2, "ddpm"), "denoise.sampler='ddpm': did you mean ddim\\? expected one of ddim, pndm"),
         (lambda: Inversion(0), "inversion.stride=0"),
         (lambda: Inversion(first=-1), "inversion.first=-1"),
         (lambda: Inversion(last="over"), "inversion.last='over'"),  # type: ignore[arg-type]
@@ -204,13 +204,12 @@ def test_what_makes_no_sense_is_refused(make: Callable[[], object], message: str
         make()
 
 
-def test_a_zero_terminal_schedule_is_taken_over() -> None:
-    backbone = build("sd2_like")
-    backbone.schedule = {**backbone.schedule, "rescale_betas_zero_snr": True}
-    own = NoiseSchedule(backbone, "x")
-    assert own.alphas[999] == 0.0
-    torch.testing.assert_close(
-        torch.tensor(own.alphas), DDPMScheduler(**BETAS, rescale_betas_zero_snr=True).alphas_cumprod
-    )
-    # the schedulers get the same levels, whether or not they know that setting
-    torch.testing.assert_close(PNDMScheduler(**own.config).alphas_cumprod, torch.tensor(own.alphas))
+def test_samplers_get_a_zero_terminal_schedule() -> None:
+    schedule = DiffusionSchedule({**BETAS, "rescale_betas_zero_snr": True})
+    signal = [schedule.level(timestep)[0] for timestep in range(1000)]
+    assert signal[999] == 0.0
+    expected = DDPMScheduler(**BETAS, rescale_betas_zero_snr=True).alphas_cumprod
+    torch.testing.assert_close(torch.tensor(signal) ** 2, expected)
+    # whether or not they know that setting
+    own = PNDMScheduler(num_train_timesteps=1000, trained_betas=schedule.betas)
+    torch.testing.assert_close(own.alphas_cumprod, expected)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from gate_lightning.backbones.adm.layers import adm_layers
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.backbones.specs import Adapters, PromptEmbeds, Residuals
 from gate_lightning.errors import WeightsError
 from gate_lightning.structures import Identity
@@ -38,7 +37,7 @@ class ADMBackbone(Backbone):
 
     Args:
         unet: without conditions, over RGB images; the prediction has 3 channels, or 6 with a learned variance.
-        schedule: the noise schedule's config: betas, number of timesteps, prediction type.
+        schedule: the noise schedule that the U-Net was trained on.
         identity: which weights these are.
 
     Raises:
@@ -47,23 +46,14 @@ class ADMBackbone(Backbone):
 
     family = "adm"
 
-    def __init__(self, unet: UNet2DModel, schedule: Mapping[str, Any], identity: Identity) -> None:
+    def __init__(self, unet: UNet2DModel, schedule: NoiseSchedule, identity: Identity) -> None:
         super().__init__()
         check_unconditional(unet.config)
         self.unet = unet
         self.identity = identity
-        self.schedule = dict(schedule)
-        with torch.device("cpu"):  # numbers even where the network is built without
-            scheduler = DDPMScheduler.from_config(dict(schedule))
-        self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
-        self.prediction_type = str(scheduler.config.prediction_type)
-        # python floats: a half-precision module must not round the schedule
-        self._alphas_cumprod: list[float] = scheduler.alphas_cumprod.double().tolist()
+        self.schedule = schedule
         self.layers = adm_layers(unet)
         self.aliases = {"mid": "middle_block"}
-        self.supports = frozenset()
-        self.latent_channels = _RGB
-        self.latent_stride = 1
         # sides are halved by averaging pairs, and doubled again to meet the skips
         self.size_multiple = self.minimum_size = 2 ** (len(unet.config.block_out_channels) - 1)
         side = unet.config.sample_size
@@ -78,37 +68,19 @@ class ADMBackbone(Backbone):
     @property
     def description(self) -> dict[str, object]:
         """Weights, and what about the network no weight tells, JSON-able."""
-        settings = {"head_channels": self.unet.config.attention_head_dim, "schedule": self.schedule}
+        settings = {"head_channels": self.unet.config.attention_head_dim, "schedule": dict(self.schedule.config)}
         return {**super().description, **settings}
 
-    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The images themselves, without spread."""
-        images = images.to(self.dtype)
-        return images, torch.zeros_like(images)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """The latents: they are images."""
-        return latents
-
-    def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
-        """Nothing: (B, 0, 0)."""
-        return PromptEmbeds(torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype))
-
-    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """√ᾱ·latents + √(1-ᾱ)·noise, ᾱ the schedule's cumulative product at ``timestep``."""
-        alpha = self._alphas_cumprod[timestep]
-        return math.sqrt(alpha) * latents + math.sqrt(1.0 - alpha) * noise.to(latents)
-
-    def denoise(
+    def forward(
         self,
         latents: Tensor,
         timestep: int,
         prompt_embeds: PromptEmbeds,
-        residuals: Residuals | None = None,
-        adapters: Sequence[Adapters] | None = None,
+        residuals: Residuals | None,
+        adapters: Sequence[Adapters] | None,
     ) -> Tensor:
-        """One pass of the U-Net; the predicted noise (B, 3, H, W)."""
-        prediction: Tensor = self.unet(latents, timestep, return_dict=False)[0]
+        """One pass of the U-Net; the prediction (B, 3, H, W) without the learned variance."""
+        prediction: Tensor = self.unet(latents, self.schedule.told(timestep), return_dict=False)[0]
         return prediction[:, :_RGB]
 
 

@@ -99,7 +99,7 @@ def _block(name: str, parts: list[tuple[str, Any]], stride: int, followed: bool 
 def _attention(name: str, path: str, attention: Attention, stride: int) -> Iterator[Entry]:
     for part in "qkv":
         channels = getattr(attention, f"to_{part}").out_features
-        yield f"{name}-self-{part}", LayerSpec(f"{path}.to_{part}", "tokens", channels, stride, grid=path)
+        yield f"{name}-self-{part}", LayerSpec(f"{path}.to_{part}", "tokens", channels, stride)
     yield f"{name}-self-map", LayerSpec(path, "attention", attention.heads, 0)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 
 from gate_lightning.backbones.adm.backbone import ADM_SCHEDULE, ADMBackbone, check_unconditional
 from gate_lightning.backbones.adm.convert import ADMArchitecture, adm_unet
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.stable_diffusion.architectures import _parameters_digest
 from gate_lightning.backbones.weights.checkpoints import read_checkpoint
 from gate_lightning.backbones.weights.locate import (
@@ -95,7 +95,9 @@ def _random(architecture: str, seed: int) -> ADMBackbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DModel(**ADM_ARCHITECTURES[architecture].config)
-    return ADMBackbone(unet, ADM_SCHEDULE, Identity(f"random-{architecture}", str(seed), _parameters_digest(unet)))
+    return ADMBackbone(
+        unet, DiffusionSchedule(ADM_SCHEDULE), Identity(f"random-{architecture}", str(seed), _parameters_digest(unet))
+    )
 
 
 def _from_checkpoint(path: Path, name: str, head_channels: int, image_size: int) -> ADMBackbone:
@@ -103,7 +105,7 @@ def _from_checkpoint(path: Path, name: str, head_channels: int, image_size: int)
         unet = adm_unet(read_checkpoint(path), head_channels, image_size)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    return ADMBackbone(align_weights(unet), ADM_SCHEDULE, Identity(name, "", file_digest(path)))
+    return ADMBackbone(align_weights(unet), DiffusionSchedule(ADM_SCHEDULE), Identity(name, "", file_digest(path)))
 
 
 def _from_folder(folder: Path, name: str, revision: str, native_size: int) -> ADMBackbone:
@@ -133,15 +135,6 @@ def _from_folder(folder: Path, name: str, revision: str, native_size: int) -> AD
     if file is None:
         log.info("%s has no scheduler_config.json: linear betas from 1e-4 to 2e-2 over 1000 steps.", folder)
     else:
-        schedule = _schedule(file)
+        schedule = read_json(file)
         files.append(file)
-    return ADMBackbone(unet, schedule, Identity(name, revision, folder_digest(files, folder)))
-
-
-def _schedule(file: Path) -> dict[str, Any]:
-    config = read_json(file)
-    if "beta_start" not in config and "trained_betas" not in config:
-        raise WeightsError(
-            f"{file} ({config.get('_class_name', 'no class')}) names no betas: its noise levels are not DDPM's"
-        )
-    return config
+    return ADMBackbone(unet, DiffusionSchedule(schedule), Identity(name, revision, folder_digest(files, folder)))

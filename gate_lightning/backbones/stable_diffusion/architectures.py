@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.stable_diffusion.sdxl import SDXLBackbone, SizeConditions
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.backbones.tiny import architecture as tiny
@@ -203,7 +204,8 @@ def assemble(
     Args:
         networks: by the names of their folders: unet, vae, text_encoder, and text_encoder_2 if there is one.
         tokenizers: one for each text encoder.
-        schedule, identity: see UNetBackbone.
+        schedule: config of the weights' scheduler (``scheduler_config.json``).
+        identity: see UNetBackbone.
         size_conditions: see SDXLBackbone; for its kind only.
 
     Raises:
@@ -215,13 +217,13 @@ def assemble(
             **networks,
             tokenizer=tokenizers[0],
             tokenizer_2=tokenizers[1],
-            schedule=schedule,
+            schedule=DiffusionSchedule(schedule),
             identity=identity,
             size_conditions=size_conditions,
         )
     if size_conditions is not None:
         raise ConfigError(f"{identity.name} is told nothing about sizes; leave backbone.size_conditions out")
-    return UNetBackbone(**networks, tokenizer=tokenizers[0], schedule=schedule, identity=identity)
+    return UNetBackbone(**networks, tokenizer=tokenizers[0], schedule=DiffusionSchedule(schedule), identity=identity)
 
 
 def _tiny() -> tuple[Networks, list[CLIPTokenizer]]:

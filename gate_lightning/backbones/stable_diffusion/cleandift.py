@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gate_lightning.backbones.specs import Adapters, PromptEmbeds, Residuals
+from gate_lightning.backbones.noise_schedule import CleanSchedule
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.backbones.weights.checkpoints import read_checkpoint
@@ -47,31 +47,18 @@ class CleanDIFTBackbone(UNetBackbone):
         ConfigError: a timestep outside the schedule.
     """
 
-    reads_clean = True
-
     def __init__(self, base: UNetBackbone, own_timestep: float, identity: Identity) -> None:
-        super().__init__(base.unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, identity)
-        if not (math.isfinite(own_timestep) and 0 <= own_timestep <= self.num_train_timesteps - 1):
+        length = base.schedule.length
+        if not (math.isfinite(own_timestep) and 0 <= own_timestep <= length - 1):
             raise ConfigError(
-                f"own_timestep={own_timestep}: expected a number from 0 to {self.num_train_timesteps - 1}; released "
+                f"own_timestep={own_timestep}: expected a number from 0 to {length - 1}; released "
                 f"CleanDIFT U-Nets are told about {INITIAL_TIMESTEP:g}"
             )
+        schedule = CleanSchedule(float(own_timestep), length)
+        super().__init__(base.unet, base.vae, base.text_encoder, base.tokenizer, schedule, identity)
         self.own_timestep = float(own_timestep)
         self.offline, self.long_prompts = base.offline, base.long_prompts
         self.supports = frozenset({"prompt", "lora"})
-
-    def denoise(
-        self,
-        latents: Tensor,
-        timestep: int,
-        prompt_embeds: PromptEmbeds,
-        residuals: Residuals | None = None,
-        adapters: Sequence[Adapters] | None = None,
-    ) -> Tensor:
-        """One pass of the U-Net over clean latents (B, c, h, w), told its own timestep whatever ``timestep`` is."""
-        # the U-Net takes fractions
-        own: int = self.own_timestep  # type: ignore[assignment]
-        return super().denoise(latents, own, prompt_embeds, residuals, adapters)
 
     def check_timestep(self, timestep: int) -> None:
         """As of any backbone; one that is another than its own is announced to be without effect."""

@@ -9,7 +9,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 from gate_lightning.errors import WeightsError
 
-__all__ = ["check_controlnet", "check_parts", "check_schedule"]
+__all__ = ["check_controlnet", "check_parts"]
 
 
 def check_parts(
@@ -52,16 +52,6 @@ def check_parts(
         raise WeightsError(
             "the autoencoder normalises its latents by mean and deviation (latents_mean, as Playground v2.5 does); "
             "expected one with a scaling factor alone"
-        )
-
-
-def check_schedule(schedule: Mapping[str, Any]) -> None:
-    """Raise WeightsError unless the scheduler's config tells DDPM noise levels (betas)."""
-    kind = str(schedule.get("_class_name", ""))
-    if kind.startswith(("EDM", "FlowMatch")) or not {"beta_start", "trained_betas"} & schedule.keys():
-        raise WeightsError(
-            f"the scheduler ({kind or 'of no class'}) names no betas: its noise levels are not those of DDPM "
-            f"(Playground v2.5 and flow-matching models are not supported)"
         )
 
 

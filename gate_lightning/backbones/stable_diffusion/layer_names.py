@@ -104,7 +104,7 @@ def averaged_attention(layers: Layers, tokens: int, latent_stride: int) -> dict[
             for name, strides in ranges.items():
                 channels = tokens * len(strides) if kind == "cross" else 0
                 sources = tuple(tuple(sizes[stride]) for stride in strides)
-                averaged[name] = LayerSpec("", "averaged", channels, latent_stride, "conv_in", sources)
+                averaged[name] = LayerSpec("", "averaged", channels, latent_stride, sources=sources)
     return averaged
 
 
@@ -114,5 +114,5 @@ def _maps_by_stride(layers: Layers, place: str, kind: str) -> dict[int, list[Lay
     for layer, spec in layers.items():
         if spec.kind == "attention" and layer.startswith(f"{place}-") and layer.endswith(f"-{kind}-map"):
             queries = layers[layer.removesuffix("map") + "q"]
-            sizes.setdefault(queries.stride, []).append(replace(spec, grid=queries.grid))
+            sizes.setdefault(queries.stride, []).append(replace(spec, stride=queries.stride))
     return sizes

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from gate_lightning.backbones.specs import LayerSpec
 
-__all__ = ["unet_layers"]
+__all__ = ["skip_paths", "unet_layers"]
 
 Entry = tuple[str, LayerSpec]
 # blocks are Any below: diffusers has a dozen block classes without a common type
@@ -28,6 +28,16 @@ def unet_layers(unet: UNet2DConditionModel, latent_stride: int) -> dict[str, Lay
         latent_stride: pixels of the image per position of the latents.
     """
     return dict(_trajectory(unet, latent_stride))
+
+
+def skip_paths(unet: UNet2DConditionModel) -> tuple[str, ...]:
+    """The modules whose outputs the decoder reads again, in the order in which they are computed."""
+    paths = ["conv_in"]
+    for level, block in enumerate(unet.down_blocks):
+        last = "attentions" if getattr(block, "attentions", ()) else "resnets"
+        paths += [f"down_blocks.{level}.{last}.{repeat}" for repeat in range(len(block.resnets))]
+        paths += [f"down_blocks.{level}.downsamplers.{index}" for index in range(len(block.downsamplers or ()))]
+    return tuple(paths)
 
 
 def _trajectory(unet: UNet2DConditionModel, stride: int) -> Iterator[Entry]:
@@ -87,15 +97,13 @@ def _transformer(vit: Any, name: str, path: str, stride: int) -> Iterator[Entry]
     if not isinstance(vit, Transformer2DModel):
         return
     for index, block in enumerate(vit.transformer_blocks):
-        yield from _transformer_block(
-            block, f"{name}-block{index}", f"{path}.transformer_blocks.{index}", stride, grid=path
-        )
+        yield from _transformer_block(block, f"{name}-block{index}", f"{path}.transformer_blocks.{index}", stride)
     yield f"{name}-out", LayerSpec(path, "output", vit.in_channels, stride)
 
 
-def _transformer_block(block: Any, name: str, path: str, stride: int, grid: str) -> Iterator[Entry]:
+def _transformer_block(block: Any, name: str, path: str, stride: int) -> Iterator[Entry]:
     def tokens(module: str, channels: int) -> LayerSpec:
-        return LayerSpec(f"{path}.{module}", "tokens", channels, stride, grid)
+        return LayerSpec(f"{path}.{module}", "tokens", channels, stride)
 
     own, cross = block.attn1, block.attn2
     for part in "qkv":
@@ -107,4 +115,4 @@ def _transformer_block(block: Any, name: str, path: str, stride: int, grid: str)
         yield f"{name}-cross-map", LayerSpec(f"{path}.attn2", "attention", cross.heads, 0)
     inner = block.ff.net[2].in_features
     yield f"{name}-ffn-inner", tokens("ff.net.0", inner)
-    yield f"{name}-out", LayerSpec(path, "tokens", own.to_q.in_features, stride, grid)
+    yield f"{name}-out", LayerSpec(path, "tokens", own.to_q.in_features, stride)

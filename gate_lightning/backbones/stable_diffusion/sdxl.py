@@ -7,7 +7,7 @@ embedding (Podell et al. 2023, §2.2: original size, crop, target size); the aut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.backbones.specs import Adapters, PromptEmbeds
 from gate_lightning.backbones.stable_diffusion.compatibility import check_parts
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
@@ -84,7 +85,7 @@ class SDXLBackbone(UNetBackbone):
         text_encoder_2: CLIPTextModelWithProjection,
         tokenizer: CLIPTokenizer,
         tokenizer_2: CLIPTokenizer,
-        schedule: Mapping[str, Any],
+        schedule: NoiseSchedule,
         identity: Identity,
         size_conditions: SizeConditions | None = None,
     ) -> None:

@@ -5,12 +5,11 @@ Stable Diffusion 1.x, 2.x, their fine-tunes and the embedded tiny model, all as 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -18,11 +17,12 @@ from gate_lightning.backbones.adapters.bank import AdapterBank
 from gate_lightning.backbones.adapters.learned_embeddings import read_learned_prompt, read_learned_tokens
 from gate_lightning.backbones.adapters.lora_files import read_adapter
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.backbones.specs import AdapterKind, Adapters, LayerSpec, PromptEmbeds, Residuals
 from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts, text_length, token_windows
-from gate_lightning.backbones.stable_diffusion.compatibility import check_controlnet, check_parts, check_schedule
+from gate_lightning.backbones.stable_diffusion.compatibility import check_controlnet, check_parts
 from gate_lightning.backbones.stable_diffusion.layer_names import averaged_attention, unet_aliases
-from gate_lightning.backbones.stable_diffusion.layer_table import unet_layers
+from gate_lightning.backbones.stable_diffusion.layer_table import skip_paths, unet_layers
 from gate_lightning.backbones.weights.locate import PART_PATTERNS, find_weights, folder_digest, open_part, weight_files
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
@@ -43,7 +43,7 @@ class UNetBackbone(Backbone):
 
     Args:
         unet, vae, text_encoder, tokenizer: the parts of a Stable Diffusion pipeline.
-        schedule: the noise schedule's config (``scheduler_config.json``): betas, number of timesteps, prediction type.
+        schedule: the noise schedule that the U-Net was trained on.
         identity: which weights these are.
         controlnet_sources: name → folder or hub id of ControlNets, each loaded when a branch first asks for it.
         offline: never ask the network for them.
@@ -60,13 +60,13 @@ class UNetBackbone(Backbone):
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
-        schedule: Mapping[str, Any],
+        schedule: NoiseSchedule,
         identity: Identity,
         controlnet_sources: Mapping[str, str] | None = None,
         offline: bool = False,
     ) -> None:
         super().__init__()
-        check_schedule(schedule)
+        self.schedule = schedule
         self._check(unet, vae, text_encoder, tokenizer)
         self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
         self.tokenizer = tokenizer
@@ -78,13 +78,6 @@ class UNetBackbone(Backbone):
         self.adapters = AdapterBank()
         self.long_prompts: LongPrompts = "windows"
         self.supports = frozenset({"prompt", "controlnet", "lora"})
-        with torch.device("cpu"):  # numbers even where the networks are built without
-            scheduler = DDPMScheduler.from_config(dict(schedule))
-        self.schedule = dict(schedule)
-        self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
-        self.prediction_type = str(scheduler.config.prediction_type)
-        # python floats: a half-precision module must not round the schedule
-        self._alphas_cumprod: list[float] = scheduler.alphas_cumprod.double().tolist()
         self.scaling_factor = float(vae.config.scaling_factor)
         self.shift_factor = float(vae.config.get("shift_factor") or 0.0)
         self.latent_channels = int(vae.config.latent_channels)
@@ -99,8 +92,9 @@ class UNetBackbone(Backbone):
         self.native_size = max(sides) * self.latent_stride
         self.max_tokens = min(int(tokenizer.model_max_length), int(text_encoder.config.max_position_embeddings))
         self.derived = averaged_attention(self.layers, self.max_tokens, self.latent_stride)
-        if not self.reads_clean:  # else there is no noise for a scheduler to step down from
+        if not schedule.reads_clean:  # else there is no noise for a scheduler to step down from
             self.derived["vae-out"] = LayerSpec("", "image", int(vae.config.out_channels), 1)
+        self.skips = skip_paths(unet)
         self.freeze()
 
     def _check(
@@ -130,24 +124,6 @@ class UNetBackbone(Backbone):
         latents = (latents / self.scaling_factor + self.shift_factor).to(self.vae.dtype)
         decoded: Tensor = self.vae.decode(latents, return_dict=False)[0]
         return decoded.to(self.dtype)
-
-    def image_after_step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
-        """The image decoded after one deterministic step to ``timestep - 1`` of the weights' own kind of scheduler.
-
-        Euler schedulers step, and leave the latents to be decoded, at signal 1 and noise σ; all others at √ᾱ, √(1-ᾱ).
-        """
-        alpha = self._alphas_cumprod[timestep]
-        end = 1.0 if self.schedule.get("set_alpha_to_one", True) else self._alphas_cumprod[0]
-        target = self._alphas_cumprod[timestep - 1] if timestep > 0 else end
-        signal, sigma = math.sqrt(alpha), math.sqrt(1.0 - alpha)
-        clean, noise = (latents - sigma * prediction) / signal, prediction
-        if self.prediction_type == "v_prediction":
-            clean, noise = signal * latents - sigma * prediction, signal * prediction + sigma * latents
-        elif self.prediction_type == "sample":
-            clean, noise = prediction, (latents - signal * prediction) / sigma
-        stepped = math.sqrt(target) * clean + math.sqrt(1.0 - target) * noise
-        euler = str(self.schedule.get("_class_name", "")).startswith("Euler")
-        return self.decode(stepped / math.sqrt(target) if euler else stepped)
 
     def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
         """Embeddings (B, T, C) of prompts of one ``text_length``, as the pipeline makes them.
@@ -187,29 +163,24 @@ class UNetBackbone(Backbone):
         """Those of ``adapters`` that change the text encoder."""
         return self.adapters.acting_on("text_encoder", adapters)
 
-    def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """√ᾱ·latents + √(1-ᾱ)·noise, ᾱ the schedule's cumulative product at ``timestep``."""
-        alpha = self._alphas_cumprod[timestep]
-        return math.sqrt(alpha) * latents + math.sqrt(1.0 - alpha) * noise.to(latents)
-
-    def denoise(
+    def forward(
         self,
         latents: Tensor,
         timestep: int,
         prompt_embeds: PromptEmbeds,
-        residuals: Residuals | None = None,
-        adapters: Sequence[Adapters] | None = None,
+        residuals: Residuals | None,
+        adapters: Sequence[Adapters] | None,
     ) -> Tensor:
-        """One pass of the U-Net, see Backbone.denoise. The timestep goes in as it is."""
-        down, middle = residuals or (None, None)
+        """One pass of the U-Net, see Backbone.denoise."""
+        down = None if residuals is None else tuple(residuals[path] for path in self.skips)
         with self.adapters.applied(self.unet, "unet", adapters):
             prediction: Tensor = self.unet(
                 latents,
-                timestep,
+                self.schedule.told(timestep),
                 encoder_hidden_states=prompt_embeds.hidden,
                 added_cond_kwargs=self._added_conditions(latents, prompt_embeds),
                 down_block_additional_residuals=down,
-                mid_block_additional_residual=middle,
+                mid_block_additional_residual=None if residuals is None else residuals["mid_block"],
                 return_dict=False,
             )[0]
         return prediction
@@ -217,17 +188,16 @@ class UNetBackbone(Backbone):
     def control_residuals(
         self, name: str, latents: Tensor, timestep: int, prompt_embeds: PromptEmbeds, control_images: Tensor
     ) -> Residuals:
-        """What the ControlNet ``name`` adds to the U-Net's skips and middle, at scale 1, see Backbone."""
-        control_images = control_images.to(latents)
+        """Residuals of the ControlNet ``name``, one per skip connection and the middle block's, see Backbone."""
         down, middle = self.controlnets[name](
             latents,
-            timestep,
+            self.schedule.told(timestep),
             encoder_hidden_states=prompt_embeds.hidden,
-            controlnet_cond=control_images,
+            controlnet_cond=control_images.to(latents),
             added_cond_kwargs=self._added_conditions(latents, prompt_embeds),
             return_dict=False,
         )
-        return tuple(down), middle
+        return {**dict(zip(self.skips, down, strict=True)), "mid_block": middle}
 
     def _added_conditions(self, latents: Tensor, prompt_embeds: PromptEmbeds) -> dict[str, Tensor] | None:
         """What the U-Net and its ControlNets are told besides timestep and text; None for nothing."""

@@ -5,7 +5,7 @@ Hooks are classes, not closures: a module must stay picklable whatever is regist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import reduce
 
 import torch
@@ -16,10 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from gate_lightning.backbones.specs import LayerSpec
 
-__all__ = ["AttentionWeights", "AveragedAttention", "Grids"]
+__all__ = ["AttentionWeights", "AveragedAttention", "Keep"]
 
-#: module path → (height, width) of the map it was given.
-Grids = Mapping[str, tuple[int, int]]
 #: takes what a hook has read.
 Keep = Callable[[str, Tensor], None]
 
@@ -82,12 +80,12 @@ class AveragedAttention:
     Args:
         keep: called with ``layer`` and its map after the last layer it is made of.
         layer: layer id.
-        spec: its sources, and the grid it is resized to.
-        grids: filled during the pass.
+        spec: its sources, and the stride it is resized to.
+        image_size: called during the pass for (height, width) of the image in pixels.
     """
 
-    def __init__(self, keep: Keep, layer: str, spec: LayerSpec, grids: Grids) -> None:
-        self.keep, self.layer, self.spec, self.grids = keep, layer, spec, grids
+    def __init__(self, keep: Keep, layer: str, spec: LayerSpec, image_size: Callable[[], tuple[int, int]]) -> None:
+        self.keep, self.layer, self.spec, self.image_size = keep, layer, spec, image_size
         self.sums: dict[int, Tensor] = {}
         self.missing = self._count
 
@@ -113,8 +111,8 @@ class AveragedAttention:
 
     def _map(self, size: int, sources: tuple[LayerSpec, ...]) -> Tensor:
         mean = self.sums.pop(size) / len(sources)
-        maps = mean.transpose(1, 2).unflatten(2, self.grids[sources[0].grid])
-        return F.interpolate(maps, self.grids[self.spec.grid])  # nearest, as in the released code
+        maps = mean.transpose(1, 2).unflatten(2, sources[0].grid(*self.image_size()))
+        return F.interpolate(maps, self.spec.grid(*self.image_size()))  # nearest, as in the released code
 
 
 class _Source(_Listener):

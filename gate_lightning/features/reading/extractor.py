@@ -194,7 +194,9 @@ class FeatureExtractor(nn.Module):
         level = _start(self.backbone, branch)
         if level is None:
             return clean
-        return self.backbone.add_noise(clean, self._noise(branch, member, mean, conditions, "diffusion"), level)
+        return self.backbone.schedule.add_noise(
+            clean, self._noise(branch, member, mean, conditions, "diffusion"), level
+        )
 
     def _noise(
         self, branch: Branch, member: int, mean: Tensor, conditions: Conditions, kind: Literal["posterior", "diffusion"]
@@ -248,7 +250,7 @@ def _trajectory(branch: Branch) -> Trajectory | None:
 
 def _start(backbone: Backbone, branch: Branch) -> int | None:
     """The timestep whose noise is added to the clean latents, or None for none."""
-    if backbone.reads_clean:
+    if backbone.schedule.reads_clean:
         return None
     walk = _trajectory(branch)
     return branch.timestep if walk is None else walk.start(branch.timestep)

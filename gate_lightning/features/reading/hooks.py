@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import LayerSpec
-from gate_lightning.errors import ConfigError
-from gate_lightning.features.reading.attention_maps import AttentionWeights, AveragedAttention, Grids, Keep
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.features.reading.attention_maps import AttentionWeights, AveragedAttention, Keep
 
 __all__ = ["FeatureRecorder"]
 
@@ -61,16 +61,14 @@ class FeatureRecorder:
         self.stop = stop
         self.features: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
-        self._grids: dict[str, tuple[int, int]] = {}
+        self._size: tuple[int, int] | None = None
 
     def __enter__(self) -> Self:
         self.features = {}
-        self._grids.clear()
+        self._size = None
         _open.setdefault(self.denoiser, []).append(self)
         try:
-            for path in dict.fromkeys(path for spec in self.specs.values() for path in _grids_of(spec)):
-                module = self.denoiser.get_submodule(path)
-                self._handles.append(module.register_forward_pre_hook(_GridHook(self._grids, path)))
+            self._handles.append(self.backbone.register_forward_pre_hook(self._begin))
             for layer, spec in self.specs.items():
                 self._listen(layer, spec)
         except BaseException:
@@ -92,20 +90,31 @@ class FeatureRecorder:
     def _listen(self, layer: str, spec: LayerSpec) -> None:
         module = self.denoiser.get_submodule(spec.module)
         match spec.kind:
-            case "input":
-                self._handles.append(module.register_forward_pre_hook(_InputHook(self.keep, layer)))
-            case "output":
-                self._handles.append(module.register_forward_hook(_OutputHook(self.keep, layer)))
-            case "tokens":
-                hook = _TokenHook(self.keep, layer, self._grids, spec.grid)
-                self._handles.append(module.register_forward_hook(hook))
+            case "input" | "input_tokens":
+                before = _Activation(self, layer, spec).before
+                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            case "output" | "tokens":
+                self._handles.append(module.register_forward_hook(_Activation(self, layer, spec).after))
             case "attention":
                 self._handles.extend(AttentionWeights(self.keep, layer, module).listen(module))
             case "averaged":
-                self._handles.extend(AveragedAttention(self.keep, layer, spec, self._grids).listen(self.denoiser))
+                average = AveragedAttention(self.keep, layer, spec, self.image_size)
+                self._handles.extend(average.listen(self.denoiser))
             case "image":
-                image = _ImageHook(self.keep, layer, self.backbone)
-                self._handles.append(module.register_forward_hook(image, with_kwargs=True))
+                self._handles.append(self.backbone.register_forward_hook(_ImageHook(self.keep, layer)))
+
+    def _begin(self, backbone: nn.Module, inputs: tuple[Any, ...]) -> None:
+        stride = self.backbone.latent_stride
+        height, width = inputs[0].shape[-2:]
+        self._size = height * stride, width * stride
+
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images whose latents the running pass sees."""
+        if self._size is None:
+            raise ConfigError(
+                "layers of tokens are read from passes through backbone.denoise, not of the network alone"
+            )
+        return self._size
 
     def _remove(self) -> None:
         while self._handles:
@@ -127,55 +136,49 @@ class FeatureRecorder:
 _open: WeakKeyDictionary[nn.Module, list[FeatureRecorder]] = WeakKeyDictionary()
 
 
-def _grids_of(spec: LayerSpec) -> list[str]:
-    sources = [source.grid for sources in spec.sources for source in sources]
-    return [grid for grid in (spec.grid, *sources) if grid]
+# Hooks are methods of classes, not closures: a module must stay picklable whatever is registered on it.
 
 
-# Hooks are classes, not closures: a module must stay picklable whatever is registered on it.
+class _Activation:
+    """Reads one tensor that a module is given or gives; tokens are laid out as a map."""
 
+    def __init__(self, recorder: FeatureRecorder, layer: str, spec: LayerSpec) -> None:
+        self.recorder, self.layer, self.spec = recorder, layer, spec
 
-class _GridHook:
-    def __init__(self, grids: dict[str, tuple[int, int]], path: str) -> None:
-        self.grids, self.path = grids, path
+    def before(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Forward pre-hook."""
+        element = self.spec.element
+        if isinstance(element, int):
+            self._keep(inputs[element])
+        else:  # by name, whether it was given by name or by position
+            self._keep(inspect.signature(module.forward).bind(*inputs, **named).arguments[element])
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        height, width = inputs[0].shape[-2:]
-        self.grids[self.path] = (height, width)
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Forward hook; transformers and down blocks return tuples."""
+        self._keep(output if isinstance(output, Tensor) else output[self.spec.element])
 
+    def _keep(self, activation: Tensor) -> None:
+        if self.spec.kind in ("tokens", "input_tokens"):
+            activation = self._map(activation)
+        self.recorder.keep(self.layer, activation)
 
-class _InputHook:
-    def __init__(self, keep: Keep, layer: str) -> None:
-        self.keep, self.layer = keep, layer
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.keep(self.layer, inputs[0])
-
-
-class _OutputHook:
-    def __init__(self, keep: Keep, layer: str) -> None:
-        self.keep, self.layer = keep, layer
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        # transformers and down blocks return tuples, the activation first
-        self.keep(self.layer, output if isinstance(output, Tensor) else output[0])
-
-
-class _TokenHook:
-    def __init__(self, keep: Keep, layer: str, grids: Grids, grid: str) -> None:
-        self.keep, self.layer, self.grids, self.grid = keep, layer, grids, grid
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        height, width = self.grids[self.grid]
-        # (B, N, C) → (B, C, h, w)
-        self.keep(self.layer, output.transpose(1, 2).unflatten(2, (height, width)))
+    def _map(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) → (B, C, h, w), of the image's tokens alone."""
+        grid = self.spec.grid(*self.recorder.image_size())
+        count, length = grid[0] * grid[1], tokens.shape[1]
+        first = length - count if self.spec.offset is None else self.spec.offset
+        if not 0 <= first <= length - count:
+            raise DataError(
+                f"layer {self.layer}: {self.spec.module} has {length} tokens, expected at least "
+                f"{max(first, 0) + count}: {grid[0]} × {grid[1]} of the image"
+            )
+        return tokens[:, first : first + count].transpose(1, 2).unflatten(2, grid)
 
 
 class _ImageHook:
-    def __init__(self, keep: Keep, layer: str, backbone: Backbone) -> None:
-        self.keep, self.layer, self.backbone = keep, layer, backbone
+    def __init__(self, keep: Keep, layer: str) -> None:
+        self.keep, self.layer = keep, layer
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        latents, timestep = (*inputs, *(named[key] for key in ("sample", "timestep") if key in named))[:2]
-        told = int(torch.as_tensor(timestep).flatten()[0])
-        self.keep(self.layer, self.backbone.image_after_step(latents, output[0], told))
+    def __call__(self, backbone: Any, inputs: tuple[Any, ...], prediction: Tensor) -> None:
+        latents, timestep = inputs[:2]
+        self.keep(self.layer, backbone.image_after_step(latents, prediction, timestep))

@@ -120,41 +120,48 @@ class _SteeredDenoiser:
         if not any(steered.conditioning.controls for steered in self.group):
             return None
         computed = self._control_outputs(latents, timestep)
-        shapes = next(iter(computed.values()))
-        per_branch = []
+        shapes = {path: residual for residuals in computed.values() for path, residual in residuals.items()}
+        totals: list[dict[str, Tensor]] = []
         for steered in self.group:
-            total: list[Tensor] | None = None
+            total: dict[str, Tensor] = {}
             for control in steered.conditioning.controls:
-                outputs = computed[_control_key(steered, control)]
-                scaled = [control.scaled(part, steered.rows) for part in outputs]
-                total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
-            per_branch.append(total or [part.new_zeros(len(steered), *part.shape[1:]) for part in shapes])
-        parts = [torch.cat(column) for column in zip(*per_branch, strict=True)]
-        return tuple(parts[:-1]), parts[-1]
+                for path, residual in computed[_control_key(steered, control)].items():
+                    scaled = control.scaled(residual, steered.rows)
+                    total[path] = total[path] + scaled if path in total else scaled
+            totals.append(total)
+        return {
+            path: torch.cat(
+                [
+                    total[path] if path in total else like.new_zeros(len(steered), *like.shape[1:])
+                    for steered, total in zip(self.group, totals, strict=True)
+                ]
+            )
+            for path, like in shapes.items()
+        }
 
-    def _control_outputs(self, latents: Sequence[Tensor], timestep: int) -> dict[tuple[object, ...], list[Tensor]]:
-        """Residuals (skips, then middle) at scale 1 by control key: each ControlNet once, on distinct inputs only."""
+    def _control_outputs(self, latents: Sequence[Tensor], timestep: int) -> dict[tuple[object, ...], Residuals]:
+        """Residuals at scale 1 by control key: each ControlNet once, on distinct inputs only."""
         users: dict[str, dict[tuple[object, ...], tuple[int, Control]]] = {}
         for index, steered in enumerate(self.group):
             for control in steered.conditioning.controls:
                 users.setdefault(control.name, {}).setdefault(_control_key(steered, control), (index, control))
-        outputs: dict[tuple[object, ...], list[Tensor]] = {}
+        outputs: dict[tuple[object, ...], Residuals] = {}
         for name, distinct in users.items():
             members = [self.group[index] for index, _ in distinct.values()]
             images = [
                 self.control_images[control.source][list(member.rows)]
                 for member, (_, control) in zip(members, distinct.values(), strict=True)
             ]
-            down, middle = self.backbone.control_residuals(
+            residuals = self.backbone.control_residuals(
                 name,
                 torch.cat([latents[index] for index, _ in distinct.values()]),
                 timestep,
                 PromptEmbeds.cat([member.prompt_embeds for member in members]),
                 torch.cat(images),
             )
-            split = [part.split([len(member) for member in members]) for part in (*down, middle)]
+            split = {path: part.split([len(member) for member in members]) for path, part in residuals.items()}
             for index, key in enumerate(distinct):
-                outputs[key] = [part[index] for part in split]
+                outputs[key] = {path: parts[index] for path, parts in split.items()}
         return outputs
 
 

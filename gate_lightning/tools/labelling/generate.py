@@ -161,8 +161,8 @@ def sample_images(backbone: Backbone, prompts: Sequence[str], first: int, how: S
     Raises:
         ConfigError: more steps than the backbone's schedule has.
     """
-    if how.steps > backbone.num_train_timesteps:
-        raise ConfigError(f"steps={how.steps}: {backbone.identity.name} has {backbone.num_train_timesteps} timesteps")
+    if how.steps > backbone.schedule.length:
+        raise ConfigError(f"steps={how.steps}: {backbone.identity.name} has {backbone.schedule.length} timesteps")
     groups: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         groups.setdefault(backbone.text_length(prompt, how.adapters), []).append(row)
@@ -180,7 +180,7 @@ def _denoised(backbone: Backbone, prompts: Sequence[str], generators: list[torch
     side, adapters = how.size // backbone.latent_stride, how.adapters
     shape = (backbone.latent_channels, side, side)
     latents = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(backbone.device)
-    scheduler = _SCHEDULERS[how.sampler].from_config(dict(backbone.schedule))
+    scheduler = _SCHEDULERS[how.sampler].from_config(dict(backbone.schedule.config))
     scheduler.set_timesteps(how.steps)
     told = backbone.encode_text(prompts, adapters)
     guided = how.guidance != 1.0 and "prompt" in backbone.supports
@@ -222,7 +222,7 @@ def _check_counts(**counts: int) -> None:
 
 def _side(backbone: Backbone, size: int | None) -> int:
     """Side of the images, once it is known that the backbone makes some."""
-    if not backbone.schedule or backbone.reads_clean:
+    if not backbone.schedule.config:
         raise ConfigError(f"{backbone.identity.name} makes no images; use a diffusion backbone: tiny, sd15 …")
     side = backbone.native_size if size is None else size
     if isinstance(side, bool) or not isinstance(side, int) or side < backbone.minimum_size:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,6 +18,9 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import LayerSpec
 
 __all__ = ["Costs", "layer_costs"]
+
+
+_PROJECTIONS = ("to_q", "to_k")
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,6 @@ class Costs:
     layers: dict[str, tuple[tuple[int, ...], int]]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    shape: tuple[int, ...]
-    operations: int
-
-
 def layer_costs(backbone: Backbone, height: int, width: int) -> Costs:
     """Count. On a backbone whose parameters are on the meta device this takes neither memory nor arithmetic.
 
@@ -49,7 +49,7 @@ def layer_costs(backbone: Backbone, height: int, width: int) -> Costs:
         height, width: of the image in pixels.
     """
     counter = FlopCounterMode(display=False)
-    modules = _Modules(backbone.denoiser, counter)
+    modules = _Modules(backbone.denoiser, counter, (height, width))
     specs = {**backbone.layers, **backbone.derived}
     # the plain kernel, as the counter does not know the fused one of every device
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter, ExitStack() as stack:
@@ -68,13 +68,14 @@ def layer_costs(backbone: Backbone, height: int, width: int) -> Costs:
 
 
 class _Modules:
-    """Shapes that modules were given and gave, and the operations done by then."""
+    """Operations done when a module is entered and left, and the shapes that projections of attention gave."""
 
-    def __init__(self, denoiser: nn.Module, counter: FlopCounterMode) -> None:
-        self.denoiser, self.counter = denoiser, counter
+    def __init__(self, denoiser: nn.Module, counter: FlopCounterMode, size: tuple[int, int]) -> None:
+        self.denoiser, self.counter, self.size = denoiser, counter, size
         self.before = 0
-        self.inputs: dict[str, _Seen] = {}
-        self.outputs: dict[str, _Seen] = {}
+        self.entered: dict[str, int] = {}
+        self.left: dict[str, int] = {}
+        self.projections: dict[str, torch.Size] = {}
 
     def start(self) -> None:
         """What was done up to now is no part of the pass."""
@@ -85,58 +86,50 @@ class _Modules:
         """Of the pass up to now."""
         return int(self.counter.get_total_flops()) - self.before
 
-    def listen(self, specs: Any, stack: ExitStack) -> None:
+    def listen(self, specs: Iterable[LayerSpec], stack: ExitStack) -> None:
         """Note all modules that a cost is made of."""
         for path in {path for spec in specs for path in _paths(spec)}:
             module = self.denoiser.get_submodule(path)
-            stack.callback(module.register_forward_pre_hook(self._note_input(path)).remove)
-            stack.callback(module.register_forward_hook(self._note_output(path)).remove)
+            stack.callback(module.register_forward_pre_hook(partial(self._enter, path)).remove)
+            stack.callback(module.register_forward_hook(partial(self._leave, path)).remove)
 
-    def _note_input(self, path: str) -> Any:
-        def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if inputs and isinstance(inputs[0], Tensor):
-                self.inputs[path] = _Seen(tuple(inputs[0].shape), self.operations)
+    def _enter(self, path: str, module: nn.Module, inputs: Any) -> None:
+        self.entered[path] = self.operations
 
-        return note
-
-    def _note_output(self, path: str) -> Any:
-        def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            tensor = output if isinstance(output, Tensor) else output[0]
-            self.outputs[path] = _Seen(tuple(tensor.shape), self.operations)
-
-        return note
+    def _leave(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.left[path] = self.operations
+        if path.endswith(_PROJECTIONS):
+            self.projections[path] = output.shape
 
     def cost(self, spec: LayerSpec) -> tuple[tuple[int, ...], int]:
         """Shape without batch, and operations."""
         if spec.kind == "attention":
-            queries, keys, done = self._weights(spec)
-            return (spec.channels, queries, keys), done + self._product(spec)
+            queries, keys, width = self._weights(spec)
+            return (spec.channels, queries, keys), self._done(spec) + 2 * queries * keys * width
         if spec.kind == "averaged":
             sources = [source for sources in spec.sources for source in sources]
-            done = max(self._weights(source)[2] for source in sources) + sum(map(self._product, sources))
+            products = sum(2 * math.prod(self._weights(source)) for source in sources)
             channels = sum(self._weights(sources[0])[1] for sources in spec.sources)
-            return (channels, *self.inputs[spec.grid].shape[-2:]), done
-        seen = (self.inputs if spec.kind == "input" else self.outputs)[spec.module]
-        if spec.kind == "tokens":
-            return (seen.shape[-1], *self.inputs[spec.grid].shape[-2:]), seen.operations
-        return seen.shape[1:], seen.operations
+            return (channels, *spec.grid(*self.size)), max(map(self._done, sources)) + products
+        operations = (self.entered if spec.kind.startswith("input") else self.left)[spec.module]
+        return (spec.channels, *spec.grid(*self.size)), operations
 
     def _weights(self, spec: LayerSpec) -> tuple[int, int, int]:
-        """Queries, keys, and operations done when both are there."""
-        queries, keys = (self.outputs[f"{spec.module}.{part}"] for part in ("to_q", "to_k"))
-        return queries.shape[1], keys.shape[1], max(queries.operations, keys.operations)
+        """Queries, keys, and channels of both."""
+        queries, keys = (self.projections[path] for path in _paths(spec))
+        return queries[1], keys[1], queries[2]
 
-    def _product(self, spec: LayerSpec) -> int:
-        queries, keys, _ = self._weights(spec)
-        return 2 * queries * keys * self.outputs[f"{spec.module}.to_q"].shape[-1]
+    def _done(self, spec: LayerSpec) -> int:
+        """Operations done when queries and keys are there."""
+        return max(self.left[path] for path in _paths(spec))
 
 
 def _paths(spec: LayerSpec) -> list[str]:
-    """The modules whose inputs and outputs a layer's shape and cost follow from."""
+    """The modules that a layer's cost follows from."""
     if spec.kind == "image":
         return []
     if spec.kind == "averaged":
-        return [spec.grid, *(path for sources in spec.sources for source in sources for path in _paths(source))]
+        return [path for sources in spec.sources for source in sources for path in _paths(source)]
     if spec.kind == "attention":
-        return [f"{spec.module}.to_q", f"{spec.module}.to_k"]
-    return [spec.module, spec.grid] if spec.grid else [spec.module]
+        return [f"{spec.module}.{projection}" for projection in _PROJECTIONS]
+    return [spec.module]

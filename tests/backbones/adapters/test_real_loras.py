@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from gate_lightning.backbones.adapters.lora_files import read_adapter
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import WeightsError
 from gate_lightning.features.branch import Branch
@@ -124,7 +125,7 @@ def test_features_change_by_what_a_merge_by_hand_gives(shared_dir: Path) -> None
     vae = AutoencoderKL.from_config(AutoencoderKL.load_config(layout / "vae"))
     schedule = json.loads((layout / "scheduler" / "scheduler_config.json").read_text())
     tokenizer = CLIPTokenizer.from_pretrained(layout / "tokenizer", local_files_only=True)
-    backbone = UNetBackbone(unet, vae, text, tokenizer, schedule, Identity("sd-v1-4", "", "random"))
+    backbone = UNetBackbone(unet, vae, text, tokenizer, DiffusionSchedule(schedule), Identity("sd-v1-4", "", "random"))
 
     def read(branch: Branch) -> dict[str, Tensor]:
         return FeatureExtractor(backbone, [branch])(random_images(1, 128, 128), conditions(1))["x"]

@@ -71,8 +71,8 @@ def test_noise_levels() -> None:
     backbone = load_adm_backbone("random", architecture="adm_tiny")
     ones = torch.ones(1, 3, 8, 8)
     for timestep, alpha in ((41, 0.97887), (51, 0.96887), (101, 0.89325)):
-        signal = backbone.add_noise(ones, torch.zeros_like(ones), timestep)
-        sigma = backbone.add_noise(torch.zeros_like(ones), ones, timestep)
+        signal = backbone.schedule.add_noise(ones, torch.zeros_like(ones), timestep)
+        sigma = backbone.schedule.add_noise(torch.zeros_like(ones), ones, timestep)
         assert float(signal[0, 0, 0, 0]) == pytest.approx(math.sqrt(alpha), abs=1e-5)
         assert float(sigma[0, 0, 0, 0]) == pytest.approx(math.sqrt(1 - alpha), abs=1e-5)
 
@@ -226,7 +226,7 @@ def test_diffusers_folders(tmp_path: Path, network: str, scheduler: str) -> None
     assert [layer for layer in shapes if layer.startswith("output_blocks") and "-" not in layer] == [
         f"output_blocks.{index}" for index in range(9)
     ]
-    signal = backbone.add_noise(torch.ones(1), torch.zeros(1), 300)
+    signal = backbone.schedule.add_noise(torch.ones(1), torch.zeros(1), 300)
     torch.testing.assert_close(signal**2, DDPMScheduler(beta_end=0.03).alphas_cumprod[300:301])
 
 

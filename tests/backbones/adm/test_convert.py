@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gate_lightning.backbones.adm.backbone import ADM_SCHEDULE, ADMBackbone
 from gate_lightning.backbones.adm.convert import adm_unet, read_architecture
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.features.reading.hooks import FeatureRecorder
 from gate_lightning.structures import Identity
@@ -22,7 +23,9 @@ MEMBERS = {"published": (PUBLISHED, 16), "wide": (WIDE, 64), "plain": (PLAIN, 16
 
 
 def converted(oracle: OracleUNet, head_channels: int) -> ADMBackbone:
-    return ADMBackbone(adm_unet(oracle.state_dict(), head_channels, 64), ADM_SCHEDULE, Identity("oracle", "", ""))
+    return ADMBackbone(
+        adm_unet(oracle.state_dict(), head_channels, 64), DiffusionSchedule(ADM_SCHEDULE), Identity("oracle", "", "")
+    )
 
 
 def outputs_of_blocks(oracle: OracleUNet, images: Tensor, timestep: int) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ def test_the_schedule_and_the_padding_are_those_of_the_released_models(shared_di
         pytest.skip("no released configurations")
     released = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     backbone = on_meta(name)
-    assert {key: released.get(key, "epsilon") for key in backbone.schedule} == dict(backbone.schedule)
+    assert {key: released.get(key, "epsilon") for key in backbone.schedule.config} == dict(backbone.schedule.config)
     pads = []
     for part in ("tokenizer", "tokenizer_2"):
         if (folder / part).is_dir():

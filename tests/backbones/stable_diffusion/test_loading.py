@@ -109,7 +109,7 @@ def test_an_xl_folder_gives_the_network_that_was_saved(xl_folder: Path) -> None:
         assert torch.equal(loaded.encode_text(["a red house"]).pooled, embeds.pooled)
         assert torch.equal(loaded.denoise(latents, 9, embeds), saved.denoise(latents, 9, embeds))
     assert (loaded.tokenizer.pad_token, loaded.tokenizer_2.pad_token) == ("<|endoftext|>", "!")
-    assert loaded.schedule["_class_name"] == "EulerDiscreteScheduler"
+    assert loaded.schedule.config["_class_name"] == "EulerDiscreteScheduler"
 
 
 def test_an_xl_folder_in_half_precision_keeps_its_autoencoder_in_single(xl_folder: Path) -> None:

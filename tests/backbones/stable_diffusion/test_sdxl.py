@@ -10,6 +10,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.backbones.stable_diffusion.sdxl import SDXLBackbone, SizeConditions
 from gate_lightning.errors import ConfigError, WeightsError
@@ -58,7 +59,7 @@ def test_a_pass_is_that_of_the_pipeline(backbone: SDXLBackbone) -> None:
     generator = torch.Generator().manual_seed(3)  # the posterior's sample first, then the noise
     posterior, noise = (torch.randn(2, 4, 12, 20, generator=generator) for _ in range(2))
     embeds = backbone.encode_text(PROMPTS)
-    noisy = backbone.add_noise(backbone.encode(images, posterior), noise, 50)
+    noisy = backbone.schedule.add_noise(backbone.encode(images, posterior), noise, 50)
     assert int(timestep) == 50
     assert relative(noisy, latents) < 1e-6
     assert torch.equal(embeds.hidden, named["encoder_hidden_states"])
@@ -218,7 +219,7 @@ def _with_projection(encoder: nn.Module) -> nn.Module:
 def test_an_edm_schedule_is_refused(backbone: SDXLBackbone) -> None:
     schedule = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0, "num_train_timesteps": 1000}
     with pytest.raises(WeightsError, match=r"EDMDPMSolver.*no betas.*Playground v2\.5"):
-        SDXLBackbone(*parts(backbone, schedule=schedule))
+        DiffusionSchedule(schedule)
 
 
 @torch.no_grad()

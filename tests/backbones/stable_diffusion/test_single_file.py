@@ -198,7 +198,7 @@ def test_fine_tunes_of_sdxl_tell_by_a_mark(tmp_path: Path, monkeypatch: pytest.M
     assert case.load().prediction_type == "epsilon"
     marked = case.load("v.safetensors")
     assert marked.prediction_type == "v_prediction"
-    assert marked.schedule["rescale_betas_zero_snr"] is True
+    assert marked.schedule.config["rescale_betas_zero_snr"] is True
     case.write("edm.safetensors", edm_mean=torch.zeros(4))
     with pytest.raises(WeightsError, match=r"Playground v2\.5"):
         case.load("edm.safetensors")

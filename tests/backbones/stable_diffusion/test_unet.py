@@ -23,7 +23,9 @@ def test_noise_follows_stable_diffusions_schedule(backbone: UNetBackbone, timest
     alpha = np.cumprod(1 - betas)[timestep]
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     expected = np.sqrt(alpha) * latents.numpy() + np.sqrt(1 - alpha) * noise.numpy()
-    np.testing.assert_allclose(backbone.add_noise(latents, noise, timestep).numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        backbone.schedule.add_noise(latents, noise, timestep).numpy(), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_u_net_is_told_the_timestep_that_was_asked_for(backbone: UNetBackbone) -> None:

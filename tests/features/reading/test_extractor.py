@@ -105,7 +105,9 @@ def naive(
     embeds = backbone.text_encoder(tokens).last_hidden_state
     latents = backbone.vae.encode(image[None]).latent_dist.mean * 0.18215
     noise = keyed_noise(latents.shape[1:], "diffusion", 11, sample, "", [0, 0], draw, noise_seed)[None]
-    noisy = DDPMScheduler.from_config(backbone.schedule).add_noise(latents, noise, torch.tensor([branch.timestep]))
+    noisy = DDPMScheduler.from_config(backbone.schedule.config).add_noise(
+        latents, noise, torch.tensor([branch.timestep])
+    )
     extra = {}
     if control_scale is not None:
         image = ((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
@@ -251,7 +253,7 @@ def test_explicit_noise_replaces_the_drawn_one(backbone: UNetBackbone) -> None:
     extractor = FeatureExtractor(backbone, [Branch("x", 50, ("unet-in",))])
     noise = torch.randn(1, 4, 16, 24)
     latents = extractor(random_images(1), conditions(1, noise=noise))["x"]["unet-in"]
-    expected = backbone.add_noise(backbone.encode(random_images(1)), noise, 50)
+    expected = backbone.schedule.add_noise(backbone.encode(random_images(1)), noise, 50)
     torch.testing.assert_close(latents, expected)
     with pytest.raises(DataError, match=r"noise of shape \(1, 4, 8, 8\) for latents of shape \(1, 4, 16, 24\)"):
         extractor(random_images(1), conditions(1, noise=noise[..., :8, :8]))

@@ -100,9 +100,13 @@ def test_the_control_image_and_its_residuals(golden: Path, backbone: UNetBackbon
     backbone.require_controlnet("canny")
     with torch.no_grad():
         embeds = backbone.encode_text([PROMPT] * 2)
-        down, middle = backbone.control_residuals("canny", stored["unet_in"], 51, embeds, control)
-    expected = [stored[f"control_down_{index}"] for index in range(len(down))] + [stored["control_mid"]]
-    assert max(relative(one, other) for one, other in zip((*down, middle), expected, strict=True)) <= TOLERANCE
+        residuals = backbone.control_residuals("canny", stored["unet_in"], 51, embeds, control)
+    names = [f"control_down_{index}" for index in range(len(backbone.skips))]
+    expected = {
+        path: stored[name] for path, name in zip((*backbone.skips, "mid_block"), (*names, "control_mid"), strict=True)
+    }
+    assert residuals.keys() == expected.keys()
+    assert max(relative(residuals[path], expected[path]) for path in expected) <= TOLERANCE
 
 
 def test_two_controlnets_whose_scales_add_up_to_one(golden: Path) -> None:

@@ -89,7 +89,7 @@ def by_hand(
         return backbone.unet(latents, timestep, embeds, return_dict=False, **extra)[0]
 
     latents = backbone.vae.encode(image[None]).latent_dist.mean * 0.18215
-    scheduler = DDIMScheduler.from_config(backbone.schedule, clip_sample=False)
+    scheduler = DDIMScheduler.from_config(backbone.schedule.config, clip_sample=False)
     alphas = scheduler.alphas_cumprod
     if "denoise" in names:
         noise = keyed_noise(latents.shape[1:], "diffusion", 0, f"s{index}", "", [0, 0], 0, branch.noise_seed)[None]
@@ -145,7 +145,7 @@ def test_inverted_latents_denoise_back_to_the_image(backbone: UNetBackbone) -> N
         branch = Branch("up", 41, ("unet-in",), (Inversion(stride),), prompt="a photo")
         latents = FeatureExtractor(backbone, [branch])(images, conditions(1))["up"]["unet-in"]
         moved = relative(latents, clean)
-        scheduler = DDIMScheduler.from_config(backbone.schedule, clip_sample=False)
+        scheduler = DDIMScheduler.from_config(backbone.schedule.config, clip_sample=False)
         scheduler.set_timesteps(1000 // stride)
         for timestep in range(41, 1, -stride):
             with torch.no_grad():
@@ -188,7 +188,7 @@ def test_an_ensemble_is_the_mean_of_its_draws(backbone: UNetBackbone, posterior:
         with torch.no_grad():
             mean, std = (moment[0] for moment in backbone.encode_moments(images))
         own = keyed_noise((4, 8, 16), "posterior", 0, "s0", "", [0, 0], 1, 3)
-        expected = backbone.add_noise(mean + std * own, noise, 261)
+        expected = backbone.schedule.add_noise(mean + std * own, noise, 261)
         torch.testing.assert_close(alone["draw 1"]["unet-in"][0], expected)
 
 
@@ -217,7 +217,7 @@ def test_explicit_noise_for_every_draw(backbone: UNetBackbone) -> None:
     images = random_images(2, 32, 32)
     latents = extractor(images, conditions(2, noise=noise, posterior_noise=posterior))["x"]["unet-in"]
     draws = [
-        backbone.add_noise(backbone.encode(images, posterior[:, draw]), noise[:, draw], 50).detach()
+        backbone.schedule.add_noise(backbone.encode(images, posterior[:, draw]), noise[:, draw], 50).detach()
         for draw in range(3)
     ]
     torch.testing.assert_close(latents, torch.stack(draws).mean(dim=0))
@@ -288,7 +288,7 @@ def test_maps_over_tokens_of_different_lengths_are_refused(
 
 
 def test_a_backbone_of_clean_latents(backbone: UNetBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone, "reads_clean", True)
+    monkeypatch.setattr(backbone.schedule, "reads_clean", True)
     images = random_images(2)
     branch = Branch("x", 50, ("unet-in",))
     latents = FeatureExtractor(backbone, [branch])(images, conditions(2))["x"]["unet-in"]

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
@@ -21,9 +22,11 @@ BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedul
 
 def backbone_of(member: str, scheduler: str) -> UNetBackbone:
     made = build(member)
-    schedule = {**made.schedule, "_class_name": scheduler}
-    again = UNetBackbone(made.unet, made.vae, made.text_encoder, made.tokenizer, schedule, made.identity)
-    assert again.prediction_type == ("v_prediction" if member == "sd2_like" else "epsilon")
+    schedule = {**made.schedule.config, "_class_name": scheduler}
+    again = UNetBackbone(
+        made.unet, made.vae, made.text_encoder, made.tokenizer, DiffusionSchedule(schedule), made.identity
+    )
+    assert again.schedule.prediction_type == ("v_prediction" if member == "sd2_like" else "epsilon")
     return again
 
 
@@ -53,11 +56,11 @@ def test_it_is_one_step_and_the_decoder(member: str, kind: str) -> None:
     }
     classes = {"PNDMScheduler": PNDMScheduler, "DDIMScheduler": DDIMScheduler}
     cls: Any = classes.get(kind, EulerDiscreteScheduler)
-    scheduler = cls(**BETAS, **own[kind], prediction_type=backbone.prediction_type)
+    scheduler = cls(**BETAS, **own[kind], prediction_type=backbone.schedule.prediction_type)
     images = random_images(2, 72, 104)
     with torch.no_grad():
         mean = backbone.encode(images)
-    noisy = backbone.add_noise(mean, torch.randn(mean.shape, generator=torch.Generator().manual_seed(3)), 51)
+    noisy = backbone.schedule.add_noise(mean, torch.randn(mean.shape, generator=torch.Generator().manual_seed(3)), 51)
     with torch.no_grad(), FeatureRecorder(backbone, ["vae-out", "us1"]) as recorder:
         backbone.denoise(noisy, 51, backbone.encode_text(["a photo"] * 2))
     actual = recorder.features["vae-out"]
@@ -83,7 +86,7 @@ def test_it_is_a_layer_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_at_timestep_zero_the_schedule_says_where_the_step_ends() -> None:
     backbone = backbone_of("one_repeat", "DDIMScheduler")
     latents, noise = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
-    noisy = backbone.add_noise(latents, noise, 0)
+    noisy = backbone.schedule.add_noise(latents, noise, 0)
     with torch.no_grad():
         torch.testing.assert_close(backbone.image_after_step(noisy, noise, 0), backbone.decode(latents))
 

@@ -65,7 +65,7 @@ def test_features_are_those_of_the_bare_u_net(tmp_path: Path) -> None:
     own = conditions(2, noise=noise)
     features = FeatureExtractor(backbone, branches[:1])(images, own)["plain"]
     embeds = backbone.encode_text(["a photo"] * 2)
-    noisy = backbone.add_noise(backbone.encode(images), noise, 50)
+    noisy = backbone.schedule.add_noise(backbone.encode(images), noise, 50)
     seen = {}
     handles = [
         backbone.unet.get_submodule(path).register_forward_hook(lambda m, i, o, path=path: seen.update({path: o}))

@@ -70,7 +70,7 @@ def test_the_same_images_as_the_sampler_of_training(backbone: Backbone) -> None:
         text_encoder=backbone.text_encoder,
         tokenizer=backbone.tokenizer,
         autoencoder=backbone.vae,
-        scheduler=DDIMScheduler.from_config(dict(backbone.schedule)),
+        scheduler=DDIMScheduler.from_config(dict(backbone.schedule.config)),
     )
     prompts = ["a red house", "a photo of a circle"]
     expected = sample(parts, prompts, steps=3, guidance=4.0, seed=7)
