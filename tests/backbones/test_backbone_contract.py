@@ -12,11 +12,12 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.reading.hooks import FeatureRecorder
 from tests.support.small_networks import MEMBERS, build, random_images
+from tests.support.transformer_networks import TRANSFORMERS, TransformerBackbone, build_transformer
 
 
-@pytest.fixture(scope="module", params=MEMBERS)
+@pytest.fixture(scope="module", params=(*MEMBERS, *TRANSFORMERS))
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return build(request.param)
+    return build_transformer(request.param) if request.param in TRANSFORMERS else build(request.param)
 
 
 def odd_images(backbone: Backbone) -> torch.Tensor:
@@ -49,7 +50,7 @@ def test_feature_info_tells_what_every_layer_yields(backbone: Backbone) -> None:
 def test_derived_layers_yield_what_feature_info_tells(backbone: Backbone) -> None:
     names = [*backbone.derived, *backbone.aliases]
     if not names:
-        assert backbone.family == "pixels"
+        assert backbone.family == "pixels" or isinstance(backbone, TransformerBackbone)
         return
     images = odd_images(backbone)
     height, width = images.shape[-2:]
@@ -64,7 +65,7 @@ def test_attention_maps_are_heads_by_queries_by_keys_and_sum_to_one(backbone: Ba
     images = odd_images(backbone)
     maps = [layer for layer, spec in backbone.layers.items() if spec.kind == "attention"]
     if not maps:
-        assert backbone.family == "pixels"
+        assert backbone.family == "pixels" or isinstance(backbone, TransformerBackbone)
         return
     queries = [layer.replace("-map", "-q") for layer in maps]
     features = run(backbone, images, [*maps, *queries])
