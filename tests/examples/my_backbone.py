@@ -4,14 +4,14 @@ import torch
 from torch import nn
 
 from gate_lightning import Backbone
-from gate_lightning.backbones.specs import LayerSpec, PromptEmbeds
+from gate_lightning.backbones.noise_schedule import FlowSchedule
+from gate_lightning.backbones.specs import LayerSpec
 from gate_lightning.structures import Identity
 
 
 class RandomConvolutions(Backbone):
-    family, supports, prediction_type = "random", frozenset(), ""
-    latent_channels, latent_stride, size_multiple, minimum_size, native_size = 3, 1, 8, 8, 64
-    num_train_timesteps = 1000
+    family, size_multiple, minimum_size, native_size = "random", 8, 8, 64
+    schedule = FlowSchedule()  # noised latents are (1 - t / 1000) · latents + t / 1000 · noise
 
     def __init__(self, channels=16):
         super().__init__()
@@ -26,15 +26,6 @@ class RandomConvolutions(Backbone):
     def denoiser(self):
         return self.network
 
-    def encode_moments(self, images):
-        return images.to(self.dtype), torch.zeros_like(images, dtype=self.dtype)
-
-    def encode_text(self, prompts, adapters=()):
-        return PromptEmbeds(torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype))
-
-    def add_noise(self, latents, noise, timestep):
-        return latents + noise * timestep / self.num_train_timesteps
-
-    def denoise(self, latents, timestep, prompt_embeds, residuals=None, adapters=None):
+    def forward(self, latents, timestep, prompt_embeds, residuals, adapters):
         self.network(latents)
         return latents

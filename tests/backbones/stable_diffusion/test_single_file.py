@@ -121,7 +121,7 @@ def test_a_checkpoint_gives_the_network_that_was_saved(case: Case) -> None:
     loaded = case.load()
     assert type(loaded) is type(case.saved)
     assert same(loaded, case.saved)
-    assert loaded.prediction_type == case.saved.prediction_type
+    assert loaded.schedule.prediction_type == case.saved.schedule.prediction_type
     assert dict(loaded.layers) == dict(case.saved.layers)
     assert loaded.scaling_factor == case.saved.scaling_factor
     assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
@@ -185,7 +185,7 @@ def test_stable_diffusion_2_must_be_told_what_it_predicts(tmp_path: Path, monkey
     with pytest.raises(ConfigError, match=r"backbone\.prediction_type=v_prediction"):
         case.load(prediction_type=None)
     base, v = case.load(prediction_type="epsilon"), case.load()
-    assert (base.prediction_type, v.prediction_type) == ("epsilon", "v_prediction")
+    assert (base.schedule.prediction_type, v.schedule.prediction_type) == ("epsilon", "v_prediction")
     assert base.identity.digest != v.identity.digest
     assert base.native_size == 64 * 8  # the base model's images are smaller
     with pytest.raises(ConfigError, match="prediction_type='noise'"):
@@ -195,9 +195,9 @@ def test_stable_diffusion_2_must_be_told_what_it_predicts(tmp_path: Path, monkey
 def test_fine_tunes_of_sdxl_tell_by_a_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("sdxl", tmp_path, monkeypatch)
     case.write("v.safetensors", v_pred=torch.empty(0), ztsnr=torch.empty(0))
-    assert case.load().prediction_type == "epsilon"
+    assert case.load().schedule.prediction_type == "epsilon"
     marked = case.load("v.safetensors")
-    assert marked.prediction_type == "v_prediction"
+    assert marked.schedule.prediction_type == "v_prediction"
     assert marked.schedule.config["rescale_betas_zero_snr"] is True
     case.write("edm.safetensors", edm_mean=torch.zeros(4))
     with pytest.raises(WeightsError, match=r"Playground v2\.5"):

@@ -70,14 +70,14 @@ def by_hand(
 ) -> Tensor:
     """One branch of one image with stock networks and a stock or hand-written step; its features."""
     backbone = copy.deepcopy(backbone)
-    names = {technique.name: technique for technique in branch.techniques}
+    names = {technique.kind: technique for technique in branch.techniques}
     if "lora" in names:
         merge(adapted_layers(backbone), pairs, 1.0)
     prompt = CAPTIONS[index] if "prompt" in names else branch.prompt
     tokens = backbone.tokenizer(prompt, padding="max_length", max_length=40, return_tensors="pt").input_ids
     embeds = backbone.text_encoder(tokens).last_hidden_state
-    image = ((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
-    edges = torch.from_numpy(canny(image) // 255).float().expand(1, 3, -1, -1)
+    pixels = ((image.permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy()
+    edges = torch.from_numpy(canny(pixels) // 255).float().expand(1, 3, -1, -1)
 
     def unet(latents: Tensor, timestep: int) -> Tensor:
         extra = {}
@@ -296,7 +296,7 @@ def test_a_backbone_of_clean_latents(backbone: UNetBackbone, monkeypatch: pytest
     for technique in (Denoise(), Inversion()):
         with pytest.raises(ConfigError, match="reads clean latents"):
             FeatureExtractor(backbone, [replace(branch, techniques=(technique,))])
-    for draws in ({"ensemble": 2}, {"draw": 1}):
+    for draws in ({"ensemble": 2}, {"noise_index": 1}):
         with pytest.raises(ConfigError, match="all its draws would be equal"):
             FeatureExtractor(backbone, [replace(branch, **draws)])
 
