@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from gate_lightning.data.card import ClassLabels, DatasetCard
-from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.label_scarce.datamodule import LabelScarceDataModule
-from gate_lightning.data.samples import Sample, SampleSource
+from gate_lightning.data.samples import SampleSource, SegmentationSample
+from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.pixel_classifiers.amalgamation import ConcatPixels, PixelAmalgamation
 from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble
@@ -106,12 +106,13 @@ class Patches(SampleSource):
     def sample_id(self, index: int) -> str:
         return f"{self.split}/{index:04d}"
 
-    def load(self, index: int) -> Sample:
+    def load(self, index: int) -> SegmentationSample:
         rng = np.random.default_rng(hash_of(self.split, index))
         image = rng.integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)
         coarse = rng.integers(0, CLASSES, (8, 8), dtype=np.uint8)
         side = self.size // 8
-        return Sample(self.sample_id(index), image, coarse.repeat(side, axis=0).repeat(side, axis=1))
+        mask = coarse.repeat(side, axis=0).repeat(side, axis=1)
+        return SegmentationSample(self.sample_id(index), image, mask=mask)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int]]:
         return (self.size, self.size), (self.size, self.size)

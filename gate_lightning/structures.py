@@ -6,8 +6,8 @@ Shape letters: B images, C channels, H × W pixels, h × w positions of a featur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ __all__ = [
     "Features",
     "FeaturesInfo",
     "Identity",
+    "ImageBatch",
     "PixelBatch",
     "Pyramid",
     "SegmentationBatch",
@@ -120,33 +121,37 @@ class Conditions:
 
 
 @dataclass(frozen=True)
-class SegmentationBatch:
-    """A batch of images with masks.
+class ImageBatch:
+    """A batch of images. Subclasses add what comes with them; ``to`` moves their tensors, too.
 
     Attributes:
         images: (B, 3, H, W) float32 in [-1, 1], RGB.
-        masks: (B, H, W) int64 class indices, ``ignore_index`` where unlabelled; None for unlabelled images.
         conditions: see Conditions.
-        features: of the images, padded as for the extractor, in any dtype, where they were computed before, or None.
     """
 
     images: Tensor
-    masks: Tensor | None
     conditions: Conditions
-    features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> SegmentationBatch:
-        """A copy on ``device``."""
-        masks = None if self.masks is None else self.masks.to(device, **kwargs)
-        features = self.features and {
-            branch: {layer: value.to(device, **kwargs) for layer, value in layers.items()}
-            for branch, layers in self.features.items()
-        }
-        images, conditions = self.images.to(device, **kwargs), self.conditions.to(device, **kwargs)
-        return SegmentationBatch(images, masks, conditions, features)
+    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
+        """A copy on ``device`` (Lightning moves batches through this method)."""
+        parts = {part.name: _moved(getattr(self, part.name), device, **kwargs) for part in fields(self)}
+        return replace(self, **parts)
+
+
+@dataclass(frozen=True)
+class SegmentationBatch(ImageBatch):
+    """A batch of images with masks.
+
+    Attributes:
+        masks: (B, H, W) int64 class indices, ``ignore_index`` where unlabelled.
+        features: of the images, padded as for the extractor, in any dtype, where they were computed before, or None.
+    """
+
+    masks: Tensor
+    features: Features | None = None
 
 
 @dataclass(frozen=True)
@@ -184,3 +189,10 @@ class Pyramid:
 
     levels: tuple[Tensor, ...]
     weights: tuple[Tensor, ...] = ()
+
+
+def _moved(value: Any, device: torch.device | str, **kwargs: Any) -> Any:
+    """Tensors, and whatever holds some, on ``device``; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device, **kwargs) for key, item in value.items()}
+    return value.to(device, **kwargs) if hasattr(value, "to") else value

@@ -15,7 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from gate_lightning.callbacks.state.interrupt import Interrupted
-from gate_lightning.data.core.datamodule import SegmentationDataModule
+from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import CacheError
 from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache, padded_batch, stored_bytes
@@ -56,7 +56,7 @@ class FillViews(Callback):
     """
 
     def __init__(
-        self, views: AugmentedFeatureCache, datamodule: SegmentationDataModule, count: int, run_folder: str | Path
+        self, views: AugmentedFeatureCache, datamodule: ImageDataModule, count: int, run_folder: str | Path
     ) -> None:
         self.views, self.datamodule, self.count = views, datamodule, count
         self.path = Path(run_folder) / "cached_views.json"
@@ -190,7 +190,7 @@ def _epochs(trainer: Trainer, images: int, batch_size: int) -> int:
     return max(min(limits), 1) if limits else 2**31
 
 
-def _evaluation_bytes(module: Any, datamodule: SegmentationDataModule, views: AugmentedFeatureCache) -> int:
+def _evaluation_bytes(module: Any, datamodule: ImageDataModule, views: AugmentedFeatureCache) -> int:
     """What a `DiskCache` of the validation images takes."""
     source, resize = datamodule.source("val"), datamodule.eval_resize
     sizes = Counter(resize.size(*source.sizes(index)[0]) for index in range(len(source)))

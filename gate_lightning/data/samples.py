@@ -1,10 +1,10 @@
-"""One image with what belongs to it, and how images become batches."""
+"""Images with what belongs to them, and how they become batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -12,29 +12,32 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.structures import Conditions, SegmentationBatch
+from gate_lightning.structures import Conditions, ImageBatch, SegmentationBatch
 from gate_lightning.utils.seeding import data_generator
 
 __all__ = [
+    "BatchDataset",
+    "Collate",
     "Sample",
     "SampleRequest",
     "SampleSource",
-    "SegmentationDataset",
+    "SegmentationSample",
+    "Subset",
     "Transform",
-    "collate",
+    "collate_images",
+    "collate_masks",
+    "map_mask",
     "to_tensor",
 ]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image before it becomes a tensor.
+    """An image before it becomes a tensor. Subclasses add what belongs to it, such as a mask.
 
     Attributes:
         sample_id: name of the image, unique in its data set; noise and augmentation are keyed by it.
         image: uint8 (H, W, 3) RGB.
-        mask: uint8 (H, W) class indices, 255 ignored; None for unlabelled images. In evaluation it keeps the size of
-            the file while ``image`` may be resized.
         caption: description of the image, or None.
         controls: control name → uint8 (H, W, 3) image that is cropped and flipped along.
         window: (top, left) of a crop in the resized image, in pixels.
@@ -43,41 +46,99 @@ class Sample:
 
     sample_id: str
     image: np.ndarray
-    mask: np.ndarray | None
     caption: str | None = None
     controls: Mapping[str, np.ndarray] = field(default_factory=dict)
     window: tuple[int, int] = (0, 0)
     category: str | None = None
 
-    def map_images(self, function: Callable[[np.ndarray], np.ndarray]) -> Sample:
+    def map_images(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
         """``function`` applied to the image and its controls."""
         controls = {name: function(control) for name, control in self.controls.items()}
         return replace(self, image=function(self.image), controls=controls)
 
-    def map_all(self, function: Callable[[np.ndarray], np.ndarray]) -> Sample:
-        """``function`` applied to image, controls and mask: for geometry without interpolation."""
-        mapped = self.map_images(function)
-        return replace(mapped, mask=None if self.mask is None else function(self.mask))
+    def map_all(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """``function`` applied to everything that has pixels: for geometry without interpolation."""
+        return map_mask(self.map_images(function), function)
+
+    def ignored(self) -> Self:
+        """The same image with nothing to measure, for batches that only give all processes equally many."""
+        return map_mask(self, lambda mask: np.full_like(mask, IGNORE_INDEX))
 
 
-#: random numbers come from the generator only, so that a draw is a function of its key
-Transform = Callable[[Sample, np.random.Generator], Sample]
+@dataclass(frozen=True)
+class SegmentationSample(Sample):
+    """An image with its mask.
+
+    Attributes:
+        mask: uint8 (H, W) class indices, 255 ignored. In evaluation it keeps the size of the file while ``image`` may
+            be resized.
+    """
+
+    mask: np.ndarray = field(kw_only=True)
 
 
-class SampleSource(Protocol):
+AnySample = TypeVar("AnySample", bound=Sample)
+
+
+def map_mask(sample: AnySample, function: Callable[[np.ndarray], np.ndarray]) -> AnySample:
+    """``function`` applied to the mask of a sample; one without mask is given back as it is."""
+    return replace(sample, mask=function(sample.mask)) if isinstance(sample, SegmentationSample) else sample
+
+
+#: a sample → one of the same kind; random numbers come from the generator only, so that it is a function of its key
+Transform = Callable[[Any, np.random.Generator], Any]
+#: samples, names of their views, whether a head is trained on them → batch
+Collate = Callable[[Sequence[Any], Sequence[str], bool], Any]
+
+AnyLoaded = TypeVar("AnyLoaded", covariant=True)
+
+
+class SampleSource(Protocol[AnyLoaded]):
     """A split of a data set, readable by index from several processes."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of samples."""
 
     def sample_id(self, index: int) -> str:
-        """Name of image ``index``."""
+        """Name of sample ``index``."""
 
-    def load(self, index: int) -> Sample:
-        """Image ``index`` as it is in the file."""
+    def load(self, index: int) -> AnyLoaded:
+        """Sample ``index`` as it is in the files; it has a ``sample_id`` and can be ``ignored()``."""
 
-    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width) of the image and of its mask, without decoding them."""
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the image and of what else has pixels, without decoding them.
+
+        Samples are evaluated together where all of these are equal.
+        """
+
+
+class Subset:
+    """Samples of other sources, chosen by position, as a `SampleSource`.
+
+    Args:
+        places: source and index of each.
+    """
+
+    def __init__(self, places: Sequence[tuple[SampleSource, int]]) -> None:
+        self.places = tuple(places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def sample_id(self, index: int) -> str:
+        """Name of the sample in its data set."""
+        source, place = self.places[index]
+        return source.sample_id(place)
+
+    def load(self, index: int) -> Any:
+        """The sample as it is in the files."""
+        source, place = self.places[index]
+        return source.load(place)
+
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
+        """Sizes as in the files."""
+        source, place = self.places[index]
+        return source.sizes(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,60 +148,12 @@ class SampleRequest:
     Attributes:
         index: which image.
         epoch: which augmentation draw of it.
-        padding: repeated only so that all processes have equally many batches: its mask becomes ignored.
+        padding: repeated only so that all processes have equally many batches; see `Sample.ignored`.
     """
 
     index: int
     epoch: int = 0
     padding: bool = False
-
-
-class SegmentationDataset(Dataset[SegmentationBatch]):
-    """Reads, transforms and collates whole batches.
-
-    Args:
-        source: the split.
-        transform: applied to every sample.
-        seed: of the augmentation.
-        random: whether something is drawn anew in every epoch. If so, the view of a sample is ``draw<epoch>`` (see
-            ``cycle``), else "".
-        training: whether a head is trained on these batches (``Conditions.training``).
-        cycle: how many views of an image there are, taken in turn by epoch; None for another one in every epoch.
-    """
-
-    def __init__(
-        self,
-        source: SampleSource,
-        transform: Transform,
-        seed: int = 0,
-        random: bool = False,
-        training: bool = False,
-        cycle: int | None = None,
-    ) -> None:
-        self.source, self.transform, self.seed, self.random = source, transform, seed, random
-        self.training, self.cycle = training, cycle
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, draws: Sequence[SampleRequest]) -> SegmentationBatch:
-        """The batch of ``draws``, one image each."""
-        views = tuple(self.view(draw.epoch) for draw in draws)
-        samples = [self._read(draw, view) for draw, view in zip(draws, views, strict=True)]
-        return collate(samples, views, self.training)
-
-    def view(self, epoch: int) -> str:
-        """Name of the view that an epoch sees; noise and augmentation are keyed by it."""
-        if not self.random:
-            return ""
-        return f"draw{epoch if self.cycle is None else epoch % self.cycle}"
-
-    def _read(self, draw: SampleRequest, view: str) -> Sample:
-        sample = self.source.load(draw.index)
-        sample = self.transform(sample, data_generator("augmentation", self.seed, sample.sample_id, view))
-        if draw.padding and sample.mask is not None:
-            sample = replace(sample, mask=np.full_like(sample.mask, IGNORE_INDEX))
-        return sample
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -152,15 +165,14 @@ def _to_control(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255.0)
 
 
-def collate(samples: Sequence[Sample], views: Sequence[str] = (), training: bool = False) -> SegmentationBatch:
-    """Samples of one size → batch. Either all samples have a mask (a caption, a category) or none has.
+def collate_images(samples: Sequence[Sample], views: Sequence[str] = (), training: bool = False) -> ImageBatch:
+    """Images of one size → batch. Either all samples have a caption (a category) or none has.
 
     Args:
         samples: at least one.
         views: name of the augmentation draw of each; () for plain images.
         training: whether a head is trained on them.
     """
-    masks = [sample.mask for sample in samples if sample.mask is not None]
     captions = [sample.caption for sample in samples if sample.caption is not None]
     categories = [sample.category for sample in samples if sample.category is not None]
     conditions = Conditions(
@@ -175,8 +187,61 @@ def collate(samples: Sequence[Sample], views: Sequence[str] = (), training: bool
         },
         training=training,
     )
-    return SegmentationBatch(
-        images=torch.stack([to_tensor(sample.image) for sample in samples]),
-        masks=torch.from_numpy(np.stack(masks)).long() if masks else None,
-        conditions=conditions,
-    )
+    return ImageBatch(torch.stack([to_tensor(sample.image) for sample in samples]), conditions)
+
+
+def collate_masks(
+    samples: Sequence[SegmentationSample], views: Sequence[str] = (), training: bool = False
+) -> SegmentationBatch:
+    """Images and masks, each of one size → batch; see `collate_images`."""
+    batch = collate_images(samples, views, training)
+    masks = torch.from_numpy(np.stack([sample.mask for sample in samples])).long()
+    return SegmentationBatch(batch.images, batch.conditions, masks)
+
+
+class BatchDataset(Dataset[Any]):
+    """Reads, transforms and collates whole batches.
+
+    Args:
+        source: the split.
+        transform: applied to every sample.
+        collate: makes a batch of samples.
+        seed: of the augmentation.
+        random: whether something is drawn anew in every epoch. If so, the view of a sample is ``draw<epoch>`` (see
+            ``cycle``), else "".
+        training: whether a head is trained on these batches (``Conditions.training``).
+        cycle: how many views of an image there are, taken in turn by epoch; None for another one in every epoch.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        transform: Transform,
+        collate: Collate = collate_images,
+        seed: int = 0,
+        random: bool = False,
+        training: bool = False,
+        cycle: int | None = None,
+    ) -> None:
+        self.source, self.transform, self.collate, self.seed = source, transform, collate, seed
+        self.random, self.training, self.cycle = random, training, cycle
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, draws: Sequence[SampleRequest]) -> Any:
+        """The batch of ``draws``, one image each."""
+        views = tuple(self.view(draw.epoch) for draw in draws)
+        samples = [self._read(draw, view) for draw, view in zip(draws, views, strict=True)]
+        return self.collate(samples, views, self.training)
+
+    def view(self, epoch: int) -> str:
+        """Name of the view that an epoch sees; noise and augmentation are keyed by it."""
+        if not self.random:
+            return ""
+        return f"draw{epoch if self.cycle is None else epoch % self.cycle}"
+
+    def _read(self, draw: SampleRequest, view: str) -> Any:
+        sample = self.source.load(draw.index)
+        sample = self.transform(sample, data_generator("augmentation", self.seed, sample.sample_id, view))
+        return sample.ignored() if draw.padding else sample

@@ -7,7 +7,8 @@ amalgamation (training an autoencoder, say) never builds one, and a new part is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,7 @@ class Components:
         config: resolved configuration (see ``engine.runs.resolve``).
         run_folder: where callbacks and loggers write.
         training: whether the components are to train. Only then ``cache.augmented_views`` counts.
+        control_folders: name of control images → folder to take them from, instead of that of the configuration.
     """
 
     #: names a task's constructor may ask for
@@ -59,10 +61,17 @@ class Components:
         "backbone_groups",
     )
 
-    def __init__(self, config: DictConfig, run_folder: str, training: bool = False) -> None:
+    def __init__(
+        self,
+        config: DictConfig,
+        run_folder: str,
+        training: bool = False,
+        control_folders: Mapping[str, str] | None = None,
+    ) -> None:
         self.config = config
         self.run_folder = run_folder
         self.training = training
+        self.control_folders = dict(control_folders or {})
 
     @cached_property
     def datamodule(self) -> Any:
@@ -135,18 +144,35 @@ class Components:
     @cached_property
     def required_inputs(self) -> RequiredInputs:
         """What the branches need with the images."""
-        return required_inputs_of(self.branches)
+        found = required_inputs_of(self.branches)
+        return replace(found, control_folders={**found.control_folders, **self.control_folders})
+
+    @cached_property
+    def connected_datamodule(self) -> Any:
+        """The data module of the task, told what the task's techniques need with its images, before it is set up.
+
+        Raises:
+            ConfigError: its batches are of another kind than those of the task.
+        """
+        self._check_batch_types()
+        if "extractor" in inspect.signature(self.task_class).parameters:
+            self.datamodule.attach_inputs(self.required_inputs)
+        return self.datamodule
+
+    def _check_batch_types(self) -> None:
+        task, data = self.task_class, type(self.datamodule)
+        wanted, given = getattr(task, "batch_type", None), getattr(data, "batch_type", None)
+        if wanted is None or given is None or issubclass(given, wanted):
+            return
+        raise ConfigError(
+            f"{task.__name__} (task=) takes batches of {wanted.__name__}: {_first_line(wanted)} "
+            f"{data.__name__} (dataset=) gives batches of {given.__name__}: {_first_line(given)} "
+            f"Choose a data set whose batch_type is {wanted.__name__}, or the task for {given.__name__}"
+        )
 
     @cached_property
     def extractor(self) -> Extractor:
-        """Backbones × branches. The data set is told what they need with its images."""
-        if self.config.get("dataset") is not None and self.required_inputs != RequiredInputs():
-            if not hasattr(self.datamodule, "attach_inputs"):
-                raise ConfigError(
-                    f"{type(self.datamodule).__name__} hands out no control images or captions of files and has no "
-                    f"dropout; leave out folder and dropout of controlnet and file of prompt"
-                )
-            self.datamodule.attach_inputs(self.required_inputs)
+        """Backbones × branches."""
         scales = {name: scale for name, (_, scale) in self._further.items()}
         canny = _plain(self.config.technique.controlnet)
         views = view_settings(self.config, self.datamodule) if self.training else None
@@ -221,11 +247,16 @@ class Components:
         """Partial that takes the optimiser and the number of optimiser steps, or None."""
         return None if self.config.get("scheduler") is None else self._instantiate("scheduler")
 
+    @property
+    def task_class(self) -> type:
+        """Class of ``task``."""
+        return get_class(self.config.task._target_)
+
     @cached_property
     def task(self) -> LightningModule:
         """The LightningModule of ``task``, given the components it names."""
-        node = self.config.task
-        target = get_class(node._target_)
+        node, target = self.config.task, self.task_class
+        _ = self.connected_datamodule
         own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_", "data")}
         wanted = inspect.signature(target).parameters
         injected = {name: getattr(self, name) for name in self.INJECTED if name in wanted and name not in own}
@@ -305,6 +336,10 @@ def _built(node: Any, **arguments: Any) -> Any:
         if isinstance(error.__cause__, GateError):
             raise error.__cause__ from None
         raise
+
+
+def _first_line(documented: type) -> str:
+    return (documented.__doc__ or "").strip().partition("\n")[0]
 
 
 def _plain(node: Any) -> Any:

@@ -76,12 +76,12 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     for change in runs.changed_keys(saved, patched):
         log.warning("evaluated with a change: %s", change)
     lightning.seed_everything(patched.seed, workers=True, verbose=False)
-    run = TrainedRun(folder, patched, config.checkpoint, bool(config.get("allow_changes")))
-    log.info("checkpoint: %s", run.checkpoint)
     folders = config.get("control_images") or {}
     if not isinstance(folders, DictConfig | dict):
         raise ConfigError(f"control_images={folders}: expected folders by name, for example {{depth: my_depth/}}")
-    run.find_controls({str(name): str(folder) for name, folder in folders.items()})
+    controls = {str(name): str(place) for name, place in folders.items()}
+    run = TrainedRun(folder, patched, config.checkpoint, bool(config.get("allow_changes")), controls)
+    log.info("checkpoint: %s", run.checkpoint)
     return run
 
 

@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components, call_with, dataset_node
+from gate_lightning.engine.components import Components, call_with
 from gate_lightning.errors import ConfigError, GateError
 
 __all__ = ["run_tool"]
@@ -55,16 +55,14 @@ def run_tool(config: DictConfig, output: Path, trained: Callable[[], Any] | None
 def _call(resolved: DictConfig, trained: Callable[[], Any] | None = None) -> None:
     node = OmegaConf.create({**OmegaConf.to_container(resolved.tool), "_partial_": True})  # type: ignore[dict-item]
     function: Callable[..., Any] = instantiate(node, _convert_="all")
-    # a tool that names the data set builds it itself, once it is known that it can be
-    dataset = None if resolved.get("dataset") is None else dataset_node(resolved)
-    available: dict[str, Any] = {"dataset": None if dataset is None else OmegaConf.to_container(dataset)}
+    available: dict[str, Any] = {}
     components = Components(resolved, run_folder="")
     for name in PARTS:
         if name not in inspect.signature(function.func).parameters:  # type: ignore[attr-defined]
             continue
         if name == "trained":
             available[name] = None if trained is None else trained()
-        elif name == "datamodule" and dataset is None:
+        elif name == "datamodule" and resolved.get("dataset") is None:
             available[name] = None
         else:
             available[name] = getattr(components, name)

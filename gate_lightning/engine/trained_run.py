@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,28 @@ class TrainedRun:
         config: resolved configuration, possibly patched.
         checkpoint: ``best``, ``last`` or a path.
         allow_changes: go on, with a warning, where the features are not those it was trained on.
+        control_folders: name of control images → folder, where each is at its image's own path; instead of those of
+            training.
+
+    Raises:
+        ConfigError: control images that the run does not read.
     """
 
-    def __init__(self, folder: Path, config: DictConfig, checkpoint: str = "best", allow_changes: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: DictConfig,
+        checkpoint: str = "best",
+        allow_changes: bool = False,
+        control_folders: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
         self.config = config
         if checkpoint == "best" and not config.get("trainer", {}).get("limit_val_batches", 1.0):
             checkpoint = "last"  # without validation there is no best one
         self.checkpoint = runs.checkpoint_of(folder, checkpoint)
-        self.components = Components(config, str(folder))
+        self.components = Components(config, str(folder), control_folders=control_folders)
+        self._needed_besides(self.components.control_folders)
         task: Any = self.components.task
         task.allowed_changes = frozenset({"frozen"} if allow_changes else ())
         self.task = task
@@ -89,23 +101,8 @@ class TrainedRun:
             )
         for key, control in controls.items():
             check_control_size(key, "given", control.shape[:2], name, image.shape[:2])
-        batch = self.components.datamodule.prepare(Sample(name, image, None, caption, controls))
+        batch = self.components.datamodule.prepare(Sample(name, image, caption, controls))
         return self.label(batch.images, batch.conditions, image.shape[:2])
-
-    def find_controls(self, folders: Mapping[str, str]) -> None:
-        """Have the control images of whatever is looked at next found elsewhere than in training.
-
-        Args:
-            folders: name of the control images → folder, where each is at its image's own path.
-
-        Raises:
-            ConfigError: control images that the run does not read.
-        """
-        self._needed_besides(folders)
-        known = self.components.required_inputs
-        if folders:
-            found = replace(known, control_folders={**known.control_folders, **folders})
-            self.components.datamodule.attach_inputs(found)
 
     def _needed_besides(self, given: Collection[str]) -> list[str]:
         """Names of control images that the run cannot do without; those given must be some that it reads."""

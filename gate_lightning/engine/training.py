@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.callbacks.state.interrupt import Interrupted
-from gate_lightning.data.core.datamodule import SegmentationDataModule
+from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components, card_and_classes
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
@@ -70,10 +70,10 @@ def _train(described: DictConfig, run_folder: Path, checkpoint: Path | None, all
     _once(runs.write_json, run_folder / "status.json", {"status": "running"})
     lightning.seed_everything(described.seed, workers=True, verbose=False)
     components = Components(described, str(run_folder), training=True)
-    datamodule = components.datamodule
+    datamodule = components.connected_datamodule
     if allow_changes:
         datamodule.allow_changes = True
-    if isinstance(datamodule, SegmentationDataModule):
+    if isinstance(datamodule, ImageDataModule):
         datamodule.setup("fit")  # broken data are found before the backbone is loaded
     task = components.task
     if allow_changes and isinstance(task, BaseTask):

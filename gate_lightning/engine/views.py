@@ -10,10 +10,9 @@ from lightning import Trainer
 from omegaconf import DictConfig
 
 from gate_lightning.callbacks.fill_views import FillViews
-from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache, StoredViews, describe
-from gate_lightning.tasks.segmentation import SegmentationTask
+from gate_lightning.structures import SegmentationBatch
 
 __all__ = ["train_on_stored_views", "view_count", "view_settings"]
 
@@ -42,7 +41,7 @@ def view_settings(config: DictConfig, datamodule: Any) -> dict[str, Any] | None:
     """
     if not view_count(config):
         return None
-    if not isinstance(datamodule, SegmentationDataModule):
+    if datamodule.batch_type is not SegmentationBatch:
         raise ConfigError(
             f"cache.augmented_views is for images with masks; {type(datamodule).__name__} gives none, leave it out"
         )
@@ -69,7 +68,7 @@ def train_on_stored_views(
     count = view_count(config)
     if not count:
         return
-    if not isinstance(task, SegmentationTask) or not isinstance(datamodule, SegmentationDataModule):
+    if task.batch_type is not SegmentationBatch:
         raise ConfigError(
             f"cache.augmented_views={count}: {type(task).__name__} does not train on images with masks; leave it out"
         )

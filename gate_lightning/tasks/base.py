@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.structures import ImageBatch
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
 from gate_lightning.utils.files import differences, plain_json
 from gate_lightning.utils.lightning_private import is_attached
@@ -80,6 +81,7 @@ class BaseTask(LightningModule):
             constant learning rate.
 
     Attributes:
+        batch_type: class of the training batches; the data module's must be that, or one derived from it.
         allowed_changes: what may differ between a checkpoint and this task: "frozen" (other frozen parts),
             "world_size".
         final_splits: splits that a training run evaluates at its end.
@@ -89,6 +91,7 @@ class BaseTask(LightningModule):
 
     #: names of children that are frozen: not trained, not saved
     frozen_parts: tuple[str, ...] = ("extractor",)
+    batch_type: type = ImageBatch
     final_splits: tuple[str, ...] = ()
 
     @property

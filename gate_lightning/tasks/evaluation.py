@@ -12,7 +12,7 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError
 from gate_lightning.metrics.segmentation import SegmentationMetrics
-from gate_lightning.structures import Conditions, SegmentationBatch
+from gate_lightning.structures import Conditions, ImageBatch, SegmentationBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.inference import height_width
 
@@ -46,10 +46,10 @@ class DenseTask(BaseTask):
         description: dict[str, Any] = self.extractor.description
         return description
 
-    def predict_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+    def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Label maps (B, H, W) int64 at the size of the files, of the masks, or else of the images."""
-        size = height_width(batch.images if batch.masks is None else batch.masks)
-        if isinstance(batch, PredictionBatch) and batch.sizes:
+        size = height_width(batch.masks if isinstance(batch, SegmentationBatch) else batch.images)
+        if isinstance(batch, PredictionBatch):
             if len(set(batch.sizes)) > 1:
                 raise ConfigError(f"one batch has images of sizes {sorted(set(batch.sizes))}; predict them apart")
             size = batch.sizes[0]

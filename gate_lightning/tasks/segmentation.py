@@ -18,7 +18,7 @@ from gate_lightning.heads.base import Head, resize
 from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.ops.padding import pad_to_multiple
-from gate_lightning.structures import Conditions, Features, Pyramid, SegmentationBatch
+from gate_lightning.structures import Conditions, Features, ImageBatch, Pyramid, SegmentationBatch
 from gate_lightning.tasks.evaluation import DenseTask, branch_weights
 from gate_lightning.tasks.inference import Inference, height_width
 
@@ -49,6 +49,7 @@ class SegmentationTask(DenseTask):
             other classes.
     """
 
+    batch_type = SegmentationBatch
     final_splits = ("val", "test")
     amalgamation: Amalgamation
     head: Head
@@ -244,7 +245,7 @@ def _listed(classes: list[str]) -> str:
     return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
 
 
-def _masks(batch: SegmentationBatch) -> Tensor:
-    if batch.masks is None:
+def _masks(batch: ImageBatch) -> Tensor:
+    if not isinstance(batch, SegmentationBatch):
         raise ConfigError("a batch without masks cannot be trained on or evaluated; use prediction for such images")
     return batch.masks

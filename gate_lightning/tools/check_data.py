@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from gate_lightning.data.core.datamodule import SegmentationDataModule
+from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.data.files.checks import DataReport
 from gate_lightning.errors import ConfigError, DataError
 
 __all__ = ["check_data"]
 
 
-def check_data(
-    dataset: SegmentationDataModule | Mapping[str, Any], level: str = "full", output: str | None = None
-) -> DataReport:
+def check_data(datamodule: ImageDataModule | None, level: str = "full", output: str | None = None) -> DataReport:
     """Check all splits of a data set.
 
     Args:
-        dataset: a data module, or its configuration: ``_target_`` and arguments.
+        datamodule: the data set.
         level: ``full`` decodes every file, ``quick`` all headers and some files.
         output: folder for ``check_data.txt``; None writes nothing.
 
@@ -29,9 +24,15 @@ def check_data(
 
     Raises:
         DataError: the data set is broken; the message is the whole report.
-        ConfigError: ``dataset`` is no segmentation data set.
+        ConfigError: there is no data set, or one that cannot be checked.
     """
-    datamodule = dataset if isinstance(dataset, SegmentationDataModule) else _build(dataset)
+    if datamodule is None:
+        raise ConfigError("tool=check_data needs a data set: dataset=<name> (see conf/dataset/)")
+    if not isinstance(datamodule, ImageDataModule):
+        raise ConfigError(
+            f"tool=check_data cannot check {type(datamodule).__name__}: it has no fixed set of images; use "
+            "dataset=folder, ade20k, cityscapes, scenes or horse21"
+        )
     report = datamodule.check(level)
     if output is not None:
         folder = Path(output)
@@ -40,23 +41,3 @@ def check_data(
     if report.errors:
         raise DataError(f"{report}")
     return report
-
-
-def _build(config: Mapping[str, Any]) -> SegmentationDataModule:
-    made = _made(config)
-    if not isinstance(made, SegmentationDataModule):
-        known = "folder, ade20k, cityscapes, scenes or horse21"
-        raise ConfigError(f"tool=check_data cannot check {config.get('_target_')!r}; use dataset={known}")
-    return made
-
-
-def _made(config: Mapping[str, Any]) -> Any:
-    """The object of a configuration, or None where its class is none of ours; a wrapped data set is made first."""
-    module, _, name = str(config.get("_target_", "")).rpartition(".")
-    if not module.startswith("gate_lightning.data"):
-        return None
-    arguments = {str(key): value for key, value in config.items() if not str(key).startswith("_")}
-    inner = arguments.get("dataset")
-    if isinstance(inner, Mapping):
-        arguments["dataset"] = _build(inner)
-    return getattr(importlib.import_module(module), name)(**arguments)

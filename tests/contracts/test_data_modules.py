@@ -11,8 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.scenes.dataset import ScenesDataModule
+from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
 from tests.support.folders import make_folder
 from tests.support.paths import REPOSITORY

@@ -7,8 +7,18 @@ import pytest
 import torch
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.samples import Sample, SampleRequest, SegmentationDataset, collate, to_tensor
+from gate_lightning.data.samples import (
+    BatchDataset,
+    Sample,
+    SampleRequest,
+    SegmentationSample,
+    Subset,
+    collate_images,
+    collate_masks,
+    to_tensor,
+)
 from gate_lightning.data.transforms.basic import RandomFlip
+from gate_lightning.structures import ImageBatch
 from gate_lightning.utils.seeding import data_generator
 from tests.support.toy_data import ToySource
 
@@ -33,7 +43,7 @@ def test_pixels_are_scaled_to_minus_one_to_one() -> None:
 
 def test_view_depends_on_sample_and_epoch_only() -> None:
     source = ToySource("train", 12)
-    views = SegmentationDataset(source, RandomFlip(0.5), seed=4, random=True)
+    views = BatchDataset(source, RandomFlip(0.5), collate_masks, seed=4, random=True)
     together = views[[SampleRequest(index, 3) for index in range(12)]]
     alone = [views[[SampleRequest(index, 3)]] for index in reversed(range(12))][::-1]
     assert torch.equal(together.images, torch.cat([batch.images for batch in alone]))
@@ -47,14 +57,14 @@ def test_view_depends_on_sample_and_epoch_only() -> None:
 
 
 def test_plain_views_have_no_name_and_no_randomness() -> None:
-    views = SegmentationDataset(ToySource("train", 2), lambda sample, rng: sample)
+    views = BatchDataset(ToySource("train", 2), lambda sample, rng: sample)
     first, second = views[[SampleRequest(0, 0)]], views[[SampleRequest(0, 9)]]
     assert first.conditions.views == second.conditions.views == ("",)
     assert torch.equal(first.images, second.images)
 
 
 def test_padding_keeps_the_image_and_ignores_the_mask() -> None:
-    views = SegmentationDataset(ToySource("val", 2), lambda sample, rng: sample)
+    views = BatchDataset(ToySource("val", 2), lambda sample, rng: sample, collate_masks)
     real, padding = views[[SampleRequest(1)]], views[[SampleRequest(1, padding=True)]]
     assert torch.equal(real.images, padding.images)
     assert (padding.masks == IGNORE_INDEX).all()
@@ -64,8 +74,8 @@ def test_padding_keeps_the_image_and_ignores_the_mask() -> None:
 def test_batches_carry_captions_controls_and_windows() -> None:
     image = np.full((2, 2, 3), 255, dtype=np.uint8)
     mask = np.array([[0, 255], [1, 1]], dtype=np.uint8)
-    samples = [Sample(name, image, mask, f"a {name}", {"edges": image // 5}, (1, 2)) for name in "ab"]
-    batch = collate(samples, ("x", "y"))
+    samples = [SegmentationSample(name, image, f"a {name}", {"edges": image // 5}, (1, 2), mask=mask) for name in "ab"]
+    batch = collate_masks(samples, ("x", "y"))
     assert batch.masks.dtype == torch.int64
     assert batch.masks[1].tolist() == [[0, 255], [1, 1]]
     assert batch.conditions.captions == ("a a", "a b")
@@ -75,7 +85,15 @@ def test_batches_carry_captions_controls_and_windows() -> None:
     assert batch.conditions.control_images["edges"].unique().tolist() == pytest.approx([0.2])
 
 
-def test_unlabelled_images_have_no_masks_and_no_captions() -> None:
-    batch = collate([Sample("a", np.zeros((2, 2, 3), dtype=np.uint8), None)])
-    assert batch.masks is None
+def test_images_alone_make_a_batch_without_masks_and_captions() -> None:
+    batch = collate_images([Sample("a", np.zeros((2, 2, 3), dtype=np.uint8))])
+    assert type(batch) is ImageBatch
     assert batch.conditions.captions is None
+
+
+def test_a_subset_reads_through_to_its_sources() -> None:
+    train, val = ToySource("train", 4), ToySource("val", 3)
+    subset = Subset([(val, 2), (train, 0)])
+    assert [subset.sample_id(index) for index in range(len(subset))] == ["val/2", "train/0"]
+    assert subset.load(1) is train.load(0)
+    assert subset.sizes(0) == val.sizes(2)

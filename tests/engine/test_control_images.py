@@ -75,7 +75,7 @@ def test_the_control_image_arrives_resized_with_its_image(
         torch.testing.assert_close(conditions.control_images["depth"] * 2 - 1, images)
         return torch.full((1, *size), 3)
 
-    monkeypatch.setattr(run.task, "labels", look)
+    monkeypatch.setattr(run.task, "label_maps", look)
     assert (run.predict(image, control_images={"depth": image}) == 3).all()
 
 

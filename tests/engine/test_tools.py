@@ -26,7 +26,7 @@ RANDOM = ("tool=extract", "backbone.weights=random", "tool.device=cpu")
 
 
 @pytest.fixture
-def random_images(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
     for name in "ab":

@@ -3,8 +3,8 @@
 import numpy as np
 
 from gate_lightning.data.card import ClassLabels, DatasetCard
-from gate_lightning.data.core.datamodule import SegmentationDataModule
-from gate_lightning.data.samples import Sample
+from gate_lightning.data.samples import SegmentationSample
+from gate_lightning.data.segmentation.base import SegmentationDataModule
 
 
 class Discs(SegmentationDataModule):
@@ -35,6 +35,5 @@ class DiscSource:
         draw = np.random.default_rng([index, *self.split.encode()])
         y, x = np.mgrid[: self.size, : self.size] - draw.integers(16, self.size - 16, (2, 1, 1))
         disc = (y**2 + x**2 < draw.integers(36, 200)).astype(np.uint8)
-        return Sample(
-            self.sample_id(index), draw.integers(0, 80, (*disc.shape, 3), np.uint8) + 150 * disc[..., None], disc
-        )
+        image = draw.integers(0, 80, (*disc.shape, 3), np.uint8) + 150 * disc[..., None]
+        return SegmentationSample(self.sample_id(index), image, mask=disc)

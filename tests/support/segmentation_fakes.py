@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
 from gate_lightning.data.card import ClassLabels, DatasetCard
-from gate_lightning.data.core.datamodule import SegmentationDataModule
-from gate_lightning.data.samples import Sample
+from gate_lightning.data.samples import SegmentationSample
+from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.transforms.basic import Compose, RandomFlip
 from gate_lightning.features.reading.noise import batch_noise
 from gate_lightning.heads.linear import LinearHead
@@ -80,8 +80,9 @@ class FakeSource:
             mask[0, 0] = 255
             colours = np.array([[80, 120, 240], [20, 160, 90], [230, 210, 120]])
             image = colours[np.where(mask == 255, 0, mask)] + rng.integers(-20, 20, (*size, 3))
+            image = image.clip(0, 255).astype(np.uint8)
             sample_id = f"{prefix}/{number:03d}"
-            self.samples.append(Sample(sample_id, image.clip(0, 255).astype(np.uint8), mask, f"image {number}"))
+            self.samples.append(SegmentationSample(sample_id, image, f"image {number}", mask=mask))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -89,10 +90,10 @@ class FakeSource:
     def sample_id(self, index: int) -> str:
         return self.samples[index].sample_id
 
-    def load(self, index: int) -> Sample:
+    def load(self, index: int) -> SegmentationSample:
         return self.samples[index]
 
-    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
         return self.size, self.size
 
 
@@ -100,15 +101,12 @@ class FakeData(SegmentationDataModule):
     """Twelve training images in batches of two, three for validation, two for test."""
 
     random_views = True
+    train_transform = Compose([RandomFlip(0.5)])
 
     def __init__(self, val_size: tuple[int, int] = (SIZE, SIZE), **loading: Any) -> None:
         super().__init__(**{"batch_size": 2, **loading})
         self.card, self.labels = DatasetCard("fake"), LABELS
         self.val_size = val_size
-
-    @property
-    def train_transform(self) -> Compose:
-        return Compose([RandomFlip(0.5)])
 
     def make_source(self, split: str) -> FakeSource:
         if split == "train":

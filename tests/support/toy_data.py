@@ -12,8 +12,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
 from gate_lightning.data.card import ClassLabels, DatasetCard
-from gate_lightning.data.core.datamodule import SegmentationDataModule
-from gate_lightning.data.samples import Sample
+from gate_lightning.data.samples import SegmentationSample
+from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.transforms.basic import Compose, RandomFlip
 from gate_lightning.structures import SegmentationBatch
 
@@ -28,7 +28,9 @@ class ToySource:
         mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
         mask[:, : SIZE // 2] = 1
         images = rng.integers(0, 256, (length, SIZE, SIZE, 3), dtype=np.uint8)
-        self.samples = [Sample(f"{prefix}/{number}", image, mask) for number, image in enumerate(images)]
+        self.samples = [
+            SegmentationSample(f"{prefix}/{number}", image, mask=mask) for number, image in enumerate(images)
+        ]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -36,10 +38,10 @@ class ToySource:
     def sample_id(self, index: int) -> str:
         return self.samples[index].sample_id
 
-    def load(self, index: int) -> Sample:
+    def load(self, index: int) -> SegmentationSample:
         return self.samples[index]
 
-    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
         return (SIZE, SIZE), (SIZE, SIZE)
 
 
@@ -47,16 +49,13 @@ class ToyData(SegmentationDataModule):
     """``length`` training images, randomly flipped, and five for validation."""
 
     random_views = True
+    train_transform = Compose([RandomFlip(0.5)])
 
     def __init__(self, length: int = 20, **loading: Any) -> None:
         super().__init__(**{"batch_size": 2, **loading})
         self.length = length
         self.card = DatasetCard("toy")
         self.labels = ClassLabels(("a", "b"), ((0, 0, 0), (255, 0, 0)))
-
-    @property
-    def train_transform(self) -> Compose:
-        return Compose([RandomFlip(0.5)])
 
     def make_source(self, split: str) -> ToySource:
         return ToySource(split, self.length if split == "train" else 5)

@@ -16,7 +16,7 @@ from gate_lightning.heads.linear import LinearHead
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
-from gate_lightning.structures import Conditions, SegmentationBatch
+from gate_lightning.structures import Conditions, ImageBatch, SegmentationBatch
 from gate_lightning.tasks.inference import Inference
 from gate_lightning.utils.files import differences
 from tests.support.segmentation_fakes import LABELS, FakeData, FakeExtractor, make_task, make_trainer
@@ -26,7 +26,8 @@ def random_batch(height: int, width: int, masked: bool = True, count: int = 2) -
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, 3, height, width, generator=generator) * 2 - 1
     masks = torch.randint(0, 3, (count, height, width), generator=generator) if masked else None
-    return SegmentationBatch(images, masks, Conditions(tuple(f"p{i}" for i in range(count))))
+    conditions = Conditions(tuple(f"p{i}" for i in range(count)))
+    return ImageBatch(images, conditions) if masks is None else SegmentationBatch(images, conditions, masks)
 
 
 def test_logits_are_the_upsampled_head_on_the_amalgamated_features() -> None:
@@ -61,11 +62,11 @@ def test_sliding_windows_key_the_noise_by_their_offset() -> None:
 def test_prediction_has_the_size_of_the_file() -> None:
     task, batch = make_task().eval(), random_batch(16, 24, masked=False)
     assert task.predict_step(batch, 0).shape == (2, 16, 24)
-    of_files = PredictionBatch(batch.images, None, batch.conditions, None, ("a.png", "b.png"), ((40, 61), (40, 61)))
+    of_files = PredictionBatch(batch.images, batch.conditions, ("a.png", "b.png"), ((40, 61), (40, 61)))
     labels = task.predict_step(of_files, 0)
     assert labels.shape == (2, 40, 61)
     assert labels.dtype == torch.int64
-    mixed = PredictionBatch(batch.images, None, batch.conditions, None, ("a.png", "b.png"), ((40, 61), (61, 40)))
+    mixed = PredictionBatch(batch.images, batch.conditions, ("a.png", "b.png"), ((40, 61), (61, 40)))
     with pytest.raises(ConfigError, match="sizes"):
         task.predict_step(mixed, 0)
 
@@ -129,7 +130,7 @@ def test_masks_may_be_larger_than_the_images() -> None:
     batch = random_batch(16, 16)
     masks = torch.zeros(2, 33, 35, dtype=torch.int64)
     logits = interpolate(task.infer(batch.images, batch.conditions), size=(33, 35), mode="bilinear")
-    assert torch.equal(task.predict_step(SegmentationBatch(batch.images, masks, batch.conditions), 0), logits.argmax(1))
+    assert torch.equal(task.predict_step(SegmentationBatch(batch.images, batch.conditions, masks), 0), logits.argmax(1))
 
 
 class Logged(dict[str, float]):

@@ -74,7 +74,6 @@ class UncertaintyTable(SplitReport[UncertainResults, Uncertainty]):
 
 def image_scores(task: SegmentationResults, batch: SegmentationBatch, outputs: Tensor) -> Iterator[Scores]:
     """Scores of every image of a batch."""
-    assert batch.masks is not None
     labels = task.labels
     for name, found, mask in zip(batch.conditions.sample_ids, outputs, batch.masks, strict=True):
         confusion = confusion_counts(found, mask, len(labels.classes), labels.ignore_index)

@@ -109,7 +109,6 @@ class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
 
 def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
     """The images of a batch at the size of their masks, which evaluation leaves at that of the file."""
-    assert batch.masks is not None
     for name, image, mask, labels in zip(batch.conditions.sample_ids, batch.images, batch.masks, outputs, strict=True):
         shrinks = image.shape[-1] > mask.shape[-1]
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

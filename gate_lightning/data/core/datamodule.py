@@ -1,4 +1,4 @@
-"""What all segmentation data sets share: reproducible loaders that a resumed run continues exactly."""
+"""Base of all data sets of images: reproducible loaders that a resumed run continues exactly."""
 
 from __future__ import annotations
 
@@ -10,36 +10,48 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Dataset
 
-from gate_lightning.data.card import ClassLabels, DatasetCard
+from gate_lightning.data.card import DatasetCard
 from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, TrainingBatches, group_by_size
-from gate_lightning.data.files.checks import DataReport, SplitReport, count_pixels
-from gate_lightning.data.samples import Sample, SampleSource, SegmentationDataset, Transform, collate
+from gate_lightning.data.files.checks import DataReport, SplitReport
+from gate_lightning.data.samples import BatchDataset, Collate, Sample, SampleSource, Transform, collate_images
 from gate_lightning.data.transforms.basic import Compose, Resize
 from gate_lightning.errors import ConfigError, ResumeError
-from gate_lightning.structures import SegmentationBatch
+from gate_lightning.structures import ImageBatch
+from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.seeding import data_generator
 
-__all__ = ["SegmentationDataModule"]
+__all__ = ["ImageDataModule"]
 
 log = logging.getLogger(__name__)
 
 
-class SegmentationDataModule(LightningDataModule):
-    """Loaders of `SegmentationBatch` for train, val and test, and of unlabelled images.
+class ImageDataModule(LightningDataModule):
+    """Loaders of train, val and test, and of images without anything else.
 
     Training batches are a function of (seed, global step, process), augmentation of (seed, sample, epoch): neither
     the number of workers nor the moment of an interruption changes them. Validation and test images are seen
-    exactly once each, whatever the number of processes; where processes must be padded, the repeated images have
-    ignored masks. There the mask keeps the size of its file while the image follows ``eval_resize``.
+    exactly once each, whatever the number of processes; where processes must be padded, the repeated samples are
+    `Sample.ignored`.
 
-    Subclasses set ``card`` and ``labels``, and provide ``make_source``, ``train_transform`` and ``eval_resize``.
+    Subclasses set ``card`` and provide ``make_source``. Where a sample is more than an image they set ``batch_type``
+    and ``collate``; where it is no single image (a pair, a video), ``eval_transform`` and ``attach`` too.
+
+    Attributes:
+        card: facts about the data set.
+        batch_type: class of the training batches, which a task's ``batch_type`` must allow.
+        collate: makes a batch of samples.
+        train_transform: from a sample of the files to a training sample.
+        eval_resize: rule by which an image is resized for evaluation and prediction.
+        random_views: whether ``train_transform`` draws random numbers.
+        allow_changes: go on with a resumed run although data or batches changed.
 
     Args:
         batch_size: training images per process and step.
@@ -53,45 +65,38 @@ class SegmentationDataModule(LightningDataModule):
     """
 
     card: DatasetCard
-    labels: ClassLabels
-    #: whether its images are meant to be squares (label-scarce segmentation refuses others)
-    wants_squares = False
-    #: go on with a resumed run although data or batches changed
-    allow_changes = False
-    #: whether ``train_transform`` draws random numbers
+    batch_type: type = ImageBatch
+    collate: Collate = staticmethod(collate_images)
+    train_transform: Transform = Compose(())
+    eval_resize: Resize = Resize(0)
     random_views = False
+    allow_changes = False
     #: views of a training image, taken in turn by epoch; None for another one in every epoch
     view_cycle: int | None = None
     #: what the training loader reads instead: batches of the same views with features that were stored before
-    stored_views: Callable[[SegmentationDataset], Dataset[SegmentationBatch]] | None = None
+    stored_views: Callable[[BatchDataset], Dataset[Any]] | None = None
 
     def __init__(
         self, batch_size: int = 8, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
     ) -> None:
         super().__init__()
-        for name, value, low in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ConfigError(f"dataset.{name} is {value!r}; expected a whole number from {low}")
-        if eval_batch_size is not None and eval_batch_size < 1:
-            raise ConfigError(f"dataset.eval_batch_size is {eval_batch_size}; expected at least 1, or null")
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.batch_size = whole_number(batch_size, "dataset.batch_size", 1)
+        self.num_workers = whole_number(num_workers, "dataset.num_workers")
+        self.seed = whole_number(seed, "dataset.seed")
+        if eval_batch_size is not None:
+            whole_number(eval_batch_size, "dataset.eval_batch_size", 1, optional="batch_size, or 1 where sizes differ")
+        self.eval_batch_size = eval_batch_size
         self._sources: dict[str, SampleSource] = {}
         self._required_inputs = RequiredInputs()
 
     @abstractmethod
     def make_source(self, split: str) -> SampleSource:
-        """The images of ``train``, ``val`` or ``test``."""
+        """The samples of ``train``, ``val`` or ``test``, as they are in the files."""
 
     @property
-    def train_transform(self) -> Transform:
-        """From a file's image and mask to training images of one size."""
-        return Compose(())
-
-    @property
-    def eval_resize(self) -> Resize:
-        """The documented rule by which images (not masks) are resized for evaluation."""
-        return Resize(0)
+    def eval_transform(self) -> Transform:
+        """What is done with the samples of validation and test."""
+        return self.eval_resize
 
     @property
     def has_test(self) -> bool:
@@ -99,14 +104,26 @@ class SegmentationDataModule(LightningDataModule):
         return True
 
     def attach_inputs(self, required_inputs: RequiredInputs) -> None:
-        """Hand out every image with what techniques need besides, in all splits and in prediction."""
+        """Set what the techniques need with the images, for all splits and for prediction; comes before ``setup``.
+
+        Raises:
+            ConfigError: images were read already.
+        """
+        if self._sources:
+            raise ConfigError(
+                f"attach_inputs comes before setup, and {type(self).__name__} has read {', '.join(self._sources)}; "
+                "make a new data module"
+            )
         self._required_inputs = required_inputs
-        self._sources.clear()
+
+    def attach(self, source: SampleSource, required_inputs: RequiredInputs) -> SampleSource:
+        """A split with what the techniques need with its images."""
+        return required_inputs.attach(source)
 
     def source(self, split: str) -> SampleSource:
-        """The images of a split, read once."""
+        """The samples of a split, found and checked once."""
         if split not in self._sources:
-            self._sources[split] = self._required_inputs.attach(self.make_source(split))
+            self._sources[split] = self.attach(self.make_source(split), self._required_inputs)
         return self._sources[split]
 
     def setup(self, stage: str | None = None) -> None:
@@ -128,11 +145,11 @@ class SegmentationDataModule(LightningDataModule):
             sampler.position = partial(position, trainer, len(sampler))
         return self._loader(views if self.stored_views is None else self.stored_views(views), sampler)
 
-    def training_views(self) -> SegmentationDataset:
-        """The training images as they are trained on, batch by batch of one's own choice."""
+    def training_views(self) -> BatchDataset:
+        """The training samples as they are trained on, batch by batch of one's own choice."""
         random = self.random_views or self._required_inputs.random_views
         source = self.source("train")
-        return SegmentationDataset(source, self.train_transform, self.seed, random, True, self.view_cycle)
+        return BatchDataset(source, self.train_transform, self.collate, self.seed, random, True, self.view_cycle)
 
     def val_dataloader(self) -> BatchLoader:
         """Every validation image once."""
@@ -146,10 +163,10 @@ class SegmentationDataModule(LightningDataModule):
         source = self.source(split)
         sizes = [source.sizes(index) for index in range(len(source))]
         batches = group_by_size(sizes, self.eval_batch_size, together=self.batch_size)
-        views = SegmentationDataset(source, self.eval_resize, self.seed)
+        views = BatchDataset(source, self.eval_transform, self.collate, self.seed)
         return self._loader(views, EvaluationBatches(batches, *self._processes))
 
-    def _loader(self, views: Dataset[SegmentationBatch], sampler: Any) -> BatchLoader:
+    def _loader(self, views: Dataset[Any], sampler: Any) -> BatchLoader:
         return BatchLoader(
             views, sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
         )
@@ -171,24 +188,28 @@ class SegmentationDataModule(LightningDataModule):
         """
         return PredictionDataModule(images, self.eval_resize, eval_batch_size, self.num_workers, self._required_inputs)
 
-    def prepare(self, sample: Sample) -> SegmentationBatch:
-        """One image, with what belongs to it, as the model gets it in evaluation."""
-        return collate([self.eval_resize(sample, data_generator())])  # resizing draws nothing
+    def prepare(self, sample: Sample) -> ImageBatch:
+        """One image as the model gets it in prediction."""
+        return collate_images([self.eval_resize(sample, data_generator())])  # resizing draws nothing
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits there are."""
+        return ("train", "val", "test") if self.has_test else ("train", "val")
 
     def check(self, level: str = "full") -> DataReport:
-        """Look at the data without a run.
+        """Look at the data without a run; what is broken raises, or is in the report.
 
         Args:
-            level: ``quick`` or ``full``; generated data have no difference.
+            level: ``quick`` or ``full``; by default every sample is read.
         """
-        reports = []
-        for split in ("train", "val", "test")[: 3 if self.has_test else 2]:
-            source = self.source(split)
-            samples = [source.load(index) for index in range(len(source))]
-            masks = [sample.mask for sample in samples if sample.mask is not None]
-            pixels = count_pixels(masks, self.labels.num_classes)
-            reports.append(SplitReport(split, len(samples), len(masks), (), (), pixels))
-        return DataReport(self.card.name, self.labels.classes, tuple(reports))
+        return DataReport(self.card.name, (), tuple(self._report(split) for split in self.splits))
+
+    def _report(self, split: str) -> SplitReport:
+        source = self.source(split)
+        for index in range(len(source)):
+            source.load(index)
+        return SplitReport(split, len(source), len(source), (), (), np.zeros(1, dtype=np.int64))
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of a run's batches depends on."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,35 +18,30 @@ from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, gr
 from gate_lightning.data.files.captions import read_captions
 from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_size, read_image
 from gate_lightning.data.files.pairing import images_in
-from gate_lightning.data.samples import Sample, SampleRequest, SegmentationDataset, Transform, collate
+from gate_lightning.data.samples import BatchDataset, Sample, SampleRequest, Transform, collate_images
 from gate_lightning.data.transforms.basic import Resize, resize_bicubic, resize_image
 from gate_lightning.errors import DataError
-from gate_lightning.structures import Conditions, SegmentationBatch
+from gate_lightning.structures import Conditions, ImageBatch
 from gate_lightning.utils.checks import check_choice
 
 __all__ = ["ImageSource", "PredictionBatch", "PredictionDataModule", "read_images"]
 
 
 @dataclass(frozen=True)
-class PredictionBatch(SegmentationBatch):
-    """Images without masks.
+class PredictionBatch(ImageBatch):
+    """Images of files.
 
     Attributes:
         paths: B files.
         sizes: B (height, width) as in the files, which predictions are to have.
     """
 
-    paths: tuple[str, ...] = ()
-    sizes: tuple[tuple[int, int], ...] = ()
-
-    def to(self, device: torch.device | str, **kwargs: Any) -> PredictionBatch:
-        """A copy on ``device``."""
-        moved = super().to(device, **kwargs)
-        return PredictionBatch(moved.images, None, moved.conditions, paths=self.paths, sizes=self.sizes)
+    paths: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
 
 
 class ImageSource:
-    """The images below a folder (sorted), or one file, as `SampleSource` without masks.
+    """The images below a folder (sorted), or one file, as `SampleSource`.
 
     Args:
         images: file, folder, or pattern (``my_images/*/a*.jpg``; names start at its first wildcard). A
@@ -81,11 +76,11 @@ class ImageSource:
     def load(self, index: int) -> Sample:
         """The image as it is in the file."""
         caption = None if self.captions is None else self.captions[index]
-        return Sample(self.sample_id(index), read_image(self.paths[index]), None, caption)
+        return Sample(self.sample_id(index), read_image(self.paths[index]), caption)
 
-    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width), and None for the mask."""
-        return image_size(self.paths[index]), None
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
+        """(height, width) of the image, in a tuple of its own."""
+        return (image_size(self.paths[index]),)
 
 
 def _found(path: Path) -> tuple[Path, list[Path]]:
@@ -106,13 +101,13 @@ class _ImageViews(Dataset[PredictionBatch]):
     """Batches with paths and sizes."""
 
     def __init__(self, source: ImageSource, transform: Transform, required_inputs: RequiredInputs) -> None:
-        self.source, self.views = source, SegmentationDataset(required_inputs.attach(source), transform)
+        self.source, self.views = source, BatchDataset(required_inputs.attach(source), transform)
 
     def __getitem__(self, draws: Sequence[SampleRequest]) -> PredictionBatch:
-        batch = self.views[draws]
+        batch: ImageBatch = self.views[draws]
         paths = tuple(str(self.source.paths[draw.index]) for draw in draws)
         sizes = tuple(self.source.sizes(draw.index)[0] for draw in draws)
-        return PredictionBatch(batch.images, None, batch.conditions, paths=paths, sizes=sizes)
+        return PredictionBatch(batch.images, batch.conditions, paths, sizes)
 
 
 class PredictionDataModule(LightningDataModule):
@@ -189,7 +184,7 @@ def read_images(
     if not files or (captions is not None and len(captions) != len(files)):
         raise DataError(f"{len(files)} images and captions={captions!r}; give images, and captions for all or none")
     texts = [None] * len(files) if captions is None else list(captions)
-    samples = [Sample(path.name, read_image(path), None, text) for path, text in zip(files, texts, strict=True)]
+    samples = [Sample(path.name, read_image(path), text) for path, text in zip(files, texts, strict=True)]
     for name, places in (control_images or {}).items():
         samples = _with_controls(samples, name, places)
     if size is not None:
@@ -201,7 +196,7 @@ def read_images(
         if sample.image.shape != shape:
             shapes = f"{files[0]} has {shape[:2]} pixels (height, width), {path} {sample.image.shape[:2]}"
             raise DataError(f"{shapes}; give read_images a size, or read them one by one")
-    batch = collate(samples)
+    batch = collate_images(samples)
     return batch.images, batch.conditions
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_size, read_image
 from gate_lightning.data.files.pairing import images_in
 from gate_lightning.data.files.path_table import PathTable
-from gate_lightning.data.samples import Sample, SampleSource
+from gate_lightning.data.samples import Sample, SampleSource, Subset
 from gate_lightning.errors import DataError
 
 __all__ = ["ControlledSource", "RequiredInputs", "check_control_size"]
@@ -41,7 +41,7 @@ class RequiredInputs:
         return ControlledSource(source, self.control_folders) if self.control_folders else source
 
 
-class ControlledSource:
+class ControlledSource(Subset):
     """A split whose images get control images from folders, at the same path as in the data set.
 
     Args:
@@ -53,29 +53,18 @@ class ControlledSource:
     """
 
     def __init__(self, source: SampleSource, folders: Mapping[str, str]) -> None:
-        self.source = source
+        super().__init__([(source, index) for index in range(len(source))])
         self._tables = {name: _table(name, folder) for name, folder in folders.items()}
         sample_ids = [source.sample_id(index) for index in range(len(source))]
         for name, table in self._tables.items():
             table.check(sample_ids)
-            for index in range(len(source)):
+            for index, sample_id in enumerate(sample_ids):
                 path = self._path(name, index)
-                check_control_size(name, path, image_size(path), sample_ids[index], source.sizes(index)[0])
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def sample_id(self, index: int) -> str:
-        """The data set's."""
-        return self.source.sample_id(index)
-
-    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """The data set's."""
-        return self.source.sizes(index)
+                check_control_size(name, path, image_size(path), sample_id, source.sizes(index)[0])
 
     def load(self, index: int) -> Sample:
         """The image with its control images, uint8 (H, W, 3) RGB as `read_image` reads them."""
-        sample = self.source.load(index)
+        sample: Sample = super().load(index)
         read = {name: read_image(self._path(name, index)) for name in self._tables}
         for name, image in read.items():
             path = self._path(name, index)
@@ -83,7 +72,7 @@ class ControlledSource:
         return replace(sample, controls={**sample.controls, **read})
 
     def _path(self, name: str, index: int) -> Path:
-        path = self._tables[name].get(self.source.sample_id(index))
+        path = self._tables[name].get(self.sample_id(index))
         assert path is not None  # checked when the split was opened
         return path
 

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import ConfigError
-from gate_lightning.structures import SegmentationBatch
 from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["BatchLoader", "EvaluationBatches", "TrainingBatches", "epoch_order", "group_by_size"]
@@ -140,11 +139,11 @@ class EvaluationBatches(_Batches):
         return iter(self.own)
 
 
-def _as_is(batch: SegmentationBatch) -> SegmentationBatch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
-class BatchLoader(DataLoader[SegmentationBatch]):
+class BatchLoader(DataLoader[Any]):
     """A DataLoader over a sampler of batches.
 
     Its (empty) state tells Lightning that it can be resumed in the middle of an epoch. What it would have to save is

@@ -86,12 +86,12 @@ class DataReport:
             raise DataError(f"{self.errors[0]}{rest}")
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {len(self.classes)} classes"]
+        lines = [f"{self.name}: {len(self.classes)} classes" if self.classes else self.name]
         for split in self.splits:
             common = ", ".join(f"{w}×{h}" for (h, w), _ in Counter(split.sizes).most_common(3))
             sizes = f", {len(split.sizes)} size(s): {common}" if split.sizes else ""
             lines.append(f"  {split.split}: {split.count} images, {split.inspected} decoded{sizes}")
-        lines += [*_table(self.classes, self.splits), *self.notes]
+        lines += [*(_table(self.classes, self.splits) if self.classes else ()), *self.notes]
         for title, entries in (("errors", self.errors), ("warnings", self.warnings)):
             lines.append(f"  {len(entries)} {title}")
             lines += [f"    {entry}" for entry in entries[:50]]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gate_lightning.data.files.checks import count_pixels
+from gate_lightning.data.files.checks import DataReport, SplitReport, count_pixels
 
-__all__ = ["ClassPresence", "over_splits", "pixels_by_image", "rare_classes"]
+__all__ = ["ClassPresence", "over_splits", "pixels_by_image", "rare_classes", "with_presence"]
 
 
 def pixels_by_image(masks: Sequence[np.ndarray], num_classes: int) -> np.ndarray:
@@ -74,3 +74,20 @@ def rare_classes(presence: ClassPresence) -> tuple[str, ...]:
         for number, name in enumerate(presence.classes)
         if learnt[number] < len(splits)
     )
+
+
+def with_presence(report: DataReport, here: ClassPresence, over: ClassPresence) -> DataReport:
+    """A data set's report with the two parts of a split, and the classes that random splits lack.
+
+    Args:
+        report: on the data set.
+        here: presence in ``train`` and ``test`` of the split.
+        over: presence of `over_splits`.
+    """
+    parts = [
+        SplitReport(
+            name, len(here.pixels[split]), len(here.pixels[split]), (), warnings, here.pixels[split].sum(axis=0)
+        )
+        for name, split, warnings in (("labelled", "train", rare_classes(over)), ("measured", "test", ()))
+    ]
+    return replace(report, splits=(*report.splits, *parts), notes=(*report.notes, str(over)))

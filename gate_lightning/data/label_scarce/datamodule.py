@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,29 @@ from typing import Any
 import numpy as np
 from lightning import Trainer
 
-from gate_lightning.data.core.datamodule import SegmentationDataModule
 from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches
-from gate_lightning.data.files.checks import DataReport
-from gate_lightning.data.label_scarce.check import check_label_scarce
-from gate_lightning.data.label_scarce.class_presence import ClassPresence, pixels_by_image
+from gate_lightning.data.files.checks import DataReport, SplitReport
+from gate_lightning.data.label_scarce.class_presence import ClassPresence, over_splits, pixels_by_image, with_presence
 from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels, PixelLoader, PixelSampler
-from gate_lightning.data.label_scarce.pool import PartOfPool, Pool, not_square
+from gate_lightning.data.label_scarce.pool import Pool, not_square
 from gate_lightning.data.label_scarce.splits import Split, random_split, read_split, shipped_split, write_split
-from gate_lightning.data.samples import Sample, SegmentationDataset
+from gate_lightning.data.samples import BatchDataset, Sample, Subset
+from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.transforms.basic import Compose, resize_mask
 from gate_lightning.data.transforms.square_resize import DropSmallAnnotations, Square, drop_small
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.structures import SegmentationBatch
+from gate_lightning.structures import ImageBatch, PixelBatch
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["LabelScarceDataModule"]
 
 log = logging.getLogger(__name__)
 
 SQUARES = ("refuse", "stretch")
+#: random splits that a check looks at: those of a whole protocol
+CHECKED_SPLITS = 5
 
 
 class LabelScarceDataModule(SegmentationDataModule):
@@ -66,6 +69,8 @@ class LabelScarceDataModule(SegmentationDataModule):
         ConfigError: a setting out of range.
     """
 
+    batch_type = PixelBatch
+
     def __init__(
         self,
         dataset: SegmentationDataModule,
@@ -84,8 +89,8 @@ class LabelScarceDataModule(SegmentationDataModule):
         super().__init__(batch_size=1, eval_batch_size=eval_batch_size, seed=seed)
         if not isinstance(dataset, SegmentationDataModule):
             raise ConfigError(f"task=label_scarce needs labelled images; {type(dataset).__name__} has none")
-        if square is not None and square not in SQUARES:
-            raise ConfigError(f"square is {square!r}; expected {' or '.join(SQUARES)}, or null")
+        if square is not None:
+            check_choice(square, "task.data.square", SQUARES)
         if split_file is not None and split_seed not in (None, 0):
             log.warning("split_file decides the split; split_seed=%s has no effect", split_seed)
         self.dataset, self.card, self.labels = dataset, dataset.card, dataset.labels
@@ -95,6 +100,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         self.members, self.pixels_per_batch = members, pixels_per_batch
         self._looked = False
         self._square, self._drop = Square(self.image_size, size), DropSmallAnnotations(small_annotations)
+        self.eval_resize = Square(self.image_size)
 
     # ------------------------------------------------------------------ the pool and its split
 
@@ -129,7 +135,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         made = shipped_split(train, total) if seed is None else random_split(train, total, seed)
         return made.labelled(self.wanted)
 
-    def make_source(self, split: str) -> PartOfPool:
+    def make_source(self, split: str) -> Subset:
         """The images of ``train`` or ``test`` as they are in their files; ``val`` is ``test``."""
         return self.pool.part(self.split.train if split == "train" else self.split.test)
 
@@ -183,7 +189,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         transform = Compose([self._square, self._drop]) if split == "train" else self._square
         places = range(len(source))
         batches = [places[at : at + at_once] for at in range(0, len(source), at_once)]
-        views = SegmentationDataset(source, transform, self.seed)
+        views = BatchDataset(source, transform, self.collate, self.seed)
         # never padded: what is predicted at ignored pixels counts in this protocol, and no process waits for another
         # here
         return self._loader(views, EvaluationBatches(batches, *processes, pad=False))
@@ -195,13 +201,8 @@ class LabelScarceDataModule(SegmentationDataModule):
             DataError: a broken file.
         """
         source = self.source(split)
-        masks = [self._mask_of(source.load(index).mask) for index in range(len(source))]
+        masks = [resize_mask(source.load(index).mask, self.size, self.size) for index in range(len(source))]
         return [drop_small(mask, self._drop.pixels) for mask in masks] if split == "train" else masks
-
-    def _mask_of(self, mask: np.ndarray | None) -> np.ndarray:
-        if mask is None:
-            raise DataError(f"{self.card.name} has images without masks; every image here needs one")
-        return resize_mask(mask, self.size, self.size)
 
     @cached_property
     def pixels(self) -> LabelledPixels:
@@ -231,11 +232,6 @@ class LabelScarceDataModule(SegmentationDataModule):
             self.write_split(Path(trainer.default_root_dir) / "split.json")
         return PixelLoader(self.pixels, sampler=sampler)
 
-    @property
-    def eval_resize(self) -> Square:
-        """What prediction does with an image; see ``square``."""
-        return Square(self.image_size)
-
     def prediction(self, images: str | Path | ImageSource, eval_batch_size: int | None = None) -> PredictionDataModule:
         """Loader of unlabelled images, under the same rule about squares.
 
@@ -247,8 +243,8 @@ class LabelScarceDataModule(SegmentationDataModule):
             Pool(self.card.name, {"input": loader.images}).require_squares()
         return loader
 
-    def prepare(self, sample: Sample) -> SegmentationBatch:
-        """One image, with what belongs to it, as the model gets it: (1, 3, image_size, image_size).
+    def prepare(self, sample: Sample) -> ImageBatch:
+        """One image as the model gets it: (1, 3, image_size, image_size).
 
         Raises:
             DataError: it is no square, where those are refused.
@@ -275,12 +271,28 @@ class LabelScarceDataModule(SegmentationDataModule):
         Raises:
             DataError: a folder is missing.
         """
-        return check_label_scarce(self, level)
+        report = self.dataset.check(level)
+        if report.errors:
+            return report
+        try:
+            here, over = self.presence("train", "test"), self._presence_over_splits()
+        except (ConfigError, DataError) as error:
+            unseen = np.zeros(self.labels.num_classes + 1, dtype=np.int64)
+            broken = SplitReport("labelled", 0, 0, (str(error),), (), unseen)
+            return replace(report, splits=(*report.splits, broken))
+        return with_presence(report, here, over)
+
+    def _presence_over_splits(self) -> ClassPresence:
+        splits = {"split": self.split.train}
+        if self.split_file is None and self.split_seed is not None:
+            seeds = range(self.split_seed, self.split_seed + CHECKED_SPLITS)
+            splits = {f"split {seed}": self.split_of(seed).train for seed in seeds}
+        return over_splits(self.labels.classes, self.learnable(), splits)
 
     def learnable(self) -> np.ndarray:
         """int64 (N, K + 1) pixels of every class and, last, ignored ones, of the pool's images as training masks."""
         everything = self.pool.part(range(len(self.pool)))
-        masks = [self._mask_of(everything.load(place).mask) for place in range(len(everything))]
+        masks = [resize_mask(everything.load(place).mask, self.size, self.size) for place in range(len(everything))]
         return pixels_by_image([drop_small(mask, self._drop.pixels) for mask in masks], self.labels.num_classes)
 
     def _order_of(self, trainer: Trainer) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gate_lightning.data.card import IGNORE_INDEX, ClassLabels, DatasetCard
-from gate_lightning.data.files.checks import DataReport, SplitReport
+from gate_lightning.data.files.checks import SplitReport
 from gate_lightning.data.files.images import ARRAY_SUFFIX
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_root
-from gate_lightning.data.segmentation.base import FileDataModule
 from gate_lightning.data.segmentation.benchmark import class_file
+from gate_lightning.data.segmentation.image_files import FileDataModule
 from gate_lightning.data.transforms.square_resize import Square
 from gate_lightning.utils.checks import check_choice, whole_number
 
@@ -174,7 +174,7 @@ class DDPMSegmentationDataModule(FileDataModule):
         zero = bool(facts.first_value)
         numbers = _Labels(self.labels.num_classes, None if zero else IGNORE_INDEX, reduce_zero_label=zero)
         self.reader = MaskReader(self.labels.classes, numbers)
-        self._train_transform, self._eval_resize = Square(SIDE, SIDE), Square(SIDE)
+        self.train_transform, self.eval_resize = Square(SIDE, SIDE), Square(SIDE)
 
     def scan(self, split: str) -> SplitFiles:
         """The first images of ``train`` or ``test`` by path.
@@ -186,10 +186,10 @@ class DDPMSegmentationDataModule(FileDataModule):
         files = pair_files(self.root, split, folder, folder, self.layout, mask_suffixes=(ARRAY_SUFFIX,))
         return replace(files, pairs=files.pairs[:count]) if count else files
 
-    def check(self, level: str = "full") -> DataReport:
-        """As `FileDataModule.check`, of the two splits there are."""
-        reports = tuple(self._check(self.scan(split), level) for split in ("train", "test"))
-        return DataReport(str(self.root), self.labels.classes, reports)
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The two splits there are."""
+        return "train", "test"
 
     def _check(self, files: SplitFiles, level: str) -> SplitReport:
         report = super()._check(files, level)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from gate_lightning.data.samples import Sample, SampleSource
+from gate_lightning.data.samples import SampleSource, Subset
 from gate_lightning.errors import DataError
 
-__all__ = ["PartOfPool", "Pool", "not_square"]
+__all__ = ["Pool", "not_square"]
 
 
 class Pool:
@@ -47,9 +47,9 @@ class Pool:
             more = f" ({len(bad)} of {len(sizes)} images are not)" if len(bad) > 1 else ""
             raise DataError(not_square(self.names[bad[0]], sizes[bad[0]], self.name, more))
 
-    def part(self, places: Sequence[int]) -> PartOfPool:
+    def part(self, places: Sequence[int]) -> Subset:
         """The images at some positions, in that order."""
-        return PartOfPool([self.places[place] for place in places])
+        return Subset([self.places[place] for place in places])
 
 
 def not_square(image: str, size: tuple[int, ...], name: str, more: str = "") -> str:
@@ -58,32 +58,3 @@ def not_square(image: str, size: tuple[int, ...], name: str, more: str = "") -> 
         f"{image} has {size[1]}×{size[0]} pixels (width × height), {name} wants squares{more}; cut squares out of "
         "images and masks, or use task.data.square=stretch"
     )
-
-
-class PartOfPool:
-    """Some images of a pool as `SampleSource`.
-
-    Args:
-        places: source and index of each.
-    """
-
-    def __init__(self, places: Sequence[tuple[SampleSource, int]]) -> None:
-        self.places = tuple(places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def sample_id(self, index: int) -> str:
-        """The data set's."""
-        source, place = self.places[index]
-        return source.sample_id(place)
-
-    def load(self, index: int) -> Sample:
-        """The image as it is in the file."""
-        source, place = self.places[index]
-        return source.load(place)
-
-    def sizes(self, index: int) -> tuple[tuple[int, int], tuple[int, int] | None]:
-        """(height, width) of the image and of its mask, as in the files."""
-        source, place = self.places[index]
-        return source.sizes(place)

@@ -11,7 +11,7 @@ from gate_lightning.data.card import RGB, ClassLabels, DatasetCard
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_root
 from gate_lightning.data.samples import Transform
-from gate_lightning.data.segmentation.base import FileDataModule
+from gate_lightning.data.segmentation.image_files import FileDataModule
 from gate_lightning.data.transforms.basic import CenterCrop, Compose, Pad, PhotometricDistortion, RandomCrop, RandomFlip
 from gate_lightning.data.transforms.fit import Fit, RandomFit
 from gate_lightning.errors import ConfigError, DataError
@@ -89,7 +89,7 @@ class OfficialDataModule(FileDataModule):
                 f"{fit.short * largest:g} pixels; use a smaller crop, or a larger dataset.scale (now {list(scale)})"
             )
         self.crop_size, self.random_views = pad.size, augment
-        self._train_transform, self._eval_resize = Compose([*steps, pad]), Fit(scale)
+        self.train_transform, self.eval_resize = Compose([*steps, pad]), Fit(scale)
 
     @abstractmethod
     def image_folders(self, split: str) -> Sequence[str]:

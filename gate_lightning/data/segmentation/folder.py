@@ -18,7 +18,7 @@ from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import SplitFiles, read_classes, require_root, scan_split
 from gate_lightning.data.files.palette import IGNORED_NAMES, Palette, default_palette, read_palette
 from gate_lightning.data.samples import Transform
-from gate_lightning.data.segmentation.base import FileDataModule
+from gate_lightning.data.segmentation.image_files import FileDataModule
 from gate_lightning.data.transforms.basic import (
     CenterCrop,
     Compose,
@@ -93,13 +93,13 @@ class FolderDataModule(FileDataModule):
         self.card = DatasetCard(self.root.resolve().name, prompt_simple, fine, gate_branches())
         self.labels = ClassLabels(names, colours)
         short = crop_size if resize_short is None else resize_short
-        self.crop_size, self._eval_resize, self.random_views = crop_size, Resize(short), augment
+        self.crop_size, self.eval_resize, self.random_views = crop_size, Resize(short), augment
         if augment:
             steps: list[Transform] = [RandomResize(short, ratio_range), RandomCrop(crop_size, cat_max_ratio)]
             steps += [RandomFlip(flip), *([PhotometricDistortion()] if photometric else [])]
         else:
             steps = [Resize(short, with_mask=True), CenterCrop(crop_size)]
-        self._train_transform = Compose([*steps, Pad(crop_size)])
+        self.train_transform = Compose([*steps, Pad(crop_size)])
 
     @property
     def has_test(self) -> bool:
@@ -111,7 +111,7 @@ class FolderDataModule(FileDataModule):
         return scan_split(self.root, split)
 
     def _too_small(self, height: int, width: int) -> str | None:
-        resized = self._eval_resize.size(height, width)
+        resized = self.eval_resize.size(height, width)
         if min(resized) >= self.crop_size:
             return None
         return (

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.samples import Sample, Transform
+from gate_lightning.data.samples import Sample, SegmentationSample, Transform, map_mask
 from gate_lightning.errors import ConfigError
 
 __all__ = [
@@ -118,9 +118,7 @@ class Resize:
 
     def _to(self, sample: Sample, height: int, width: int) -> Sample:
         sample = sample.map_images(lambda image: self._image(image, height, width))
-        if sample.mask is None or not self.with_mask:
-            return sample
-        return replace(sample, mask=self._mask(sample.mask, height, width))
+        return map_mask(sample, lambda mask: self._mask(mask, height, width)) if self.with_mask else sample
 
     def _image(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         return resize_image(image, height, width)
@@ -175,7 +173,7 @@ class RandomCrop:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The cut-out."""
         top, left = self._corner(sample, rng)
-        if sample.mask is not None and self.cat_max_ratio < 1.0:
+        if isinstance(sample, SegmentationSample) and self.cat_max_ratio < 1.0:
             for _ in range(self.TRIES):
                 if self._balanced(sample.mask[top : top + self.size[0], left : left + self.size[1]]):
                     break
@@ -240,13 +238,12 @@ class Pad:
         if not below and not right:
             return sample
         widths = ((0, below), (0, right), (0, 0))
-        mask = sample.mask
-        return replace(
+        padded = replace(
             sample,
             image=np.pad(sample.image, widths, constant_values=self.GREY),
             controls={name: np.pad(control, widths) for name, control in sample.controls.items()},
-            mask=None if mask is None else np.pad(mask, widths[:2], constant_values=self.label),
         )
+        return map_mask(padded, lambda mask: np.pad(mask, widths[:2], constant_values=self.label))
 
 
 class PhotometricDistortion:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.samples import Sample
+from gate_lightning.data.samples import Sample, map_mask
 from gate_lightning.data.transforms.basic import Resize, resize_mask
 from gate_lightning.errors import ConfigError
 
@@ -80,4 +78,4 @@ class DropSmallAnnotations:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample with small annotations ignored; uses no random number."""
-        return sample if sample.mask is None else replace(sample, mask=drop_small(sample.mask, self.pixels))
+        return map_mask(sample, lambda mask: drop_small(mask, self.pixels))

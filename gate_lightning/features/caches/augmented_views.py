@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gate_lightning.data.samples import SampleRequest, SegmentationDataset
+from gate_lightning.data.samples import BatchDataset, SampleRequest
 from gate_lightning.features.caches.disk import DiskCache, file_name, full_description, image_key, read_through, row
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.reading.extractor import FeatureExtractor
@@ -130,7 +130,7 @@ class StoredViews(Dataset[SegmentationBatch]):
         multiple: of which the sides of what the extractor reads are multiples.
     """
 
-    def __init__(self, views: SegmentationDataset, store: FeatureFolder, multiple: int) -> None:
+    def __init__(self, views: BatchDataset, store: FeatureFolder, multiple: int) -> None:
         self.views, self.store, self.multiple = views, store, multiple
 
     def __len__(self) -> int:

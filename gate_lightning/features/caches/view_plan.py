@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gate_lightning.data.core.samplers import BatchLoader
-from gate_lightning.data.samples import SampleRequest, SegmentationDataset
+from gate_lightning.data.samples import BatchDataset, SampleRequest
 from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache, padded_batch, stored_bytes, view_name
 from gate_lightning.features.caches.disk import image_key
 
@@ -35,7 +35,7 @@ class ViewPlan:
 
     def __init__(
         self,
-        training: SegmentationDataset,
+        training: BatchDataset,
         names: Sequence[str],
         count: int,
         batch_size: int,

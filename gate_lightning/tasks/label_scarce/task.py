@@ -64,6 +64,7 @@ class LabelScarceTask(DenseTask):
         ConfigError: a number out of range or an unknown name.
     """
 
+    batch_type = PixelBatch
     final_splits = ("test",)
     amalgamation: PixelAmalgamation
     head: PixelClassifier
@@ -224,7 +225,6 @@ class LabelScarceTask(DenseTask):
 
     def test_step(self, batch: SegmentationBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Label maps (B, H, W) of a test batch; counts them."""
-        assert batch.masks is not None
         labels, self.uncertainty = self.ensemble(batch.images, batch.conditions, height_width(batch.masks))
         self.metrics["test"].update(labels, batch.masks)
         for one in self.uncertainty:

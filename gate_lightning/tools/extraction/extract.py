@@ -16,7 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
-from gate_lightning.data.samples import SegmentationDataset
+from gate_lightning.data.samples import BatchDataset
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.caches.disk import full_description, image_key, row
 from gate_lightning.features.caches.folder import FeatureFolder
@@ -24,7 +24,7 @@ from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.wrappers.edge_channels import EdgeChannels
 from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.ops.padding import pad_to_multiple
-from gate_lightning.structures import Conditions, FeatureInfo, Features, SegmentationBatch
+from gate_lightning.structures import Conditions, FeatureInfo, Features, ImageBatch
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.tools.extraction.feature_arrays import ArrayFolder
 from gate_lightning.tools.extraction.sizing import Sizing
@@ -94,7 +94,7 @@ def extract(
         _announce(extractor, sizes, pooling, dtype, layout == "npy_joined", store.folder)
     extractor.to(device_of(device))
     sampler = EvaluationBatches(group_by_size(sizes, batch_size, together=1), rank, world, pad=False)
-    views = SegmentationDataset((required_inputs or RequiredInputs()).attach(source), sizing)
+    views = BatchDataset((required_inputs or RequiredInputs()).attach(source), sizing)
     names = {source.sample_id(index): name for index, name in enumerate(source.names)}
     total = sum(len(draws) for draws in sampler)
     progress = Progress(total, rank, world, "features")
@@ -107,7 +107,7 @@ def extract(
 
 def _write_missing(
     extractor: Extractor,
-    batch: SegmentationBatch,
+    batch: ImageBatch,
     names: Mapping[str, str],
     store: FeatureFolder | ArrayFolder,
     pooling: int,

@@ -28,7 +28,7 @@ SIDE = 10
 def batch_of(*names: str) -> SegmentationBatch:
     masks = torch.zeros(len(names), SIDE, SIDE, dtype=torch.int64)
     masks[:, 5:] = 1
-    return SegmentationBatch(torch.zeros(len(names), 3, 2 * SIDE, 2 * SIDE), masks, Conditions(names))
+    return SegmentationBatch(torch.zeros(len(names), 3, 2 * SIDE, 2 * SIDE), Conditions(names), masks)
 
 
 def fake_trainer(folder: Path) -> Any:

@@ -17,7 +17,7 @@ from tests.support.toy_data import ToyModule, trainer_of
 
 
 @pytest.fixture
-def random_images(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     for name, size in {"b.png": (20, 30), "a/c.bmp": (40, 20), "a/d.png": (20, 30)}.items():
         write(tmp_path / name, make_image(*size, seed=len(name)))
     (tmp_path / "notes.md").write_text("x")
@@ -38,7 +38,6 @@ def test_batches_are_resized_and_remember_the_files(images: Path) -> None:
     assert [tuple(batch.images.shape[2:]) for batch in batches] == [(32, 16), (16, 24), (16, 24)]
     assert [batch.sizes for batch in batches] == [((40, 20),), ((20, 30),), ((20, 30),)]
     assert [batch.paths for batch in batches] == [(str(images / name),) for name in ("a/c.bmp", "a/d.png", "b.png")]
-    assert batches[0].masks is None
     assert batches[0].conditions.sample_ids == ("a/c.bmp",)
     assert batches[0].conditions.captions is None
     moved = batches[0].to("cpu")
@@ -51,7 +50,7 @@ def test_batches_are_resized_and_remember_the_files(images: Path) -> None:
 def test_prepared_image_is_the_batch_image(images: Path) -> None:
     data = ScenesDataModule(size=16)
     batch = next(iter(data.prediction(images / "b.png").predict_dataloader()))
-    sample = Sample("b.png", make_image(20, 30, seed=5), None, controls={"copy": make_image(20, 30, seed=5)})
+    sample = Sample("b.png", make_image(20, 30, seed=5), controls={"copy": make_image(20, 30, seed=5)})
     prepared = data.prepare(sample)
     assert torch.equal(prepared.images, batch.images)
     assert torch.allclose(prepared.conditions.control_images["copy"] * 2 - 1, batch.images, atol=1e-6)

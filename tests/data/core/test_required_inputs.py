@@ -10,10 +10,10 @@ import torch
 
 from gate_lightning.data.core.prediction import PredictionDataModule
 from gate_lightning.data.core.required_inputs import RequiredInputs
-from gate_lightning.data.samples import SampleRequest, SegmentationDataset
+from gate_lightning.data.samples import BatchDataset, SampleRequest, collate_masks
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
-from gate_lightning.errors import DataError
+from gate_lightning.errors import ConfigError, DataError
 from tests.support.folders import make_folder, make_image, write
 
 
@@ -28,15 +28,15 @@ def root(tmp_path: Path) -> Path:
     return made
 
 
-def module(root: Path, **own: object) -> FolderDataModule:
+def module(root: Path, required_inputs: RequiredInputs | None = None, **own: object) -> FolderDataModule:
     data = FolderDataModule(str(root), crop_size=16, batch_size=2, photometric=False, **own)  # type: ignore[arg-type]
-    data.attach_inputs(RequiredInputs({"copy": str(root.parent / "copies")}))
+    data.attach_inputs(required_inputs or RequiredInputs({"copy": str(root.parent / "copies")}))
     return data
 
 
 def test_control_images_are_resized_cropped_and_flipped_with_their_images(root: Path) -> None:
     data = module(root)
-    views = SegmentationDataset(data.source("train"), data.train_transform, random=True)
+    views = BatchDataset(data.source("train"), data.train_transform, collate_masks, random=True)
     seen = []
     for epoch in range(8):
         batch = views[[SampleRequest(0, epoch), SampleRequest(1, epoch)]]
@@ -56,11 +56,11 @@ def test_evaluation_and_prediction_hand_them_out_too(root: Path) -> None:
         assert not batch.conditions.training
 
 
-def test_training_batches_say_so_and_are_views_where_the_companions_ask(root: Path) -> None:
+def test_training_batches_say_so_and_are_views_where_dropout_needs_them(root: Path) -> None:
     data = module(root, augment=False)
     batch = next(iter(data.train_dataloader()))
     assert (batch.conditions.training, batch.conditions.views) == (True, ("", ""))
-    data.attach_inputs(RequiredInputs(random_views=True))
+    data = module(root, RequiredInputs(random_views=True), augment=False)
     batch = next(iter(data.train_dataloader()))
     assert (batch.conditions.training, batch.conditions.views) == (True, ("draw0", "draw0"))
     assert all(not batch.conditions.views[0] for batch in data.val_dataloader())
@@ -68,7 +68,7 @@ def test_training_batches_say_so_and_are_views_where_the_companions_ask(root: Pa
 
 def test_generated_images_have_them_by_name(tmp_path: Path) -> None:
     data = ScenesDataModule(train=1, val=1, test=1, size=16)
-    name = data.source("val").sample_id(0)
+    name = ScenesDataModule(train=1, val=1, test=1, size=16).source("val").sample_id(0)
     write(tmp_path / f"{name}.png", make_image(16, 16, 5))
     data.attach_inputs(RequiredInputs({"depth": str(tmp_path)}))
     (batch,) = data.val_dataloader()
@@ -95,10 +95,17 @@ def test_a_missing_control_image_is_named_with_their_number(root: Path) -> None:
 
 def test_checks_see_every_image_of_a_split(root: Path) -> None:
     seen: list[list[str]] = []
-    data = module(root)
-    data.attach_inputs(RequiredInputs(checks=(lambda ids: seen.append(list(ids)),)))
+    data = module(root, RequiredInputs(checks=(lambda ids: seen.append(list(ids)),)))
     data.setup("fit")
     loader = PredictionDataModule(root / "images/val", required_inputs=RequiredInputs(checks=(seen.append,)))
     list(loader.predict_dataloader())
     assert [len(ids) for ids in seen] == [2, 2, 2]
     assert seen[0] == ["images/train/001.png", "images/train/town/000.png"]
+
+
+def test_inputs_are_attached_before_images_are_read(root: Path) -> None:
+    data = module(root)
+    data.attach_inputs(RequiredInputs())  # nothing was read yet
+    data.setup("fit")
+    with pytest.raises(ConfigError, match="attach_inputs comes before setup, and FolderDataModule has read train, val"):
+        data.attach_inputs(RequiredInputs())

@@ -103,7 +103,7 @@ def test_images_may_be_larger_than_masks(tmp_path: Path) -> None:
     assert batch.images.shape == (1, 3, 48, 48)
     assert batch.masks is not None
     assert batch.masks.shape == (1, 32, 32)
-    assert data.prepare(Sample("a", make_image(32, 32), None)).images.shape == (1, 3, 48, 48)
+    assert data.prepare(Sample("a", make_image(32, 32))).images.shape == (1, 3, 48, 48)
 
 
 def test_a_number_of_labelled_images() -> None:
@@ -152,7 +152,7 @@ def test_images_that_are_not_square(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png has 10×20 pixels"):
         horses(make_scarce(tmp_path / "whole")).prediction(images)
     with pytest.raises(DataError, match="the image has 10×20 pixels"):
-        horses(tmp_path / "whole").prepare(Sample("a", make_image(20, 10), None))
+        horses(tmp_path / "whole").prepare(Sample("a", make_image(20, 10)))
     batch = next(iter(stretched.prediction(images).predict_dataloader()))
     assert batch.images.shape == (1, 3, 16, 16)
     folder_of_mine = FolderDataModule(str(make_folder(tmp_path / "mine")), crop_size=16)
@@ -260,10 +260,10 @@ def test_a_task_wraps_whatever_data_set_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"square": "crop"}, "square is 'crop'; expected refuse or stretch"),
+        ({"square": "crop"}, "square='crop': expected one of refuse, stretch"),
         ({"size": 0}, "size is 0"),
         ({"small_annotations": 1.5}, "small_annotations is 1.5"),
-        ({"eval_batch_size": 0}, "eval_batch_size is 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size=0"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:

@@ -106,8 +106,7 @@ def test_a_wrong_root_says_what_was_looked_for(tmp_path: Path) -> None:
 
 
 def test_a_whole_data_set_has_no_errors(root: Path, tmp_path: Path) -> None:
-    config = {"_target_": "gate_lightning.data.segmentation.ade20k.ADE20KDataModule", "root": str(root)}
-    report = check_data(config, output=str(tmp_path / "out"))
+    report = check_data(ADE20KDataModule(str(root)), output=str(tmp_path / "out"))
     assert [split.count for split in report.splits] == [4, 2]
     assert report.splits[0].pixels.sum() == sum(height * width for height, width in ADE_SIZES["training"])
     assert "150, the last class" not in str(report)

@@ -272,8 +272,8 @@ def test_captions_to_shuffle_must_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"captions": "noisy"}, "captions=noisy: a folder knows fine, coarse, shuffled"),
-        ({"check_level": "no"}, "dataset.check_level is 'no'"),
+        ({"captions": "noisy"}, "captions='noisy': expected one of fine, coarse, shuffled"),
+        ({"check_level": "no"}, "dataset.check_level='no'"),
         ({"subset": 0}, "dataset.subset is 0; expected a number of images"),
         ({"subset": {"trian": 3}}, "dataset.subset is {'trian': 3}"),
         ({"subset": "all"}, "dataset.subset is all"),
@@ -281,9 +281,9 @@ def test_captions_to_shuffle_must_exist(tmp_path: Path) -> None:
         ({"ratio_range": (2, 1)}, "ratio_range"),
         ({"cat_max_ratio": 2}, "cat_max_ratio is 2"),
         ({"flip": -1}, "flip is -1"),
-        ({"batch_size": 0}, "dataset.batch_size is 0"),
-        ({"num_workers": -1}, "dataset.num_workers is -1"),
-        ({"eval_batch_size": 0}, "dataset.eval_batch_size is 0"),
+        ({"batch_size": 0}, "dataset.batch_size=0"),
+        ({"num_workers": -1}, "dataset.num_workers=-1"),
+        ({"eval_batch_size": 0}, "dataset.eval_batch_size=0"),
         ({"label_map": {0: 9}}, "label_map"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.samples import Sample
+from gate_lightning.data.samples import Sample, SegmentationSample
 from gate_lightning.data.transforms.basic import (
     CenterCrop,
     Compose,
@@ -30,7 +30,7 @@ def numbered(height: int = 12, width: int = 20) -> Sample:
     """An image whose pixels are all different, with mask and control derived from it."""
     numbers = np.arange(height * width).reshape(height, width)
     image = np.stack([numbers % 256, numbers // 256, numbers % 7], axis=2).astype(np.uint8)
-    return Sample("s", image, image[..., 2].copy(), controls={"copy": image.copy()})
+    return SegmentationSample("s", image, mask=image[..., 2].copy(), controls={"copy": image.copy()})
 
 
 def agrees(sample: Sample) -> bool:
@@ -96,10 +96,13 @@ def test_shrinking_averages_over_areas() -> None:
 )
 def test_shorter_side_and_aspect(height: int, width: int, expected: tuple[int, int]) -> None:
     image = np.zeros((height, width, 3), dtype=np.uint8)
-    sample = Resize(24)(Sample("s", image, image[..., 0]), data_generator(0))
+    sample = Resize(24)(SegmentationSample("s", image, mask=image[..., 0]), data_generator(0))
     assert sample.image.shape[:2] == expected
     assert sample.mask.shape == (height, width)
-    assert Resize(24, with_mask=True)(Sample("s", image, image[..., 0]), data_generator(0)).mask.shape == expected
+    assert (
+        Resize(24, with_mask=True)(SegmentationSample("s", image, mask=image[..., 0]), data_generator(0)).mask.shape
+        == expected
+    )
 
 
 def test_zero_keeps_the_size() -> None:
@@ -120,7 +123,7 @@ def test_crop_avoids_one_class_where_it_can() -> None:
     """Left three quarters class 0, the rest class 1: most corners show too much of class 0."""
     mask = np.zeros((32, 64), dtype=np.uint8)
     mask[:, 48:] = 1
-    sample = Sample("s", np.zeros((32, 64, 3), dtype=np.uint8), mask)
+    sample = SegmentationSample("s", np.zeros((32, 64, 3), dtype=np.uint8), mask=mask)
     rng = data_generator("balance")
 
     def dominated(ratio: float) -> float:
@@ -135,14 +138,14 @@ def test_ignored_does_not_count_as_a_class() -> None:
     mask = np.full((8, 16), IGNORE_INDEX, dtype=np.uint8)
     mask[:, :4] = 0
     mask[:, 4:8] = 1
-    sample = Sample("s", np.zeros((8, 16, 3), dtype=np.uint8), mask)
+    sample = SegmentationSample("s", np.zeros((8, 16, 3), dtype=np.uint8), mask=mask)
     lefts = [RandomCrop(8, 0.75)(sample, data_generator(n)).window[1] for n in range(60)]
     # further right at most a quarter of the labelled pixels is class 0, or there is only ignored
     assert np.mean([left <= 2 for left in lefts]) > 0.9
 
 
 def test_hopeless_images_still_give_a_crop() -> None:
-    sample = Sample("s", np.zeros((16, 16, 3), dtype=np.uint8), np.zeros((16, 16), dtype=np.uint8))
+    sample = SegmentationSample("s", np.zeros((16, 16, 3), dtype=np.uint8), mask=np.zeros((16, 16), dtype=np.uint8))
     assert RandomCrop(8, 0.5)(sample, data_generator(0)).image.shape == (8, 8, 3)
 
 
@@ -160,7 +163,7 @@ def test_padding_is_ignored_and_grey_below_and_to_the_right() -> None:
 
 
 def test_padding_may_be_a_class() -> None:
-    sample = Sample("a", np.zeros((3, 5, 3), np.uint8), np.zeros((3, 5), np.uint8))
+    sample = SegmentationSample("a", np.zeros((3, 5, 3), np.uint8), mask=np.zeros((3, 5), np.uint8))
     padded = Pad((4, 6), label=1)(sample, np.random.default_rng(0))
     assert padded.mask is not None
     assert padded.mask.sum() == 4 * 6 - 3 * 5
@@ -195,7 +198,7 @@ IMAGE = np.random.default_rng(3).integers(0, 256, (6, 6, 3), dtype=np.uint8)
 @pytest.mark.parametrize("which", range(4))
 def test_distortions_one_by_one(which: int) -> None:
     numbers = Numbers([0.0 if n == which else 1.0 for n in range(4)], 0.0, [20.0, 1.5, 0.5], -7)
-    changed = PhotometricDistortion()(Sample("s", IMAGE, None), numbers).image.astype(int)
+    changed = PhotometricDistortion()(Sample("s", IMAGE), numbers).image.astype(int)
     if which == 0:
         expected = np.minimum(IMAGE.astype(int) + 20, 255)
     elif which == 1:
@@ -212,7 +215,7 @@ def test_distortions_one_by_one(which: int) -> None:
 def test_order_of_contrast_is_drawn() -> None:
     """Bright and then contrasted differs from contrasted and then bright... with saturation in between."""
     images = [
-        PhotometricDistortion()(Sample("s", IMAGE, None), Numbers([1, 0, 0, 1], first, [0.0, 1.5, 1.5], 0)).image
+        PhotometricDistortion()(Sample("s", IMAGE), Numbers([1, 0, 0, 1], first, [0.0, 1.5, 1.5], 0)).image
         for first in (0.0, 1.0)
     ]
     assert (images[0] != images[1]).any()

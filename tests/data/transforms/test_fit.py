@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gate_lightning.data.samples import Sample, collate
+from gate_lightning.data.samples import SegmentationSample, collate_masks
 from gate_lightning.data.transforms.basic import Pad, PhotometricDistortion, RandomCrop, RandomFlip
 from gate_lightning.data.transforms.fit import Fit, RandomFit
 from gate_lightning.errors import ConfigError
@@ -21,14 +21,14 @@ mmcv_transforms = pytest.importorskip("mmcv.transforms")
 mmseg_transforms = pytest.importorskip("mmseg.datasets.transforms.transforms")
 
 
-def sample(height: int = 90, width: int = 130, seed: int = 0) -> Sample:
+def sample(height: int = 90, width: int = 130, seed: int = 0) -> SegmentationSample:
     image = cv2.resize(data_generator(seed).integers(0, 256, (9, 13, 3), dtype=np.uint8), (width, height))
     mask = blocks(height, width, 0, 5, seed)
     mask[mask == 5] = 255
-    return Sample("s", image, mask)
+    return SegmentationSample("s", image, mask=mask)
 
 
-def as_results(given: Sample) -> dict[str, Any]:
+def as_results(given: SegmentationSample) -> dict[str, Any]:
     """What mmsegmentation's transforms pass on; it keeps images as BGR."""
     image = given.image[..., ::-1].copy()
     shape = image.shape[:2]
@@ -41,7 +41,7 @@ def as_results(given: Sample) -> dict[str, Any]:
     }
 
 
-def assert_equal(ours: Sample, theirs: dict[str, Any]) -> None:
+def assert_equal(ours: SegmentationSample, theirs: dict[str, Any]) -> None:
     np.testing.assert_array_equal(ours.image, theirs["img"][..., ::-1])
     np.testing.assert_array_equal(ours.mask, theirs["gt_seg_map"])
 
@@ -126,7 +126,7 @@ def test_flip_pad_and_normalisation_are_mmsegs() -> None:
     from mmseg.structures import SegDataSample
 
     given = sample(40, 50)
-    ours = collate([Pad((48, 64))(RandomFlip(1.0)(given, data_generator(0)), data_generator(0))])
+    ours = collate_masks([Pad((48, 64))(RandomFlip(1.0)(given, data_generator(0)), data_generator(0))])
     image = torch.from_numpy(imflip(given.image[..., ::-1]).copy()).permute(2, 0, 1)
     truth = SegDataSample(gt_sem_seg=PixelData(data=torch.from_numpy(imflip(given.mask).copy())[None]))
     half = [127.5] * 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gate_lightning.data.samples import Sample
+from gate_lightning.data.samples import SegmentationSample
 from gate_lightning.data.transforms.square_resize import DropSmallAnnotations, Square, drop_small
 from gate_lightning.errors import ConfigError
 
@@ -39,7 +39,7 @@ def test_it_scales_with_the_area(side: int, removed: int, stays: int) -> None:
 
 def test_a_sample_keeps_everything_else() -> None:
     rng = np.random.default_rng(0)
-    sample = Sample("x", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), with_counts(256, {4: 3}))
+    sample = SegmentationSample("x", rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), mask=with_counts(256, {4: 3}))
     dropped = DropSmallAnnotations(20)(sample, rng)
     assert dropped.image is sample.image
     assert dropped.mask is not None
@@ -53,9 +53,8 @@ def test_images_and_masks_get_their_own_sizes() -> None:
     rng = np.random.default_rng(0)
     halves = np.zeros((20, 30), dtype=np.uint8)
     halves[:, 15:] = 3
-    sample = Sample(
-        "x", np.repeat(halves[..., None] * 50, 3, axis=-1), halves, controls={"c": np.zeros((20, 30, 3), np.uint8)}
-    )
+    image, controls = np.repeat(halves[..., None] * 50, 3, axis=-1), {"c": np.zeros((20, 30, 3), np.uint8)}
+    sample = SegmentationSample("x", image, controls=controls, mask=halves)
     squared = Square(16, 8)(sample, rng)
     assert squared.image.shape == squared.controls["c"].shape == (16, 16, 3)
     assert squared.mask is not None

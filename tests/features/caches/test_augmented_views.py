@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gate_lightning.data.samples import SampleRequest, SegmentationDataset
+from gate_lightning.data.samples import BatchDataset, SampleRequest
 from gate_lightning.data.transforms.basic import Compose, PhotometricDistortion, RandomCrop, RandomFlip
 from gate_lightning.errors import CacheError
 from gate_lightning.features.caches.augmented_views import (
@@ -29,13 +29,11 @@ from tests.support.segmentation_fakes import FakeExtractor, FakeSource
 FLIP = {"augmentation": describe(RandomFlip(0.5))}
 
 
-def training(cycle: int | None = 2, size: tuple[int, int] = (16, 16)) -> SegmentationDataset:
-    return SegmentationDataset(FakeSource("train", 4, size), RandomFlip(0.5), random=True, training=True, cycle=cycle)
+def training(cycle: int | None = 2, size: tuple[int, int] = (16, 16)) -> BatchDataset:
+    return BatchDataset(FakeSource("train", 4, size), RandomFlip(0.5), random=True, training=True, cycle=cycle)
 
 
-def filled(
-    folder: Path, views: SegmentationDataset, dtype: str = "float16"
-) -> tuple[AugmentedFeatureCache, FakeExtractor]:
+def filled(folder: Path, views: BatchDataset, dtype: str = "float16") -> tuple[AugmentedFeatureCache, FakeExtractor]:
     extractor = FakeExtractor()
     cached = AugmentedFeatureCache(extractor, folder, dtype, FLIP)
     for epoch in range(views.cycle):

@@ -115,7 +115,7 @@ def test_both_conventions_and_uncertainty_are_reported(monkeypatch: pytest.Monke
     logged: dict[str, float] = {}
     monkeypatch.setattr(made, "log", lambda name, value, **_: logged.__setitem__(name, float(value)))
     monkeypatch.setattr(made, "log_dict", lambda values, **_: logged.update({k: float(v) for k, v in values.items()}))
-    labels = made.test_step(SegmentationBatch(images, masks, conditions), 0)
+    labels = made.test_step(SegmentationBatch(images, conditions, masks), 0)
     assert labels.shape == masks.shape
     made.on_test_epoch_end()
     assert logged["test/mIoU"] == 1.0  # unlabelled pixels do not count there …
