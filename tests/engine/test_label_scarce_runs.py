@@ -214,6 +214,16 @@ def test_a_cap_stops_all_members(tmp_path: Path) -> None:
     assert saved["global_step"] == 3
 
 
+def test_the_uncertainty_of_the_test_images_is_reported(tmp_path: Path) -> None:
+    given = ("callbacks=label_scarce", "callbacks.cost=null", "repeats=1", "task.max_steps_per_member=2")
+    run(tmp_path / "run", *given)
+    with (tmp_path / "run" / "uncertainty_test.csv").open(newline="") as file:
+        values = [float(row["uncertainty"]) for row in csv.DictReader(file)]
+    assert values == sorted(values, reverse=True)
+    assert values
+    assert (tmp_path / "run" / "images" / "uncertainty_test.png").is_file()
+
+
 def test_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"this needs .* for the features of 3 labelled images.*labelled"):
         run(tmp_path / "run", "repeats=1", "task.memory_gib=0.01")
