@@ -28,16 +28,14 @@ import cv2
 import numpy as np
 import torch
 from features import write_lora
-from hydra import compose, initialize_config_dir
 from lightning import Callback
-from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.data.segmentation.cityscapes import LABEL_IDS
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.cli import config_folder, register_resolvers
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.configuration import composed
 
 #: method of a backbone → what it is called in the table
 PARTS = {
@@ -72,7 +70,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     steps = options.warmup + options.steps
     run = [f"trainer.max_steps={steps}", "trainer.val_check_interval=1000000", "logger=none", *QUIET]
     parts = Components(
-        runs.resolve(composed([*given, *run, "+trainer.limit_val_batches=1"])), str(folder / "run"), training=True
+        runs.resolve(composed(*given, *run, "+trainer.limit_val_batches=1")), str(folder / "run"), training=True
     )
     given += made_up_loras(parts, folder)
     if parts.config.get("scheduler") is not None:
@@ -92,19 +90,11 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     report(options, parts, watch, clock.now() - began)
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
-    register_resolvers()
-    with initialize_config_dir(config_folder(), version_base="1.3"):
-        config = compose("train", overrides=list(overrides))
-    OmegaConf.set_struct(config, False)
-    return config
-
-
 def made_up_data(overrides: Sequence[str], folder: Path) -> list[str]:
     """Images of the data set's size where the overrides name no folder of them."""
     if any(override.startswith("dataset.root=") for override in overrides):
         return []
-    target = str(composed(overrides).dataset._target_)
+    target = str(composed(*overrides).dataset._target_)
     kind = next((name for name in SIZES if f".{name}." in target), None)
     if kind is None:
         return []

@@ -5,7 +5,7 @@ The entry points print these without a traceback; library users catch ``GateErro
 
 from __future__ import annotations
 
-__all__ = ["CacheError", "ConfigError", "DataError", "GateError", "ResumeError", "WeightsError"]
+__all__ = ["CacheError", "ConfigError", "DataError", "GateError", "Interrupted", "ResumeError", "WeightsError"]
 
 
 class GateError(Exception):
@@ -30,3 +30,7 @@ class WeightsError(GateError, ValueError):
 
 class ResumeError(GateError, RuntimeError):
     """A run cannot go on as asked: changed configuration, world size or checkpoint."""
+
+
+class Interrupted(GateError):  # noqa: N818 - nothing went wrong
+    """Training was stopped by a signal and its state is saved; the message says how to go on."""

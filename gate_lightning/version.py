@@ -1,3 +1,3 @@
 """The version of this package, alone: every floor may say it without importing the others."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -8,10 +8,10 @@ import pytest
 from hydra.utils import get_object
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.cli import config_folder
+from gate_lightning.engine.configuration import config_folder
 from tests.support.composition import composed
 
-CONF = Path(config_folder())
+CONF = config_folder()
 EXPERIMENTS = sorted(
     path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in CONF.glob("experiment/**/*.yaml")
 )

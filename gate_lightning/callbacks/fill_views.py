@@ -14,10 +14,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.data.core.resume import batches_per_epoch
-from gate_lightning.errors import CacheError
+from gate_lightning.errors import CacheError, Interrupted
 from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache, padded_batch, stored_bytes
 from gate_lightning.features.caches.view_plan import ViewPlan
 from gate_lightning.ops.sliding_window import window_origins

@@ -1,14 +1,16 @@
-"""The two command lines, ``train.py`` and ``eval.py``: Hydra, readable errors, and the table after a sweep."""
+"""The two command lines, ``train.py`` and ``eval.py``: Hydra, readable errors, and the table after a sweep.
+
+torch, lightning and diffusers take seconds to import: they are imported by the job, when the configuration is composed.
+"""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.training import train
-from gate_lightning.errors import ConfigError, GateError
-from gate_lightning.tools.comparison.compare import compare
+from gate_lightning.engine.configuration import composed, config_folder
+from gate_lightning.engine.renamed import refuse_old_names
+from gate_lightning.errors import ConfigError, GateError, Interrupted
+from gate_lightning.utils.checks import did_you_mean
 
-__all__ = ["check_sweep", "config_folder", "eval_main", "register_resolvers", "train_main"]
+__all__ = ["check_sweep", "eval_main", "train_main"]
 
 log = logging.getLogger(__name__)
 
@@ -35,23 +36,13 @@ log = logging.getLogger(__name__)
 _sweeps: dict[Path, str] = {}
 
 
-def config_folder() -> str:
-    """``conf/`` beside the package in a checkout, else the copy inside the installed wheel."""
-    package = Path(__file__).resolve().parents[1]
-    beside = package.parent / "conf"
-    return str(beside if (beside / "train.yaml").is_file() else package / "conf")
-
-
-def register_resolvers() -> None:
-    """Functions that conf/ uses: ``gate.first_set`` is the first of two values that is set."""
-    OmegaConf.register_new_resolver("gate.first_set", lambda value, fallback: value or fallback, replace=True)
-
-
 def train_main() -> int:
     """``train.py``; returns the exit status."""
 
-    @hydra.main(version_base="1.3", config_path=config_folder(), config_name="train")
+    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
     def job(config: DictConfig) -> float | None:
+        from gate_lightning.engine.training import train
+
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         if hydra_config.mode == RunMode.MULTIRUN:
@@ -71,6 +62,8 @@ def train_main() -> int:
     finally:
         # also after a failed job: Hydra's on_multirun_end would not be called then
         for folder, metric in _sweeps.items():
+            from gate_lightning.tools.comparison.compare import compare
+
             report = compare(runs=str(folder), output=str(folder), metric=metric)
             log.info("%s", report)
 
@@ -97,8 +90,10 @@ def check_sweep(config: DictConfig) -> None:
 def eval_main() -> int:
     """``eval.py``; returns the exit status."""
 
-    @hydra.main(version_base="1.3", config_path=config_folder(), config_name="eval")
+    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="eval")
     def job(config: DictConfig) -> None:
+        from gate_lightning.engine.evaluation import evaluate
+
         hydra_config = HydraConfig.get()
         evaluate(config, list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
 
@@ -111,15 +106,15 @@ def _near_miss(message: str) -> str:
     if found is None:
         return ""
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(config_folder(), version_base="1.3"):
-        config = hydra.compose("eval")
-    keys = {str(key) for key in config}
-    for key in list(keys):
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none():
-            keys |= {f"{key}.{inner!s}" for inner in node}
-    near = difflib.get_close_matches(found.group(1), sorted(keys), n=1, cutoff=0.7)
-    return f"\nDid you mean {near[0]}?" if near else ""
+    keys = sorted(_dotted_keys(OmegaConf.to_container(composed(name="eval"))))
+    return f"\n{did_you_mean(found.group(1), keys).capitalize()}".rstrip()
+
+
+def _dotted_keys(node: Any, above: str = "") -> Iterator[str]:
+    """All keys of nested mappings, ``head`` and ``head.decode`` as well as ``head.decode.channels``."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{above}{key}"
+        yield from _dotted_keys(value, f"{above}{key}.")
 
 
 class _recorded:  # noqa: N801 - reads as a statement
@@ -150,9 +145,9 @@ def _guarded(job: Callable[..., Any]) -> int:
     """Our own errors and Hydra's are printed as a message; anything else is a bug and keeps its traceback."""
     # else Hydra prints a traceback of its own and exits before the message below
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    register_resolvers()
     _hush_lightning()
     try:
+        refuse_old_names(sys.argv[1:])
         job()
     except (GateError, HydraException, OmegaConfBaseException) as error:
         # what Hydra wrapped says more than Hydra; an error of ours says all it has to

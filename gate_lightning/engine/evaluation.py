@@ -1,4 +1,7 @@
-"""What ``eval.py`` does: evaluate a run, label images with it, or run a tool."""
+"""What ``eval.py`` does: evaluate a run, label images with it, or run a tool.
+
+Tools that read no run need no Lightning, which takes seconds to import: what does is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,16 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.callbacks.reports.submission import SubmissionWriter
-from gate_lightning.data.files.images import read_image
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.resplits import split_folders, summarize
 from gate_lightning.engine.tools import run_tool
-from gate_lightning.engine.trained_run import TrainedRun
 from gate_lightning.errors import ConfigError
-from gate_lightning.visualization.overlay import write_prediction
+
+if TYPE_CHECKING:
+    from gate_lightning.engine.trained_run import TrainedRun
 
 __all__ = ["evaluate"]
 
@@ -62,6 +62,11 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
 
 def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     """The run of ``run``, with what the command line changes about it."""
+    import lightning
+
+    from gate_lightning.engine.resplits import split_folders
+    from gate_lightning.engine.trained_run import TrainedRun
+
     resolved = runs.resolve(config)
     if config.run is None:
         raise ConfigError("nothing to evaluate: give run=<run folder>, or tool=<name> (see conf/tool/)")
@@ -87,6 +92,8 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
 
 def _submit(run: TrainedRun, split: str, output: Path) -> None:
     """PNGs for the server of the run's benchmark."""
+    from gate_lightning.callbacks.reports.submission import SubmissionWriter
+
     if split not in SPLITS:
         raise ConfigError(f"split={split}: expected {' or '.join(SPLITS)}")
     datamodule, trainer = run.components.datamodule, run.components.trainer
@@ -99,6 +106,8 @@ def _submit(run: TrainedRun, split: str, output: Path) -> None:
 
 def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, float]:
     """Every re-split of a protocol, and what they give together."""
+    from gate_lightning.engine.resplits import split_folders, summarize
+
     if config.output is not None:
         raise ConfigError(f"{folder} holds several re-splits; their results stay there, leave out output")
     for inside in split_folders(folder):
@@ -132,6 +141,9 @@ def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
 
 def _label(run: TrainedRun, images: Path, output: Path) -> None:
     """Masks and overlays of unlabelled images, skipping those that are already there."""
+    from gate_lightning.data.files.images import read_image
+    from gate_lightning.visualization.overlay import write_prediction
+
     class_labels = run.components.labels
     source = run.components.datamodule.prediction(images)
     names, total = source.images.names, len(source)

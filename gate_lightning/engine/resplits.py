@@ -22,9 +22,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.callbacks.loggers import close_dashboards
-from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.errors import ConfigError, GateError, ResumeError
+from gate_lightning.errors import ConfigError, GateError, Interrupted, ResumeError
 from gate_lightning.utils.units import duration
 
 __all__ = ["of_split", "repeats_of", "require_same_splits", "split_folders", "summarize", "train_repeats"]

@@ -1,7 +1,7 @@
 """The run folder: what is written so that a run can be evaluated, resumed and compared later.
 
 <run>/config.yaml         resolved configuration (no interpolation left; the trained branches as plain data)
-<run>/environment.json    command, git commit, package versions, world size
+<run>/environment.json    command, git commit, versions of this package and others
 <run>/frozen.json         the frozen weights (name, revision, hash) and how they are read
 <run>/status.json         running | done | failed | interrupted, with the message
 <run>/metrics.json        final metrics
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.version import __version__
 
 __all__ = [
     "INSIDE",
@@ -47,7 +48,9 @@ INSIDE = "run:"
 #: a run's task is fixed: re-composing with another data set would flip it silently
 FIXED_GROUPS = frozenset({"task"})
 #: groups whose choice sets many values: a saved run has its own
-COLLECTIONS = frozenset({"experiment", "ablation", "technique"})
+COLLECTIONS = frozenset({"experiment", "ablation", "debug", "technique"})
+#: the oldest version whose run folders are read: those before have other keys and class paths
+OLDEST = (0, 2, 0)
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "torchmetrics", "numpy")
 
 
@@ -95,7 +98,7 @@ def load_config(folder: Path) -> DictConfig:
     """The resolved configuration of a run folder.
 
     Raises:
-        ConfigError: if ``folder`` is no run folder.
+        ConfigError: ``folder`` is no run folder, or one of a version whose configurations are not read.
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -104,9 +107,26 @@ def load_config(folder: Path) -> DictConfig:
             f"{folder} is no run folder: it has no config.yaml (found: {inside}). "
             "Give the folder that train.py wrote, e.g. run=outputs/2026-01-01/12-00-00"
         )
+    _check_version(folder)
     loaded = OmegaConf.load(path)
     assert isinstance(loaded, DictConfig)
     return loaded
+
+
+def _check_version(folder: Path) -> None:
+    written = (read_json(folder / "environment.json") or {}).get("version")
+    found = tuple(int(part) for part in (written or "0.1.0").split("."))
+    now = tuple(int(part) for part in __version__.split("."))
+    if found < OLDEST:
+        raise ConfigError(
+            f"{folder} was written by gate_lightning {written or 'before 0.2.0'}, with other keys and class paths than "
+            f"this one ({__version__}) reads. Evaluate it with the version that wrote it, or train it anew: keys that "
+            "were renamed are listed in docs/migration.md"
+        )
+    if found > now:
+        raise ConfigError(
+            f"{folder} was written by gate_lightning {written}, which is newer than this one ({__version__}): use that"
+        )
 
 
 def patch(saved: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -177,6 +197,7 @@ def checkpoint_of(folder: Path, which: str = "best") -> Path:
 def environment() -> dict[str, Any]:
     """Command, versions and commit that a result depends on."""
     return {
+        "version": __version__,
         "command": sys.argv,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),

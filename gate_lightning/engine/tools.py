@@ -8,7 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components, call_with
 from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["run_tool"]
 
 log = logging.getLogger(__name__)
 
-#: components that a tool's function may name; built only then
+#: what a function of a tool may name, and is given then: components, and the run of ``run``
 PARTS = ("backbone", "extractor", "required_inputs", "datamodule", "trained")
 
 
@@ -42,8 +42,7 @@ def run_tool(config: DictConfig, output: Path, trained: Callable[[], Any] | None
     if resolved.tool.get("output", "absent") is None:
         resolved.tool.output = str(output)
     processes = resolved.tool.pop("processes", 1)
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
-        raise ConfigError(f"tool.processes={processes!r}: expected an integer of 1 or more")
+    whole_number(processes, "tool.processes", 1)
     if processes == 1:
         _call(resolved, trained)
     elif "WORLD_SIZE" in os.environ:
@@ -55,20 +54,22 @@ def run_tool(config: DictConfig, output: Path, trained: Callable[[], Any] | None
 def _call(resolved: DictConfig, trained: Callable[[], Any] | None = None) -> None:
     node = OmegaConf.create({**OmegaConf.to_container(resolved.tool), "_partial_": True})  # type: ignore[dict-item]
     function: Callable[..., Any] = instantiate(node, _convert_="all")
-    available: dict[str, Any] = {}
-    components = Components(resolved, run_folder="")
-    for name in PARTS:
-        if name not in inspect.signature(function.func).parameters:  # type: ignore[attr-defined]
-            continue
-        if name == "trained":
-            available[name] = None if trained is None else trained()
-        elif name == "datamodule" and resolved.get("dataset") is None:
-            available[name] = None
-        else:
-            available[name] = getattr(components, name)
-    report = call_with(function, **available)
+    named = inspect.signature(function.func).parameters  # type: ignore[attr-defined]
+    wanted = [name for name in PARTS if name in named and name not in function.keywords]  # type: ignore[attr-defined]
+    report = function(**_parts(resolved, wanted, trained) if wanted else {})
     if report is not None:
         log.info("%s", report)
+
+
+def _parts(resolved: DictConfig, wanted: Sequence[str], trained: Callable[[], Any] | None) -> dict[str, Any]:
+    from gate_lightning.engine.components import Components  # slow to import, and some tools want none
+
+    components = Components(resolved, run_folder="")
+    makers: dict[str, Callable[[], Any]] = {
+        "trained": trained or (lambda: None),
+        "datamodule": lambda: None if resolved.get("dataset") is None else components.datamodule,
+    }
+    return {name: makers[name]() if name in makers else getattr(components, name) for name in wanted}
 
 
 def _in_processes(resolved: DictConfig, count: int) -> None:

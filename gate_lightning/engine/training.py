@@ -17,13 +17,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components, card_and_classes
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
 from gate_lightning.engine.views import train_on_stored_views
-from gate_lightning.errors import ResumeError
+from gate_lightning.errors import Interrupted, ResumeError
 from gate_lightning.tasks.base import BaseTask
 
 __all__ = ["train"]

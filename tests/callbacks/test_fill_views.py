@@ -14,8 +14,7 @@ import torch
 
 from gate_lightning.callbacks import fill_views
 from gate_lightning.callbacks.fill_views import FillViews
-from gate_lightning.callbacks.state.interrupt import Interrupted
-from gate_lightning.errors import CacheError
+from gate_lightning.errors import CacheError, Interrupted
 from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache, StoredViews, describe, padded_batch
 from gate_lightning.features.caches.view_plan import ViewPlan
 from gate_lightning.features.wrappers.pooled import PooledExtractor

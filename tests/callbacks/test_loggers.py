@@ -20,8 +20,8 @@ from gate_lightning.callbacks.loggers import RunLog, close_dashboards, tensorboa
 from gate_lightning.callbacks.reports.class_table import ClassTable
 from gate_lightning.callbacks.reports.predictions import PredictionImages
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
-from gate_lightning.callbacks.state.interrupt import Interrupt, Interrupted
-from gate_lightning.errors import ConfigError
+from gate_lightning.callbacks.state.interrupt import Interrupt
+from gate_lightning.errors import ConfigError, Interrupted
 from tests.support.paths import REPOSITORY
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 

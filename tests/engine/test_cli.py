@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import csv
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
 
-from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.engine import cli
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, Interrupted
 from tests.support.composition import SMALL, composed
+from tests.support.paths import REPOSITORY
+
+#: what takes seconds to import, and only a run or a tool needs
+HEAVY = ("torch", "lightning", "diffusers", "transformers", "peft", "torchmetrics", "matplotlib", "wandb", "mmseg")
+
+
+def imported_by(code: str) -> set[str]:
+    """The heavy packages that a fresh Python has imported after ``code``, which may exit."""
+    script = f"""
+import sys
+try:
+    {code}
+except SystemExit:
+    pass
+print(*set({HEAVY}).intersection(sys.modules), "end", file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    *found, end = done.stderr.split()
+    assert end == "end"
+    return set(found)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> int:
@@ -77,6 +97,36 @@ def test_a_sweep_with_a_failed_run_ends_with_a_table(monkeypatch: pytest.MonkeyP
     assert [row["status"] for row in rows] == ["failed", "done"]
     assert "magic" in rows[0]["message"]
     assert float(rows[1]["val/mIoU"]) >= 0
+
+
+@pytest.mark.parametrize("main", ["train_main", "eval_main"])
+def test_help_imports_nothing_heavy(main: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['train.py', '--help']; from gate_lightning.engine.cli import {main} as main; main()"
+    )
+    assert imported_by(code) == set()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert imported_by("import gate_lightning") == set()
+    assert "torch" in imported_by("from gate_lightning import Conditions")
+
+
+def test_a_tool_without_run_needs_no_lightning() -> None:
+    code = "from gate_lightning.engine import evaluation, tools; import gate_lightning.tools.layers.table"
+    assert not imported_by(code) & {"lightning", "torchmetrics", "mmseg", "matplotlib"}
+
+
+@pytest.mark.parametrize("main", [cli.train_main, cli.eval_main])
+def test_old_names_are_refused_before_composing(
+    main: object, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.hydra, "main", lambda **_: lambda job: lambda: pytest.fail("went on to compose"))
+    assert call(monkeypatch, main, "-m", "++feature_cache=1,2", "control=plain") == 2
+    error = capfd.readouterr().err
+    assert "++feature_cache=1,2: feature_cache is now cache.memory_gib" in error
+    assert "control=plain: control is now ablation" in error
+    assert "Traceback" not in error
 
 
 def test_sweeps_refuse_processes_that_would_sweep_themselves() -> None:

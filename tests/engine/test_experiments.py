@@ -16,8 +16,8 @@ from gate_lightning.backbones.stable_diffusion import loading
 from gate_lightning.backbones.stable_diffusion.architectures import build_random_backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.cli import config_folder
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.configuration import config_folder
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.benchmarks import make_ade20k, make_cityscapes
@@ -25,7 +25,7 @@ from tests.support.composition import composed
 from tests.support.small_networks import adapted_layers, build, random_pairs, save_diffusers
 from tests.support.xl_networks import xl_like
 
-FOLDER = Path(config_folder()) / "experiment"
+FOLDER = config_folder() / "experiment"
 DATA = ("ade20k", "cityscapes")
 #: experiment without the data set → {stride at the size that SD 1.5 sees: channels}
 PYRAMIDS: dict[str, dict[int, int]] = {

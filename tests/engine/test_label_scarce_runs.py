@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from gate_lightning.callbacks.state.interrupt import Interrupted
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.resplits import of_split, repeats_of
 from gate_lightning.engine.trained_run import load_run
 from gate_lightning.engine.training import train
-from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.errors import ConfigError, Interrupted, ResumeError
 from gate_lightning.tasks.label_scarce.task import LabelScarceTask
 from gate_lightning.tools.comparison.compare import find_runs
 from tests.support.composition import composed

@@ -13,8 +13,8 @@ from hydra.utils import get_object
 from PIL import Image
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.cli import config_folder, register_resolvers
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.configuration import config_folder
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.trained_run import load_run
 from gate_lightning.engine.training import train
@@ -33,8 +33,7 @@ ENSEMBLE = (
 
 def swept(name: str) -> dict[str, list[str]]:
     """What a sweep of an experiment goes through."""
-    register_resolvers()
-    with initialize_config_dir(config_folder(), version_base="1.3"):
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose("train", overrides=[f"experiment={name}"], return_hydra_config=True)
     lines = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()]
     parsed = OverridesParser.create().parse_overrides(lines)

@@ -69,6 +69,17 @@ def test_round_trip(tmp_path: Path) -> None:
     assert runs.read_json(tmp_path / "environment.json")["packages"]["torch"] != "absent"
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [({}, r"written by gate_lightning before 0\.2\.0.*train it anew"), ({"version": "99.0.0"}, "newer than this one")],
+)
+def test_a_run_folder_of_another_version_is_refused(tmp_path: Path, written: dict[str, str], said: str) -> None:
+    runs.save_config(SAVED, tmp_path)
+    runs.write_json(tmp_path / "environment.json", written)
+    with pytest.raises(ConfigError, match=said):
+        runs.load_config(tmp_path)
+
+
 def test_no_run_folder_lists_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(ConfigError, match=r"no config.yaml.*images"):

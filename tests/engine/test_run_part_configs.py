@@ -7,27 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_method, instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
-from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.configuration import composed
 from gate_lightning.tasks.inference import Inference
 from gate_lightning.tasks.segmentation import SegmentationTask
-from tests.support.paths import CONF
 from tests.support.segmentation_fakes import FakeData, make_task
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _resolver() -> None:
-    OmegaConf.register_new_resolver("gate.first_set", lambda value, fallback: value or fallback, replace=True)
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
 
 
 @pytest.mark.parametrize("name", ["default", "quiet"])
@@ -99,7 +87,6 @@ def test_the_validation_interval_counts_batches_as_lightning_does(
 ) -> None:
     given = ["trainer=cpu", "callbacks=quiet", "logger=none", "trainer.max_steps=6", "trainer.val_check_interval=6"]
     config = composed(*given, f"trainer.accumulate_grad_batches={accumulate}")
-    OmegaConf.set_struct(config, False)
     trainer, seen = Components(config, str(tmp_path)).trainer, Validations()
     trainer.callbacks.append(seen)
     trainer.fit(make_task(), FakeData())

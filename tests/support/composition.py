@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from gate_lightning.engine.configuration import composed
 
-from gate_lightning.engine.cli import config_folder, register_resolvers
+__all__ = ["SMALL", "composed"]
 
 #: random weights of the embedded architecture, few images, few steps
 SMALL = (
@@ -21,12 +20,3 @@ SMALL = (
     "callbacks=quiet",
     "logger=csv",
 )
-
-
-def composed(*overrides: str, name: str = "train") -> DictConfig:
-    """The configuration that the command line would give, interpolations unresolved."""
-    register_resolvers()
-    with initialize_config_dir(config_folder(), version_base="1.3"):
-        config = compose(name, overrides=list(overrides))
-    OmegaConf.set_struct(config, False)
-    return config

@@ -14,16 +14,12 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.ema import WeightAverage
-from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.errors import ConfigError, Interrupted
 from gate_lightning.utils.lightning_private import log_training_step, validation_follows
 
-__all__ = ["Interrupt", "Interrupted"]
+__all__ = ["Interrupt"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(GateError):  # noqa: N818 - nothing went wrong
-    """Training was stopped by a signal, its state saved; the message says how to go on."""
 
 
 class Interrupt(Checkpoint):

@@ -113,7 +113,9 @@ def _structure(network: Mapping[str, Any]) -> Backbone:
         made = build(**settings)
     else:
         with torch.device("meta"):
-            made = build(**{**settings, "weights": "random"})
+            made = build(
+                **{**settings, "weights": "random", **({"controlnets": {}} if "controlnets" in settings else {})}
+            )
         config = Path(str(settings["weights"])) / "unet" / "config.json"
         if config.is_file() and not _is_structure_of(made, config):
             made = build(**settings)  # a folder of another architecture than the configuration's

@@ -17,8 +17,8 @@ from lightning import Callback
 
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.ema import WeightAverage
-from gate_lightning.callbacks.state.interrupt import Interrupt, Interrupted
-from gate_lightning.errors import ConfigError
+from gate_lightning.callbacks.state.interrupt import Interrupt
+from gate_lightning.errors import ConfigError, Interrupted
 from tests.support.paths import REPOSITORY
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
@@ -186,7 +186,8 @@ import torch
 from lightning import Callback
 torch.set_num_threads(1)
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
-from gate_lightning.callbacks.state.interrupt import Interrupt, Interrupted
+from gate_lightning.callbacks.state.interrupt import Interrupt
+from gate_lightning.errors import Interrupted
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
 class Slow(Callback):

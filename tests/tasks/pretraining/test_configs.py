@@ -10,12 +10,12 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.cli import config_folder
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.configuration import config_folder
 
 
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(config_folder(), version_base="1.3"):
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
         return runs.resolve(compose("train", overrides=list(overrides)))
 
 
