@@ -4,8 +4,8 @@
     python benchmarks/cached_views.py trainer.max_steps=500 techniques=all
     python benchmarks/cached_views.py dataset=folder dataset.root=<CamVid> dataset.ignore_index=11 techniques=none
 
-Each row is a run of train.py in a process of its own with an empty cache, so its time has the filling in it. Steps a
-second are those behind the filling. `--output` keeps the run folders and goes on where it was stopped.
+Each row is a run of train.py in a process of its own with an empty cache, so the first K epochs compute features.
+Images a second are the median of the run. `--output` keeps the run folders and goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -43,12 +43,10 @@ def measure(views: int, seed: int, folder: Path, overrides: list[str]) -> Row:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     metrics = json.loads((folder / "metrics.json").read_text())
-    filled = json.loads((folder / "cached_views.json").read_text()) if views else {}
     size = sum(path.stat().st_size for path in cache.rglob("*.safetensors"))
     row = {
         "mIoU": 100 * metrics.get("test/mIoU", metrics["val/mIoU"]),
         "seconds": seconds,
-        "filling": filled.get("seconds", 0.0),
         "pace": _pace(folder / "metrics.csv"),
         "megabytes": size / 1e6,
     }
@@ -86,11 +84,11 @@ def main(arguments: list[str] | None = None) -> dict[int, list[Row]]:
             ]
             for views in map(int, known.views.split(","))
         }
-    print("| K | mIoU | seconds of the run | of which filling | images a second | MB on disk |")
-    print("|---|---|---|---|---|---|")
+    print("| K | mIoU | seconds of the run | images a second | MB on disk |")
+    print("|---|---|---|---|---|")
     for views, measured in rows.items():
         columns = {name: [row[name] for row in measured] for name in measured[0]}
-        cells = [_text(columns[name], digits) for name, digits in (("mIoU", 1), ("seconds", 0), ("filling", 0))]
+        cells = [_text(columns[name], digits) for name, digits in (("mIoU", 1), ("seconds", 0))]
         cells += [_text(columns["pace"], 0), f"{statistics.mean(columns['megabytes']):.1f}"]
         print(f"| {views or 'new'} | {' | '.join(cells)} |")
     return rows

@@ -1,20 +1,22 @@
-"""Plain data that travels between the floors of the house: tensors and names, no behaviour.
+"""Plain data that travels between the floors of the house, and the protocol of what makes features of it.
 
 Shape letters: B images, C channels, H × W pixels, h × w positions of a feature map, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "BackboneInfo",
     "BranchFeatures",
     "Conditions",
+    "Extractor",
     "FeatureInfo",
     "Features",
     "FeaturesInfo",
@@ -65,9 +67,16 @@ class Identity:
     digest: str
 
 
+#: noise of a batch: one tensor for all branches, or branch name → tensor
+Noise = Tensor | Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What belongs to the images of a batch besides their pixels.
+
+    A tuple or tensor has one entry per image, a mapping has such values; anything else holds for all images. Caches
+    and ``conditions[rows]`` rely on it for every field.
 
     Attributes:
         sample_ids: B names that identify the images (path relative to the data set's root). Noise is keyed by them.
@@ -78,7 +87,8 @@ class Conditions:
         control_images: control name → (B, 3, H, W) in [0, 1], cropped and flipped with the image. A control that is
             a function of the image (Canny) need not be given.
         noise: explicit standard normal noise (B, c, h, w) that replaces the keyed draw, or None. For branches that
-            read an ensemble of E draws (B, E, c, h, w).
+            read an ensemble of E draws (B, E, c, h, w). As a mapping, each branch named gets its own noise and the
+            others their keyed draw.
         posterior_noise: the same for the sample of the autoencoder's posterior.
         training: whether a head is being trained on these images. What is done in training only (ControlNet dropout)
             asks here, as the extractor itself is always in evaluation mode.
@@ -90,9 +100,9 @@ class Conditions:
     captions: tuple[str, ...] | None = None
     categories: tuple[str, ...] | None = None
     control_images: Mapping[str, Tensor] = field(default_factory=dict)
-    noise: Tensor | None = None
+    noise: Noise | None = None
     training: bool = False
-    posterior_noise: Tensor | None = None
+    posterior_noise: Noise | None = None
 
     def __post_init__(self) -> None:
         count = len(self.sample_ids)
@@ -106,18 +116,100 @@ class Conditions:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def at_window(self, top: int, left: int) -> Conditions:
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> Self:
+        """The conditions of some of the images; of one image, still as a batch, for an int."""
+        every = range(len(self))
+        chosen = [every[rows]] if isinstance(rows, int) else list(every[rows] if isinstance(rows, slice) else rows)
+        return self._mapped(lambda tensor: tensor[chosen], lambda entries: tuple(entries[row] for row in chosen))
+
+    @property
+    def has_explicit_noise(self) -> bool:
+        """Whether the caller fixed some noise; such features are not kept by caches."""
+        return self.noise is not None or self.posterior_noise is not None
+
+    def at_window(self, top: int, left: int) -> Self:
         """The same images, read through a window whose corner is (top, left) pixels further."""
         moved = tuple((row + top, column + left) for row, column in self.windows)
         return replace(self, windows=moved)
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> Conditions:
+    def map_controls(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with ``function`` applied to every control image (B, 3, H, W)."""
+        return replace(self, control_images={name: function(image) for name, image in self.control_images.items()})
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
         """A copy with its tensors on ``device`` (Lightning moves batches through this method)."""
-        control_images = {name: image.to(device, **kwargs) for name, image in self.control_images.items()}
-        noise, posterior_noise = (
-            None if given is None else given.to(device, **kwargs) for given in (self.noise, self.posterior_noise)
-        )
-        return replace(self, control_images=control_images, noise=noise, posterior_noise=posterior_noise)
+        return self._mapped(lambda tensor: tensor.to(device, **kwargs))
+
+    def _mapped(
+        self, tensors: Callable[[Tensor], Tensor], tuples: Callable[[tuple[Any, ...]], tuple[Any, ...]] = tuple
+    ) -> Self:
+        """A copy of which every tensor and every tuple, also inside mappings, is replaced."""
+
+        def mapped(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: mapped(entry) for name, entry in value.items()}
+            if isinstance(value, Tensor):
+                return tensors(value)
+            return tuples(value) if isinstance(value, tuple) else value
+
+        return replace(self, **{one.name: mapped(getattr(self, one.name)) for one in fields(self)})
+
+
+class BackboneInfo(Protocol):
+    """What users of features may know of the backbone behind them.
+
+    Attributes:
+        native_size: side in pixels of the images it was trained on.
+        size_multiple: images are padded to multiples of this, so feature maps cover the padded image.
+        minimum_size: smallest side in pixels that it reads.
+    """
+
+    native_size: int
+    size_multiple: int
+    minimum_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise DataError unless images (B, 3, H, W), padded already, can be read."""
+
+
+class Extractor(Protocol):
+    """Images → features of every branch: the plain extractor, and every cache and wrapper around one.
+
+    Frozen, and in evaluation mode for good.
+    """
+
+    @property
+    def backbone(self) -> BackboneInfo:
+        """The frozen network; the first one where there are several."""
+
+    @property
+    def feature_info(self) -> FeaturesInfo:
+        """Branch → layer id → FeatureInfo, in the order of branches and layers."""
+
+    @property
+    def concatenated(self) -> tuple[str, ...]:
+        """Names of the branches to be concatenated after amalgamation instead of fused."""
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """All that the features depend on besides the images and their conditions, JSON-able."""
+
+    def __call__(self, images: Tensor, conditions: Conditions) -> Features:
+        """Features of images (B, 3, H, W) in [-1, 1] of any size from the backbone's ``minimum_size``.
+
+        Images and control images are padded at the bottom and the right to multiples of the backbone's
+        ``size_multiple`` (`ops.padding.pad_batch`).
+
+        Returns:
+            Branch → layer id → (B, C, ⌈H'/stride⌉, ⌈W'/stride⌉) of the padded H' × W', in the dtype of ``images``.
+
+        Raises:
+            DataError: images that are too small, or conditions that do not fit them.
+        """
 
 
 @dataclass(frozen=True)
@@ -147,11 +239,9 @@ class SegmentationBatch(ImageBatch):
 
     Attributes:
         masks: (B, H, W) int64 class indices, ``ignore_index`` where unlabelled.
-        features: of the images, padded as for the extractor, in any dtype, where they were computed before, or None.
     """
 
     masks: Tensor
-    features: Features | None = None
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,15 @@ from torch import nn
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
-from gate_lightning.engine.extraction import MAIN, Extractor, branches_of, extractor_of, split_size
+from gate_lightning.engine.extraction import MAIN, branches_of, extractor_of
 from gate_lightning.engine.run_folder import located
-from gate_lightning.engine.views import view_settings
+from gate_lightning.engine.views import stored_views, view_count
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.config.required_inputs import required_inputs_of
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.pixel_classifiers.store import group_widths
+from gate_lightning.structures import Extractor
 
 __all__ = ["Components", "call_with", "card_and_classes", "dataset_node"]
 
@@ -123,18 +124,17 @@ class Components:
         return self._instantiate("backbone")
 
     @cached_property
-    def _further(self) -> dict[str, tuple[dict[str, Any], float]]:
-        """The nodes of ``backbones``, and the scale of the images that each of them sees."""
-        nodes = _plain(self.config.get("backbones")) or {}
-        return {name: split_size(name, node, self.backbone.native_size) for name, node in nodes.items()}
-
-    @cached_property
     def backbones(self) -> dict[str, Backbone]:
         """All backbones by the names that branches give; the one of ``backbone`` is the first."""
-        if not self._further:
+        nodes = self.config.backbones
+        if not nodes:
             return {"": self.backbone}
-        further = {name: _built(OmegaConf.create(node)) for name, (node, _) in self._further.items()}
-        return {MAIN: self.backbone, **further}
+        for name, key in ((name, key) for name, node in nodes.items() for key in ("scale", "size") if key in node):
+            raise ConfigError(
+                f"backbones.{name}.{key}: the size at which backbones see images is one key for all of them: "
+                f"backbone_scale={{{MAIN}: {self.config.backbone_scale}, {name}: <factor on the sides>}}"
+            )
+        return {MAIN: self.backbone, **{name: _built(node) for name, node in nodes.items()}}
 
     @cached_property
     def branches(self) -> list[Branch]:
@@ -143,9 +143,11 @@ class Components:
 
     @cached_property
     def required_inputs(self) -> RequiredInputs:
-        """What the branches need with the images."""
+        """What the branches need with the images, and how many views of each training image there are."""
         found = required_inputs_of(self.branches)
-        return replace(found, control_folders={**found.control_folders, **self.control_folders})
+        views = view_count(self.config) if self.training else 0
+        folders = {**found.control_folders, **self.control_folders}
+        return replace(found, control_folders=folders, view_cycle=views or None)
 
     @cached_property
     def connected_datamodule(self) -> Any:
@@ -172,14 +174,13 @@ class Components:
 
     @cached_property
     def extractor(self) -> Extractor:
-        """Backbones × branches."""
-        scales = {name: scale for name, (_, scale) in self._further.items()}
+        """Backbones × branches, behind wrappers and caches."""
         canny = _plain(self.config.technique.controlnet)
-        views = view_settings(self.config, self.datamodule) if self.training else None
+        views = stored_views(self.config, self.connected_datamodule) if self.training else 0
         config = OmegaConf.merge(
             self.config, {"cache": {"folder": located(OmegaConf.select(self.config, "cache.folder"), self.run_folder)}}
         )
-        return extractor_of(config, self.branches, self.backbones, scales, canny, views)  # type: ignore[arg-type]
+        return extractor_of(config, self.branches, self.backbones, canny, views)  # type: ignore[arg-type]
 
     @cached_property
     def amalgamation(self) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -11,32 +12,27 @@ from omegaconf import DictConfig
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.caches.augmented_views import AugmentedFeatureCache
-from gate_lightning.features.caches.disk import DiskCache
+from gate_lightning.features.caches.disk import DiskCache, full_description
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.config.branches import build_branches
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.wrappers.edge_channels import EdgeChannels
 from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.features.wrappers.pooled import PooledExtractor
+from gate_lightning.structures import Extractor
 from gate_lightning.techniques.base import Card
+from gate_lightning.utils.checks import check_known
+from gate_lightning.utils.files import digest_of, plain_json
 
-__all__ = ["MAIN", "Extractor", "branches_of", "extractor_of", "split_size"]
+__all__ = ["MAIN", "branches_of", "extractor_of"]
 
 #: what branches call the backbone of ``backbone`` where there are more in ``backbones``
 MAIN = "main"
-#: settings that the edge control shares with the ControlNet technique, so that both see the same edges
+#: settings that the edge channels share with the ControlNet technique, so that both see the same edges
 CANNY = ("low", "high", "blur_sigma", "normalize")
+#: where the folders of augmented views are that are given no place of their own
+VIEWS_FOLDER = Path("outputs/cached_views")
 
-Extractor = (
-    FeatureExtractor
-    | MultiBackboneExtractor
-    | EdgeChannels
-    | PooledExtractor
-    | DiskCache
-    | AugmentedFeatureCache
-    | MemoryCache
-)
 #: a configuration node → the object it describes
 Build = Callable[[Any], Any]
 
@@ -71,7 +67,7 @@ def branches_of(plain: Mapping[str, Any], card: Card, build: Build) -> list[Bran
         timestep=plain["timestep"],
         layers=plain["layers"],
         separate_noises=plain["separate_noises"],
-        ensemble=plain.get("ensemble", 1),
+        ensemble=plain["ensemble"],
         seed=plain["seed"],
         build=once,
     )
@@ -81,72 +77,59 @@ def extractor_of(
     config: DictConfig,
     branches: Sequence[Branch],
     backbones: Mapping[str, Backbone],
-    scales: Mapping[str, float],
     canny: Mapping[str, Any],
-    views: Mapping[str, Any] | None = None,
+    views: int = 0,
 ) -> Extractor:
-    """What reads the branches, with the edge control and the caches as ``edge_channels`` and ``cache.memory_gib*`` say.
+    """What reads the branches, as ``backbone_scale edge_channels features.pooling cache`` say.
 
     Args:
         config: resolved configuration.
         branches: what is read.
         backbones: by the names that branches give.
-        scales: of the images of all backbones but the first, whose is ``backbone_scale``.
         canny: settings of the ControlNet technique.
-        views: what decides how training views look, where these are to be stored (`engine.views`), or None.
+        views: how many augmented training views are to be kept on disk (`engine.views`).
 
     Raises:
         ConfigError: a backbone that no branch reads, or a number out of range.
     """
-    made: FeatureExtractor | MultiBackboneExtractor
     extractors = {}
     for name, backbone in backbones.items():
         own = [branch for branch in branches if branch.backbone == name]
         if not own:
             raise ConfigError(_unread(name))
         extractors[name] = FeatureExtractor(
-            backbone, own, seed=config.seed, noise=config.noise, posterior=config.get("posterior", "mean")
+            backbone, own, seed=config.seed, noise=config.noise, posterior=config.posterior
         )
-    scale = config.get("backbone_scale", 1.0)
-    if len(extractors) == 1 and scale == 1:
-        made = next(iter(extractors.values()))
-    else:
-        scales = {next(iter(extractors)): scale, **scales}
+    scales = _scales(config.backbone_scale, list(backbones))
+    made: Extractor = next(iter(extractors.values()))
+    if len(extractors) > 1 or any(scale != 1 for scale in scales.values()):
         made = MultiBackboneExtractor(extractors, scales, [branch.name for branch in branches])
     if not isinstance(config.edge_channels, bool):
         raise ConfigError(f"edge_channels={config.edge_channels}: expected true or false")
-    edged: FeatureExtractor | MultiBackboneExtractor | EdgeChannels = made
     if config.edge_channels:
-        edged = EdgeChannels(made, **{key: value for key, value in canny.items() if key in CANNY})
-    pooling = (config.get("features") or {}).get("pooling", 1)
-    pooled = edged if pooling == 1 else PooledExtractor(edged, pooling)
-    kept: (
-        FeatureExtractor | MultiBackboneExtractor | EdgeChannels | PooledExtractor | DiskCache | AugmentedFeatureCache
-    ) = pooled
-    if views is not None:
-        kept = AugmentedFeatureCache(pooled, config.cache.folder, config.cache.dtype, views)
-    elif config.cache.folder:
-        kept = DiskCache(pooled, config.cache.folder, config.cache.dtype)
-    return MemoryCache(kept, config.cache.memory_gib) if config.cache.memory_gib else kept
+        made = EdgeChannels(made, **{key: value for key, value in canny.items() if key in CANNY})
+    if config.features.pooling != 1:
+        made = PooledExtractor(made, config.features.pooling)
+    cache = config.cache
+    if cache.folder or views:
+        folder = cache.folder or _views_folder(made, cache.dtype)
+        made = DiskCache(made, folder, cache.dtype, views=views)
+    return MemoryCache(made, cache.memory_gib) if cache.memory_gib else made
 
 
-def split_size(name: str, node: Mapping[str, Any], native_size: int) -> tuple[dict[str, Any], float]:
-    """The configuration of a further backbone without its ``scale`` and ``size``, and its scale.
+def _scales(given: Any, backbones: Sequence[str]) -> dict[str, float]:
+    """Backbone → factor on the sides of the images it sees, from ``backbone_scale``."""
+    if not isinstance(given, Mapping):
+        return {backbones[0]: given}
+    named = {name or MAIN: name for name in backbones}  # the only backbone has no name
+    check_known(given, named, "backbone_scale")
+    return {named[name]: scale for name, scale in given.items()}
 
-    Args:
-        name: of the backbone.
-        node: its configuration.
-        native_size: of the first backbone, in pixels: what an image has that is to become one of ``size``.
-    """
-    rest = {key: value for key, value in node.items() if key not in ("scale", "size")}
-    scale, size = node.get("scale"), node.get("size")
-    if scale is not None and size is not None:
-        raise ConfigError(f"backbones.{name} has a scale and a size; leave one of them out")
-    if size is not None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigError(f"backbones.{name}.size={size!r}: expected pixels, at least 1")
-        return rest, size / native_size
-    return rest, 1.0 if scale is None else scale
+
+def _views_folder(extractor: Extractor, dtype: str) -> Path:
+    """One for every description, so that runs with equal settings share it and others do not meet."""
+    description = full_description(extractor.description)
+    return VIEWS_FOLDER / digest_of(plain_json({**description, "stored_as": dtype}))[:12]
 
 
 def _unread(name: str) -> str:

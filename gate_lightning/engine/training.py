@@ -21,7 +21,6 @@ from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components, card_and_classes
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
-from gate_lightning.engine.views import train_on_stored_views
 from gate_lightning.errors import Interrupted, ResumeError
 from gate_lightning.tasks.base import BaseTask
 
@@ -80,7 +79,6 @@ def _train(described: DictConfig, run_folder: Path, checkpoint: Path | None, all
     if isinstance(task, BaseTask):
         _once(runs.write_json, run_folder / "frozen.json", task.frozen_description())
     _check_world_size(components, run_folder, resuming=checkpoint is not None, allowed=allow_changes)
-    train_on_stored_views(described, task, datamodule, components.trainer, run_folder)
     log.info("run folder: %s", run_folder)
     with warnings.catch_warnings():
         # our own data module resumes mid-epoch exactly, which Lightning cannot know

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["pad_to_multiple", "pad_to_size"]
+from gate_lightning.errors import DataError
+from gate_lightning.structures import Conditions
+
+__all__ = ["pad_batch", "pad_to_multiple", "pad_to_size", "padded_size"]
+
+
+def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """(height, width) rounded up to multiples of ``multiple``: the size that feature maps cover."""
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def pad_batch(images: Tensor, conditions: Conditions, multiple: int) -> tuple[Tensor, Conditions]:
+    """Images (B, 3, H, W) and their control images, with sides that are multiples of ``multiple`` pixels.
+
+    What is no batch of floating-point images comes back as it is, for the backbone to refuse.
+
+    Raises:
+        DataError: images that have to be padded with a control image of another size.
+    """
+    size = images.shape[-2:]
+    if images.ndim != 4 or not images.is_floating_point() or padded_size(size[0], size[1], multiple) == size:
+        return images, conditions
+    for name, control in conditions.control_images.items():
+        if control.shape[-2:] != size:
+            found, wanted = (" × ".join(map(str, sides)) for sides in (control.shape[-2:], size))
+            raise DataError(f"control image {name!r} has {found} pixels (height × width), its image {wanted}")
+    pad = partial(pad_to_multiple, multiple=multiple)
+    return pad(images), conditions.map_controls(pad)
 
 
 def pad_to_size(images: Tensor, height: int, width: int) -> Tensor:
@@ -28,8 +57,7 @@ def pad_to_size(images: Tensor, height: int, width: int) -> Tensor:
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Images whose sides are multiples of ``multiple`` pixels, padded as in `pad_to_size`."""
-    height, width = images.shape[-2:]
-    return pad_to_size(images, -(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    return pad_to_size(images, *padded_size(images.shape[-2], images.shape[-1], multiple))
 
 
 def _pad_axis(images: Tensor, axis: int, amount: int) -> Tensor:

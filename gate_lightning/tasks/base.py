@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import ConfigError, ResumeError
-from gate_lightning.structures import ImageBatch
+from gate_lightning.structures import Extractor, ImageBatch
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
 from gate_lightning.utils.files import differences, plain_json
 from gate_lightning.utils.lightning_private import is_attached
@@ -65,7 +65,7 @@ class ReadsFeatures(Protocol):
         extractor: images (B, 3, H, W) in [-1, 1] and conditions → features.
     """
 
-    extractor: Any
+    extractor: Extractor
 
 
 class BaseTask(LightningModule):

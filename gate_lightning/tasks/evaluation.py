@@ -12,7 +12,7 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError
 from gate_lightning.metrics.segmentation import SegmentationMetrics
-from gate_lightning.structures import Conditions, ImageBatch, SegmentationBatch
+from gate_lightning.structures import Conditions, Extractor, ImageBatch, SegmentationBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.inference import height_width
 
@@ -28,7 +28,7 @@ class DenseTask(BaseTask):
         confusion: split → (K, K) pixels of the last evaluation, rows: mask, columns: prediction.
     """
 
-    extractor: Any
+    extractor: Extractor
     labels: ClassLabels
     metrics: Mapping[str, SegmentationMetrics]  # an nn.ModuleDict: split → its metrics
 
@@ -43,8 +43,7 @@ class DenseTask(BaseTask):
 
     def frozen_description(self) -> dict[str, Any]:
         """The extractor's description."""
-        description: dict[str, Any] = self.extractor.description
-        return description
+        return dict(self.extractor.description)
 
     def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Label maps (B, H, W) int64 at the size of the files, of the masks, or else of the images."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ class Inference:
         size = size or height_width(images)
         if self.views == ((1.0, False),):
             return resize(self._logits(predict, images, conditions, native_size), size)
-        if conditions.noise is not None or conditions.posterior_noise is not None:
+        if conditions.has_explicit_noise:
             raise ConfigError("explicit noise fits the image alone; leave out task.inference.scales and flip with it")
         total: Tensor | None = None
         for view, at_view, mirrored in self._views(images, conditions):
@@ -128,24 +129,24 @@ class Inference:
         for scale, mirrored in self.views:
             size = (max(round(height * scale), 1), max(round(width * scale), 1))
             name = "" if (scale, mirrored) == (1.0, False) else f"|scale={scale:g},flip={mirrored:d}"
-            controls = {key: _seen(image, size, mirrored) for key, image in conditions.control_images.items()}
+            seen = partial(_seen, size=size, mirrored=mirrored)
             keys = tuple(f"{view}{name}" for view in conditions.views)
-            yield _seen(images, size, mirrored), replace(conditions, views=keys, control_images=controls), mirrored
+            yield seen(images), replace(conditions.map_controls(seen), views=keys), mirrored
 
     def _logits(self, predict: Predict, images: Tensor, conditions: Conditions, native_size: int) -> Tensor:
         """Logits (B, K, H, W) of one view."""
         if self.mode == "whole":
             return predict(images, conditions)
-        if conditions.noise is not None or conditions.posterior_noise is not None:
+        if conditions.has_explicit_noise:
             raise ConfigError("explicit noise covers whole images; use task.inference.mode=whole with it")
         crop, stride = self.window(native_size)
         height, width = max(images.shape[-2], crop[0]), max(images.shape[-1], crop[1])
-        controls = {name: pad_to_size(image, height, width) for name, image in conditions.control_images.items()}
+        padded = conditions.map_controls(lambda image: pad_to_size(image, height, width))
 
         def predict_window(window: Tensor, top: int, left: int) -> Tensor:
             rows, columns = slice(top, top + crop[0]), slice(left, left + crop[1])
-            cut = {name: image[..., rows, columns] for name, image in controls.items()}
-            return predict(window, replace(conditions.at_window(top, left), control_images=cut))
+            cut = padded.map_controls(lambda image: image[..., rows, columns])
+            return predict(window, cut.at_window(top, left))
 
         return sliding_window(images, crop, stride, predict_window)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.heads.base import Head, resize
 from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
-from gate_lightning.ops.padding import pad_to_multiple
-from gate_lightning.structures import Conditions, Features, ImageBatch, Pyramid, SegmentationBatch
+from gate_lightning.ops.padding import padded_size
+from gate_lightning.structures import Conditions, Extractor, ImageBatch, Pyramid, SegmentationBatch
 from gate_lightning.tasks.evaluation import DenseTask, branch_weights
 from gate_lightning.tasks.inference import Inference, height_width
 
@@ -60,7 +59,7 @@ class SegmentationTask(DenseTask):
 
     def __init__(
         self,
-        extractor: nn.Module,
+        extractor: Extractor,
         amalgamation: Amalgamation,
         head: Head,
         loss: nn.Module,
@@ -123,22 +122,9 @@ class SegmentationTask(DenseTask):
             *(other, saved[other], own[other]),
         )
 
-    def pyramid(self, images: Tensor, conditions: Conditions, features: Features | None = None) -> Pyramid:
-        """Fused features of images whose sides are multiples of the backbone's ``size_multiple``.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1].
-            conditions: what belongs to them.
-            features: of these images, where they are known already; then the backbone is not asked.
-        """
-        if features is None:
-            features = self.extractor(images, conditions)
-        else:
-            features = {
-                branch: {layer: value.to(images.dtype) for layer, value in layers.items()}
-                for branch, layers in features.items()
-            }
-        result: Pyramid = self.amalgamation(features)
+    def pyramid(self, images: Tensor, conditions: Conditions) -> Pyramid:
+        """Fused features of images (B, 3, H, W) in [-1, 1], padded as the extractor pads them."""
+        result: Pyramid = self.amalgamation(self.extractor(images, conditions))
         return result
 
     def infer(self, images: Tensor, conditions: Conditions, size: tuple[int, int] | None = None) -> Tensor:
@@ -161,16 +147,15 @@ class SegmentationTask(DenseTask):
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
         """Loss of a batch: head + auxiliary head + the amalgamation's regularization."""
         masks = _masks(batch)
-        images, conditions = self._padded(batch.images, batch.conditions)
-        pyramid = self.pyramid(images, conditions, batch.features)
-        parts = {"head": self.loss(self._to_masks(self.head(pyramid.levels), images, batch), masks)}
+        pyramid = self.pyramid(batch.images, batch.conditions)
+        parts = {"head": self.loss(self._to_masks(self.head(pyramid.levels), batch), masks)}
         if self.auxiliary_head is not None:
-            logits = self._to_masks(self.auxiliary_head(pyramid.levels), images, batch)
+            logits = self._to_masks(self.auxiliary_head(pyramid.levels), batch)
             parts["auxiliary"] = self.auxiliary_weight * self.auxiliary_loss(logits, masks)
         regularization = self.amalgamation.regularization(pyramid)
         if regularization is not None:
             parts["regularization"] = regularization
-        loss = sum(parts.values(), start=images.new_zeros(()))
+        loss = sum(parts.values(), start=batch.images.new_zeros(()))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         if len(parts) > 1:
             self.log_dict({f"train/loss_{name}": part.detach() for name, part in parts.items()}, batch_size=len(batch))
@@ -219,20 +204,16 @@ class SegmentationTask(DenseTask):
 
     def _logits(self, images: Tensor, conditions: Conditions) -> Tensor:
         """Logits (B, K, H, W) in one pass."""
-        padded, conditions = self._padded(images, conditions)
-        logits = resize(self.head(self.pyramid(padded, conditions).levels), height_width(padded))
-        return logits[..., : images.shape[-2], : images.shape[-1]]
+        return self._to_images(self.head(self.pyramid(images, conditions).levels), images)
 
-    def _padded(self, images: Tensor, conditions: Conditions) -> tuple[Tensor, Conditions]:
-        multiple: int = self.extractor.backbone.size_multiple
-        controls = {name: pad_to_multiple(image, multiple) for name, image in conditions.control_images.items()}
-        return pad_to_multiple(images, multiple), replace(conditions, control_images=controls)
+    def _to_images(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Logits of padded images at the size of the images, the padding cut off."""
+        height, width = height_width(images)
+        padded = padded_size(height, width, self.extractor.backbone.size_multiple)
+        return resize(logits, padded)[..., :height, :width]
 
-    def _to_masks(self, logits: Tensor, padded: Tensor, batch: SegmentationBatch) -> Tensor:
-        """Logits of a padded batch at the size of its masks, the padding cut off."""
-        height, width = height_width(batch.images)
-        logits = resize(logits, height_width(padded))[..., :height, :width]
-        return resize(logits, height_width(_masks(batch)))
+    def _to_masks(self, logits: Tensor, batch: SegmentationBatch) -> Tensor:
+        return resize(self._to_images(logits, batch.images), height_width(_masks(batch)))
 
     def _branch_weights(self, pyramid: Pyramid) -> dict[str, Tensor]:
         """Mean weight of every branch at every level, where there is a choice."""

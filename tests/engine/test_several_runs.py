@@ -36,8 +36,7 @@ def test_the_table_of_stored_views(
     arguments = ["--views", "0,1", "--seeds", "0", "--output", str(tmp_path), *SMALL, *steps, "trainer.accelerator=cpu"]
     main = importlib.import_module("cached_views").main
     rows = main(arguments)
-    assert rows[0][0]["megabytes"] == rows[0][0]["filling"] == 0
+    assert rows[0][0]["megabytes"] == 0
     assert rows[1][0]["megabytes"] > 1
-    assert rows[1][0]["seconds"] > rows[1][0]["filling"] > 0
     assert capsys.readouterr().out.count("|\n") == 4
     assert main(arguments) == rows  # read, not measured again

@@ -20,6 +20,7 @@ from gate_lightning.data.transforms.basic import Compose, RandomFlip
 from gate_lightning.features.reading.noise import batch_noise
 from gate_lightning.heads.linear import LinearHead
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
+from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.tasks.schedules import poly
 from gate_lightning.tasks.segmentation import SegmentationTask
@@ -45,6 +46,7 @@ class FakeExtractor(nn.Module):
         # something that would be seen in the size of a checkpoint
         self.register_buffer("ballast", torch.zeros(big))
         self.backbone = SimpleNamespace(native_size=SIZE, size_multiple=8)
+        self.concatenated: tuple[str, ...] = ()
         self.description: dict[str, Any] = {"backbone": {"digest": "abc"}, "branches": [{"timestep": 50}], "seed": 0}
         self.seen: list[Conditions] = []
         info = {layer: FeatureInfo(channels, stride) for layer, stride in LAYERS.items()}
@@ -52,8 +54,7 @@ class FakeExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        assert images.shape[-1] % 8 == 0
-        assert images.shape[-2] % 8 == 0
+        images, conditions = pad_batch(images, conditions, 8)
         self.seen.append(conditions)
         noisy = images + 0.1 * batch_noise(images.shape[1:], conditions, seed=0)
         return {

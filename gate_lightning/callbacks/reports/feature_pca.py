@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -15,9 +14,8 @@ from torch import Tensor
 from gate_lightning.callbacks.reports.base import SplitReport
 from gate_lightning.callbacks.reports.dashboards import publish_image
 from gate_lightning.callbacks.reports.predictions import to_image
-from gate_lightning.ops.padding import pad_to_multiple
 from gate_lightning.ops.pca import principal_components, to_unit_range
-from gate_lightning.structures import Conditions, Features, SegmentationBatch
+from gate_lightning.structures import Features, SegmentationBatch
 from gate_lightning.tasks.base import ReadsFeatures
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.visualization.grid import image_grid
@@ -57,13 +55,9 @@ class FeaturePCA(SplitReport[ReadsFeatures, Drawn]):
 
     def rows_of(self, task: ReadsFeatures, batch: SegmentationBatch, outputs: Tensor) -> Iterator[Drawn]:
         """Name, pixels and features of the first images; computed again, as the task does not keep them."""
-        multiple = task.extractor.backbone.size_multiple
         for index in range(0 if self._drawn else len(batch)):
-            image, conditions = batch.images[index : index + 1], _one(batch.conditions, index)
-            controls = {name: pad_to_multiple(c, multiple) for name, c in conditions.control_images.items()}
-            padded = pad_to_multiple(image, multiple)
-            features = task.extractor(padded, replace(conditions, control_images=controls))
-            yield conditions.sample_ids[0], to_image(image[0]), features
+            image, conditions = batch.images[index], batch.conditions[index]
+            yield conditions.sample_ids[0], to_image(image), task.extractor(image[None], conditions)
 
     def on_split_end(self, trainer: Trainer, task: ReadsFeatures, split: str, rows: list[Drawn]) -> None:
         """Draw, once."""
@@ -115,18 +109,3 @@ def _table(
     rows = [[image, *(cells[number] for cells in columns.values())] for number, image in enumerate(images)]
     smooth = [True] + [False] * len(columns)
     return image_grid(rows, ["image", *columns], names, tile_height=128, smooth=smooth)
-
-
-def _one(conditions: Conditions, index: int) -> Conditions:
-    """What belongs to image ``index`` of a batch."""
-    here = slice(index, index + 1)
-    return Conditions(
-        sample_ids=conditions.sample_ids[here],
-        views=conditions.views[here],
-        windows=conditions.windows[here],
-        captions=None if conditions.captions is None else conditions.captions[here],
-        categories=None if conditions.categories is None else conditions.categories[here],
-        control_images={name: image[here] for name, image in conditions.control_images.items()},
-        noise=None if conditions.noise is None else conditions.noise[here],
-        posterior_noise=None if conditions.posterior_noise is None else conditions.posterior_noise[here],
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,10 +70,6 @@ class ImageDataModule(LightningDataModule):
     eval_resize: Resize = Resize(0)
     random_views = False
     allow_changes = False
-    #: views of a training image, taken in turn by epoch; None for another one in every epoch
-    view_cycle: int | None = None
-    #: what the training loader reads instead: batches of the same views with features that were stored before
-    stored_views: Callable[[BatchDataset], Dataset[Any]] | None = None
 
     def __init__(
         self, batch_size: int = 8, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
@@ -138,18 +133,18 @@ class ImageDataModule(LightningDataModule):
         trainer = self._fitting
         if trainer is not None and getattr(trainer, "overfit_batches", False):
             raise ConfigError("trainer.overfit_batches is not supported; use trainer.limit_train_batches=<number>")
-        views = self.training_views()
         sampler = TrainingBatches(len(source), self.batch_size, self.seed, None, *self._processes)
         if trainer is not None:
             align_loops(trainer, len(sampler))
             sampler.position = partial(position, trainer, len(sampler))
-        return self._loader(views if self.stored_views is None else self.stored_views(views), sampler)
+        return self._loader(self.training_views(), sampler)
 
     def training_views(self) -> BatchDataset:
         """The training samples as they are trained on, batch by batch of one's own choice."""
         random = self.random_views or self._required_inputs.random_views
         source = self.source("train")
-        return BatchDataset(source, self.train_transform, self.collate, self.seed, random, True, self.view_cycle)
+        cycle = self._required_inputs.view_cycle
+        return BatchDataset(source, self.train_transform, self.collate, self.seed, random, True, cycle)
 
     def val_dataloader(self) -> BatchLoader:
         """Every validation image once."""

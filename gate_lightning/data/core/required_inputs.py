@@ -23,11 +23,14 @@ class RequiredInputs:
         control_folders: control image (see ``Conditions.control_images``) → folder with an image for every image.
         checks: each is told the sample ids of a split before it is read, and raises DataError where it lacks one.
         random_views: whether training images are another view in every epoch although they are not augmented.
+        view_cycle: how many augmented views a training image has, taken in turn by epoch; None for a new one in every
+            epoch.
     """
 
     control_folders: Mapping[str, str] = field(default_factory=dict)
     checks: tuple[Callable[[Sequence[str]], None], ...] = ()
     random_views: bool = False
+    view_cycle: int | None = None
 
     def attach(self, source: SampleSource) -> SampleSource:
         """The images with their control images.

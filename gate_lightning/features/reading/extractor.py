@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch, check_branches
 from gate_lightning.features.config.layer_presets import resolve_layers
-from gate_lightning.features.reading.noise import batch_noise, explicit_noise
+from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
 from gate_lightning.features.reading.passes import SteeredBranch, group_branches, run_pass
 from gate_lightning.features.reading.reassembly import GatheredFeatures
 from gate_lightning.features.reading.text import TextCache
+from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
 
@@ -110,18 +111,20 @@ class FeatureExtractor(nn.Module):
         """Features of images.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1]; sides a multiple of the backbone's ``size_multiple``.
+            images: (B, 3, H, W) in [-1, 1]. Sides that are no multiple of the backbone's ``size_multiple`` are padded
+                at the bottom and the right, control images with them (`ops.padding.pad_batch`).
             conditions: sample ids, captions, control images … of the batch.
 
         Returns:
-            Branch name → layer id → (B, C, h, w), in the dtype of ``images``.
+            Branch name → layer id → (B, C, h, w) of the padded images, in the dtype of ``images``.
 
         Raises:
             DataError: images of an impossible size, or conditions that do not fit them.
         """
-        self.backbone.check_images(images)
         if len(conditions) != len(images):
             raise DataError(f"{len(images)} images, but conditions for {len(conditions)}; give one entry per image")
+        images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
+        self.backbone.check_images(images)
         with fast_ops(self.fast):
             moments = self.backbone.encode_moments(images)
         return self.read(*moments, images, conditions)
@@ -132,9 +135,11 @@ class FeatureExtractor(nn.Module):
 
         Args:
             mean, std: moments of the latents as from ``backbone.encode_moments``, (B, c, h, w).
-            images: the images (B, 3, H, W), for control images.
+            images: the images (B, 3, H, W), for control images; sides are multiples of ``size_multiple``.
             conditions: see ``forward``.
         """
+        names = [branch.name for branch in self.branches]
+        conditions = noise_of_branches(conditions, names, names)
         steered = [one for branch in self.branches for one in self._steer(branch, mean, std, images, conditions)]
         sources: dict[ControlSource, Tensor] = {}
         for control in (control for one in steered for control in one.conditioning.controls):
@@ -171,18 +176,24 @@ class FeatureExtractor(nn.Module):
                     latents=latents if len(parts) == 1 else latents[list(rows)],
                     prompt_embeds=own,
                     conditioning=conditioning,
-                    inputs=self._inputs(branch, member, rows, conditioning),
+                    inputs=self._inputs(branch, member, rows, conditioning, conditions),
                 )
                 for rows, own in prompt_embeds
             ]
         return steered
 
-    def _inputs(self, branch: Branch, member: int, rows: Sequence[int], conditioning: Conditioning) -> tuple[Any, ...]:
-        """What the ControlNet's inputs depend on; latents that have walked depend on everything."""
+    def _inputs(
+        self, branch: Branch, member: int, rows: Sequence[int], conditioning: Conditioning, conditions: Conditions
+    ) -> tuple[Any, ...]:
+        """What the ControlNet's inputs depend on: after a walk, or with noise given for the branch, on the branch."""
         prompts = tuple(conditioning.prompts[index] for index in rows)
         text_adapters = self.backbone.text_adapters(conditioning.adapters)
-        walker = branch.name if conditioning.walk is not None else None
-        return (self._noise_seed(branch), _draw(branch, member), tuple(rows), prompts, text_adapters, walker)
+        own_noise = any(
+            isinstance(given, Mapping) and branch.name in given
+            for given in (conditions.noise, conditions.posterior_noise)
+        )
+        own = branch.name if own_noise or conditioning.walk is not None else None
+        return (self._noise_seed(branch), _draw(branch, member), tuple(rows), prompts, text_adapters, own)
 
     def _latents(self, branch: Branch, member: int, mean: Tensor, std: Tensor, conditions: Conditions) -> Tensor:
         """Latents (B, c, h, w) of one draw, at the noise level where the branch starts."""
@@ -202,8 +213,9 @@ class FeatureExtractor(nn.Module):
         self, branch: Branch, member: int, mean: Tensor, conditions: Conditions, kind: Literal["posterior", "diffusion"]
     ) -> Tensor:
         given = conditions.posterior_noise if kind == "posterior" else conditions.noise
-        if given is not None:
-            return explicit_noise(given, mean.shape, branch.ensemble, member).to(mean)
+        explicit = explicit_noise(given, branch.name, mean.shape, branch.ensemble, member)
+        if explicit is not None:
+            return explicit.to(mean)
         draw, noise_seed = _draw(branch, member), self._noise_seed(branch)
         return batch_noise(mean.shape[1:], conditions, self.seed, draw, noise_seed, kind).to(mean)
 

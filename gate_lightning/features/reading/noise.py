@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gate_lightning.errors import DataError
-from gate_lightning.structures import Conditions
+from gate_lightning.structures import Conditions, Noise
+from gate_lightning.utils.checks import did_you_mean
 from gate_lightning.utils.seeding import keyed_noise
 
-__all__ = ["batch_noise", "explicit_noise"]
+__all__ = ["batch_noise", "explicit_noise", "noise_of_branches"]
 
 
 def batch_noise(
@@ -40,11 +42,36 @@ def batch_noise(
     return torch.stack(noises)
 
 
-def explicit_noise(given: Tensor, shape: Sequence[int], draws: int, draw: int) -> Tensor:
-    """One draw (B, c, h, w) of noise that the caller fixed.
+def noise_of_branches(conditions: Conditions, names: Collection[str], every: Collection[str]) -> Conditions:
+    """Conditions with the explicit noise of some branches only; noise that is not given by branch stays as it is.
 
     Args:
-        given: (B, c, h, w), or (B, E, c, h, w) for an ensemble of E draws.
+        conditions: of a batch.
+        names: the branches wanted.
+        every: all branches there are.
+
+    Raises:
+        DataError: noise for a branch that does not exist.
+    """
+
+    def chosen(given: Noise | None) -> Noise | None:
+        if not isinstance(given, Mapping):
+            return given
+        for name in given:
+            if name not in every:
+                hint = f"{did_you_mean(name, every)}the branches are {', '.join(every)}"
+                raise DataError(f"explicit noise for a branch {name!r}; {hint}")
+        return {name: value for name, value in given.items() if name in names} or None
+
+    return replace(conditions, noise=chosen(conditions.noise), posterior_noise=chosen(conditions.posterior_noise))
+
+
+def explicit_noise(given: Noise | None, branch: str, shape: Sequence[int], draws: int, draw: int) -> Tensor | None:
+    """One draw (B, c, h, w) of noise that the caller fixed, None where nothing is fixed for the branch.
+
+    Args:
+        given: (B, c, h, w), or (B, E, c, h, w) for an ensemble of E draws, or such tensors by branch.
+        branch: name of the branch.
         shape: of one draw, that of the latents.
         draws: E of the branch, 1 without an ensemble.
         draw: which of them.
@@ -52,6 +79,10 @@ def explicit_noise(given: Tensor, shape: Sequence[int], draws: int, draw: int) -
     Raises:
         DataError: noise of another shape or number of draws.
     """
+    if isinstance(given, Mapping):
+        given = given.get(branch)
+    if given is None:
+        return None
     expected = tuple(shape) if draws == 1 else (shape[0], draws, *shape[1:])
     if given.shape != expected:
         raise DataError(

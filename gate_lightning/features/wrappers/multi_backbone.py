@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.branch import Branch, check_branches
-from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.structures import Conditions, FeatureInfo, Features
+from gate_lightning.features.reading.noise import noise_of_branches
+from gate_lightning.features.wrappers.base import WrappedExtractor
+from gate_lightning.ops.padding import pad_batch
+from gate_lightning.structures import BackboneInfo, Conditions, Extractor, FeatureInfo, Features, FeaturesInfo
 
 __all__ = ["MultiBackboneExtractor"]
 
 
-class MultiBackboneExtractor(nn.Module):
+class MultiBackboneExtractor(WrappedExtractor):
     """The branches of several extractors, each with a backbone of its own, as one extractor.
 
-    A backbone may read the images at another size than they have: ``scales``. Sides are multiplied by its scale and
-    rounded to the nearest multiple of its ``size_multiple`` (up to ``minimum_size`` at least); images and control
-    images are resized bilinearly, antialiased. A size that comes out as it was is not touched.
+    Images are padded to multiples of the first backbone's ``size_multiple``. A backbone may read them at another size:
+    ``scales``. Sides are multiplied by its scale and rounded to the nearest multiple of its ``size_multiple`` (up to
+    ``minimum_size`` at least); images and control images are resized bilinearly, antialiased. A size that comes out as
+    it was is not touched.
 
     Strides of ``feature_info`` are pixels of the *given* images: the backbone's stride / scale, rounded to the
     nearest integer of 1 or more. A map of stride s has ⌈H/s⌉ × ⌈W/s⌉ positions; where rounding makes the backbone's
     own map another size, it is resized to that bilinearly, antialiased, so that maps of one stride fit together.
 
     Args:
-        extractors: name → extractor; branch names differ across all of them.
+        extractors: name → extractor; branch names differ across all of them. ``backbone`` is that of the first.
         scales: name → factor on the sides of images, > 0; 1 for those not named.
         order: names of all branches in the order wanted; None for one extractor after the other.
 
@@ -41,84 +44,80 @@ class MultiBackboneExtractor(nn.Module):
 
     def __init__(
         self,
-        extractors: Mapping[str, FeatureExtractor],
+        extractors: Mapping[str, Extractor],
         scales: Mapping[str, float] | None = None,
         order: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
-        branches = [branch for extractor in extractors.values() for branch in extractor.branches]
-        check_branches(branches)
+        if not extractors:
+            raise ConfigError("no branches; give at least one extractor")
+        super().__init__(next(iter(extractors.values())))
         scales = dict(scales or {})
         _check_scales(scales, extractors)
-        by_name = {branch.name: branch for branch in branches}
-        names = list(by_name) if order is None else list(order)
-        if sorted(names) != sorted(by_name):
-            raise ConfigError(f"order={names}: expected each of the branches {', '.join(by_name)} once")
-        self.names = tuple(extractors)
-        self.extractors = nn.ModuleList(extractors.values())
+        names = [branch for extractor in extractors.values() for branch in extractor.feature_info]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ConfigError(f"several branches are named {', '.join(twice)}; give each its own name")
+        self.order = names if order is None else list(order)
+        if sorted(self.order) != sorted(names):
+            raise ConfigError(f"order={self.order}: expected each of the branches {', '.join(names)} once")
         self.scales = {name: float(scales.get(name, 1.0)) for name in extractors}
-        self.branches: tuple[Branch, ...] = tuple(by_name[name] for name in names)
-        info = {
-            branch: {layer: _rescaled(one, self.scales[name]) for layer, one in layers.items()}
-            for name, extractor in extractors.items()
-            for branch, layers in extractor.feature_info.items()
-        }
-        #: branch → layer id → FeatureInfo, in the order of branches and layers
-        self.feature_info: dict[str, dict[str, FeatureInfo]] = {name: info[name] for name in names}
+        self.extractors = nn.ModuleList(one for one in extractors.values() if isinstance(one, nn.Module))
+        self._by_name = dict(extractors)
 
     @property
-    def backbone(self) -> Backbone:
-        """The first one, which decides what sizes of images are given."""
-        return self._by_name()[self.names[0]].backbone
+    def feature_info(self) -> FeaturesInfo:
+        """Branch → layer id → FeatureInfo, strides in pixels of the given images, in the order asked for."""
+        info = {
+            branch: {layer: _rescaled(one, self.scales[name]) for layer, one in layers.items()}
+            for name, extractor in self._by_name.items()
+            for branch, layers in extractor.feature_info.items()
+        }
+        return {branch: info[branch] for branch in self.order}
 
     @property
     def concatenated(self) -> tuple[str, ...]:
         """Names of the branches to be concatenated after amalgamation instead of fused."""
-        return tuple(branch.name for branch in self.branches if branch.concatenated)
+        found = {branch for extractor in self._by_name.values() for branch in extractor.concatenated}
+        return tuple(branch for branch in self.order if branch in found)
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Mapping[str, Any]:
         """All that the features depend on besides the images, JSON-able."""
-        described = {name: extractor.description for name, extractor in self._by_name().items()}
+        described = {name: extractor.description for name, extractor in self._by_name.items()}
         return {
             "backbones": {name: {**one, "scale": self.scales[name]} for name, one in described.items()},
-            "order": [branch.name for branch in self.branches],
+            "order": self.order,
         }
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        """Features of images, see FeatureExtractor.forward.
+        """Features of images, see `Extractor`.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1]; sides a multiple of the first backbone's ``size_multiple``.
-            conditions: of the batch. Explicit noise is given to all backbones and so must fit the latents of each.
+            images: (B, 3, H, W) in [-1, 1].
+            conditions: of the batch. Explicit noise for all branches is given to all backbones and so must fit the
+                latents of each; noise by branch goes to the backbone of the branch.
 
         Returns:
-            Branch name → layer id → (B, C, ⌈H/stride⌉, ⌈W/stride⌉); layers without stride as the backbone gives them.
+            Branch name → layer id → (B, C, ⌈H/stride⌉, ⌈W/stride⌉) of padded images; layers without stride as the
+            backbone gives them.
         """
+        images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
         self.backbone.check_images(images)
         height, width = images.shape[-2:]
-        features: Features = {}
-        for name, extractor in self._by_name().items():
+        info, features = self.feature_info, Features()
+        for name, extractor in self._by_name.items():
             size = [_side(side, self.scales[name], extractor.backbone) for side in (height, width)]
-            controls = {key: _resized(control, size) for key, control in conditions.control_images.items()}
-            seen = extractor(_resized(images, size), replace(conditions, control_images=controls))
+            own = noise_of_branches(conditions, extractor.feature_info, self.order)
+            seen = extractor(_resized(images, size), own.map_controls(partial(_resized, size=size)))
             for branch, maps in seen.items():
                 features[branch] = {
-                    layer: _on_grid(value, self.feature_info[branch][layer].stride, height, width)
-                    for layer, value in maps.items()
+                    layer: _on_grid(value, info[branch][layer].stride, height, width) for layer, value in maps.items()
                 }
-        return {branch.name: features[branch.name] for branch in self.branches}
-
-    def _by_name(self) -> dict[str, FeatureExtractor]:
-        found = {}
-        for name, extractor in zip(self.names, self.extractors, strict=True):
-            assert isinstance(extractor, FeatureExtractor)
-            found[name] = extractor
-        return found
+        return {branch: features[branch] for branch in self.order}
 
 
-def _check_scales(scales: Mapping[str, float], extractors: Mapping[str, FeatureExtractor]) -> None:
+def _check_scales(scales: Mapping[str, float], extractors: Mapping[str, Extractor]) -> None:
     unknown = [name for name in scales if name not in extractors]
     if unknown:
         raise ConfigError(f"scales name {', '.join(unknown)}; the backbones are {', '.join(extractors)}")
@@ -132,7 +131,7 @@ def _rescaled(info: FeatureInfo, scale: float) -> FeatureInfo:
     return replace(info, stride=max(1, round(info.stride / scale))) if info.stride else info
 
 
-def _side(side: int, scale: float, backbone: Backbone) -> int:
+def _side(side: int, scale: float, backbone: BackboneInfo) -> int:
     multiple = backbone.size_multiple
     least = -(-backbone.minimum_size // multiple)
     return max(least, round(side * scale / multiple)) * multiple

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.wrappers.base import WrappedExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgeChannels
-from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
-from gate_lightning.structures import Conditions, FeatureInfo, Features
+from gate_lightning.structures import Conditions, Extractor, Features, FeaturesInfo
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["PooledExtractor"]
 
@@ -34,11 +33,9 @@ class PooledExtractor(WrappedExtractor):
         ConfigError: a factor out of range, or a layer of attention weights, which is no map.
     """
 
-    def __init__(self, extractor: FeatureExtractor | MultiBackboneExtractor | EdgeChannels, pooling: int) -> None:
+    def __init__(self, extractor: Extractor, pooling: int) -> None:
         super().__init__(extractor)
-        if isinstance(pooling, bool) or not isinstance(pooling, int) or pooling < 1:
-            raise ConfigError(f"features.pooling={pooling!r}: expected a whole number from 1 (as they are)")
-        self.pooling = pooling
+        self.pooling = whole_number(pooling, "features.pooling", 1)
         attention = [
             f"{branch}: {layer}"
             for branch, layers in extractor.feature_info.items()
@@ -52,7 +49,7 @@ class PooledExtractor(WrappedExtractor):
             )
 
     @property
-    def feature_info(self) -> dict[str, dict[str, FeatureInfo]]:
+    def feature_info(self) -> FeaturesInfo:
         """Branch → layer id → FeatureInfo of the coarse maps."""
         return {
             branch: {layer: replace(info, stride=info.stride * self.pooling) for layer, info in layers.items()}
@@ -60,14 +57,14 @@ class PooledExtractor(WrappedExtractor):
         }
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Mapping[str, Any]:
         """The extractor's, and the factor."""
         return {**self.extractor.description, "pooling": self.pooling}
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
         """Coarse features of images; arguments as the extractor's."""
-        features: Features = self.extractor(images, conditions)
+        features = self.extractor(images, conditions)
         return {
             branch: {layer: self._averaged(value) for layer, value in layers.items()}
             for branch, layers in features.items()

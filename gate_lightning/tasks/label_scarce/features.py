@@ -13,8 +13,9 @@ import torch
 
 from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.caches.disk import DiskCache
+from gate_lightning.ops.padding import padded_size
 from gate_lightning.pixel_classifiers.store import PixelStore, store_bytes
+from gate_lightning.structures import Extractor
 from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.resources import check_disk, check_memory
@@ -53,7 +54,7 @@ class StoreSettings:
             raise ConfigError(f"memory_gib is {self.memory_gib}; expected GiB above 0, or null for what is free")
 
 
-def check_room(extractor: Any, datamodule: Any, settings: StoreSettings, trained_bytes: int) -> None:
+def check_room(extractor: Extractor, datamodule: Any, settings: StoreSettings, trained_bytes: int) -> None:
     """Refuse a run that would exhaust memory or disk.
 
     Counted: features, gradients, the two moments of Adam, sampled pixels, and the maps of one image in evaluation.
@@ -68,8 +69,14 @@ def check_room(extractor: Any, datamodule: Any, settings: StoreSettings, trained
     Raises:
         ConfigError: it does not fit; says how much is needed for what, and what to lower.
     """
-    labelled, measured = (len(datamodule.images(split).dataset) for split in ("train", "test"))
+    labelled = len(datamodule.images("train").dataset)
     size = (datamodule.image_size, datamodule.image_size)
+    multiple = extractor.backbone.size_multiple
+    if padded_size(*size, multiple) != size:
+        raise ConfigError(
+            f"task.data.image_size={size[0]}: the backbone reads multiples of {multiple} pixels, and padded features "
+            f"would not fit the masks; expected {size[0] // multiple * multiple} or {padded_size(*size, multiple)[0]}"
+        )
     one = store_bytes(extractor.feature_info, size, 1, settings.dtype)
     channels = sum(info.channels for layers in extractor.feature_info.values() for info in layers.values())
     sampled = datamodule.members * datamodule.pixels_per_batch * 4.0 * channels
@@ -84,24 +91,12 @@ def check_room(extractor: Any, datamodule: Any, settings: StoreSettings, trained
         advice = f"{_SMALLER}."
         check_disk(labelled * one, Path(settings.folder), features, f"{_LOWER}.")
     check_memory(parts, settings.memory_gib, advice)
-    cache = next((part for part in extractor.modules() if isinstance(part, DiskCache)), None)
-    if cache is not None:
-        there = sum(1 for _ in cache.store.folder.rglob("*.safetensors"))
-        missing = max(labelled + measured - there, 0)
-        kept = missing * store_bytes(extractor.feature_info, size, 1, str(cache.store.dtype).removeprefix("torch."))
-        check_disk(
-            kept,
-            cache.store.folder,
-            f"the features of {missing} images",
-            f"{_LOWER}; or use another disk or none: cache.folder=<folder> or null.",
-        )
-        log.info("features on disk: %s to come in %s", human_size(kept), cache.store.folder)
     log.info("memory to come: %s", ", ".join(f"{human_size(count)} for {name}" for name, count in parts.items()))
 
 
 @torch.no_grad()
 def labelled_features(
-    extractor: Any,
+    extractor: Extractor,
     datamodule: Any,
     backbone_groups: Mapping[str, Sequence[str]],
     settings: StoreSettings,

@@ -22,7 +22,7 @@ from gate_lightning.pixel_classifiers.metrics import LabelScarceMetrics
 from gate_lightning.pixel_classifiers.stopping import StoppingRule
 from gate_lightning.pixel_classifiers.store import PixelStore, group_maps
 from gate_lightning.pixel_classifiers.votes import PREDICTIONS, image_uncertainty, joint_labels, js_divergence
-from gate_lightning.structures import Conditions, Features, PixelBatch, SegmentationBatch
+from gate_lightning.structures import Conditions, Extractor, PixelBatch, SegmentationBatch
 from gate_lightning.tasks.evaluation import DenseTask, branch_weights
 from gate_lightning.tasks.inference import height_width
 from gate_lightning.tasks.label_scarce.features import StoreSettings, check_room, labelled_features
@@ -71,7 +71,7 @@ class LabelScarceTask(DenseTask):
 
     def __init__(
         self,
-        extractor: nn.Module,
+        extractor: Extractor,
         amalgamation: PixelAmalgamation,
         head: PixelClassifier,
         backbone_groups: Mapping[str, Sequence[str]],
@@ -196,7 +196,7 @@ class LabelScarceTask(DenseTask):
     @torch.no_grad()
     def member_logits(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> list[Tensor]:
         """Logits of every member, B times (M, K, *size), for images (B, 3, H, W) in [-1, 1]."""
-        features: Features = self.extractor(images, conditions)
+        features = self.extractor(images, conditions)
         dtype = DTYPES[self.store_settings.dtype]  # rounded as those that were trained on
         maps = [group_maps(features, self.backbone_groups, row, dtype) for row in range(len(images))]
         with self.members.whole():

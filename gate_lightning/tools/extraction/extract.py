@@ -5,29 +5,26 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch import Tensor, nn
 
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
 from gate_lightning.data.samples import BatchDataset
-from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.features.caches.disk import full_description, image_key, row
+from gate_lightning.errors import DataError
+from gate_lightning.features.caches.disk import full_description, row
 from gate_lightning.features.caches.folder import FeatureFolder
-from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.features.wrappers.edge_channels import EdgeChannels
-from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
-from gate_lightning.ops.padding import pad_to_multiple
-from gate_lightning.structures import Conditions, FeatureInfo, Features, ImageBatch
+from gate_lightning.features.caches.keys import image_key
+from gate_lightning.ops.padding import padded_size
+from gate_lightning.structures import Conditions, Extractor, FeatureInfo, Features, ImageBatch
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.tools.extraction.feature_arrays import ArrayFolder
 from gate_lightning.tools.extraction.sizing import Sizing
+from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.progress import Progress
 from gate_lightning.utils.units import human_size
@@ -35,8 +32,6 @@ from gate_lightning.utils.units import human_size
 __all__ = ["extract"]
 
 log = logging.getLogger(__name__)
-
-Extractor = FeatureExtractor | MultiBackboneExtractor | EdgeChannels
 
 
 def extract(
@@ -46,7 +41,6 @@ def extract(
     resize: Literal["none", "short", "square"] = "none",
     size: int | None = None,
     batch_size: int = 4,
-    pooling: int = 1,
     dtype: str = "float16",
     layout: str = "safetensors",
     num_workers: int = 0,
@@ -65,7 +59,6 @@ def extract(
         output: folder; an image ``a/b.jpg`` becomes ``a/b.safetensors`` in it (or see ``layout``).
         resize, size: see `Sizing`; ``size=None`` is the backbone's native size.
         batch_size: images of equal size read together.
-        pooling: feature maps are averaged to (h // pooling, w // pooling) before they are written.
         dtype: of the files: "float16", "bfloat16", "float32".
         layout: "safetensors" (see `FeatureFolder`; `read_features` reads a file), or "npy_by_layer", "npy_by_image",
             "npy_joined" (see `ArrayFolder`).
@@ -83,23 +76,23 @@ def extract(
     """
     rank, world = place()
     sizing = Sizing(resize, extractor.backbone.native_size if size is None else size)
-    _check(extractor, batch_size, pooling)
+    whole_number(batch_size, "tool.batch_size", 1)
     source = ImageSource(input)
     sizes = [sizing.size(*source.sizes(index)[0]) for index in range(len(source))]
-    preprocessing = {**sizing.description, "pooling": pooling}
-    description = full_description(extractor.description, preprocessing)
+    description = full_description(extractor.description, sizing.description)
     arrays = layout != "safetensors"
     store = ArrayFolder(output, description, dtype, layout) if arrays else FeatureFolder(output, description, dtype)
     if rank == 0:
-        _announce(extractor, sizes, pooling, dtype, layout == "npy_joined", store.folder)
-    extractor.to(device_of(device))
+        _announce(extractor, sizes, dtype, layout == "npy_joined", store.folder)
+    if isinstance(extractor, nn.Module):
+        extractor.to(device_of(device))
     sampler = EvaluationBatches(group_by_size(sizes, batch_size, together=1), rank, world, pad=False)
     views = BatchDataset((required_inputs or RequiredInputs()).attach(source), sizing)
     names = {source.sample_id(index): name for index, name in enumerate(source.names)}
     total = sum(len(draws) for draws in sampler)
     progress = Progress(total, rank, world, "features")
     for batch in BatchLoader(views, sampler=sampler, num_workers=num_workers):
-        written = _write_missing(extractor, batch, names, store, pooling)
+        written = _write_missing(extractor, batch, names, store)
         progress.bytes += sum(written)
         progress.step(len(written), len(batch) - len(written))
     return f"{progress.summary()}: {store.folder}"
@@ -110,70 +103,50 @@ def _write_missing(
     batch: ImageBatch,
     names: Mapping[str, str],
     store: FeatureFolder | ArrayFolder,
-    pooling: int,
 ) -> list[int]:
     """Bytes of the features that were not there; the batch is computed whole if there are some."""
     ids = batch.conditions.sample_ids
     keys = [image_key(batch.images[index], batch.conditions, index) for index in range(len(ids))]
     missing = [index for index, one in enumerate(ids) if not store.holds(names[one], keys[index])]
-    features = _features(extractor, batch.images, batch.conditions, pooling) if missing else {}
+    features = _features(extractor, batch.images, batch.conditions) if missing else {}
     return [store.write(names[ids[index]], keys[index], row(features, index)) for index in missing]
 
 
 @torch.no_grad()
-def _features(extractor: Extractor, images: Tensor, conditions: Conditions, pooling: int) -> Features:
-    """Features of images of any size, cropped to them and pooled."""
+def _features(extractor: Extractor, images: Tensor, conditions: Conditions) -> Features:
+    """Features of images of any size, cropped to them."""
     backbone = extractor.backbone
     height, width = images.shape[-2:]
-    multiple = backbone.size_multiple
-    controls = {name: pad_to_multiple(control, multiple) for name, control in conditions.control_images.items()}
-    padded = pad_to_multiple(images, multiple)
-    if padded.shape != images.shape and any(not (info.stride and info.channels) for info in _infos(extractor)):
+    padded = padded_size(height, width, backbone.size_multiple) != (height, width)
+    if padded and any(not (info.stride and info.channels) for info in _infos(extractor)):
         raise DataError(
             f"{', '.join(conditions.sample_ids)}: {height} × {width} pixels (height × width) must be padded to "
-            f"multiples of {multiple}, and attention weights cannot be cut back to the image; use tool.resize=square"
+            f"multiples of {backbone.size_multiple}, and attention weights cannot be cut back to the image; use "
+            "tool.resize=square"
         )
     try:
-        features = extractor(
-            padded.to(backbone.device), replace(conditions, control_images=controls).to(backbone.device)
-        )
+        features = extractor(images.to(backbone.device), conditions.to(backbone.device))
     except DataError as error:
         raise DataError(f"{', '.join(conditions.sample_ids)}: {error}") from error
     return {
         branch: {
-            layer: _finished(value, extractor.feature_info[branch][layer], height, width, pooling)
-            for layer, value in layers.items()
+            layer: _cut(value, extractor.feature_info[branch][layer], height, width) for layer, value in layers.items()
         }
         for branch, layers in features.items()
     }
 
 
-def _finished(value: Tensor, info: FeatureInfo, height: int, width: int, pooling: int) -> Tensor:
+def _cut(value: Tensor, info: FeatureInfo, height: int, width: int) -> Tensor:
     if not info.stride:
         return value
-    value = value[..., : -(-height // info.stride), : -(-width // info.stride)]
-    return adaptive_avg_pool2d(value.float(), _pooled(value.shape[-2:], pooling)) if pooling > 1 else value
-
-
-def _pooled(size: Sequence[int], pooling: int) -> tuple[int, int]:
-    return max(size[0] // pooling, 1), max(size[1] // pooling, 1)
+    return value[..., : -(-height // info.stride), : -(-width // info.stride)]
 
 
 def _infos(extractor: Extractor) -> list[FeatureInfo]:
     return [info for layers in extractor.feature_info.values() for info in layers.values()]
 
 
-def _check(extractor: Extractor, batch_size: int, pooling: int) -> None:
-    for name, value in (("batch_size", batch_size), ("pooling", pooling)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name}={value!r}: expected an integer of 1 or more")
-    if pooling > 1 and any(not info.stride for info in _infos(extractor)):
-        raise ConfigError(f"pooling={pooling} averages feature maps, and attention weights are none; leave them out")
-
-
-def _announce(
-    extractor: Extractor, sizes: Sequence[tuple[int, int]], pooling: int, dtype: str, joined: bool, folder: Path
-) -> None:
+def _announce(extractor: Extractor, sizes: Sequence[tuple[int, int]], dtype: str, joined: bool, folder: Path) -> None:
     """Say how much will be written, before it is."""
     item = DTYPES[dtype].itemsize
     total, unknown = 0, 0
@@ -181,7 +154,7 @@ def _announce(
         maps = [info for info in layers.values() if info.stride and info.channels]
         unknown += len(layers) - len(maps)
         for height, width in sizes:
-            grids = [_pooled((-(-height // info.stride), -(-width // info.stride)), pooling) for info in maps]
+            grids = [(-(-height // info.stride), -(-width // info.stride)) for info in maps]
             if joined and grids:
                 grids = [(max(rows for rows, _ in grids), max(columns for _, columns in grids))] * len(grids)
             total += item * sum(

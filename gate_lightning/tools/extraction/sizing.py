@@ -9,6 +9,7 @@ import numpy as np
 from gate_lightning.data.samples import Sample
 from gate_lightning.data.transforms.basic import Resize, resize_bicubic, resize_image
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["Sizing"]
 
@@ -27,8 +28,7 @@ class Sizing:
     def __init__(self, resize: str, size: int) -> None:
         if resize not in ("none", "short", "square"):
             raise ConfigError(f"resize={resize}: expected none, short or square")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigError(f"size={size!r}: expected pixels, at least 1")
+        whole_number(size, "size", 1)
         self.resize, self.side = resize, size
         self._short = Resize(size if resize == "short" else 0)
 

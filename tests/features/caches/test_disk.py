@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +17,13 @@ import torch
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import CacheError, ConfigError
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.caches import folder as feature_folder
 from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.features.caches.folder import FeatureFolder, read_features
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.utils import files
+from gate_lightning.utils.dtypes import DTYPES
 from tests.support.small_networks import build, random_images
 
 CONDITIONS = Conditions(sample_ids=("a.png", "sub/b.png"))
@@ -189,6 +190,39 @@ def test_a_damaged_file_is_refused_by_its_reader(backbone: Backbone, tmp_path: P
         read_features(tmp_path / "none.safetensors")
 
 
+VIEWS = replace(CONDITIONS, views=("draw0", "draw1"), training=True)
+
+
+def test_training_views_are_kept_where_they_come_again(backbone: Backbone, tmp_path: Path) -> None:
+    made = extractor(backbone)
+    first = DiskCache(made, tmp_path, views=4)(random_images(2), VIEWS)
+    cache = DiskCache(made, tmp_path, views=4)
+    assert same(first, cache(random_images(2), VIEWS))
+    assert made.calls == 1
+    assert [path.relative_to(tmp_path).parts[0] for path in stored(tmp_path)] == ["draw0", "draw1"]
+    for further in (replace(VIEWS, training=False), replace(VIEWS, noise=torch.zeros(2, 4, 16, 24))):
+        cache(random_images(2), further)
+    cache(-random_images(2), VIEWS)  # the image has changed
+    assert made.calls == 4
+    assert len(stored(tmp_path)) == 4
+
+
+def test_views_without_room_on_the_disk_are_refused_before_they_are_written(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DiskCache(extractor(backbone), tmp_path, "float32", views=3)(random_images(2), VIEWS)
+    kept = read_features(stored(tmp_path)[0])
+    each = sum(value.nbytes for layers in kept.values() for value in layers.values())
+    free = shutil.disk_usage(tmp_path)._replace(free=each)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    further = replace(VIEWS, views=("draw2", "draw2"))
+    with pytest.raises(ConfigError, match=r"2 views of .* need .* are free there.*features\.pooling=2"):
+        DiskCache(extractor(backbone), tmp_path, "float32", views=4)(random_images(2), further)
+    assert len(stored(tmp_path)) == 2
+    DiskCache(extractor(backbone), tmp_path, "float32", views=3)(random_images(2), further)  # one is still to come
+    assert len(stored(tmp_path)) == 4
+
+
 def test_a_full_disk_leaves_nothing_half_written(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +268,7 @@ def test_values_beyond_the_dtype_are_refused(tmp_path: Path) -> None:
         folder.write("a", "key", features)
         assert folder.holds("a", "key")
         assert not folder.holds("a", "other key")
-        assert read_features(folder.path("a"))["plain"]["layer"].dtype == feature_folder.DTYPES[dtype]
+        assert read_features(folder.path("a"))["plain"]["layer"].dtype == DTYPES[dtype]
 
 
 def test_equal_features_are_equal_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gate_lightning.errors import ConfigError, DataError, WeightsError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.ops.edges import canny
+from gate_lightning.ops.padding import pad_to_multiple
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
@@ -257,6 +259,62 @@ def test_explicit_noise_replaces_the_drawn_one(backbone: UNetBackbone) -> None:
     torch.testing.assert_close(latents, expected)
     with pytest.raises(DataError, match=r"noise of shape \(1, 4, 8, 8\) for latents of shape \(1, 4, 16, 24\)"):
         extractor(random_images(1), conditions(1, noise=noise[..., :8, :8]))
+
+
+@pytest.mark.parametrize("noise", ["per_branch", "shared"])
+def test_noise_by_branch_is_each_branchs_own(backbone: UNetBackbone, noise: str) -> None:
+    layers = tuple(PATHS)[:1]
+    branches = [
+        Branch("a", 50, layers, (ControlNet(),), prompt="a photo"),
+        Branch("b", 50, layers, (ControlNet(scale=0.5),), prompt="a photo"),
+        Branch("c", 100, layers, ensemble=2, noise_seed=1),
+    ]
+    # branch by branch in passes of their own, so that numbers are equal bit for bit
+    extractor = FeatureExtractor(backbone, branches, noise=noise, max_samples=2)
+    images, given = random_images(2), conditions(2)
+    draws = {"a": torch.randn(2, 4, 16, 24), "b": torch.randn(2, 4, 16, 24), "c": torch.randn(2, 2, 4, 16, 24)}
+    together = extractor(images, replace(given, noise=draws))
+    for branch in branches:
+        alone = FeatureExtractor(backbone, [branch], noise=noise, max_samples=2)
+        expected = alone(images, replace(given, noise=draws[branch.name]))[branch.name][layers[0]]
+        assert torch.equal(together[branch.name][layers[0]], expected)
+    drawn = extractor(images, given)
+    some = extractor(images, replace(given, noise={"a": draws["a"]}))
+    assert torch.equal(some["c"][layers[0]], drawn["c"][layers[0]])  # not named: its keyed draw
+    assert not torch.equal(some["a"][layers[0]], drawn["a"][layers[0]])
+
+
+def test_noise_by_branch_is_checked(backbone: UNetBackbone) -> None:
+    extractor = FeatureExtractor(backbone, [Branch("plain", 50, tuple(PATHS)[:1])])
+    for own, message in (
+        ({"plian": torch.zeros(1, 4, 16, 24)}, "branch 'plian'; did you mean plain"),
+        ({"plain": torch.zeros(1, 4, 8, 8)}, r"shape \(1, 4, 8, 8\)"),
+    ):
+        with pytest.raises(DataError, match=message):
+            extractor(random_images(1), replace(conditions(1), noise=own))
+
+
+@pytest.mark.parametrize("size", [(61, 90), (64, 90), (57, 57)])
+def test_images_of_any_size_are_padded_here(backbone: UNetBackbone, size: tuple[int, int]) -> None:
+    branches = [Branch("c", 50, tuple(PATHS)[:2], (ControlNet(), ControlNet(image="given", scale=0.5)))]
+    extractor = FeatureExtractor(backbone, branches)
+    images = random_images(2, *size)
+    given = conditions(2, control_images={"given": (random_images(2, *size) + 1) / 2})
+    padded = given.map_controls(lambda image: pad_to_multiple(image, backbone.size_multiple))
+    expected = extractor(pad_to_multiple(images, backbone.size_multiple), padded)["c"]
+    for layer, value in extractor(images, given)["c"].items():
+        assert torch.equal(value, expected[layer])
+
+
+def test_images_below_the_smallest_size_are_refused(backbone: UNetBackbone) -> None:
+    extractor = FeatureExtractor(backbone, [Branch("plain", 50, tuple(PATHS)[:1])])
+    with pytest.raises(DataError, match="too small"):
+        extractor(random_images(1, 64, backbone.minimum_size - backbone.size_multiple - 1), conditions(1))
+    with pytest.raises(DataError, match="expected \\(B, 3, H, W\\)"):
+        extractor(torch.zeros(1, 3, 33, 33, dtype=torch.uint8), conditions(1))
+    given = conditions(1, control_images={"depth": torch.zeros(1, 3, 64, 64)})
+    with pytest.raises(DataError, match="control image 'depth' has 64 × 64 pixels"):
+        extractor(random_images(1, 61, 64), given)
 
 
 def test_a_sampled_posterior_is_keyed_too(backbone: UNetBackbone) -> None:

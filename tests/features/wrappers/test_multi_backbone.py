@@ -44,7 +44,7 @@ def test_without_scales_every_branch_is_what_its_own_extractor_gives(
     parts, images = extractors(backbones), random_images(2)
     fused = MultiBackboneExtractor(parts, order=["a", "b", "c"])
     features = fused(images, conditions(2))
-    assert list(features) == list(fused.feature_info) == [branch.name for branch in fused.branches] == ["a", "b", "c"]
+    assert list(features) == list(fused.feature_info) == ["a", "b", "c"]
     assert fused.concatenated == ("c",)
     assert fused.backbone is backbones[0]
     for part in parts.values():
@@ -170,5 +170,5 @@ def test_what_does_not_fit_is_refused(backbones: tuple[UNetBackbone, UNetBackbon
         MultiBackboneExtractor(parts, order=["a"])
     with pytest.raises(ConfigError, match="no branches"):
         MultiBackboneExtractor({})
-    with pytest.raises(DataError, match="multiples of 4"):
-        MultiBackboneExtractor(parts)(random_images(1, 34, 64), conditions(1))
+    with pytest.raises(DataError, match="too small"):
+        MultiBackboneExtractor(parts)(random_images(1, 3, 64), conditions(1))

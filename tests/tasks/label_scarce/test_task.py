@@ -36,6 +36,7 @@ class Colours(nn.Module):
     feature_info = INFO
     concatenated = ()
     description = {"kind": "colours"}  # noqa: RUF012
+    backbone = SimpleNamespace(size_multiple=8)
 
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
         return {
@@ -160,6 +161,12 @@ def test_room_says_how_much_for_what(tmp_path: object) -> None:
         check_memory({"maps": 2.0 * 2**30, "weights": 3.0 * 2**30}, 4.0, "Lower it")
     with pytest.raises(ConfigError, match=r"maps need .*Lower it"):
         check_disk(2.0**60, tmp_path / "not" / "there", "maps", "Lower it")  # type: ignore[operator]
+
+
+def test_images_that_would_be_padded_are_refused() -> None:
+    data = SimpleNamespace(images=lambda split: SimpleNamespace(dataset=range(3)), image_size=20)
+    with pytest.raises(ConfigError, match=r"task\.data\.image_size=20: .*expected 16 or 24"):
+        check_room(Colours(), data, StoreSettings(), 0)
 
 
 def test_large_masks_need_room_for_orders() -> None:

@@ -21,6 +21,7 @@ from gate_lightning.errors import CacheError, ConfigError, DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.caches.folder import read_features
 from gate_lightning.features.reading.extractor import FeatureExtractor
+from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.prompt import Prompt
@@ -219,7 +220,8 @@ def test_square_resizing_is_that_of_the_field(backbone: Backbone, folder: Path, 
 def test_pooling_averages(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
     for pooling in (1, 4):
         output = tmp_path / str(pooling)
-        extract(extractor(backbone), folder / "p0.png", output, pooling=pooling, dtype="float32", device="cpu")
+        pooled = PooledExtractor(extractor(backbone), pooling)
+        extract(pooled, folder / "p0.png", output, dtype="float32", device="cpu")
     plain, pooled = (read_features(tmp_path / name / "p0.safetensors")["plain"][FINE] for name in "14")
     channels, height, width = plain.shape
     blocks = plain.reshape(channels, height // 4, 4, width // 4, 4).mean((2, 4))
@@ -308,7 +310,6 @@ def test_an_output_of_another_description_is_refused(backbone: Backbone, folder:
     extract(extractor(backbone), folder / "p0.png", tmp_path, device="cpu")
     for change, message in (
         ({"resize": "square", "size": 64}, "resize: 'none' → 'square'"),
-        ({"pooling": 2}, "pooling: 1 → 2"),
         ({"dtype": "float32"}, "stored_as: 'float16' → 'float32'"),
         ({"layout": "npy_joined"}, "layout: '.absent.' → 'npy_joined'"),
     ):
@@ -316,15 +317,16 @@ def test_an_output_of_another_description_is_refused(backbone: Backbone, folder:
             extract(extractor(backbone), folder / "p0.png", tmp_path, device="cpu", **change)
     with pytest.raises(CacheError, match=r"extractor\.seed: 0 → 1"):
         extract(extractor(backbone, seed=1), folder / "p0.png", tmp_path, device="cpu")
+    with pytest.raises(CacheError, match=r"extractor\.pooling: '.absent.' → 2"):
+        extract(PooledExtractor(extractor(backbone), 2), folder / "p0.png", tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"resize": "crop"}, "none, short or square"),
-        ({"resize": "square", "size": 0}, "at least 1"),
+        ({"resize": "square", "size": 0}, "size=0: expected a whole number from 1"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"pooling": 0}, "pooling=0"),
         ({"layout": "pt"}, "npy_joined"),
         ({"layout": "npy_joined", "dtype": "bfloat16"}, "float16 or float32"),
     ],
@@ -353,5 +355,3 @@ def test_attention_weights_cannot_be_cut_back(backbone: Backbone, folder: Path, 
     assert read_features(tmp_path / "fits/p0.safetensors")["maps"][layer].ndim == 3
     with pytest.raises(DataError, match=r"p2.png: 70 × 50 pixels .*resize=square"):
         extract(maps, folder / "p2.png", tmp_path / "padded", device="cpu")
-    with pytest.raises(ConfigError, match="pooling=2"):
-        extract(maps, folder / "p0.png", tmp_path / "pooled", device="cpu", pooling=2)
