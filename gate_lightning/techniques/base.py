@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -11,6 +12,7 @@ from torch import Tensor
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import Adapters
 from gate_lightning.data.core.required_inputs import RequiredInputs
+from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
 
 __all__ = ["Card", "Conditioning", "Control", "ControlSource", "Predict", "Technique", "Trajectory"]
@@ -133,6 +135,12 @@ class Technique:
     def description(self) -> dict[str, object]:
         """All settings that features depend on, JSON-able; for caches and checkpoints."""
         settings = {one.name: getattr(self, one.name) for one in fields(self) if one.init}  # type: ignore[arg-type]
+        try:
+            json.dumps(settings)
+        except TypeError as error:
+            raise ConfigError(
+                f"{self!r} must say itself what features depend on: {error}; write `description`"
+            ) from error
         return {"technique": self.kind, **settings}
 
     def prepare(self, backbone: Backbone) -> None:

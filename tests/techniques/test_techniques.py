@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_a_prompt_of_the_data_set_needs_one() -> None:
     assert told == [Prompt("s"), Prompt("f"), Prompt("a, b"), Prompt(fallback="f")]
     with pytest.raises(ConfigError, match=r"prompt\.source=fine: a data set's own, and there is none"):
         Prompt(source="fine").prepare(build("tiny"))
+
+
+@dataclass(frozen=True)
+class Shout(Technique):
+    """Someone's own, with a setting that must be given."""
+
+    mark: Any
+
+
+def test_a_technique_that_cannot_be_described_is_refused() -> None:
+    assert Shout("!").description == {"technique": "shout", "mark": "!"}
+    with pytest.raises(ConfigError, match=r"Shout\(mark=<object.*write `description`"):
+        _ = Shout(object()).description
 
 
 def test_any_technique_is_described_by_its_fields() -> None:

@@ -64,6 +64,11 @@ def build_branches(
     whole_number(separate_noises, "separate_noises", 1)
     known = configured_techniques(technique_settings or {}, build)
     shorthands = {key: name for name, one in known.items() for key in one.kind.shorthands}
+    taken = [name for name in known if name in (*_BRANCH_KEYS, *shorthands, "none", "all")]
+    if taken:
+        raise ConfigError(
+            f"technique.{taken[0]}: {taken[0]!r} means something else in techniques=; choose another name"
+        )
     branches: list[Branch] = []
     for index, mapping in enumerate(_mappings(techniques, card)):
         where = f"branch {index}"

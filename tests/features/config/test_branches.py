@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     },
 }
 EDGES = ControlNet("canny", 0.8, 50, 150, 1.0, True)
+SHOUT = {"_target_": "tests.techniques.test_techniques.Shout"}
 CAPTION = Prompt(None, fallback="a fine photo")
 MODERATE, OVERTRAINED = LoRA("moderate", "m.safetensors", 0.9), LoRA("overtrained", "o.safetensors", 0.9)
 
@@ -139,6 +140,16 @@ def test_a_missing_lora_stops_with_key_and_command() -> None:
         ("none", {"separate_noises": 0}, "separate_noises=0"),
         ("none", {"timestep": 3.5}, r"timestep=3\.5: expected a whole number"),
         ("none", {"technique_settings": {"mine": {"_target_": "nowhere.Mine"}}}, "nowhere.*beside train"),
+        (
+            "none",
+            {"technique_settings": {"layers": {"_target_": "tests.techniques.test_techniques.Shout"}}},
+            "choose another",
+        ),
+        (
+            "mine",
+            {"technique_settings": {"mine": {"_target_": "tests.techniques.test_techniques.Shout"}}},
+            r"needs mark",
+        ),
         ("none", {"technique_settings": {"mine": {"_target_": "pathlib.Path"}}}, r"Path is no technique; expected"),
     ],
 )
