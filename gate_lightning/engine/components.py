@@ -118,6 +118,14 @@ class Components:
             return DatasetCard("images", branches=gate_branches())
         return SimpleNamespace(**card_and_classes(self.datamodule))
 
+    def record_card(self) -> DictConfig:
+        """The configuration with card and classes of the data set, so that evaluation on another one reads the trained
+        branches."""
+        if hasattr(self.datamodule, "card"):
+            plain = {**_plain(self.config), "trained_on": card_and_classes(self.datamodule)}
+            self.config = OmegaConf.create(plain)
+        return self.config
+
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen diffusion model of ``backbone``."""

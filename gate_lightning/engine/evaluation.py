@@ -51,13 +51,14 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
     if config.submission:
         if config.input is not None:
             raise ConfigError("submission=true predicts the images of split; leave out input")
-        _submit(run, config.split, Path(config.output) if config.output else folder / f"submission_{config.split}")
+        split = _split_of(run.task, config.split)
+        _submit(run, split, Path(config.output) if config.output else folder / f"submission_{split}")
         return {}
     if config.input is not None:
         target = Path(config.output) if config.output else folder / "predictions" / Path(config.input).stem
         _label(run, Path(config.input), target)
         return {}
-    return _measure(run, config.split, Path(config.output) if config.output else folder)
+    return _measure(run, _split_of(run.task, config.split), Path(config.output) if config.output else folder)
 
 
 def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
@@ -90,12 +91,24 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     return run
 
 
+def _split_of(task: Any, split: str | None) -> str:
+    """The split to look at; None is the first one that the task is measured on.
+
+    Raises:
+        ConfigError: the task is not measured on ``split``.
+    """
+    measured = task.final_splits or SPLITS
+    if split is None:
+        return str(measured[0])
+    if split not in measured:
+        raise ConfigError(f"split={split}: {type(task).__name__} is measured on {' and '.join(measured)}; choose that")
+    return split
+
+
 def _submit(run: TrainedRun, split: str, output: Path) -> None:
     """PNGs for the server of the run's benchmark."""
     from gate_lightning.callbacks.reports.submission import SubmissionWriter
 
-    if split not in SPLITS:
-        raise ConfigError(f"split={split}: expected {' or '.join(SPLITS)}")
     datamodule, trainer = run.components.datamodule, run.components.trainer
     images = datamodule.images_of(split)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -114,16 +127,12 @@ def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) 
         log.info("%s", inside)
         one = OmegaConf.merge(config, {"run": str(inside)})
         assert isinstance(one, DictConfig)
-        _measure(_loaded(one, overrides), config.split, inside)
+        run = _loaded(one, overrides)
+        _measure(run, _split_of(run.task, config.split), inside)
     return summarize(folder, "metrics_test.json")
 
 
 def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
-    if split not in SPLITS:
-        raise ConfigError(f"split={split}: expected {' or '.join(SPLITS)}")
-    measured = getattr(run.task, "final_splits", ())
-    if measured and split not in measured:
-        split = measured[0]  # of a protocol without validation: the test split
     # tables and images go where the metrics go; loggers would begin at step 0, and drop the training's rows behind it
     run.components.run_folder, run.components.config.logger = str(output), None
     datamodule, trainer = run.components.datamodule, run.components.trainer

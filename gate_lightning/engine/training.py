@@ -15,11 +15,11 @@ from typing import Any
 import lightning
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components, card_and_classes
+from gate_lightning.engine.components import Components
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
 from gate_lightning.errors import Interrupted, ResumeError
 from gate_lightning.tasks.base import BaseTask
@@ -45,29 +45,35 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
         Interrupted: if a signal stopped the run; its state is saved.
     """
     resolved = runs.resolve(config)
+    components = Components(resolved, str(run_folder), training=True)
     if config.resume is None:
-        checkpoint, described = None, _with_card(resolved, run_folder)
+        checkpoint, described = None, components.record_card()
         require_same_splits(described, run_folder)
         _once(runs.save_config, described, run_folder)
         _once(runs.write_json, run_folder / "overrides.json", list(overrides))
     else:
         checkpoint, described = None, _resumed_config(resolved, overrides, run_folder)
+        components = Components(described, str(run_folder), training=True)
     if repeats_of(described) > 1:
         _once(runs.write_json, run_folder / "status.json", {"status": "running"})
-        one = partial(_train, allow_changes=config.allow_changes)
-        metrics = train_repeats(described, overrides, run_folder, one)
+        metrics = train_repeats(described, overrides, run_folder, partial(_train_split, config.allow_changes))
         _once(runs.write_json, run_folder / "status.json", {"status": "done"})
         return metrics
     if config.resume is not None:
         checkpoint = _last_state(run_folder)
-    return _train(described, run_folder, checkpoint, config.allow_changes)
+    return _train(components, checkpoint, config.allow_changes)
 
 
-def _train(described: DictConfig, run_folder: Path, checkpoint: Path | None, allow_changes: bool) -> dict[str, float]:
+def _train_split(allow_changes: bool, config: DictConfig, folder: Path, checkpoint: Path | None) -> dict[str, float]:
+    """One of several re-splits."""
+    return _train(Components(config, str(folder), training=True), checkpoint, allow_changes)
+
+
+def _train(components: Components, checkpoint: Path | None, allow_changes: bool) -> dict[str, float]:
     """One run, from its beginning or from a checkpoint."""
+    described, run_folder = components.config, Path(components.run_folder)
     _once(runs.write_json, run_folder / "status.json", {"status": "running"})
     lightning.seed_everything(described.seed, workers=True, verbose=False)
-    components = Components(described, str(run_folder), training=True)
     datamodule = components.connected_datamodule
     if allow_changes:
         datamodule.allow_changes = True
@@ -126,15 +132,6 @@ def _last_state(folder: Path) -> Path | None:
         log.warning("%s was stopped before its first checkpoint: training begins from the start", folder)
         return None
     return runs.checkpoint_of(folder, "last")
-
-
-def _with_card(config: DictConfig, folder: Path) -> DictConfig:
-    """Adds the data set's card and classes, so that evaluation on another data set reads the trained branches."""
-    datamodule = Components(config, str(folder)).datamodule
-    if not hasattr(datamodule, "card"):
-        return config
-    node = {**OmegaConf.to_container(config), "trained_on": card_and_classes(datamodule)}  # type: ignore[dict-item]
-    return OmegaConf.create(node)
 
 
 def _resumed_config(resolved: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
