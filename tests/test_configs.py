@@ -15,7 +15,7 @@ CONF = config_folder()
 EXPERIMENTS = sorted(
     path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in CONF.glob("experiment/**/*.yaml")
 )
-CONTROLS = sorted(path.stem for path in CONF.glob("control/*.yaml"))
+ABLATIONS = sorted(path.stem for path in CONF.glob("ablation/*.yaml"))
 GROUPS = ("amalgamation", "backbone", "callbacks", "head", "logger", "loss", "optimizer", "scheduler", "trainer")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted(CONF.glob(f"{group}/*.yaml"))]
 
@@ -45,8 +45,8 @@ def test_experiments_resolve(name: str) -> None:
     check(f"experiment={name}", *(["dataset.root=x"] if name.endswith(("lora", "student", "student_tiny")) else []))
 
 
-@pytest.mark.parametrize("name", CONTROLS)
-def test_controls_resolve(name: str) -> None:
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_resolve(name: str) -> None:
     check(f"ablation={name}")
 
 

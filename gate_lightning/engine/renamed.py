@@ -67,6 +67,13 @@ RENAMED = (
         """
         tool.layout=npy_by_picture | tool.layout=npy_by_image
         dataset=scene_pictures     | dataset=scene_images
+        technique=default          |                           | all techniques' settings are always there
+        """,
+    ),
+    *_rows(
+        "meaning",
+        """
+        trainer.val_check_interval | trainer.val_check_interval | counts batches, as in Lightning, not optimiser steps
         """,
     ),
     *_rows(
@@ -83,6 +90,15 @@ RENAMED = (
         FusedExtractor          | MultiBackboneExtractor
         Branch(draw=)           | Branch(noise_index=)
         build_branches(knobs=)  | build_branches(technique_settings=)
+        build_branches(protocol=, backbone=) | build_branches(card=, backbones=)
+        DatasetProtocol         | DatasetCard, ClassLabels | datamodule.card and datamodule.labels
+        ScarceProtocol          | PublishedSet
+        SegmentationTask(protocol=) | SegmentationTask(labels=) | LabelScarceTask too
+        task.labels(images, conditions, size) | task.label_maps(images, conditions, size)
+        ControlNet(control=)    | ControlNet(name=)
+        LoRA(adapter=)          | LoRA(role=)
+        technique.name          | technique.kind           | a class attribute
+        Prompt.length           | Prompt.prompt_length
         """,
     ),
 )

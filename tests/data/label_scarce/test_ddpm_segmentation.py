@@ -19,6 +19,7 @@ from gate_lightning.data.label_scarce.ddpm_segmentation import (
 )
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.check_data import check_data
+from tests.support.composition import composed
 from tests.support.label_scarce import COUNTS, VALUES, make_scarce, regions, write_pair
 from tests.support.paths import CONF
 
@@ -60,14 +61,16 @@ def test_the_recipe_is_that_of_the_experiment_without_the_second_backbone(key: s
 
 def test_every_set_has_a_name_on_the_command_line() -> None:
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("dataset/*.yaml")}
-    module_path = f"{DDPMSegmentationDataModule.__module__}.{DDPMSegmentationDataModule.__name__}"
-    ours = {name: node for name, node in files.items() if node.get("dataset", {}).get("_target_") == module_path}
+    ours = {name: node for name, node in files.items() if "_ddpm_segmentation" in node.get("defaults", ())}
     assert {node["dataset"]["key"] for node in ours.values()} == set(SETS)
     for name, node in ours.items():
         key = node["dataset"]["key"]
         assert name == key.removesuffix(key.split("_")[-1]).rstrip("_") + key.split("_")[-1]
-        assert node["task"]["data"]["size"] == SIDE == 256
-        assert node["defaults"] == [{"override /task": "label_scarce"}]
+        config = composed(f"dataset={name}")
+        module = DDPMSegmentationDataModule
+        assert config.dataset._target_ == f"{module.__module__}.{module.__name__}"
+        assert config.task._target_ == "gate_lightning.tasks.label_scarce.task.LabelScarceTask"
+        assert config.task.data.size == SIDE == 256
 
 
 def test_names_keep_their_odd_spelling() -> None:
