@@ -89,7 +89,7 @@ class BaseTask(LightningModule):
             only the trainer ends it.
     """
 
-    #: names of children that are frozen: not trained, not saved
+    #: names of children that are frozen: not saved, but for those of their parameters that are trainable
     frozen_parts: tuple[str, ...] = ("extractor",)
     batch_type: type = ImageBatch
     final_splits: tuple[str, ...] = ()
@@ -119,16 +119,19 @@ class BaseTask(LightningModule):
         """Parameters that the optimiser moves."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimiser is given: parameters, or groups of them with settings of their own."""
+        return self.trained_parameters()
+
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable parameters, schedule per optimiser step (not per batch or epoch).
 
         Raises:
             ConfigError: if nothing is trainable, or a schedule is asked for a run without an end.
         """
-        parameters = self.trained_parameters()
-        if not parameters:
+        if not self.trained_parameters():
             raise ConfigError("nothing to train: no part of this task has trainable parameters")
-        optimizer = self._make_optimizer(parameters)
+        optimizer = self._make_optimizer(self.parameter_groups())
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer, total_steps=_total_steps(self.trainer))
@@ -173,7 +176,11 @@ class BaseTask(LightningModule):
             self._take_random_state(checkpoint.get("random_state", []))
 
     def _saved_tensors(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        return ((name, value) for name, value in state.items() if name.split(".", 1)[0] not in self.frozen_parts)
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        frozen = self.frozen_parts
+        return (
+            (name, value) for name, value in state.items() if name in trained or name.split(".", 1)[0] not in frozen
+        )
 
     def _check_frozen(self, saved: Any) -> None:
         changes = differences(saved, plain_json(self.frozen_description()))

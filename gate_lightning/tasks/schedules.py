@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["constant", "cosine", "poly"]
+__all__ = ["constant", "cosine", "poly", "trapezoid"]
 
 
 def poly(
@@ -47,6 +47,25 @@ def cosine(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, fin
 def constant(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0) -> LambdaLR:
     """Stays at the peak after the rise; arguments as in ``poly``."""
     return _schedule(optimizer, total_steps, warmup_steps, 1.0, _cosine_fall)
+
+
+def trapezoid(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, decay_share: float = 0.2) -> LambdaLR:
+    """Stays at the peak after the rise, and falls linearly to 0 at the end.
+
+    Args:
+        optimizer, total_steps, warmup_steps: as in ``poly``.
+        decay_share: share of the steps after the rise in which it falls, in [0, 1].
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+    if not 0.0 <= decay_share <= 1.0:
+        raise ConfigError(f"decay_share is {decay_share}; expected a share of the steps in [0, 1]")
+    return _schedule(optimizer, total_steps, warmup_steps, 0.0, partial(_late_fall, decay_share=decay_share))
+
+
+def _late_fall(progress: float, decay_share: float) -> float:
+    return min(1.0, (1.0 - progress) / decay_share) if decay_share else 1.0
 
 
 def _poly_fall(progress: float, power: float) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.tasks.schedules import constant, cosine, poly
+from gate_lightning.tasks.schedules import constant, cosine, poly, trapezoid
 
 
 def rates(schedule, steps: int, **options) -> list[float]:
@@ -48,7 +48,14 @@ def test_constant_stays():
     assert rates(constant, 4) == [2.0] * 5
 
 
-@pytest.mark.parametrize("schedule", [poly, cosine, constant])
+def test_trapezoid_holds_and_falls_to_zero_in_the_share_given():
+    assert rates(trapezoid, 10, decay_share=0.4) == pytest.approx([2.0] * 7 + [1.5, 1.0, 0.5, 0.0])
+    assert rates(trapezoid, 4, decay_share=0.0) == [2.0] * 5
+    with pytest.raises(ConfigError, match=r"decay_share is 1\.5"):
+        rates(trapezoid, 4, decay_share=1.5)
+
+
+@pytest.mark.parametrize("schedule", [poly, cosine, constant, trapezoid])
 def test_the_rise_is_linear_and_meets_the_peak(schedule):
     assert rates(schedule, 10, warmup_steps=3)[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
 

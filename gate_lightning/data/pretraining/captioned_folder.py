@@ -1,22 +1,26 @@
-"""Images with captions in several styles, for adapter training: kohya's folder layout, or that of a data set."""
+"""Images with captions in several styles, for LoRA training: kohya's folder layout, or that of a data set."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
 from gate_lightning.data.files.captions import read_captions
-from gate_lightning.data.pretraining.datamodule import EndlessDataModule, to_pixels
+from gate_lightning.data.files.images import IMAGE_SUFFIXES, read_image
+from gate_lightning.data.pretraining.batches import CaptionedBatch
+from gate_lightning.data.pretraining.datamodule import PretrainingDataModule, stacked
+from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import DataError
+from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.seeding import data_generator
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+__all__ = ["CaptionedFolder", "CaptionedImage", "CaptionedImages", "list_captioned"]
 
 _REPEATS = re.compile(r"^(\d+)_.+$")
 _CAPTIONS = re.compile(r"^captions(_\w+)?(\.txt)?$")
@@ -60,7 +64,7 @@ def list_captioned(root: str | Path | None, styles: Sequence[str] | None = None)
         entries = _beside([(folder, 1), *_repeated(folder)])
     if not any(entry.repeats for entry in entries):
         raise DataError(
-            f"No image in {folder}. Expected {', '.join(sorted(IMAGE_SUFFIXES))} files there, in images/train, or "
+            f"No image in {folder}. Expected {', '.join(IMAGE_SUFFIXES)} files there, in images/train, or "
             f"in sub-folders named <repeats>_<style>, e.g. 10_empty, 10_tags, 10_sentences, each with captions in .txt "
             f"files beside them; found {_inside(folder)}."
         )
@@ -76,14 +80,14 @@ def _beside(folders: Sequence[tuple[Path, int]]) -> list[CaptionedImage]:
     return [
         CaptionedImage(path, _text_of(path) or "", repeats)
         for folder, repeats in folders
-        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        for path in _images(sorted(folder.iterdir()), folder)
     ]
 
 
 def _in_styles(root: Path, styles: Sequence[str] | None) -> list[CaptionedImage]:
     split = "train" if (root / "images" / "train").is_dir() else ""
     base = root / "images" / split
-    paths = sorted(p for p in base.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = _images(sorted(base.rglob("*")), base)
     names = [path.relative_to(base).with_suffix("").as_posix() for path in paths]
     found = {path.stem.removeprefix("captions_") for path in root.iterdir() if _CAPTIONS.match(path.name)}
     captions: list[list[str]] = []
@@ -102,6 +106,12 @@ def _in_styles(root: Path, styles: Sequence[str] | None) -> list[CaptionedImage]
     return [CaptionedImage(path, text, 1) for read in captions for path, text in zip(paths, read, strict=True)]
 
 
+def _images(paths: Sequence[Path], base: Path) -> list[Path]:
+    """The image files that are not hidden, nor in a hidden folder below ``base``."""
+    shown = (path for path in paths if not any(part.startswith(".") for part in path.relative_to(base).parts))
+    return [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
 def _text_of(image: Path) -> str | None:
     path = image.with_suffix(".txt")
     return path.read_text(encoding="utf-8-sig").strip() if path.exists() else None
@@ -111,69 +121,64 @@ def _inside(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())[:8]
 
 
-class CaptionedFolder(Dataset[dict[str, Any]]):
+class CaptionedFolder(Dataset[CaptionedBatch]):
     """Square images with captions, repeats spelled out.
 
     Args:
-        root, styles: see `list_captioned`.
+        entries: see `list_captioned`.
         size: side in pixels; images are scaled to cover it and cropped.
-        flip: mirror half of the draws.  Off by default: captions may speak of left and right.
+        flip: mirror half of the images.
         random_crop: crop anywhere instead of the middle.
-        seed: of flips and crops.
+        seed: of flips and crops, which also depend on the entry and the epoch.
     """
 
     def __init__(
         self,
-        root: str | Path | None,
+        entries: Sequence[CaptionedImage],
         size: int,
         flip: bool = False,
         random_crop: bool = False,
         seed: int = 0,
-        styles: Sequence[str] | None = None,
     ) -> None:
-        self.entries = [e for entry in list_captioned(root, styles) for e in [entry] * entry.repeats]
+        self.entries = [entry for entry in entries for _ in range(entry.repeats)]
         self.size, self.flip, self.random_crop, self.seed = size, flip, random_crop, seed
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        """``pixels`` (3, S, S) float32 in [-1, 1] and ``caption``.
+    def __getitem__(self, requests: Sequence[SampleRequest]) -> CaptionedBatch:
+        captions = tuple(self.entries[request.index].caption for request in requests)
+        return CaptionedBatch(captions, stacked([self._square(request) for request in requests]))
 
-        Raises:
-            DataError: the file cannot be read as an image.
-        """
-        entry = self.entries[draw % len(self)]
-        image = cv2.imread(str(entry.path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise DataError(f"{entry.path} cannot be read as an image; replace or remove it.")
-        chance = np.random.default_rng([self.seed, draw]).random(3)
-        square = self._square(image[..., ::-1], chance[:2] if self.random_crop else np.array([0.5, 0.5]))
-        if self.flip and chance[2] < 0.5:
-            square = square[:, ::-1]
-        return {"pixels": to_pixels(square), "caption": entry.caption}
-
-    def _square(self, image: np.ndarray, where: np.ndarray) -> np.ndarray:
+    def _square(self, request: SampleRequest) -> np.ndarray:
+        """uint8 (size, size, 3)."""
+        image = read_image(self.entries[request.index].path)
+        top, left, mirrored = data_generator("captioned", self.seed, request.index, request.epoch).random(3)
+        if not self.random_crop:
+            top = left = 0.5
         height, width = image.shape[:2]
         scale = self.size / min(height, width)
         new_height, new_width = max(self.size, round(height * scale)), max(self.size, round(width * scale))
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        image = cv2.resize(np.ascontiguousarray(image), (new_width, new_height), interpolation=method)
-        top, left = int(where[0] * (new_height - self.size)), int(where[1] * (new_width - self.size))
-        return image[top : top + self.size, left : left + self.size]
+        image = cv2.resize(image, (new_width, new_height), interpolation=method)
+        row, column = int(top * (new_height - self.size)), int(left * (new_width - self.size))
+        square = image[row : row + self.size, column : column + self.size]
+        return square[:, ::-1] if self.flip and mirrored < 0.5 else square
 
 
-class CaptionedImages(EndlessDataModule):
-    """Folder of captioned images for adapter training.  The images of a fixed choice also give the validation loss.
+class CaptionedImages(PretrainingDataModule):
+    """Folder of captioned images. The loss is followed on some of them: adapters are meant to fit their images.
 
     Args:
         root, styles: see `list_captioned`.
         size: side in pixels.
-        flip, random_crop: see `CaptionedFolder`.
-        val_length: entries used to follow the loss; adapters are meant to fit their images, so this is no held-out
-            score.
-        loading: `EndlessDataModule`'s arguments.
+        flip: mirror half of the images in training; captions may speak of left and right.
+        random_crop: see `CaptionedFolder`.
+        val_length: at most so many entries, spread over all, to follow the loss.
+        batch_size, eval_batch_size, num_workers, seed: see `PretrainingDataModule`.
     """
+
+    batch_type = CaptionedBatch
 
     def __init__(
         self,
@@ -183,29 +188,20 @@ class CaptionedImages(EndlessDataModule):
         random_crop: bool = False,
         val_length: int = 32,
         styles: Sequence[str] | None = None,
-        **loading: Any,
+        batch_size: int = 1,
+        eval_batch_size: int = 4,
+        num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
-        super().__init__(**{"batch_size": 1, "val_batch_size": 4, **loading})
-        self.root, self.size, self.flip, self.random_crop = root, size, flip, random_crop
-        self.val_length, self.styles = val_length, styles
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        self.root, self.size, self.flip, self.random_crop = root, whole_number(size, "size", 1), flip, random_crop
+        self.val_length, self.styles = whole_number(val_length, "val_length", 1), styles
 
-    def setup(self, stage: str | None = None) -> None:
-        """List the files."""
-        self.train_set = CaptionedFolder(
-            self.root, self.size, self.flip, self.random_crop, self.seed, styles=self.styles
-        )
-        self.val_set = _EverySoMany(CaptionedFolder(self.root, self.size, styles=self.styles), self.val_length)
-
-
-class _EverySoMany(Dataset[dict[str, Any]]):
-    """At most ``most`` entries, spread over the whole set."""
-
-    def __init__(self, base: CaptionedFolder, most: int) -> None:
-        count = min(most, len(base))
-        self.base, self.indices = base, np.linspace(0, len(base) - 1, count).round().astype(int).tolist()
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.base[self.indices[index]]
+    def make_dataset(self, split: str) -> CaptionedFolder:
+        """Lists the files."""
+        entries = list_captioned(self.root, self.styles)
+        if split == "train":
+            return CaptionedFolder(entries, self.size, self.flip, self.random_crop, self.seed)
+        repeated = [entry for entry in entries for _ in range(entry.repeats)]
+        chosen = np.linspace(0, len(repeated) - 1, min(self.val_length, len(repeated))).round().astype(int)
+        return CaptionedFolder([replace(repeated[index], repeats=1) for index in chosen], self.size)

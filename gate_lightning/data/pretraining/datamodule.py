@@ -1,150 +1,127 @@
-"""Data for training the denoising models: endless reproducible batches and rendered scenes with captions."""
+"""Base of the data that parts of a diffusion model are trained on, and rendered scenes without captions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from gate_lightning.data.scenes import render, sample_scene
+from gate_lightning.data.core.resume import align_loops, position
+from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, TrainingBatches
+from gate_lightning.data.pretraining.batches import LabelledBatch
+from gate_lightning.data.samples import SampleRequest, to_tensor
+from gate_lightning.data.scenes import COLORS, KINDS, SceneSpec, render, sample_scene
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.seeding import data_generator
 
+__all__ = [
+    "NOTHING",
+    "TRAIN_SEED",
+    "VAL_SEED",
+    "PretrainingDataModule",
+    "SceneImages",
+    "SingleObjectImages",
+    "stacked",
+]
+
+#: first scene seed of training; the data sets of the experiments use seeds far below
 TRAIN_SEED = 10_000_000
-"""First scene seed used for training; the data sets of the experiments use seeds far below."""
+#: first scene seed of the held-out images
 VAL_SEED = 9_000_000
-"""First scene seed of the held-out images."""
+#: class of images without an object; their colour is ignored (-1)
+NOTHING = len(KINDS)
+_EMPTY_SHARE = 0.1
 
 
-class EndlessBatches(Sampler[list[int]]):
-    """Batches without end, as a function of (seed, step, process) only, so that a resumed run continues exactly.
-
-    Every pass over the data is another permutation.  Yields *draws* ``pass * length + index``: the data set recovers
-    the index with ``% length`` and may use the draw to seed its own choices (which caption, which flip).
-
-    Args:
-        length: size of the data set.
-        batch_size: images per process and batch.
-        seed: of the permutations.
-        start: batches already consumed.
-        rank, world_size: this process and their number.
-
-    Raises:
-        ConfigError: a size that is not positive.
-    """
-
-    def __init__(
-        self, length: int, batch_size: int, seed: int = 0, start: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        if length < 1 or batch_size < 1:
-            raise ConfigError(f"length is {length} and batch_size {batch_size}; expected both to be at least 1.")
-        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
-        self.rank, self.world_size = rank, world_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield lists of ``batch_size`` draws for ever."""
-        position = self.start * self.batch_size * self.world_size
-        order, known_pass = np.empty(0, dtype=np.int64), -1
-        while True:
-            batch: list[int] = []
-            for offset in range(self.batch_size * self.world_size):
-                number, within = divmod(position + offset, self.length)
-                if number != known_pass:
-                    order = np.random.default_rng([self.seed, number]).permutation(self.length)
-                    known_pass = number
-                if offset % self.world_size == self.rank:
-                    batch.append(number * self.length + int(order[within]))
-            position += self.batch_size * self.world_size
-            yield batch
-
-
-class EndlessDataModule(LightningDataModule):
-    """Training batches from `EndlessBatches`, validation batches in order and shared between the processes.
-
-    Subclasses provide ``train_set`` and ``val_set`` in ``setup``.
+class PretrainingDataModule(LightningDataModule):
+    """Training batches as a function of (seed, step, process), so that a resumed run goes on exactly; no test split.
 
     Args:
-        batch_size: per process.
-        val_batch_size: per process.
-        seed: of the order.
+        batch_size: per process and step.
+        eval_batch_size: per process, in validation.
         num_workers: loader processes.
+        seed: of the order, and of what is drawn for each sample.
     """
 
-    train_set: Dataset[dict[str, Any]]
-    val_set: Dataset[dict[str, Any]]
+    allow_changes = False
 
-    def __init__(self, batch_size: int, val_batch_size: int = 32, seed: int = 0, num_workers: int = 0) -> None:
+    def __init__(self, batch_size: int = 8, eval_batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
         super().__init__()
-        self.batch_size, self.val_batch_size, self.seed, self.num_workers = (
-            batch_size,
-            val_batch_size,
-            seed,
-            num_workers,
-        )
+        self.batch_size = whole_number(batch_size, "dataset.batch_size", 1)
+        self.eval_batch_size = whole_number(eval_batch_size, "dataset.eval_batch_size", 1)
+        self.num_workers = whole_number(num_workers, "dataset.num_workers")
+        self.seed = whole_number(seed, "dataset.seed")
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Endless loader that continues behind the batches a resumed run has consumed."""
+    @abstractmethod
+    def make_dataset(self, split: str) -> Dataset[Any]:
+        """``train`` or ``val``: lists of `SampleRequest` → a batch."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the data."""
+        self.train_set, self.val_set = self.make_dataset("train"), self.make_dataset("val")
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled batches; a resumed run gets the rest of the epoch it stopped in."""
+        sampler = TrainingBatches(len(self.train_set), self.batch_size, self.seed, None, *self._processes)  # type: ignore[arg-type]
         trainer = self.trainer
-        sampler = EndlessBatches(
-            len(self.train_set),  # type: ignore[arg-type]
-            self.batch_size,
-            self.seed,
-            start=trainer.fit_loop.epoch_loop.total_batch_idx + 1 if trainer else 0,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
-        return DataLoader(
-            self.train_set, batch_sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
-        )
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            align_loops(trainer, len(sampler))
+            sampler.position = partial(position, trainer, len(sampler))
+        return self._loader(self.train_set, sampler)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Held-out images in fixed order; process r of n sees every n-th, starting with the r-th."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        own = list(range(rank, len(self.val_set), world))  # type: ignore[arg-type]
-        return DataLoader(self.val_set, batch_size=self.val_batch_size, sampler=own)
+    def val_dataloader(self) -> BatchLoader:
+        """Every held-out image once, in order."""
+        total, size = len(self.val_set), self.eval_batch_size  # type: ignore[arg-type]
+        batches = [list(range(first, min(first + size, total))) for first in range(0, total, size)]
+        return self._loader(self.val_set, EvaluationBatches(batches, *self._processes))
+
+    def _loader(self, dataset: Dataset[Any], sampler: Any) -> BatchLoader:
+        workers = self.num_workers
+        return BatchLoader(dataset, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        """(rank, world size)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
 
-class RenderedScenes(Dataset[dict[str, Any]]):
-    """Scenes rendered when asked for, in both domains.
+class _RenderedScenes(Dataset[LabelledBatch]):
+    """Scenes rendered when asked for, with what `labels` says of each."""
 
-    Args:
-        length: number of different scenes; a draw beyond it comes back to the first ones.
-        first_seed: seed of scene 0.
-        target_share: share of the target domain, spread evenly.
-        size: side in pixels.
-    """
-
-    def __init__(self, length: int, first_seed: int, target_share: float = 0.2, size: int = 64) -> None:
-        if not 0.0 <= target_share <= 1.0:
-            raise ConfigError(f"target_share is {target_share}; expected a share in [0, 1].")
-        self.length, self.first_seed, self.target_share, self.size = length, first_seed, target_share, size
+    def __init__(self, data: SceneImages, length: int, first_seed: int) -> None:
+        self.data, self.length, self.first_seed = data, length, first_seed
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        """``pixels`` (3, S, S) float32 in [-1, 1] and ``domain`` (0 source, 1 target)."""
-        index = draw % self.length
-        # Evenly spread: the running count of target images grows at these indices.
-        target = int((index + 1) * self.target_share) > int(index * self.target_share)
-        spec = sample_scene(self.first_seed + index, domain="target" if target else "source")
-        return {"pixels": to_pixels(render(spec, size=self.size).image), "domain": int(target)}
+    def __getitem__(self, requests: Sequence[SampleRequest]) -> LabelledBatch:
+        specs = [self.data.scene(self.first_seed, request.index) for request in requests]
+        labels = [self.data.labels(spec) for spec in specs]
+        images = stacked([render(spec, size=self.data.size).image for spec in specs])
+        return LabelledBatch(images, {name: torch.tensor([own[name] for own in labels]) for name in labels[0]})
 
 
-class SceneImages(EndlessDataModule):
-    """Rendered images without captions, for the autoencoder.
+class SceneImages(PretrainingDataModule):
+    """Rendered images of both domains without captions, for the autoencoder; the label is ``domain``.
 
     Args:
         train_length: different training scenes.
         val_length: held-out scenes.
-        target_share: share of the target domain in both.
+        target_share: share of the target domain (domain 1) in both, spread evenly.
         size: side in pixels.
-        loading: `EndlessDataModule`'s arguments.
+        batch_size, eval_batch_size, num_workers, seed: see `PretrainingDataModule`.
     """
+
+    batch_type = LabelledBatch
 
     def __init__(
         self,
@@ -152,18 +129,50 @@ class SceneImages(EndlessDataModule):
         val_length: int = 640,
         target_share: float = 0.2,
         size: int = 64,
-        **loading: Any,
+        batch_size: int = 8,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
-        super().__init__(**{"batch_size": 8, **loading})
-        self.train_length, self.val_length = train_length, val_length
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        if not 0.0 <= target_share <= 1.0:
+            raise ConfigError(f"dataset.target_share is {target_share}; expected a share in [0, 1]")
+        self.lengths = {"train": train_length, "val": val_length}
         self.target_share, self.size = target_share, size
 
-    def setup(self, stage: str | None = None) -> None:
-        """Describe the data; images are rendered when asked for."""
-        self.train_set = RenderedScenes(self.train_length, TRAIN_SEED, self.target_share, self.size)
-        self.val_set = RenderedScenes(self.val_length, VAL_SEED, self.target_share, self.size)
+    def make_dataset(self, split: str) -> Dataset[LabelledBatch]:
+        """Nothing is rendered yet."""
+        length = whole_number(self.lengths[split], f"dataset.{split}_length", 1)
+        return _RenderedScenes(self, length, TRAIN_SEED if split == "train" else VAL_SEED)
+
+    def scene(self, first_seed: int, index: int) -> SceneSpec:
+        """Scene ``index`` of a split."""
+        # evenly spread: the running count of target images grows at these indices
+        target = int((index + 1) * self.target_share) > int(index * self.target_share)
+        return sample_scene(first_seed + index, domain="target" if target else "source")
+
+    def labels(self, spec: SceneSpec) -> dict[str, int]:
+        """``domain``: 0 source, 1 target."""
+        return {"domain": int(spec.domain == "target")}
 
 
-def to_pixels(image: np.ndarray) -> Tensor:
-    """Image uint8 (H, W, 3) as float32 (3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(127.5).sub_(1.0)
+class SingleObjectImages(SceneImages):
+    """Source-domain scenes with one object, a tenth with none, labelled ``kind`` and ``color``; see `SceneImages`."""
+
+    def scene(self, first_seed: int, index: int) -> SceneSpec:
+        """Scene ``index`` of a split."""
+        rng = data_generator("single object", first_seed, index)
+        if rng.random() < _EMPTY_SHARE:
+            return sample_scene(first_seed + index, count=(0, 0))
+        return sample_scene(first_seed + index, kinds=(KINDS[int(rng.integers(len(KINDS)))],), count=(1, 1))
+
+    def labels(self, spec: SceneSpec) -> dict[str, int]:
+        """Indices into KINDS (`NOTHING` without an object) and COLORS (-1 without)."""
+        if not spec.objects:
+            return {"kind": NOTHING, "color": -1}
+        return {"kind": KINDS.index(spec.objects[0].kind), "color": list(COLORS).index(spec.objects[0].color)}
+
+
+def stacked(images: Sequence[np.ndarray]) -> Tensor:
+    """B images uint8 (H, W, 3) → float32 (B, 3, H, W) in [-1, 1]."""
+    return torch.stack([to_tensor(image) for image in images])

@@ -1,4 +1,4 @@
-"""Latents and caption tokens of rendered scenes, computed once and kept in one file."""
+"""Latents and captions of rendered scenes, computed once and kept in one file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import hashlib
 import logging
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -18,12 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gate_lightning.data.pretraining.datamodule import TRAIN_SEED, VAL_SEED, EndlessDataModule, to_pixels
+from gate_lightning.data.pretraining.batches import CaptionedBatch
+from gate_lightning.data.pretraining.datamodule import TRAIN_SEED, VAL_SEED, PretrainingDataModule, stacked
+from gate_lightning.data.samples import SampleRequest
 from gate_lightning.data.scenes import SceneSpec, caption, render, sample_scene, single_object_prompts
-from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.seeding import data_generator
+
+__all__ = ["CAPTION_SHARES", "Encoder", "SceneLatents", "build_cache", "wordings"]
 
 log = logging.getLogger(__name__)
 
+#: how often each wording of a scene's caption is drawn in training; guidance needs the empty one
 CAPTION_SHARES: dict[str, float] = {
     "fine": 0.45,
     "full": 0.15,
@@ -32,24 +38,20 @@ CAPTION_SHARES: dict[str, float] = {
     "coarse": 0.05,
     "empty": 0.10,
 }
-"""How often each wording of a scene's caption is drawn in training; the empty one is what guidance needs."""
-
 _SHORT = {(kind, color): prompt for prompt, kind, color in single_object_prompts()}
+#: scenes encoded by a process in one go
 _CHUNK = 500
 
 
 class Encoder(Protocol):
-    """What turns images and captions into what the U-Net sees.  Must survive pickling (it works in processes)."""
+    """Images → latents; it is pickled into other processes."""
 
     @property
     def identity(self) -> str:
         """Text that changes whenever the results would."""
 
-    def latents(self, pixels: Tensor) -> Tensor:
+    def latents(self, images: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]."""
-
-    def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Token ids (B, L), padded."""
 
 
 def wordings(spec: SceneSpec) -> list[str]:
@@ -66,46 +68,52 @@ def wordings(spec: SceneSpec) -> list[str]:
     return [texts[name] for name in CAPTION_SHARES]
 
 
-class CachedLatents(Dataset[dict[str, Any]]):
-    """Latents with a randomly drawn caption each.
+class _CachedLatents(Dataset[CaptionedBatch]):
+    """Latents of a cache file, each with a caption drawn by `CAPTION_SHARES`, in validation its fine one."""
 
-    Args:
-        path: file written by `build_cache`.
-        seed: of the caption choice; the choice also depends on the draw, so every pass chooses again.
-        fixed: name of the only caption used, or None to draw by `CAPTION_SHARES`.
-    """
-
-    def __init__(self, path: Path, seed: int = 0, fixed: str | None = None) -> None:
-        tensors = load_file(path)
-        self.latents, self.tokens, self.seed = tensors["latents"], tensors["tokens"], seed
+    def __init__(self, data: SceneLatents, split: str) -> None:
+        tensors = load_file(data.path(split))
+        self.data, self.split, self.latents = data, split, tensors["latents"]
+        self.captions = bytes(tensors["captions"].numpy()).decode().split("\n")
         self._bounds = np.cumsum(list(CAPTION_SHARES.values()))
-        self._fixed = None if fixed is None else list(CAPTION_SHARES).index(fixed)
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        """``latents`` (4, h, w) float32 and ``tokens`` (L,) int64."""
-        index = draw % len(self)
-        which = self._fixed
-        if which is None:
-            which = int(np.searchsorted(self._bounds, np.random.default_rng([self.seed, draw]).random(), side="right"))
-        which = min(which, len(self._bounds) - 1)
-        return {"latents": self.latents[index].float(), "tokens": self.tokens[index, which].long()}
+    def __getitem__(self, requests: Sequence[SampleRequest]) -> CaptionedBatch:
+        indices = [request.index for request in requests]
+        control = self.data.make_control
+        scenes = [] if control is None else [self.data.image(self.split, index) for index in indices]
+        return CaptionedBatch(
+            tuple(self._caption(request) for request in requests),
+            latents=self.latents[indices].float(),
+            control_images=(stacked([_three(control(scene)) for scene in scenes]) + 1) / 2 if control else None,
+        )
+
+    def _caption(self, request: SampleRequest) -> str:
+        which = 0
+        if self.split == "train":
+            chance = data_generator("caption", self.data.seed, request.index, request.epoch).random()
+            which = min(int(np.searchsorted(self._bounds, chance, side="right")), len(self._bounds) - 1)
+        return self.captions[request.index * len(self._bounds) + which]
 
 
-class SceneLatents(EndlessDataModule):
-    """Source-domain scenes as cached latents, for the U-Net.
+class SceneLatents(PretrainingDataModule):
+    """Source-domain scenes as cached latents, for the U-Net and its ControlNet.
 
     Args:
-        encoder: turns images and captions into latents and tokens; used only where the cache is missing.
+        encoder: used only where the cache is missing.
         cache: folder of the cache files; a file is named by everything that decides its content.
         train_length: different training scenes.
         val_length: held-out scenes, with their "fine" caption.
         size: side of the rendered images in pixels.
         processes: how many processes build the cache; None takes every core.
-        loading: `EndlessDataModule`'s arguments.
+        make_control: image uint8 (H, W, 3) → control image uint8 (H, W) or (H, W, 3), of the scene rendered again,
+            which costs a fiftieth of the training step; None for no control images.
+        batch_size, eval_batch_size, num_workers, seed: see `PretrainingDataModule`.
     """
+
+    batch_type = CaptionedBatch
 
     def __init__(
         self,
@@ -115,67 +123,73 @@ class SceneLatents(EndlessDataModule):
         val_length: int = 256,
         size: int = 64,
         processes: int | None = None,
-        **loading: Any,
+        make_control: Callable[[np.ndarray], np.ndarray] | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
     ) -> None:
-        super().__init__(**{"batch_size": 64, "val_batch_size": 64, **loading})
-        if train_length < 1 or val_length < 1:
-            raise ConfigError(f"train_length is {train_length} and val_length {val_length}; expected at least 1 each.")
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
+        self.scenes = {
+            "train": range(TRAIN_SEED, TRAIN_SEED + whole_number(train_length, "dataset.train_length", 1)),
+            "val": range(VAL_SEED, VAL_SEED + whole_number(val_length, "dataset.val_length", 1)),
+        }
         self.encoder, self.cache, self.size, self.processes = encoder, Path(cache), size, processes
-        self.train_length, self.val_length = train_length, val_length
+        self.make_control = make_control
 
     def prepare_data(self) -> None:
         """Build the cache files that are missing."""
-        for first_seed, length in ((TRAIN_SEED, self.train_length), (VAL_SEED, self.val_length)):
-            path = self._path(first_seed, length)
-            if not path.exists():
-                build_cache(path, self.encoder, first_seed, length, self.size, self.processes)
+        for split, seeds in self.scenes.items():
+            if not self.path(split).exists():
+                build_cache(self.path(split), self.encoder, seeds, self.size, self.processes)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Open the cache (memory-mapped: the processes share it)."""
-        self.train_set = CachedLatents(self._path(TRAIN_SEED, self.train_length), self.seed)
-        self.val_set = CachedLatents(self._path(VAL_SEED, self.val_length), fixed="fine")
+    def make_dataset(self, split: str) -> Dataset[CaptionedBatch]:
+        """Opens the cache (memory-mapped: the processes share it)."""
+        return _CachedLatents(self, split)
 
-    def _path(self, first_seed: int, length: int) -> Path:
-        text = f"{self.encoder.identity}|{first_seed}|{length}|{self.size}|{list(CAPTION_SHARES)}"
-        return self.cache / f"scenes-{length}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
+    def image(self, split: str, index: int) -> np.ndarray:
+        """uint8 (size, size, 3) image of a scene."""
+        return render(sample_scene(self.scenes[split][index]), size=self.size).image
+
+    def path(self, split: str) -> Path:
+        """The cache file of a split."""
+        seeds = self.scenes[split]
+        text = f"{self.encoder.identity}|{seeds}|{self.size}|{list(CAPTION_SHARES)}"
+        return self.cache / f"scenes-{len(seeds)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
 
 
-def build_cache(
-    path: Path, encoder: Encoder, first_seed: int, length: int, size: int = 64, processes: int | None = None
-) -> None:
-    """Render, caption and encode scenes into one file: ``latents`` (N, 4, h, w) float16, ``tokens`` (N, V, L) int16.
+def build_cache(path: Path, encoder: Encoder, seeds: range, size: int = 64, processes: int | None = None) -> None:
+    """Render, caption and encode scenes into one file.
 
-    Written under a temporary name and renamed, so an interrupted build leaves nothing that looks finished.
+    It holds ``latents`` (N, 4, h, w) float16 and ``captions``, all wordings as UTF-8 lines. It is written under a
+    temporary name and renamed, so an interrupted build leaves nothing that looks finished.
 
     Args:
         path: result.
         encoder: see `Encoder`.
-        first_seed: seed of the first scene; the others follow.
-        length: number of scenes.
+        seeds: of the scenes.
         size: side of the rendered images in pixels.
         processes: worker processes, one thread each; 1 works in this process, None takes every core.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    starts = range(first_seed, first_seed + length, _CHUNK)
-    ranges = [range(start, min(start + _CHUNK, first_seed + length)) for start in starts]
+    ranges = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
     workers = min(processes or os.cpu_count() or 1, len(ranges))
-    done: list[tuple[np.ndarray, np.ndarray]] = []
-    for result in _encode_all(encoder, ranges, size, workers):
-        done.append(result)
-        if len(done) % 20 == 0 or len(done) == len(ranges):
-            log.info("Latent cache: %d of %d scenes.", min(len(done) * _CHUNK, length), length)
-    tensors = {
-        name: torch.from_numpy(np.concatenate(part))
-        for name, part in zip(("latents", "tokens"), zip(*done, strict=True), strict=True)
-    }
+    latents: list[Tensor] = []
+    captions: list[str] = []
+    for encoded, texts in _encode_all(encoder, ranges, size, workers):
+        latents.append(encoded)
+        captions += texts
+        if len(latents) % 20 == 0 or len(latents) == len(ranges):
+            log.info("latent cache: %d of %d scenes", min(len(latents) * _CHUNK, len(seeds)), len(seeds))
+    lines = torch.frombuffer(bytearray("\n".join(captions).encode()), dtype=torch.uint8)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata={"encoder": encoder.identity, "first_seed": str(first_seed)})
+    save_file({"latents": torch.cat(latents), "captions": lines}, temporary, metadata={"encoder": encoder.identity})
     temporary.replace(path)
 
 
 def _encode_all(
     encoder: Encoder, ranges: Sequence[range], size: int, workers: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Tensor, list[str]]]:
     """Results of `_encode_range` in order, as they arrive."""
     if workers == 1:
         yield from (_encode_range(encoder, seeds, size) for seeds in ranges)
@@ -191,13 +205,16 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _encode_range(encoder: Encoder, seeds: range, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Latents and tokens of one stretch of seeds."""
+def _encode_range(encoder: Encoder, seeds: range, size: int) -> tuple[Tensor, list[str]]:
+    """Latents (N, C, h, w) float16 and all wordings of one stretch of scenes."""
     specs = [sample_scene(seed) for seed in seeds]
-    latents: list[np.ndarray] = []
-    for i in range(0, len(specs), 25):
-        pixels = torch.stack([to_pixels(render(spec, size=size).image) for spec in specs[i : i + 25]])
-        latents.append(encoder.latents(pixels).half().numpy())
-    texts = [text for spec in specs for text in wordings(spec)]
-    tokens = encoder.tokens(texts).to(torch.int16).unflatten(0, (len(specs), -1)).numpy()
-    return np.concatenate(latents), tokens
+    latents = [
+        encoder.latents(stacked([render(spec, size=size).image for spec in specs[i : i + 25]])).half()
+        for i in range(0, len(specs), 25)
+    ]
+    return torch.cat(latents), [text for spec in specs for text in wordings(spec)]
+
+
+def _three(control: np.ndarray) -> np.ndarray:
+    """A control image with three channels."""
+    return np.repeat(control[..., None], 3, axis=2) if control.ndim == 2 else control

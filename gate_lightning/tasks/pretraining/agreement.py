@@ -8,7 +8,7 @@ whose predicted kind and colour are both the prompt's.
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,65 +17,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.optim import Optimizer
 
-from gate_lightning.data.pretraining.datamodule import TRAIN_SEED, VAL_SEED, EndlessDataModule, to_pixels
-from gate_lightning.data.scenes import COLORS, KINDS, render, sample_scene, single_object_prompts
-from gate_lightning.tasks.pretraining.optimisation import OptimisedModule
-from gate_lightning.tasks.pretraining.sampling import load_parts, sample
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.data.pretraining.batches import LabelledBatch
+from gate_lightning.data.pretraining.datamodule import NOTHING, stacked
+from gate_lightning.data.scenes import COLORS, KINDS, single_object_prompts
+from gate_lightning.tasks.base import BaseTask
+from gate_lightning.techniques.sampling import Sampling, sample_images
+from gate_lightning.utils.files import write_atomically
+from gate_lightning.utils.seeding import torch_generator
 
-log = logging.getLogger(__name__)
-
-NOTHING = len(KINDS)
-"""Class of images without an object; their colour counts for nothing."""
-
-_EMPTY_SHARE = 0.1
-
-
-class SingleObjectScenes(Dataset[dict[str, Any]]):
-    """Scenes of the source domain with one object, a tenth with none.
-
-    Args:
-        length: number of different scenes.
-        first_seed: seed of scene 0.
-        size: side in pixels.
-    """
-
-    def __init__(self, length: int, first_seed: int, size: int = 64) -> None:
-        self.length, self.first_seed, self.size = length, first_seed, size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        """``pixels`` (3, S, S) in [-1, 1], ``kind`` and ``color`` (-1 without an object)."""
-        seed = self.first_seed + draw % self.length
-        rng = np.random.default_rng([seed, 0xA6])
-        empty = rng.random() < _EMPTY_SHARE
-        wanted = KINDS[int(rng.integers(len(KINDS)))]
-        spec = sample_scene(seed, kinds=None if empty else (wanted,), count=(0, 0) if empty else (1, 1))
-        kind = KINDS.index(spec.objects[0].kind) if spec.objects else NOTHING
-        color = list(COLORS).index(spec.objects[0].color) if spec.objects else -1
-        return {"pixels": to_pixels(render(spec, size=self.size).image), "kind": kind, "color": color}
-
-
-class SingleObjectData(EndlessDataModule):
-    """Training and held-out single-object scenes.
-
-    Args:
-        train_length: different training scenes.
-        val_length: held-out scenes.
-        loading: `EndlessDataModule`'s arguments.
-    """
-
-    def __init__(self, train_length: int = 40_000, val_length: int = 2_000, **loading: Any) -> None:
-        super().__init__(**{"batch_size": 64, "val_batch_size": 100, **loading})
-        self.train_length, self.val_length = train_length, val_length
-
-    def setup(self, stage: str | None = None) -> None:
-        """Describe the data; images are rendered when asked for."""
-        self.train_set = SingleObjectScenes(self.train_length, TRAIN_SEED)
-        self.val_set = SingleObjectScenes(self.val_length, VAL_SEED)
+__all__ = ["KindColorNet", "SingleObjectTask", "agreement", "judge", "load_classifier"]
 
 
 class KindColorNet(nn.Module):
@@ -98,32 +51,41 @@ class KindColorNet(nn.Module):
         return logits[:, : NOTHING + 1], logits[:, NOTHING + 1 :]
 
 
-class SingleObjectTask(OptimisedModule):
-    """Trains `KindColorNet`, on images disturbed a little so that it reads generated ones too."""
+class SingleObjectTask(BaseTask):
+    """Trains `KindColorNet`, on images disturbed a little so that it reads generated ones too.
 
-    def __init__(self, **optimisation: Any) -> None:
-        super().__init__(**{"lr": 2e-3, "warmup": 50, "decay_share": 0.5, **optimisation})
-        self.net = KindColorNet()
+    Args:
+        optimizer, scheduler: see `BaseTask`.
+        seed: of the disturbance.
+    """
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    batch_type = LabelledBatch
+
+    def __init__(
+        self, optimizer: Callable[..., Optimizer], scheduler: Callable[..., Any] | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(optimizer, scheduler)
+        self.net, self.seed = KindColorNet(), seed
+
+    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """Sum of both cross-entropies."""
-        pixels, generator = batch["pixels"], self.step_generator()
+        images = batch.images
+        generator = torch_generator("training", self.seed, self.current_epoch, batch_idx, self.global_rank)
         # Generated images are softer and noisier than rendered ones.
-        blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        amount = torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels)
-        noise = 0.1 * torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels)
-        pixels = torch.lerp(pixels, blurred, amount) + noise * self.noise_like(pixels, generator)
-        kind, color = self.net(pixels)
-        loss = F.cross_entropy(kind.float(), batch["kind"])
-        loss = loss + F.cross_entropy(color.float(), batch["color"], ignore_index=-1)
-        self.log("train/loss", loss, prog_bar=True)
+        blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+        amount, strength = torch.rand(2, len(images), 1, 1, 1, generator=generator).to(images)
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        kind, color = self.net(torch.lerp(images, blurred, amount) + 0.1 * strength * noise)
+        loss = F.cross_entropy(kind.float(), batch.labels["kind"])
+        loss = loss + F.cross_entropy(color.float(), batch.labels["color"], ignore_index=-1)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Accuracy of kind, colour and both on held-out rendered images (both: those with an object)."""
-        kind, color = self.net(batch["pixels"])
-        right_kind, has = kind.argmax(1) == batch["kind"], batch["kind"] != NOTHING
-        right_color = color.argmax(1) == batch["color"]
+        kind, color = self.net(batch.images)
+        has = batch.labels["kind"] != NOTHING
+        right_kind, right_color = kind.argmax(1) == batch.labels["kind"], color.argmax(1) == batch.labels["color"]
         self.log("val/kind", right_kind.float().mean(), sync_dist=True, batch_size=len(kind))
         count = int(has.sum())
         self.log("val/color", right_color[has].float().mean(), sync_dist=True, batch_size=count)
@@ -151,7 +113,7 @@ def judge(net: nn.Module, images: np.ndarray, wanted: list[tuple[str, str]]) -> 
         images: uint8 (N, H, W, 3).
         wanted: N pairs of kind and colour.
     """
-    pixels = torch.stack([to_pixels(p) for p in images])
+    pixels = stacked(list(images))
     outputs = [net(part) for part in pixels.split(200)]
     kinds = torch.cat([o[0] for o in outputs]).argmax(1)
     colors = torch.cat([o[1] for o in outputs]).argmax(1)
@@ -171,31 +133,38 @@ def judge(net: nn.Module, images: np.ndarray, wanted: list[tuple[str, str]]) -> 
 
 
 def agreement(
-    folder: str | Path,
+    backbone: Backbone,
     classifier: str | Path,
+    output: str | Path,
     repeats: int = 4,
     steps: int = 30,
     guidance: float = 4.0,
     seed: int = 0,
-    output: str | Path | None = None,
-) -> dict[str, Any]:
-    """Prompt agreement of a model folder on the 48 single-object prompts; chance is about one in 48.
+    batch_size: int = 24,
+) -> str:
+    """Write ``<output>/agreement.json``: how often images of the 48 single-object prompts show what was asked for.
 
     Args:
-        folder: model folder.
+        backbone: what makes the images.
         classifier: file of `SingleObjectTask`.
+        output: folder.
         repeats: images per prompt.
-        steps, guidance, seed: see `sample`.
-        output: folder for ``agreement.json``, or None.
+        steps, guidance, seed: see `Sampling`.
+        batch_size: images made together.
 
     Returns:
-        What `judge` returns.
+        The shares that `judge` found, in words; chance is about one in 48.
     """
     prompts = [entry for entry in single_object_prompts() for _ in range(repeats)]
-    images = sample(load_parts(folder), [text for text, _, _ in prompts], steps, guidance, seed)
-    result = judge(load_classifier(classifier), images, [(kind, color) for _, kind, color in prompts])
-    result |= {"steps": steps, "guidance": guidance, "seed": seed}
-    if output is not None:
-        Path(output).mkdir(parents=True, exist_ok=True)
-        (Path(output) / "agreement.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return result
+    how = Sampling("ddim", steps, guidance, backbone.native_size, seed=seed)
+    texts = [text for text, _, _ in prompts]
+    images = [
+        sample_images(backbone, texts[first : first + batch_size], first, how)
+        for first in range(0, len(texts), batch_size)
+    ]
+    wanted = [(kind, color) for _, kind, color in prompts]
+    result = judge(load_classifier(classifier), np.concatenate(images), wanted)
+    report = json.dumps({**result, "steps": steps, "guidance": guidance, "seed": seed}, indent=2) + "\n"
+    write_atomically(Path(output) / "agreement.json", report.encode())
+    shares = ", ".join(f"{name} {result[name]:.3f}" for name in ("kind", "color", "both", "empty"))
+    return f"{len(texts)} images: {shares}"

@@ -12,7 +12,7 @@ from gate_lightning.backbones.tiny import architecture as tiny
 from gate_lightning.backbones.tiny.tokenizer import MAX_TOKENS, build_tokenizer, load_tokenizer
 from gate_lightning.data.scenes import MAX_WORDS, VOCABULARY, caption, sample_scene
 from gate_lightning.errors import ConfigError
-from gate_lightning.tasks.pretraining.encoding import tiny_words
+from gate_lightning.tasks.pretraining.tiny_parts import tiny_words
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from gate_lightning.data.pretraining.captioned_folder import CaptionedFolder, list_captioned
+from gate_lightning.data.pretraining.captioned_folder import CaptionedFolder, CaptionedImages, list_captioned
+from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import DataError
 
 
@@ -42,7 +45,8 @@ def test_every_image_is_there_once_for_each_style(tmp_path: Path) -> None:
         *(("a.png", "cat, grass"), ("b.png", "dog")),
     ]
     assert listed(root, ["tags"]) == [("a.png", "cat, grass"), ("b.png", "dog")]
-    assert CaptionedFolder(root, 8, styles=["captions", "tags"])[3]["caption"] == "dog"
+    both = CaptionedFolder(list_captioned(root, ["captions", "tags"]), 8)
+    assert both[[SampleRequest(3), SampleRequest(0)]].captions == ("dog", "a cat")
 
 
 def test_without_captions_there_are_images_alone_or_texts_beside_them(tmp_path: Path) -> None:
@@ -55,6 +59,35 @@ def test_without_captions_there_are_images_alone_or_texts_beside_them(tmp_path: 
 def test_images_without_splits(tmp_path: Path) -> None:
     root = write(tmp_path, "images/a.png", "captions/a.txt=a cat")
     assert listed(root) == [("a.png", ""), ("a.png", "a cat")]
+
+
+def test_images_are_read_as_everywhere_else(tmp_path: Path) -> None:
+    """Transparency on white, 16 bits, .tif; hidden files and folders are no images; broken ones are named."""
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(tmp_path / "b.tif")
+    write(tmp_path, ".hidden.png", "images_of_others/x.png")
+    entries = list_captioned(tmp_path)
+    assert [entry.path.name for entry in entries] == ["a.png", "b.tif"]
+    images = CaptionedFolder(entries, 8)[[SampleRequest(0), SampleRequest(1)]].images
+    assert torch.equal(images, torch.ones(2, 3, 8, 8))
+    whole = write(tmp_path / "set", "images/train/a.png", "images/train/.thumbs/a.png", "images/train/b.png")
+    broken = whole / "images/train/b.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    entries = list_captioned(whole)
+    assert len(entries) == 2
+    with pytest.raises(DataError, match=r"b\.png"):
+        CaptionedFolder(entries, 8)[[SampleRequest(1)]]
+
+
+def test_repeats_squares_and_the_images_that_the_loss_is_followed_on(tmp_path: Path) -> None:
+    write(tmp_path, "3_tags/a.png", "3_tags/a.txt=a cat", "1_empty/b.png")
+    data = CaptionedImages(tmp_path, size=8, flip=True, random_crop=True, val_length=2, batch_size=2)
+    data.setup()
+    assert (len(data.train_set), len(data.val_set)) == (4, 2)
+    assert [len(batch) for batch in data.train_dataloader()] == [2, 2]
+    validation = next(iter(data.val_dataloader()))
+    assert validation.captions == ("", "a cat")
+    assert validation.images.shape == (2, 3, 8, 8)
 
 
 def test_missing_styles_and_captions_are_named(tmp_path: Path) -> None:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from lightning import Trainer
 from safetensors.torch import load_file
 
+from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
 from gate_lightning.backbones.tiny import architecture as tiny
 from gate_lightning.backbones.tiny.tokenizer import build_tokenizer
 from gate_lightning.callbacks.state.export import Export
-from gate_lightning.data.pretraining.captioned_folder import CaptionedFolder, CaptionedImages, list_captioned
+from gate_lightning.data.pretraining.batches import CaptionedBatch
+from gate_lightning.data.pretraining.captioned_folder import CaptionedImages
 from gate_lightning.data.pretraining.styles import write_style_set
-from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.errors import ConfigError
 from gate_lightning.tasks.pretraining.controlnet import ControlNetTask
-from gate_lightning.tasks.pretraining.encoding import tiny_words
 from gate_lightning.tasks.pretraining.lora import LoraTask
+from gate_lightning.tasks.pretraining.tiny_parts import tiny_words
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +43,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def random_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("images")
     write_style_set(path, count=3, repeats=2)
     return path
+
+
+ADAM = partial(torch.optim.AdamW, lr=1e-2)
+
+
+def lora(model: Path, **settings: Any) -> LoraTask:
+    return LoraTask(load_unet_backbone(str(model)), ADAM, **settings)
 
 
 def fit(folder: Path, task: Any, data: Any, steps: int = 2) -> None:
@@ -84,12 +92,12 @@ def large_adapters(task: LoraTask) -> None:
 def test_adapter_files_give_diffusers_the_trained_prediction(
     model: Path, images: Path, tmp_path: Path, text_lr: float | None
 ) -> None:
-    task = LoraTask(model, rank=4, text_lr=text_lr, name="mine")
+    task = lora(model, rank=4, text_lr=text_lr, name="mine")
     fit(tmp_path, task, CaptionedImages(images, size=64, batch_size=2))
     large_adapters(task)
     task.export(tmp_path)
-    words, _ = task.prompts(["a red car"], (64, 64))
-    expected = predict(task.unet, words.detach())
+    words = task.backbone.encode_text(["a red car"]).hidden
+    expected = predict(task.backbone.unet, words.detach())
     for suffix in ("", ".kohya"):
         pipeline = StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32, local_files_only=True)
         words_before = pipeline.encode_prompt("a red car", "cpu", 1, False)[0]
@@ -109,7 +117,7 @@ def test_adapter_training_moves_only_adapters_and_is_reproducible(model: Path, i
     written = []
     for run in ("a", "b"):
         torch.manual_seed(hash(run) % 100)
-        task = LoraTask(model, rank=2, targets=["attention"], warmup=1)
+        task = lora(model, rank=2, targets=["attention"])
         frozen = {name: p.clone() for name, p in task.named_parameters() if not p.requires_grad}
         fit(tmp_path / run, task, CaptionedImages(images, size=64, batch_size=2, seed=3))
         for name, before in frozen.items():
@@ -120,65 +128,51 @@ def test_adapter_training_moves_only_adapters_and_is_reproducible(model: Path, i
 
 
 def test_adapter_checkpoint_holds_adapters_only(model: Path) -> None:
-    task = LoraTask(model, rank=2)
+    task = lora(model, rank=2)
     checkpoint = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(checkpoint)
     assert checkpoint["state_dict"]
     assert all("lora_" in key for key in checkpoint["state_dict"])
-    fresh = LoraTask(model, rank=2, seed=7)
+    fresh = lora(model, rank=2, seed=7)
     fresh.on_load_checkpoint(checkpoint)
-    fresh.load_state_dict(checkpoint["state_dict"])
+    assert not fresh.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys
     for (name, mine), other in zip(task.named_parameters(), fresh.parameters(), strict=True):
         assert torch.equal(mine, other), name
 
 
 def test_unknown_targets_are_named(model: Path) -> None:
     with pytest.raises(ConfigError, match="to_x"):
-        LoraTask(model, rank=2, targets=["attention", "to_x"])
+        lora(model, rank=2, targets=["attention", "to_x"])
 
 
-def test_captions_and_repeats_of_a_folder(images: Path, tmp_path: Path) -> None:
-    entries = list_captioned(images)
-    assert len(entries) == 9
-    assert {e.repeats for e in entries} == {2}
-    assert sorted({bool(e.caption) for e in entries}) == [False, True]
-    dataset = CaptionedFolder(images, size=64)
-    assert len(dataset) == 18
-    assert dataset[0]["pixels"].shape == (3, 64, 64)
-    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((20, 50, 3), np.uint8))
-    assert CaptionedFolder(tmp_path, size=32, random_crop=True)[4]["pixels"].shape == (3, 32, 32)
-    assert CaptionedFolder(tmp_path, size=32)[0]["caption"] == ""
+def test_text_adapters_have_a_learning_rate_of_their_own(model: Path) -> None:
+    task = lora(model, rank=2, text_lr=0.25)
+    groups = task._make_optimizer(task.parameter_groups()).param_groups
+    assert [group["lr"] for group in groups] == [1e-2, 0.25]
+    assert sum(len(group["params"]) for group in groups) == len(task.trained_parameters())
 
 
-def test_folders_without_images_and_broken_images_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="10_tags"):
-        list_captioned(tmp_path)
-    (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"a\.png"):
-        CaptionedFolder(tmp_path, size=8)[0]
+def test_half_precision_weights_are_refused(model: Path) -> None:
+    with pytest.raises(ConfigError, match=r"backbone\.dtype is torch\.bfloat16.*float32"):
+        LoraTask(load_unet_backbone(str(model), dtype="bfloat16"), ADAM, rank=2)
 
 
-def control_batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "latents": torch.randn(2, 4, 16, 16, generator=generator),
-        "tokens": torch.ones(2, 40, dtype=torch.long),
-        "control": torch.rand(2, 3, 64, 64, generator=generator),
-    }
-
-
-class ControlData(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+class ControlData(torch.utils.data.Dataset[CaptionedBatch]):
     def __len__(self) -> int:
-        return 2
+        return 1
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {key: value[index] for key, value in control_batch().items()}
+    def __getitem__(self, index: int) -> CaptionedBatch:
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn(2, 4, 16, 16, generator=generator)
+        control = torch.rand(2, 3, 64, 64, generator=generator)
+        return CaptionedBatch(("a red car", ""), latents=latents, control_images=control)
 
 
 def test_controlnet_trains_alone_and_is_exported(model: Path, tmp_path: Path) -> None:
-    task = ControlNetTask(model, warmup=1, lr=1e-2)
-    frozen = [p.clone() for p in (*task.unet.parameters(), *task.text_encoder.parameters())]
-    loader = torch.utils.data.DataLoader(ControlData(), batch_size=2)
+    task = ControlNetTask(load_unet_backbone(str(model)), ADAM, drop_prompt=0.2)
+    frozen = {name: p.clone() for name, p in task.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[1] for name in frozen} == {"unet", "vae", "text_encoder"}
+    loader = torch.utils.data.DataLoader(ControlData(), batch_size=None)
     trainer = Trainer(
         accelerator="cpu",
         max_steps=3,
@@ -191,14 +185,22 @@ def test_controlnet_trains_alone_and_is_exported(model: Path, tmp_path: Path) ->
         callbacks=[Export(tmp_path)],
     )
     trainer.fit(task, loader, loader)
-    now = [*task.unet.parameters(), *task.text_encoder.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(frozen, now, strict=True))
-    assert task.controlnet.controlnet_cond_embedding.conv_out.weight.abs().max() > 0
+    assert all(torch.equal(dict(task.named_parameters())[name], before) for name, before in frozen.items())
+    assert task.controlnet.controlnet_down_blocks[0].weight.abs().max() > 0  # zero at the start
+    assert {"val/error", "val/error_without_control", "val/error_wrong_control"} <= trainer.callback_metrics.keys()
     checkpoint = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(checkpoint)
-    assert all(key.startswith("controlnet.") for key in checkpoint["state_dict"])
-    fresh = ControlNetTask(model)
+    assert all(key.startswith("backbone.controlnets.trained.") for key in checkpoint["state_dict"])
+    fresh = ControlNetTask(load_unet_backbone(str(model)), ADAM)
     fresh.on_load_checkpoint(checkpoint)
-    fresh.load_state_dict(checkpoint["state_dict"])
+    assert not fresh.load_state_dict(checkpoint["state_dict"], strict=False).unexpected_keys
     assert torch.equal(fresh.controlnet.conv_in.weight, task.controlnet.conv_in.weight)
-    assert (tmp_path / "controlnet" / "config.json").exists()
+    # what was exported steers as the part in training does
+    again = load_unet_backbone(str(model), controlnets={"mine": str(tmp_path / "controlnet")})
+    again.require_controlnet("mine")
+    batch = ControlData()[0]
+    words = again.encode_text(["a", "a"])
+    given = (batch.latents, 200, words, batch.control_images)
+    with torch.no_grad():
+        found, expected = again.control_residuals("mine", *given), task.backbone.control_residuals("trained", *given)
+    torch.testing.assert_close(found[1], expected[1], atol=1e-3, rtol=1e-2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from gate_lightning.backbones.base import Backbone
@@ -16,8 +17,9 @@ from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.errors import CacheError, ConfigError
-from gate_lightning.tasks.pretraining.sampling import SamplingParts, sample
-from gate_lightning.tools.labelling.generate import Sampling, generate, prompts_of, sample_images
+from gate_lightning.techniques.sampling import Control, Sampling, sample_images
+from gate_lightning.tools.labelling.generate import generate, prompts_of
+from gate_lightning.utils.seeding import torch_generator
 from tests.support.composition import composed
 from tests.support.small_networks import build
 
@@ -64,20 +66,53 @@ def test_processes_share_the_work(backbone: Backbone, tmp_path: Path, monkeypatc
     assert_same(random_images(tmp_path / "shared"), random_images(tmp_path / "alone"))
 
 
-def test_the_same_images_as_the_sampler_of_training(backbone: Backbone) -> None:
-    parts = SamplingParts(
-        unet=backbone.unet,
-        text_encoder=backbone.text_encoder,
-        tokenizer=backbone.tokenizer,
-        autoencoder=backbone.vae,
+def test_the_pipeline_of_diffusers_makes_the_same_images() -> None:
+    backbone = build("one_repeat")
+    # as released models have it; the pipeline sets these by itself where they are absent
+    backbone.schedule.config = {**backbone.schedule.config, "steps_offset": 1, "clip_sample": False}
+    prompts, side = ["a red house", "a photo of a circle"], backbone.native_size
+    parts = {name: getattr(backbone, name) for name in ("unet", "text_encoder", "tokenizer", "vae")}
+    pipeline = StableDiffusionPipeline(
+        **parts,
         scheduler=DDIMScheduler.from_config(dict(backbone.schedule.config)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
-    prompts = ["a red house", "a photo of a circle"]
-    expected = sample(parts, prompts, steps=3, guidance=4.0, seed=7)
-    found = sample_images(backbone, prompts, 0, Sampling("ddim", 3, 4.0, backbone.native_size, seed=7))
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
-    other = sample_images(backbone, prompts, 0, Sampling("ddim", 3, 1.0, backbone.native_size, seed=7))
-    assert np.abs(found.astype(int) - other.astype(int)).max() > 1
+    pipeline.set_progress_bar_config(disable=True)
+    for guidance in (4.0, 1.0):
+        start = [torch.randn(1, 4, 8, 8, generator=torch_generator("image", 7, 5 + row)) for row in range(2)]
+        expected = pipeline(
+            prompts,
+            side,
+            side,
+            num_inference_steps=3,
+            guidance_scale=guidance,
+            latents=torch.cat(start),
+            output_type="np",
+        ).images
+        found = sample_images(backbone, prompts, 5, Sampling("ddim", 3, guidance, side, seed=7))
+        assert np.abs(found / 255.0 - expected).max() < 1.5 / 255
+
+
+def test_an_image_depends_on_its_number_and_seed_alone(backbone: Backbone) -> None:
+    how = Sampling("ddim", 2, 4.0, 32)
+    prompts = ["a red car", "a blue house", ""]
+    together = sample_images(backbone, prompts, 0, how).astype(int)
+    assert np.abs(together[1:] - sample_images(backbone, prompts[1:], 1, how)).max() <= 1
+    assert not np.array_equal(together, sample_images(backbone, prompts, 0, replace(how, seed=1)))
+
+
+def test_a_controlnet_steers_at_its_scale() -> None:
+    backbone = build("tiny")
+    how, prompts = Sampling("ddim", 2, 4.0, 32), ["a red car", "a"]
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = sample_images(backbone, prompts, 0, how)
+    none, full = (sample_images(backbone, prompts, 0, how, Control("canny", images, scale)) for scale in (0.0, 1.0))
+    np.testing.assert_array_equal(none, plain)
+    assert np.abs(full.astype(int) - plain).max() > 1
+    with pytest.raises(ConfigError, match="2 control images for 1 prompts"):
+        sample_images(backbone, ["a"], 0, how, Control("canny", images))
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 8), ("ddpm", 40)])
@@ -130,7 +165,7 @@ def test_what_cannot_be_generated_is_refused(backbone: Backbone, tmp_path: Path)
         ({"count": 0}, "count=0"),
         ({"size": 33}, "multiples of"),
         ({"size": 4}, "at least"),
-        ({"sampler": "euler"}, "ddim or ddpm"),
+        ({"sampler": "euler"}, "ddim, ddpm"),
         ({"steps": 1001}, "1000 timesteps"),
     ):
         with pytest.raises(ConfigError, match=words):
