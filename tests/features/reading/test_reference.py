@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
@@ -52,8 +53,9 @@ def compare(name: str, found: dict[str, Tensor], stored: dict[str, Tensor]) -> d
 @pytest.mark.parametrize("name", make.CASES)
 def test_this_package_reads_the_stored_features(name: str, parts: Parts, stored: dict[str, Tensor]) -> None:
     _, timestep, draws, prompt, controlled, layers = make.CASES[name]
+    schedule = DiffusionSchedule(SCHEDULE)
     backbone = UNetBackbone(
-        parts.unet, parts.vae, parts.text_encoder, parts.tokenizer, SCHEDULE, Identity("reference", "", "")
+        parts.unet, parts.vae, parts.text_encoder, parts.tokenizer, schedule, Identity("reference", "", "")
     )
     backbone.add_controlnet("plain", parts.controlnet)
     given = make.case_inputs(name)
