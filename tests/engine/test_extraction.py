@@ -121,7 +121,7 @@ def test_control_folders_and_caption_files_reach_the_branches(root: Path) -> Non
         *controlled(root, "technique.controlnet.dropout=0.5", "dataset.augment=false", "dataset.batch_size=2")
     )
     prompt, control = made.extractor.extractor.branches[0].techniques
-    made.datamodule.setup("fit")
+    made.connected_datamodule.setup("fit")
     batch = next(iter(made.datamodule.train_dataloader()))
     assert batch.conditions.control_images["depth"].shape == batch.images.shape
     assert batch.conditions.views == ("draw0", "draw0")  # dropout draws anew in every epoch
@@ -137,7 +137,7 @@ def test_a_missing_caption_stops_before_training(root: Path, tmp_path: Path) -> 
     made = components(*controlled(root, f"technique.prompt.file={tmp_path / 'c.jsonl'}"))
     _ = made.extractor
     with pytest.raises(DataError, match=r"has no caption for 'images/.*\(1 of 2 .*prompt technique a fallback"):
-        made.datamodule.setup("fit")
+        made.connected_datamodule.setup("fit")
 
 
 def test_images_to_be_labelled_bring_their_controls_too(root: Path, tmp_path: Path) -> None:
