@@ -17,7 +17,7 @@ EXPERIMENTS = sorted(
 )
 ABLATIONS = sorted(path.stem for path in CONF.glob("ablation/*.yaml"))
 GROUPS = ("amalgamation", "backbone", "callbacks", "head", "logger", "loss", "optimizer", "scheduler", "trainer")
-OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted(CONF.glob(f"{group}/*.yaml"))]
+OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted(CONF.glob(f"{group}/[!_]*.yaml"))]
 
 
 def targets(node: object) -> list[str]:

@@ -15,6 +15,7 @@ from gate_lightning.backbones.specs import ADAPTER_KINDS, AdapterKind, Adapters,
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import FeatureInfo, Identity
 from gate_lightning.utils.checks import did_you_mean, whole_number
+from gate_lightning.utils.dtypes import DTYPES
 
 __all__ = ["Backbone"]
 
@@ -242,3 +243,19 @@ class Backbone(nn.Module, ABC):
     def freeze(self) -> Self:
         """Switch gradients off and evaluation mode on."""
         return self.requires_grad_(False).train(False)
+
+    def finish(self, dtype: str, channels_last: bool) -> Self:
+        """Convert what a loader has read: floating-point type of DTYPES, memory format of the convolutions."""
+        self.to(DTYPES[dtype])
+        if channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        return self
+
+    def check_native_size(self, native_size: int | None) -> Self:
+        """Raise ConfigError if the configuration says another native size than these weights have."""
+        if native_size is not None and native_size != self.native_size:
+            raise ConfigError(
+                f"backbone.native_size={native_size}, but {self.identity.name} was trained on images of "
+                f"{self.native_size} px; set backbone.native_size={self.native_size}"
+            )
+        return self

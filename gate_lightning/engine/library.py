@@ -26,7 +26,7 @@ def load_backbone(name: str = "tiny", **settings: Any) -> Backbone:
         ConfigError: no such backbone or setting.
         WeightsError: weights missing, broken, or of another kind of model.
     """
-    names = sorted(path.stem for path in (config_folder() / "backbone").glob("*.yaml"))
+    names = sorted(path.stem for path in (config_folder() / "backbone").glob("[!_]*.yaml"))
     if name not in names:
         raise ConfigError(f"there is no backbone {name!r}; expected one of {', '.join(names)}")
     node = composed(name=f"backbone/{name}").backbone

@@ -24,6 +24,8 @@ from gate_lightning.backbones.weights.locate import (
 )
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
+from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.dtypes import DTYPES
 
 __all__ = ["ADM_ARCHITECTURES", "load_adm_backbone"]
 
@@ -34,7 +36,6 @@ ADM_ARCHITECTURES = {
     "adm256": ADMArchitecture((256, 256, 512, 512, 1024, 1024), (False, False, False, True, True, True)),
     "adm_tiny": ADMArchitecture((32, 32, 64, 64), (False, False, True, True), head_channels=16, image_size=64),
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PATTERNS = [
     f"{part}{name}"
     for part in ("", "unet/", "scheduler/")
@@ -72,8 +73,7 @@ def load_adm_backbone(
     Raises:
         WeightsError: weights missing, broken, or of another kind of model.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    check_choice(dtype, "backbone.dtype", DTYPES)
     if weights == "random":
         backbone = _random(architecture, seed)
     else:
@@ -83,10 +83,7 @@ def load_adm_backbone(
         else:
             backbone = _from_checkpoint(path, str(weights), head_channels, native_size)
         log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
-    backbone.to(DTYPES[dtype])
-    if channels_last:
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-    return backbone
+    return backbone.finish(dtype, channels_last)
 
 
 def _random(architecture: str, seed: int) -> ADMBackbone:

@@ -14,6 +14,10 @@ hook on a convolution sees its output as ever. On a CPU
 
 and everywhere there is no division by one, which diffusers' blocks end with.
 
+Risks: a ``TorchFunctionMode`` sees every torch call of the thread while a pass runs, the networks' own and other hooks'
+alike; and glibc's allocator is told, for the whole process, to keep freed memory (``mallopt``), which afterwards leaves
+its thresholds fixed where they would adapt. ``FeatureExtractor(fast=False)`` touches neither.
+
 Whatever does not fit (another device, small or strided convolutions, gradients …) runs as it is.
 """
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from gate_lightning.backbones.noise_schedule import CleanSchedule
@@ -133,9 +132,7 @@ def load_cleandift_backbone(
         log.info("Loaded %s (%s) onto %s.", identity.name, digest[:12], base)
     timestep = INITIAL_TIMESTEP if learned is None else learned
     backbone = CleanDIFTBackbone(made, timestep if own_timestep is None else own_timestep, identity)
-    if channels_last:
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-    return backbone
+    return backbone.finish(dtype, channels_last)
 
 
 def _checkpoint(weights: str, file: str, revision: str | None, offline: bool) -> Path:

@@ -28,12 +28,13 @@ from gate_lightning.backbones.weights.locate import (
 )
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
+from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.dtypes import DTYPES
 
 __all__ = ["load_unet_backbone"]
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _KINDS = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
@@ -85,12 +86,11 @@ def load_unet_backbone(
         ConfigError: settings that do not go together, or not with these weights.
         WeightsError: weights missing, broken, or of another kind of model.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    check_choice(dtype, "backbone.dtype", DTYPES)
     policy = check_long_prompts(long_prompts)
     sizes = _size_conditions(size_conditions)
     if weights == "random":
-        backbone = build_random_backbone(architecture, seed, size_conditions=sizes).to(DTYPES[dtype])
+        backbone = build_random_backbone(architecture, seed, size_conditions=sizes)
     else:
         source = f"{ASSET}tiny" if weights == "tiny" else str(weights)
         advice = "Name it: backbone.weights=<folder, file or id>"
@@ -101,17 +101,11 @@ def load_unet_backbone(
             _refuse_for_folders(weights, tokenizer, prediction_type)
             backbone = _load_folder(path, str(weights), revision or "", variant, DTYPES[dtype], sizes)
         log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
-    if weights != "random" and native_size is not None and native_size != backbone.native_size:
-        raise ConfigError(
-            f"backbone.native_size={native_size}, but {weights} was trained on images of {backbone.native_size} px; "
-            f"set backbone.native_size={backbone.native_size}"
-        )
+        backbone.check_native_size(native_size)
     backbone.controlnet_sources.update({name: source for name, source in (controlnets or {}).items() if source})
     backbone.offline = offline
     backbone.long_prompts = policy
-    if channels_last:
-        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-    return backbone
+    return backbone.finish(dtype, channels_last)
 
 
 def _refuse_for_folders(weights: str, tokenizer: str | None, prediction_type: str | None) -> None:

@@ -161,3 +161,16 @@ def test_features_are_the_same_without_it() -> None:
     images, given = random_images(2), conditions(2)
     fast, slow = (FeatureExtractor(backbone, [branch], fast=fast)(images, given)["plain"] for fast in (True, False))
     assert max(relative(fast[layer], slow[layer]) for layer in slow) < 1e-5
+
+
+def test_switched_off_nothing_of_it_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("fast operations are on")
+
+    for name in ("_mallopt", "_FastOps"):
+        monkeypatch.setattr(f"gate_lightning.backbones.kernels.dispatch.{name}", refuse)
+    branches = [Branch("a", 50, ("unet-after-conv-in",))]
+    backbone, images = build("tiny"), random_images(1)
+    FeatureExtractor(backbone, branches, fast=False)(images, conditions(1))
+    with pytest.raises(AssertionError, match="fast operations are on"):
+        FeatureExtractor(backbone, branches)(images, conditions(1))

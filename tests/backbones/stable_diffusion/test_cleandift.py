@@ -150,5 +150,5 @@ def test_what_needs_noisy_latents_is_refused() -> None:
         FeatureExtractor(backbone, [Branch("a", 261, ("us6",), (ControlNet("canny"),))])
     with pytest.raises(ConfigError, match="reads clean latents"):
         FeatureExtractor(backbone, [Branch("a", 261, ("us6",), (Denoise(2),))])
-    with pytest.raises(ConfigError, match="has no layer 'vae-out'"):
+    with pytest.raises(ConfigError, match="has no layer or preset 'vae-out'"):
         FeatureExtractor(backbone, [Branch("a", 261, ("vae-out",))])
