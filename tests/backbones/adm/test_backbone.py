@@ -102,7 +102,7 @@ def test_dtype_and_memory_format(tmp_path: Path) -> None:
     images = random_images(1, 16, 24).bfloat16()
     outcome = half.denoise(images, 101, half.encode_text([""]))
     torch.testing.assert_close(outcome.float(), prediction(plain), rtol=0.1, atol=0.1)
-    with pytest.raises(ConfigError, match="backbone.dtype='int8'"):
+    with pytest.raises(ConfigError, match=r"backbone\.dtype='int8'"):
         load_adm_backbone(str(path), dtype="int8")
 
 
