@@ -1,4 +1,4 @@
-"""One command for a protocol of several random re-splits: a run folder per split, and what they give together.
+"""Protocols of several random re-splits in one command: a run folder per split, and their mean and deviation.
 
 <run>/config.yaml         of the protocol; ``repeats`` says how many splits
 <run>/split0/ …           run folders like any other, each with its split.json and seeds
@@ -24,6 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.callbacks.loggers import close_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.errors import ConfigError, GateError, Interrupted, ResumeError
+from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.files import write_csv
 from gate_lightning.utils.units import duration
 
 __all__ = ["of_split", "repeats_of", "require_same_splits", "split_folders", "summarize", "train_repeats"]
@@ -39,14 +41,12 @@ TrainOne = Callable[[DictConfig, Path, Path | None], dict[str, float]]
 
 
 def repeats_of(config: DictConfig) -> int:
-    """How many splits the protocol has.
+    """Number of splits of the protocol.
 
     Raises:
         ConfigError: no whole number from 1, or several of a data set that is not split at random.
     """
-    repeats = config.get("repeats", 1)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise ConfigError(f"repeats={repeats!r}: expected a number of re-splits, 1 or more")
+    repeats = whole_number(config.get("repeats", 1), "repeats", 1)
     if repeats == 1:
         return 1
     data = (config.get("task") or {}).get("data") or {}
@@ -103,7 +103,7 @@ def require_same_splits(config: DictConfig, folder: Path) -> None:
 
 
 def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, train_one: TrainOne) -> dict[str, float]:
-    """Run the splits one after another; those that are done are left alone, one that was stopped goes on.
+    """Run the splits one after another; finished ones are skipped, an interrupted one is resumed.
 
     Args:
         config: resolved configuration of the protocol.
@@ -145,27 +145,22 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             taken.append(time.monotonic() - started)
         if number + 1 < repeats:
             summarize(folder)
-            _foretell(taken, repeats - number - 1)
+            if taken:  # by splits that ran from beginning to end
+                left = repeats - number - 1
+                rest = duration(left * mean(taken))
+                log.info("a split took %s: about %s for the other %d", duration(taken[-1]), rest, left)
     return summarize(folder)
 
 
-def _foretell(taken: Sequence[float], left: int) -> None:
-    """Say what the remaining splits will take, from those that ran from beginning to end (seconds each)."""
-    if taken:
-        log.info("a split took %s: about %s for the other %d", duration(taken[-1]), duration(left * mean(taken)), left)
-
-
 def summarize(folder: Path, metrics_name: str = "metrics.json") -> dict[str, float]:
-    """Put the splits' results together and write the tables.
-
-    The standard deviation is that of a sample (n - 1); of one split there is none.
+    """Mean and sample standard deviation (n - 1) of the splits' metrics, written with the tables.
 
     Args:
         folder: of the protocol.
-        metrics_name: of the files in the splits' folders.
+        metrics_name: name of the metrics file in the splits' folders, and of the one written to ``folder``.
 
     Returns:
-        What is written as ``metrics_name`` into ``folder``.
+        Metric → mean, and ``<metric>_std`` → standard deviation where there are two splits or more.
     """
     rows: list[dict[str, Any]] = []
     for inside in split_folders(folder):
@@ -195,14 +190,9 @@ def _write_splits(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[st
     if not rows:
         return
     columns = [*(key for key in rows[0] if "/" not in key), *names]
-    ends = [
-        {"split": "mean", **{name: together.get(name, "") for name in names}},
-        {"split": "std", **{name: together.get(f"{name}_std", "") for name in names}},
-    ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows([*rows, *ends])
+    means = {"split": "mean", **together}
+    deviations = {"split": "std", **{name: together.get(f"{name}_std", "") for name in names}}
+    write_csv(path, columns, [[row.get(name, "") for name in columns] for row in (*rows, means, deviations)])
 
 
 def _write_classes(folder: Path) -> None:
@@ -216,13 +206,13 @@ def _write_classes(folder: Path) -> None:
     if not tables:
         return
     columns = [name for name in next(iter(tables[0].values())) if name != "class"]
-    with (folder / "classes_test.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", *(title for name in columns for title in (name, f"{name} std"))])
-        for label in tables[0]:
-            line: list[Any] = [label]
-            for name in columns:
-                values = [float(table[label][name]) for table in tables if label in table]
-                values = [value for value in values if not math.isnan(value)]
-                line += [mean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan]
-            writer.writerow(line)
+    lines = []
+    for label in tables[0]:
+        line: list[Any] = [label]
+        for name in columns:
+            values = [float(table[label][name]) for table in tables if label in table]
+            values = [value for value in values if not math.isnan(value)]
+            line += [mean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan]
+        lines.append(line)
+    titles = ["class", *(title for name in columns for title in (name, f"{name} std"))]
+    write_csv(folder / "classes_test.csv", titles, lines)

@@ -1,4 +1,4 @@
-"""The run folder: what is written so that a run can be evaluated, resumed and compared later.
+"""The run folder: files by which a run can be evaluated, resumed and compared later.
 
 <run>/config.yaml         resolved configuration (no interpolation left; the trained branches as plain data)
 <run>/environment.json    command, git commit, versions of this package and others
@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.utils.files import differences, write_atomically
 from gate_lightning.version import __version__
 
 __all__ = [
@@ -43,7 +44,7 @@ __all__ = [
 INVOCATION_KEYS = frozenset(
     {"resume", "run", "allow_changes", "input", "control_images", "output", "checkpoint", "split", "submission", "tool"}
 )
-#: what a path inside the run folder begins with in a configuration, so that a run folder can be moved
+#: prefix, in a configuration, of paths inside the run folder, so that a run folder can be moved
 INSIDE = "run:"
 #: a run's task is fixed: re-composing with another data set would flip it silently
 FIXED_GROUPS = frozenset({"task"})
@@ -55,18 +56,15 @@ PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-co
 
 
 def located(place: str | None, folder: str | Path) -> str | None:
-    """A path of a configuration, that of ``run:name`` inside the run folder; None there where there is no run."""
+    """A path of a configuration, ``run:name`` resolved inside the run folder (None where there is no run folder)."""
     if place is None or not place.startswith(INSIDE):
         return place
     return str(Path(folder) / place.removeprefix(INSIDE)) if str(folder) else None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write atomically, so that a killed process never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
+    """Write a JSON file, as `write_atomically` does."""
+    write_atomically(path, f"{json.dumps(value, indent=2, sort_keys=True)}\n".encode())
 
 
 def read_json(path: Path) -> Any:
@@ -76,9 +74,7 @@ def read_json(path: Path) -> Any:
 
 def resolve(config: DictConfig) -> DictConfig:
     """A copy without interpolations and without Hydra's own node."""
-    own = OmegaConf.masked_copy(
-        config, [str(key) for key in config if key != "hydra"]
-    )  # its node resolves only inside Hydra
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # resolves only inside Hydra
     try:
         plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -159,13 +155,7 @@ def patch(saved: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> 
 
 def changed_keys(before: DictConfig, after: DictConfig) -> list[str]:
     """Dotted keys whose values differ, as ``key: old → new``."""
-    old, new = _flat(OmegaConf.to_container(before)), _flat(OmegaConf.to_container(after))
-    missing = "(absent)"
-    return [
-        f"{key}: {old.get(key, missing)!r} → {new.get(key, missing)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, missing) != new.get(key, missing)
-    ]
+    return differences(OmegaConf.to_container(before), OmegaConf.to_container(after))
 
 
 def checkpoint_of(folder: Path, which: str = "best") -> Path:
@@ -219,12 +209,3 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, Mapping) and node:
-        flat: dict[str, Any] = {}
-        for key, value in node.items():
-            flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return flat
-    return {prefix: node}

@@ -16,13 +16,14 @@ from typing import Any
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.tools.comparison.grid import grid_of, write_grid
+from gate_lightning.utils.files import write_csv
 from gate_lightning.visualization.charts import comparison_chart
 
 __all__ = ["ComparedRun", "Row", "compare", "find_runs", "group_runs"]
 
-#: overrides that are no part of what a row stands for
+#: overrides that are left out of a row's label
 UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_changes", "hydra")
-#: rows that differences refer to if the caller names none, first match wins
+#: default baseline: the first of these labels among the rows
 BASELINES = ("techniques=none", "ablation=plain")
 
 #: what `callbacks.throughput` logs during training
@@ -31,15 +32,15 @@ PACE = "train/images_per_second"
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """What a run folder says about itself.
+    """Settings, state and results of a run folder.
 
     Attributes:
         folder: run folder.
         label: its overrides without seed, bookkeeping and what all runs share, ``defaults`` if there are none.
-        seed: its seed, pairs differences.
-        status: done, failed, interrupted, running.
+        seed: differences are taken between runs of equal seed.
+        status: done, failed, interrupted or running.
         message: why it failed or stopped.
-        metrics: final metrics by name (fractions), and the median pace of training where the run logged it.
+        metrics: final metrics by name (fractions), and the median of images per second where the run logged it.
         settings: its overrides without seed and bookkeeping.
     """
 
@@ -70,12 +71,12 @@ class Row:
 def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", baseline: str | None = None) -> str:
     """Compare run folders; writes ``comparison.csv``, ``comparison_summary.csv`` and ``comparison.png``.
 
-    Where the runs differ in two settings (a sweep over layers and timesteps, say), the table over the two goes to
+    Runs that differ in two settings (a sweep over layers and timesteps, for example) also give
     ``comparison_grid.csv`` and ``comparison_grid.png``.
 
     Args:
         runs: a run folder, a folder that contains run folders (a sweep), or several of these.
-        output: folder to write to.
+        output: folder, made where it is missing.
         metric: name in ``metrics.json``; rows are sorted by its mean, best first.
         baseline: label of the row that differences refer to; by default plain features, if they are among the runs.
 
@@ -88,7 +89,6 @@ def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", ba
     found = find_runs([runs] if isinstance(runs, str | Path) else runs)
     rows = group_runs(found, metric, baseline)
     target = Path(output)
-    target.mkdir(parents=True, exist_ok=True)
     _write_runs(found, target / "comparison.csv")
     _write_summary(rows, metric, target / "comparison_summary.csv")
     finished = [row for row in rows if row.values]
@@ -122,7 +122,7 @@ def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
 
 
 def _labelled(found: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """What all runs share tells no row from another and is left out of the labels."""
+    """Runs labelled by the settings that not all of them share."""
     shared = set.intersection(*(set(run.settings) for run in found))
     labels = [" ".join(item for item in run.settings if item not in shared) for run in found]
     return [replace(run, label=label or run.label) for run, label in zip(found, labels, strict=True)]
@@ -162,7 +162,7 @@ def _values(members: Sequence[ComparedRun], metric: str) -> dict[str, float]:
 
 
 def _splits(run: Path) -> list[Path]:
-    """The runs of a protocol's re-splits, which count like seeds; a run that is none is itself."""
+    """Runs of a protocol's re-splits, which count like seeds; any other run by itself."""
     splits = [path.parent for path in run.glob("split*/status.json")]
     return sorted(splits, key=lambda path: (len(path.name), path.name)) or [run]
 
@@ -184,7 +184,7 @@ def _read(folder: Path) -> ComparedRun:
     overrides: list[str] = _json(folder / "overrides.json") or []
     seed = next((item.split("=", 1)[1] for item in overrides if item.startswith("seed=")), "default")
     kept = [item for item in overrides if item.split("=", 1)[0].lstrip("+~").split(".")[0] not in UNLABELLED]
-    label = " ".join(kept) or ("defaults" if overrides or _is_done(status) else folder.name)
+    label = " ".join(kept) or ("defaults" if overrides or status["status"] == "done" else folder.name)
     metrics = {**_pace(folder / "metrics.csv"), **(_json(folder / "metrics.json") or {})}
     return ComparedRun(folder, label, seed, status["status"], status.get("message", ""), metrics, tuple(kept))
 
@@ -195,10 +195,6 @@ def _pace(path: Path) -> dict[str, float]:
     with path.open(newline="") as file:
         paces = [float(row[PACE]) for row in csv.DictReader(file) if row.get(PACE)]
     return {PACE: median(paces)} if paces else {}
-
-
-def _is_done(status: dict[str, str]) -> bool:
-    return status.get("status") == "done"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -222,23 +218,20 @@ def _text(rows: Sequence[Row]) -> str:
 
 def _write_runs(found: Sequence[ComparedRun], path: Path) -> None:
     names = sorted({name for run in found for name in run.metrics})
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["folder", "label", "seed", "status", "message", *names])
-        for run in found:
-            values = [run.metrics.get(name, "") for name in names]
-            writer.writerow([run.folder, run.label, run.seed, run.status, run.message, *values])
+    lines = [
+        [run.folder, run.label, run.seed, run.status, run.message, *(run.metrics.get(name, "") for name in names)]
+        for run in found
+    ]
+    write_csv(path, ["folder", "label", "seed", "status", "message", *names], lines)
 
 
 def _write_summary(rows: Sequence[Row], metric: str, path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label", "runs", "failed", f"{metric} mean", "std", "paired difference mean", "std"])
-        for row in rows:
-            values, differences = list(row.values.values()), list(row.differences)
-            writer.writerow(
-                [row.label, len(row.runs), len(row.failures), *_moments(values), *_moments(differences)],
-            )
+    titles = ["label", "runs", "failed", f"{metric} mean", "std", "paired difference mean", "std"]
+    lines = [
+        [row.label, len(row.runs), len(row.failures), *_moments(list(row.values.values())), *_moments(row.differences)]
+        for row in rows
+    ]
+    write_csv(path, titles, lines)
 
 
 def _moments(values: Sequence[float]) -> tuple[float | str, float | str]:
