@@ -18,38 +18,18 @@ from gate_lightning.heads.base import Head, resize
 from gate_lightning.ops.normalization import group_count
 from gate_lightning.utils.checks import check_choice, did_you_mean
 
-__all__ = ["REFUSED", "WORKING_TYPES", "MMSegHead", "norm_config", "quiet"]
+__all__ = ["WORKING_TYPES", "MMSegHead", "norm_config", "quiet"]
 
-# What a type reads. "levels": a list of levels. "map": one map, the levels resized to the first of them and
-# concatenated. "detail": the last level, and beside it the first one if there are several.
+# Input of a type. "levels": a list of levels. "map": one map, the levels resized to the first of them and
+# concatenated. "detail": the last level, and the first one too if there are several.
 _READS: dict[str, Literal["levels", "map", "detail"]] = {
     **dict.fromkeys(("FPNHead", "SegformerHead", "UPerHead"), "levels"),
     **dict.fromkeys(("APCHead", "ASPPHead", "DMHead", "EMAHead", "FCNHead", "PSPHead", "SETRUPHead"), "map"),
     "DepthwiseSeparableASPPHead": "detail",
 }
 
-#: Types that ``MMSegHead`` builds: channels and options are all they need.
+#: types that build from channels and options alone
 WORKING_TYPES: tuple[str, ...] = tuple(_READS)
-
-_DEAD = "some of its parameters never receive a gradient"
-_MMDET = "it needs mmdetection"
-_FIRST = "it refines the logits of another head"
-_NETWORK = "it reads the output of a network of its own"
-#: mmsegmentation's other decode heads → why ``MMSegHead`` does not build them.
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(("ANNHead", "DAHead", "DNLHead", "DepthwiseSeparableFCNHead"), _DEAD),
-    **dict.fromkeys(("GCHead", "ISAHead", "NLHead", "SegmenterMaskTransformerHead"), _DEAD),
-    **dict.fromkeys(("DDRHead", "DPTHead", "PIDHead", "SideAdapterCLIPHead"), _NETWORK),
-    **dict.fromkeys(("IterativeDecodeHead", "OCRHead", "PointHead"), _FIRST),
-    **dict.fromkeys(("Mask2FormerHead", "MaskFormerHead"), _MMDET),
-    **dict.fromkeys(("CCHead", "PSAHead"), "it needs compiled operators"),
-    "EncHead": "its second output is trained by a loss of its own",
-    "LRASPPHead": "it averages over 49×49 positions, more than diffusion features have",
-    "LightHamHead": "it starts every pass from random bases, so predictions are random",
-    "SETRMLAHead": "it wants levels of equal size and width",
-    "STDCHead": "it differs from FCNHead only in its loss",
-    "VPDDepthHead": "it estimates depth",
-}
 
 # options that follow from the pyramid, or belong to the task
 _COMPUTED = {
@@ -73,9 +53,8 @@ class _GroupNorm(nn.GroupNorm):
 class MMSegHead(Head):
     """A decode head of mmsegmentation, by name.
 
-    Channels and strides come from the amalgamation; ``init_weights()``, which mmsegmentation leaves to its own
-    runner, is called. Its losses are not used. Any other head: a subclass of ``Head`` of one's own, named by
-    ``head.decode._target_``.
+    Channels and strides come from the amalgamation. The head is initialised by its ``init_weights()``; its losses are
+    not used.
 
     Args:
         in_channels: channels of each level, finest level first.
@@ -91,12 +70,12 @@ class MMSegHead(Head):
         order: "fine_first", as mmsegmentation means its heads to be used, or "coarse_first", as GATE's released
             configurations list their levels: the head takes the coarsest level for the finest, works at its resolution
             (UPerHead then pools the finest level) and leaves the logits there.
-        options: what else the type takes, for example ``pool_scales`` of UPerHead, ``num_convs`` of FCNHead and
-            ``dropout_ratio`` of all of them.
+        options: further arguments of the type, for example ``pool_scales`` of UPerHead, ``num_convs`` of FCNHead
+            and ``dropout_ratio`` of all of them.
 
     Raises:
-        ConfigError: mmsegmentation is not installed; or a type, norm, level, order or option that does not work, with
-            those that do.
+        ConfigError: mmsegmentation is not installed, or a type, norm, level, order or option is not supported; the
+            message lists the supported ones.
     """
 
     def __init__(
@@ -127,7 +106,7 @@ class MMSegHead(Head):
         self.decode_head = _build(head_class, num_classes=num_classes, channels=channels, **arguments)
 
     def _inputs(self) -> dict[str, Any]:
-        """mmsegmentation's description of the levels read."""
+        """mmsegmentation's arguments for the levels read."""
         widths = [self.in_channels[index] for index in self.levels_read]
         if self.reads == "map":
             return {"in_channels": sum(widths), "in_index": 0}
@@ -166,25 +145,25 @@ def _levels_read(levels: str | Sequence[int], count: int) -> list[int]:
 
 
 def norm_config(norm: str) -> dict[str, object]:
-    """mmsegmentation's description of the normalisation "GN", "BN" or "SyncBN"; raises ConfigError for another."""
+    """mmsegmentation's ``norm_cfg`` of "GN", "BN" or "SyncBN"; raises ConfigError for another name."""
     from mmengine.registry import MODELS
 
     if _GROUP_NORM not in MODELS:
-        # by name: some heads look into the name of a norm
+        # registered by name, as some heads inspect it
         MODELS.register_module(name=_GROUP_NORM, module=_GroupNorm)
     names = {"GN": _GROUP_NORM, "BN": "BN", "SyncBN": "SyncBN"}
     check_choice(norm, "norm", names)
-    # a fresh dictionary: mmsegmentation may keep and change what it is given
+    # a fresh dictionary: mmsegmentation may keep and change it
     return {"type": names[norm]}
 
 
 def _head_class(type_name: str) -> Callable[..., nn.Module]:
-    if type_name in REFUSED:
+    if type_name not in WORKING_TYPES:
         raise ConfigError(
-            f"head type {type_name!r} is not supported: {REFUSED[type_name]}. Supported: {', '.join(WORKING_TYPES)}. "
-            "A head of your own that wraps it can be named by head.decode._target_"
+            f"type={type_name!r}: {did_you_mean(type_name, WORKING_TYPES)}expected one of {', '.join(WORKING_TYPES)}. "
+            "docs/segmentation.md says why mmsegmentation's other heads are not built; wrap such a head in a class of "
+            "your own and name it by head.decode._target_"
         )
-    check_choice(type_name, "type", WORKING_TYPES)
     try:
         with quiet():
             import mmseg.models  # noqa: F401 - registers the heads; seconds, so only when a head is built

@@ -1,4 +1,4 @@
-"""A whole segmentation network behind the contract of a head: it reads the image itself, and no diffusion model."""
+"""A residual segmentation network on the image itself, without a diffusion model, as a head."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import Tensor
 from gate_lightning.errors import ConfigError
 from gate_lightning.heads.base import Head
 from gate_lightning.heads.mmseg import MMSegHead, norm_config, quiet
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["ResNetHead"]
 
-#: depth → channels that come out of a block per channel inside
+#: depth → output channels of a block per inner channel
 _EXPANSION = {18: 1, 34: 1, 50: 4, 101: 4, 152: 4}
 _STAGES = 4
 _STEM_STRIDE = 4
-#: of the images that ImageNet classifiers are trained on, in [0, 1]
+#: mean and standard deviation of ImageNet images in [0, 1], per channel
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class ResNetHead(Head):
     """A residual network with a decode head of mmsegmentation: DeepLabV3 (arXiv 1706.05587) with the defaults.
 
-    The student of DatasetDDPM: it learns from images that an ensemble has labelled, and needs no diffusion model to
-    run. Stages whose stride would go beyond ``output_stride`` keep the resolution and are dilated instead. Weights
-    are random: nothing is downloaded.
+    The student of DatasetDDPM, trained on images that an ensemble has labelled. Stages whose stride would exceed
+    ``output_stride`` keep the resolution and are dilated instead. Weights are random: nothing is downloaded.
 
     Args:
-        in_channels, strides: of the one level it reads: the image in [-1, 1], (3,) and (1,).
+        in_channels, strides: (3,) and (1,), a single level: the image in [-1, 1].
         num_classes: K.
         depth: layers: 18, 34, 50, 101 or 152.
         width: channels of the first stage (64 in the published networks).
@@ -69,8 +69,7 @@ class ResNetHead(Head):
                 f"depth={depth}, output_stride={output_stride}; expected a depth of {', '.join(map(str, _EXPANSION))} "
                 "and an output stride of 4, 8, 16 or 32"
             )
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ConfigError(f"width={width!r}; expected channels, at least 1")
+        whole_number(width, "width", 1)
         whole = [_STEM_STRIDE * 2**stage for stage in range(_STAGES)]
         reached = [min(stride, output_stride) for stride in whole]
         dilations = [stride // got for stride, got in zip(whole, reached, strict=True)]

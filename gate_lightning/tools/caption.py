@@ -1,4 +1,4 @@
-"""One caption per image, by a captioning model of transformers: what the prompt technique reads."""
+"""Captions for the prompt technique, one per image, from a captioning model of transformers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from gate_lightning.backbones.weights.locate import (
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.errors import ConfigError, DataError, WeightsError
 from gate_lightning.tools.devices import device_of, place
+from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.files import append, claim, write_atomically
 from gate_lightning.utils.progress import Progress
@@ -31,24 +32,24 @@ __all__ = ["Captioner", "caption"]
 
 log = logging.getLogger(__name__)
 
-#: what is downloaded of a hub id: safetensors, configuration, tokenizer
+#: files downloaded of a hub id: weights, configuration, tokenizer, chat template
 _PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 class Captioner:
-    """A captioning model: images → sentences, greedily, so that the same image has the same caption.
+    """A captioning model with greedy decoding: the same image always gets the same caption.
 
     Args:
-        model: folder or hub id of a transformers model for image and text to text, with its processor.
-        prompt: what the model is told, in its own format; None for none.
+        model: folder or hub id of an image-text-to-text model of transformers, with its processor.
+        prompt: text that the model is given with the image, in its own format; None for none.
         keep_prompt: captions begin with the prompt.
-        max_new_tokens: longest caption.
+        max_new_tokens: most tokens of a caption.
         dtype: "float32", "bfloat16" or "float16" of weights and computation.
         device: a torch device.
-        offline: never ask the network.
+        offline: use local files only.
 
     Raises:
-        WeightsError: no such model, or one that describes no images.
+        WeightsError: the model is missing, or is no captioning model.
     """
 
     def __init__(
@@ -61,10 +62,8 @@ class Captioner:
         device: torch.device | str = "cpu",
         offline: bool = False,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={max_new_tokens!r}: expected an integer of 1 or more")
+        check_choice(dtype, "dtype", DTYPES)
+        whole_number(max_new_tokens, "max_new_tokens", 1)
         folder = find_weights(model, None, _PATTERNS, offline, "Name it: tool.model=<folder or hub id>")
         self.prompt, self.keep_prompt, self.max_new_tokens = prompt, keep_prompt, max_new_tokens
         self.processor, network = _load(folder, DTYPES[dtype])
@@ -81,7 +80,7 @@ class Captioner:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[str]:
-        """Captions of images, uint8 (H, W, 3) RGB each, on one line each."""
+        """Captions of images, uint8 (H, W, 3) RGB each; a caption is a single line."""
         texts = {} if self.prompt is None else {"text": [self.prompt] * len(images), "padding": True}
         network = self.network
         inputs = {
@@ -89,23 +88,23 @@ class Captioner:
             for name, value in self.processor(images=list(images), return_tensors="pt", **texts).items()
         }
         if network.config.model_type == "git" and "input_ids" in inputs:
-            # its tokenizer ends the text, and it would go on behind the end; the others take that off themselves
+            # its tokenizer appends the end token, after which GIT would go on; other models strip it themselves
             inputs = {**inputs, **{name: inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}}
         try:
             tokens = network.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{network.config.model_type} does not describe images when told {self.prompt!r} ({error}); some "
-                'models must be told something, in their own words: tool.prompt="<CAPTION>", "<grounding>An image of" …'
+                f"{network.config.model_type} gives no caption for the prompt {self.prompt!r} ({error}); some models "
+                'need one in a format of their own: tool.prompt="<CAPTION>", "<grounding>An image of" …'
             ) from error
-        told = inputs.get("input_ids")
-        if told is not None and tokens.shape[1] >= told.shape[1] and torch.equal(tokens[:, : told.shape[1]], told):
-            tokens = tokens[:, told.shape[1] :]  # models that only go on with a text repeat it
+        given = inputs.get("input_ids")
+        if given is not None and torch.equal(tokens[:, : given.shape[1]], given):
+            tokens = tokens[:, given.shape[1] :]  # models that continue a text repeat it
         sentences = [" ".join(text.split()) for text in self.processor.batch_decode(tokens, skip_special_tokens=True)]
-        return [self._told(sentence) for sentence in sentences]
+        return [self._with_prompt(sentence) for sentence in sentences]
 
-    def _told(self, sentence: str) -> str:
-        """The sentence with or without the prompt, which some models say in other capitals."""
+    def _with_prompt(self, sentence: str) -> str:
+        """The sentence with or without the prompt, which some models repeat in other capitals."""
         if self.prompt is None:
             return sentence
         start = " ".join(self.prompt.split())
@@ -131,28 +130,27 @@ def caption(
     Args:
         input: an image, a folder (searched with its subfolders) or a pattern.
         output: the file (``.jsonl``), one ``{"image": "a/b.jpg", "caption": "…"}`` a line, paths relative to the
-            folder; or a folder for a ``captions.jsonl``. Beside it ``<name>.manifest.json`` says which model wrote it.
+            folder; or a folder for a ``captions.jsonl``. ``<name>.manifest.json`` beside it records the model.
         model, prompt, keep_prompt, max_new_tokens, dtype, offline: see `Captioner`.
-        batch_size: images described together.
+        batch_size: images captioned together.
         device: "auto" (a GPU where there is one) or a torch device.
 
     Returns:
-        What was done, in words.
+        Summary: images written, images that had a caption, file.
 
     Raises:
         CacheError: ``output`` holds captions of another model or prompt, or cannot be written.
-        DataError: images that are missing or broken, or a line of ``output`` that is no caption.
+        DataError: images that are missing or broken, or a malformed line of ``output``.
         WeightsError: see `Captioner`.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size!r}: expected an integer of 1 or more")
+    whole_number(batch_size, "batch_size", 1)
     if place()[1] > 1:
         raise ConfigError("tool=caption runs in one process; give each a folder and an output of its own")
     path = Path(output).expanduser()
     if path.suffix != ".jsonl":
         path = path / "captions.jsonl"
     source = ImageSource(input)
-    # new captions are collected beside it: what has the name of the result is never half a file
+    # new captions are collected in a file of their own: the result is complete or absent
     partial = path.with_name(f"{path.name}.partial")
     known = {**_known(path), **_known(partial, torn=True)}
     captioner = Captioner(model, prompt, keep_prompt, max_new_tokens, dtype, device_of(device), offline)
@@ -163,25 +161,19 @@ def caption(
     progress.step(0, len(source) - len(missing))
     for start in range(0, len(missing), batch_size):
         batch = missing[start : start + batch_size]
-        told = _described(captioner, source, batch)
-        known.update(told)
-        lines = b"".join(_line(image, told) for image in told)
+        images = [source.sample_id(index) for index in batch]
+        sentences = captioner([source.load(index).image for index in batch])
+        for image, sentence in zip(images, sentences, strict=True):
+            known[image] = sentence
+            if not sentence:
+                log.warning("%s: the caption is empty", image)
+        lines = b"".join(_line(image, known[image]) for image in images)
         append(partial, lines)
         progress.bytes += len(lines)
         progress.step(len(batch), 0)
-    write_atomically(path, b"".join(_line(image, known) for image in sorted(known)))
+    write_atomically(path, b"".join(_line(image, known[image]) for image in sorted(known)))
     partial.unlink(missing_ok=True)
     return f"{progress.summary()}: {path}"
-
-
-def _described(captioner: Captioner, source: ImageSource, batch: Sequence[int]) -> dict[str, str]:
-    """Image → what the model says of it."""
-    images = [source.sample_id(index) for index in batch]
-    told = dict(zip(images, captioner([source.load(index).image for index in batch]), strict=True))
-    for image in images:
-        if not told[image]:
-            log.warning("%s: the model said nothing", image)
-    return told
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -197,13 +189,13 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{folder} is no model of transformers that describes images, or lacks its processor: {reason}"
+            f"{folder} is no captioning model of transformers, or lacks its processor: {reason}"
         ) from error
     return processor, network
 
 
 def _known(path: Path, torn: bool = False) -> dict[str, str]:
-    """Captions that are there, by image; with ``torn`` the last line may have been cut off, and does not count."""
+    """Image → caption of a file, empty where it is missing; with ``torn``, an incomplete last line is cut off."""
     known: dict[str, str] = {}
     if not path.exists():
         return known
@@ -225,5 +217,5 @@ def _known(path: Path, torn: bool = False) -> dict[str, str]:
     return known
 
 
-def _line(image: str, known: dict[str, str]) -> bytes:
-    return json.dumps({"image": image, "caption": known[image]}, ensure_ascii=False).encode() + b"\n"
+def _line(image: str, sentence: str) -> bytes:
+    return json.dumps({"image": image, "caption": sentence}, ensure_ascii=False).encode() + b"\n"

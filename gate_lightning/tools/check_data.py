@@ -1,4 +1,4 @@
-"""Look at a data set before training on it: broken pairs, unknown labels, sizes, empty classes."""
+"""Check of a data set before training: broken pairs, unknown labels, sizes, empty classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.data.files.checks import DataReport
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.utils.files import write_atomically
 
 __all__ = ["check_data"]
 
@@ -35,9 +36,7 @@ def check_data(datamodule: ImageDataModule | None, level: str = "full", output: 
         )
     report = datamodule.check(level)
     if output is not None:
-        folder = Path(output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "check_data.txt").write_text(f"{report}\n", encoding="utf-8")
+        write_atomically(Path(output) / "check_data.txt", f"{report}\n".encode())
     if report.errors:
         raise DataError(f"{report}")
     return report

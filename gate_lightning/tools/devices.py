@@ -1,4 +1,4 @@
-"""Where a tool computes, and which share of the work is this process's."""
+"""Device and process rank of a tool."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["device_of", "place"]
 
 
 def place() -> tuple[int, int]:
-    """This process's number and how many there are, as torchrun and ``tool.processes`` set RANK and WORLD_SIZE."""
+    """(rank, world size) of this process, from RANK and WORLD_SIZE as torchrun and ``tool.processes`` set them."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if not 0 <= rank < world:
         raise ConfigError(f"RANK={rank} and WORLD_SIZE={world} in the environment: expected 0 ≤ RANK < WORLD_SIZE")
@@ -20,7 +20,7 @@ def place() -> tuple[int, int]:
 
 
 def device_of(device: str) -> torch.device:
-    """The device named, or for "auto" this process's GPU where there is one, else the CPU."""
+    """Torch device by name; "auto" is this process's GPU, or the CPU where there is none."""
     if device != "auto":
         try:
             return torch.device(device)

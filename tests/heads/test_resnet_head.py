@@ -80,7 +80,7 @@ def test_it_learns_a_image_by_heart(norm):
         ([8], [4], {}, "backbone=pixels"),
         ([3], [1], {"depth": 20}, "18, 34, 50"),
         ([3], [1], {"output_stride": 2}, "4, 8, 16 or 32"),
-        ([3], [1], {"width": 0}, "at least 1"),
+        ([3], [1], {"width": 0}, "a whole number from 1"),
         ([3], [1], {"depth": 18, "width": 4, "norm": "LN"}, "GN, BN"),
     ],
 )

@@ -194,7 +194,7 @@ def test_other_models_are_refused(tmp_path: Path, git: str) -> None:
     with pytest.raises(WeightsError, match=r"no \*\.safetensors"):
         Captioner(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes((Path(git) / "model.safetensors").read_bytes())
-    with pytest.raises(WeightsError, match="describes images"):
+    with pytest.raises(WeightsError, match="no captioning model"):
         Captioner(str(tmp_path))
     with pytest.raises(WeightsError, match=r"tool\.model="):
         Captioner("no/where/at/all")

@@ -1,9 +1,8 @@
-"""Features of the labelled images: the room they need, and the store that training samples."""
+"""Features of the labelled images: memory and disk space they take, and the store that training samples from."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from gate_lightning.pixel_classifiers.store import PixelStore, store_bytes
 from gate_lightning.structures import Extractor
 from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES
+from gate_lightning.utils.progress import Progress
 from gate_lightning.utils.resources import check_disk, check_memory
 from gate_lightning.utils.units import human_size
 
@@ -25,20 +25,18 @@ __all__ = ["StoreSettings", "check_room", "labelled_features"]
 
 log = logging.getLogger(__name__)
 
-#: seconds between two lines about images that are extracted
-_LINE_EVERY = 20.0
 _LOWER = "Lower task.data.labelled (images) or the number of branches or timesteps, or take smaller layers"
 _SMALLER = f"{_LOWER} or, with task.data.size, smaller masks"
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """How the labelled images' features are kept.
+    """Storage of the labelled images' features.
 
     Attributes:
         dtype: "float16", "bfloat16" or "float32".
-        folder: folder of the file that keeps them; None for memory.
-        memory_gib: most memory that the process may take; None for what is free.
+        folder: folder of the file that holds them; None for memory.
+        memory_gib: most memory of the process in GiB; None for all that is free.
 
     Raises:
         ConfigError: an unknown dtype, or no memory at all.
@@ -57,17 +55,17 @@ class StoreSettings:
 def check_room(extractor: Extractor, datamodule: Any, settings: StoreSettings, trained_bytes: int) -> None:
     """Refuse a run that would exhaust memory or disk.
 
-    Counted: features, gradients, the two moments of Adam, sampled pixels, and the maps of one image in evaluation.
-    Not counted: what the backbone needs while it computes.
+    Counted are features, gradients, the two moments of Adam, sampled pixels, and the maps of one image in evaluation;
+    the backbone's activations are not.
 
     Args:
-        extractor: its ``feature_info`` says which maps there are.
+        extractor: its ``feature_info`` gives the maps.
         datamodule: labelled and test images.
-        settings: where the features go.
+        settings: storage of the features.
         trained_bytes: bytes of all trained weights.
 
     Raises:
-        ConfigError: it does not fit; says how much is needed for what, and what to lower.
+        ConfigError: it does not fit; the message lists the bytes needed and the settings to lower.
     """
     labelled = len(datamodule.images("train").dataset)
     size = (datamodule.image_size, datamodule.image_size)
@@ -108,7 +106,7 @@ def labelled_features(
         extractor: images and conditions → features.
         datamodule: labelled images.
         backbone_groups: group → branches.
-        settings: where the features go.
+        settings: storage of the features.
         device: device of the extractor.
     """
     loader = datamodule.images("train")
@@ -118,14 +116,11 @@ def labelled_features(
     store = PixelStore(
         extractor.feature_info, backbone_groups, (side, side), count, settings.dtype, folder, image_size=(seen, seen)
     )
-    done, last_line = 0, time.monotonic()
+    progress = Progress(count, 0, 1, "features")
     for batch in loader:
         features = extractor(batch.images.to(device), batch.conditions.to(device))
         for row in range(len(batch)):
-            store.put(done, features, row)
-            done += 1
-        if time.monotonic() - last_line > _LINE_EVERY:
-            log.info("features of %d of %d images", done, count)
-            last_line = time.monotonic()
+            store.put(progress.computed + row, features, row)
+        progress.step(len(batch), 0)
     log.info("features of %d labelled images: %s", count, human_size(store.nbytes))
     return store

@@ -1,4 +1,4 @@
-"""Features of a folder of images, written to disk: resumable, by several processes, the same whoever writes."""
+"""Extraction of features to disk, resumable and in several processes, with bit-equal results."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def extract(
     device: str = "auto",
     required_inputs: RequiredInputs | None = None,
 ) -> str:
-    """Write the features of every image, unless they are there already.
+    """Write the features of every image that has none yet.
 
-    Which images share a batch is decided by their sizes and the batch size alone, and a batch with a missing image
-    is computed whole: a resumed, or shared, extraction writes the very bits of an uninterrupted one. Processes are
-    found by the environment (RANK, WORLD_SIZE, LOCAL_RANK as torchrun sets them); each takes its share of the batches.
+    Batches depend on the images' sizes and the batch size alone, and a batch with a missing image is computed whole,
+    so a resumed or distributed extraction is bit-equal to an uninterrupted one. Processes are those of the environment
+    (RANK, WORLD_SIZE, LOCAL_RANK as torchrun sets them); each takes its share of the batches.
 
     Args:
-        extractor: what is read.
+        extractor: images and conditions → features.
         input: an image, a folder (searched with its subfolders) or a pattern.
         output: folder; an image ``a/b.jpg`` becomes ``a/b.safetensors`` in it (or see ``layout``).
         resize, size: see `Sizing`; ``size=None`` is the backbone's native size.
@@ -67,11 +67,11 @@ def extract(
         required_inputs: control images that techniques need.
 
     Returns:
-        What was done, in words.
+        Summary: images written, images that were there, folder.
 
     Raises:
         CacheError: ``output`` holds features of another description, or cannot be written.
-        DataError: images that are missing, broken, or of a size that the backbone cannot read.
+        DataError: images that are missing, broken, or of a size that the backbone does not accept.
         ConfigError: settings that do not work together.
     """
     rank, world = place()
@@ -104,7 +104,7 @@ def _write_missing(
     names: Mapping[str, str],
     store: FeatureFolder | ArrayFolder,
 ) -> list[int]:
-    """Bytes of the features that were not there; the batch is computed whole if there are some."""
+    """Write the missing features of a batch, which is computed whole if any are missing; their sizes in bytes."""
     ids = batch.conditions.sample_ids
     keys = [image_key(batch.images[index], batch.conditions, index) for index in range(len(ids))]
     missing = [index for index, one in enumerate(ids) if not store.holds(names[one], keys[index])]
@@ -114,7 +114,7 @@ def _write_missing(
 
 @torch.no_grad()
 def _features(extractor: Extractor, images: Tensor, conditions: Conditions) -> Features:
-    """Features of images of any size, cropped to them."""
+    """Features of images of any size, without the positions that lie in the padding."""
     backbone = extractor.backbone
     height, width = images.shape[-2:]
     padded = padded_size(height, width, backbone.size_multiple) != (height, width)
@@ -147,20 +147,16 @@ def _infos(extractor: Extractor) -> list[FeatureInfo]:
 
 
 def _announce(extractor: Extractor, sizes: Sequence[tuple[int, int]], dtype: str, joined: bool, folder: Path) -> None:
-    """Say how much will be written, before it is."""
-    item = DTYPES[dtype].itemsize
+    """Log the size of the features to be written and the free disk space."""
     total, unknown = 0, 0
     for layers in extractor.feature_info.values():
         maps = [info for info in layers.values() if info.stride and info.channels]
         unknown += len(layers) - len(maps)
-        for height, width in sizes:
-            grids = [(-(-height // info.stride), -(-width // info.stride)) for info in maps]
-            if joined and grids:
-                grids = [(max(rows for rows, _ in grids), max(columns for _, columns in grids))] * len(grids)
-            total += item * sum(
-                info.channels * rows * columns for info, (rows, columns) in zip(maps, grids, strict=True)
-            )
-    further = f", and {unknown} layers of attention besides" if unknown else ""
+        finest = min((info.stride for info in maps), default=1)
+        for info in maps:
+            stride = finest if joined else info.stride
+            total += info.channels * sum(-(-height // stride) * -(-width // stride) for height, width in sizes)
+    total *= DTYPES[dtype].itemsize
     free = shutil.disk_usage(folder).free
     log.info(
         "%d images, %d branches, %d layers: %s in %s%s; %s are free in %s",
@@ -169,7 +165,7 @@ def _announce(extractor: Extractor, sizes: Sequence[tuple[int, int]], dtype: str
         len(_infos(extractor)),
         human_size(total),
         dtype,
-        further,
+        f", and {unknown} layers of attention weights" if unknown else "",
         human_size(free),
         folder,
     )

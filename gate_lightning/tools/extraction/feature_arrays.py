@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import BranchFeatures
+from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES, storable
 from gate_lightning.utils.files import claim, clean_leftovers, write_atomically
 
@@ -28,8 +29,8 @@ ArrayLayout = Literal["npy_by_layer", "npy_by_image", "npy_joined"]
 class ArrayFolder:
     """Features by image name as ``.npy`` files, written like `FeatureFolder` writes its own.
 
-    With several branches every branch has a folder of its own at the top. An image's record (``.records``, written
-    last) says that all its files are there, and of which image.
+    With several branches each has a folder of its own at the top. An image's record (in ``.records``, written last)
+    lists its files and the key of the image they belong to.
 
     Args:
         folder, description: see `FeatureFolder`.
@@ -45,17 +46,15 @@ class ArrayFolder:
     def __init__(
         self, folder: str | Path, description: Mapping[str, Any], dtype: str = "float16", layout: str = "npy_by_layer"
     ) -> None:
-        if layout not in ("npy_by_layer", "npy_by_image", "npy_joined"):
-            raise ConfigError(f"layout={layout}: expected safetensors, npy_by_layer, npy_by_image or npy_joined")
-        if dtype not in ("float16", "float32"):
-            raise ConfigError(f"dtype={dtype} in .npy files: expected float16 or float32")
+        check_choice(layout, "layout", ("safetensors", *get_args(ArrayLayout)))
+        check_choice(dtype, "dtype of .npy files", ("float16", "float32"))
         self.folder, self.dtype, self.layout = Path(folder).expanduser(), DTYPES[dtype], layout
         whole = {**description, "stored_as": dtype, "layout": layout}
         self.digest = claim(self.folder / "manifest.json", whole, "features", self._used)
         clean_leftovers(self.folder)
 
     def holds(self, name: str, key: str) -> bool:
-        """Whether all files of that image with that key are there, of the length they were written with."""
+        """Whether all files of the image with that key exist and have the length recorded for them."""
         try:
             record = json.loads(self._record(name).read_text(encoding="utf-8"))
             if (record["description"], record["image"]) != (self.digest, key):
@@ -82,7 +81,7 @@ class ArrayFolder:
         return sum(size for size, _ in files.values())
 
     def _used(self) -> bool:
-        # also what is written by other layouts: one folder, one layout
+        # files of other layouts too: one folder, one layout
         return any(path.suffix in (".npy", ".safetensors") for path in self.folder.rglob("*"))
 
     def _record(self, name: str) -> Path:

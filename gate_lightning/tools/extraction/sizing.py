@@ -1,4 +1,4 @@
-"""Images of any size made into what a backbone reads, and its features cut back to them."""
+"""Resizing of images before extraction."""
 
 from __future__ import annotations
 
@@ -8,33 +8,30 @@ import numpy as np
 
 from gate_lightning.data.samples import Sample
 from gate_lightning.data.transforms.basic import Resize, resize_bicubic, resize_image
-from gate_lightning.errors import ConfigError
-from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["Sizing"]
 
 
 class Sizing:
-    """How an image gets to a size that the backbone reads.
+    """Resizing of an image with its control images.
 
     Args:
         resize: "none": as in the file; "short": shorter side to ``size``, aspect kept; "square": ``size`` × ``size``
-            by bicubic interpolation, aspect not kept, as the field's released code does. Where a side is no multiple
-            of what the backbone reads, the image is mirrored at its bottom and right border, and what lies there is
-            cut off the features again (a position that covers the border is kept).
+            by bicubic interpolation, aspect not kept, as the field's released code does. Sides that are no multiple of
+            the backbone's ``size_multiple`` are padded by the extractor, and `extract` crops the features.
         size: pixels.
     """
 
     def __init__(self, resize: str, size: int) -> None:
-        if resize not in ("none", "short", "square"):
-            raise ConfigError(f"resize={resize}: expected none, short or square")
+        check_choice(resize, "resize", ("none", "short", "square"))
         whole_number(size, "size", 1)
         self.resize, self.side = resize, size
         self._short = Resize(size if resize == "short" else 0)
 
     @property
     def description(self) -> dict[str, Any]:
-        """What features depend on, JSON-able."""
+        """Settings that features depend on, JSON-able."""
         return {"resize": self.resize, "size": None if self.resize == "none" else self.side}
 
     def size(self, height: int, width: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Operations that a denoiser has done when a layer is there, counted in one pass."""
+"""Operations of the denoiser up to each layer, counted in one pass."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _PROJECTIONS = ("to_q", "to_k")
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one image; an operation is a multiplication or an addition.
+    """Operations (multiplications and additions) for one image.
 
     Attributes:
-        encoder: operations of encoding the image.
-        denoiser: of the whole pass of the denoiser.
-        layers: layer id → (shape without batch, operations of the denoiser until it is there).
+        encoder: operations of the image encoder.
+        denoiser: operations of a whole pass of the denoiser.
+        layers: layer id → (shape without batch, operations of the denoiser until its output is there).
     """
 
     encoder: int
@@ -39,14 +39,14 @@ class Costs:
 
 
 def layer_costs(backbone: Backbone, height: int, width: int) -> Costs:
-    """Count. On a backbone whose parameters are on the meta device this takes neither memory nor arithmetic.
+    """Operations up to every layer of a backbone; on the meta device this takes neither memory nor arithmetic.
 
-    What is counted are matrix products and convolutions; attention as its two products. Attention weights that are
-    read cost one product more than the pass itself, the image after one step the decoder.
+    Matrix products and convolutions are counted, attention as its two products. Reading attention weights takes one
+    product more than the pass itself, reading the image after one step takes the decoder.
 
     Args:
-        backbone: any.
-        height, width: of the image in pixels.
+        backbone: any backbone.
+        height, width: pixels of the image.
     """
     counter = FlopCounterMode(display=False)
     modules = _Modules(backbone.denoiser, counter, (height, width))
@@ -68,7 +68,7 @@ def layer_costs(backbone: Backbone, height: int, width: int) -> Costs:
 
 
 class _Modules:
-    """Operations done when a module is entered and left, and the shapes that projections of attention gave."""
+    """Operations counted at the entry and exit of modules, and output shapes of the attention projections."""
 
     def __init__(self, denoiser: nn.Module, counter: FlopCounterMode, size: tuple[int, int]) -> None:
         self.denoiser, self.counter, self.size = denoiser, counter, size
@@ -78,16 +78,16 @@ class _Modules:
         self.projections: dict[str, torch.Size] = {}
 
     def start(self) -> None:
-        """What was done up to now is no part of the pass."""
+        """Begin the count of the denoiser's pass."""
         self.before = self.counter.get_total_flops()
 
     @property
     def operations(self) -> int:
-        """Of the pass up to now."""
+        """Operations of the denoiser's pass so far."""
         return int(self.counter.get_total_flops()) - self.before
 
     def listen(self, specs: Iterable[LayerSpec], stack: ExitStack) -> None:
-        """Note all modules that a cost is made of."""
+        """Hook every module that a layer's cost is computed from."""
         for path in {path for spec in specs for path in _paths(spec)}:
             module = self.denoiser.get_submodule(path)
             stack.callback(module.register_forward_pre_hook(partial(self._enter, path)).remove)
@@ -102,7 +102,7 @@ class _Modules:
             self.projections[path] = output.shape
 
     def cost(self, spec: LayerSpec) -> tuple[tuple[int, ...], int]:
-        """Shape without batch, and operations."""
+        """Shape without batch, and operations, of a layer."""
         if spec.kind == "attention":
             queries, keys, width = self._weights(spec)
             return (spec.channels, queries, keys), self._done(spec) + 2 * queries * keys * width
@@ -115,17 +115,17 @@ class _Modules:
         return (spec.channels, *spec.grid(*self.size)), operations
 
     def _weights(self, spec: LayerSpec) -> tuple[int, int, int]:
-        """Queries, keys, and channels of both."""
+        """Numbers of queries and keys, and their channels."""
         queries, keys = (self.projections[path] for path in _paths(spec))
         return queries[1], keys[1], queries[2]
 
     def _done(self, spec: LayerSpec) -> int:
-        """Operations done when queries and keys are there."""
+        """Operations until queries and keys are there."""
         return max(self.left[path] for path in _paths(spec))
 
 
 def _paths(spec: LayerSpec) -> list[str]:
-    """The modules that a layer's cost follows from."""
+    """Paths of the modules that a layer's cost is computed from."""
     if spec.kind == "image":
         return []
     if spec.kind == "averaged":

@@ -1,12 +1,10 @@
-"""The table of layers: what can be read from a backbone, how large it is, and what it costs to get there."""
+"""Table of a backbone's layers: shapes, and operations of the denoiser up to each layer."""
 
 from __future__ import annotations
 
-import csv
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,36 +18,13 @@ from gate_lightning.backbones.weights.locate import read_json
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.config.layer_presets import preset_names, resolve_layers
 from gate_lightning.tools.layers.costs import Costs, layer_costs
+from gate_lightning.utils.files import write_csv
 
-__all__ = ["LayerRow", "layer_rows", "layers"]
+__all__ = ["layer_rows", "layers"]
 
 COLUMNS = ("layer", "kind", "channels", "stride", "shape", "gflop", "share", "module", "aliases")
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer.
-
-    Attributes:
-        layer: its id.
-        kind: how it is read, see LayerSpec.
-        channels, stride: as in LayerSpec.
-        shape: of one image's activation.
-        gflop: operations (two for a multiplication and addition) of the denoiser until it is there, in 10⁹.
-        share: of the whole pass of the denoiser.
-        module: path of the module inside the denoiser.
-        aliases: its other names.
-    """
-
-    layer: str
-    kind: str
-    channels: int
-    stride: int
-    shape: tuple[int, ...]
-    gflop: float
-    share: float
-    module: str
-    aliases: tuple[str, ...]
+#: columns that are printed flush right
+_NUMBERS = ("channels", "stride", "gflop", "share")
 
 
 def layers(
@@ -58,7 +33,7 @@ def layers(
     filter: str | None = None,
     output: str | Path | None = None,
 ) -> str:
-    """The table of layers, as text; no weights are loaded where the architecture is known.
+    """Table of a backbone's layers as text; no weights are loaded where the architecture is known.
 
     Args:
         network: a backbone, or its configuration: ``_target_`` and arguments.
@@ -77,7 +52,8 @@ def layers(
     costs = layer_costs(backbone, sides[0], sides[1])
     chosen = _matching(layer_rows(backbone, costs), filter, backbone)
     if output is not None:
-        _write(chosen, Path(output))
+        rounded = [row | {key: f"{row[key]:.6g}" for key in ("gflop", "share")} for row in chosen]
+        write_csv(Path(output) / "layers.csv", COLUMNS, [list(row.values()) for row in rounded])
     head = (
         f"{backbone.identity.name}: {len(backbone.layers)} layers and {len(backbone.derived)} made of them, here "
         f"{len(chosen)}, for one image of {sides[0]} × {sides[1]} px. Encoding it takes {costs.encoder / 1e9:.1f} "
@@ -87,8 +63,12 @@ def layers(
     return f"{head}\n{_text(chosen)}" + ("" if output is None else f"\nwritten to {Path(output) / 'layers.csv'}")
 
 
-def layer_rows(backbone: Backbone, costs: Costs) -> list[LayerRow]:
-    """A row for every layer, in the order of the network, then those made of several."""
+def layer_rows(backbone: Backbone, costs: Costs) -> list[dict[str, Any]]:
+    """Rows of the table, column → value: layers in the order of the network, then those made of several.
+
+    ``gflop`` are 10⁹ operations (a multiplication and an addition are two) of the denoiser until the layer is there,
+    ``share`` is their share of the whole pass; the other columns are those of `LayerSpec`.
+    """
     names: dict[str, list[str]] = {}
     for alias, layer in backbone.aliases.items():
         names.setdefault(layer, []).append(alias)
@@ -96,9 +76,8 @@ def layer_rows(backbone: Backbone, costs: Costs) -> list[LayerRow]:
     for layer, spec in {**backbone.layers, **backbone.derived}.items():
         shape, operations = costs.layers[layer]
         share = operations / costs.denoiser if costs.denoiser else math.nan
-        aliases = tuple(names.get(layer, ()))
-        gflop = operations / 1e9
-        rows.append(LayerRow(layer, spec.kind, spec.channels, spec.stride, shape, gflop, share, spec.module, aliases))
+        values = (layer, spec.kind, spec.channels, spec.stride, "x".join(map(str, shape)), operations / 1e9, share)
+        rows.append(dict(zip(COLUMNS, (*values, spec.module, " ".join(names.get(layer, ()))), strict=True)))
     return rows
 
 
@@ -129,16 +108,16 @@ def _is_structure_of(backbone: Backbone, config: Path) -> bool:
     return unet_layers(unet, backbone.latent_stride) == backbone.layers
 
 
-def _matching(rows: Sequence[LayerRow], pattern: str | None, backbone: Backbone) -> list[LayerRow]:
+def _matching(rows: list[dict[str, Any]], pattern: str | None, backbone: Backbone) -> list[dict[str, Any]]:
     if pattern is None:
-        return list(rows)
+        return rows
     if pattern in preset_names(backbone):
         wanted = resolve_layers(backbone, pattern)
-        return [row for row in rows if row.layer in wanted]
+        return [row for row in rows if row["layer"] in wanted]
     glob = pattern if set(pattern) & set("*?") else f"*{pattern}*"
     # brackets are part of names: up_blocks[1]
     glob = glob.replace("[", "[[]")
-    chosen = [row for row in rows if any(fnmatchcase(name, glob) for name in (row.layer, *row.aliases))]
+    chosen = [row for row in rows if any(fnmatchcase(name, glob) for name in (row["layer"], *row["aliases"].split()))]
     if not chosen:
         raise ConfigError(
             f"filter={pattern}: no layer of {backbone.identity.name} is called so; give a pattern like up-*-cross-q, a "
@@ -147,38 +126,26 @@ def _matching(rows: Sequence[LayerRow], pattern: str | None, backbone: Backbone)
     return chosen
 
 
-def _cells(row: LayerRow) -> tuple[str, ...]:
-    return (
-        row.layer,
-        row.kind,
-        str(row.channels or "–"),
-        str(row.stride or "–"),
-        "×".join(map(str, row.shape)),
-        f"{row.gflop:.1f}",
-        "–" if math.isnan(row.share) else f"{100 * row.share:.1f} %",
-        row.module,
-        " ".join(row.aliases),
-    )
+def _shown(column: str, value: Any) -> str:
+    """A cell of the printed table."""
+    if column in ("channels", "stride"):
+        return str(value or "–")
+    if column == "shape":
+        return str(value).replace("x", "×")
+    if column == "gflop":
+        return f"{value:.1f}"
+    if column == "share":
+        return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+    return str(value)
 
 
-def _text(rows: Sequence[LayerRow]) -> str:
-    cells = [COLUMNS, *map(_cells, rows)]
+def _text(rows: Sequence[Mapping[str, Any]]) -> str:
+    cells = [COLUMNS, *(tuple(_shown(column, row[column]) for column in COLUMNS) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    numbers = ("channels", "stride", "gflop", "share")
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if column in numbers else cell.ljust(width)
+            cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
             for column, cell, width in zip(COLUMNS, line, widths, strict=True)
         ).rstrip()
         for line in cells
     )
-
-
-def _write(rows: Sequence[LayerRow], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "layers.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for row in rows:
-            numbers = [row.channels, row.stride, "x".join(map(str, row.shape)), f"{row.gflop:.6g}", f"{row.share:.6g}"]
-            writer.writerow([row.layer, row.kind, *numbers, row.module, " ".join(row.aliases)])

@@ -249,7 +249,7 @@ def test_control_images_of_a_folder(backbone: Backbone, folder: Path, tmp_path: 
     blank = tmp_path / "edges/p2.png"
     blank.parent.mkdir()
     Image.new("RGB", (50, 70)).save(blank)
-    steered = FeatureExtractor(backbone, [Branch("c", 50, (FINE,), (ControlNet(control="canny"),))])
+    steered = FeatureExtractor(backbone, [Branch("c", 50, (FINE,), (ControlNet(name="canny"),))])
     for name, required_inputs in (("own", None), ("given", RequiredInputs({"canny": str(blank.parent)}))):
         extract(steered, folder / "p2.png", tmp_path / name, device="cpu", required_inputs=required_inputs)
     own, given = (read_features(tmp_path / name / "p2.safetensors")["c"][FINE] for name in ("own", "given"))
@@ -324,11 +324,11 @@ def test_an_output_of_another_description_is_refused(backbone: Backbone, folder:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"resize": "crop"}, "none, short or square"),
+        ({"resize": "crop"}, "none, short, square"),
         ({"resize": "square", "size": 0}, "size=0: expected a whole number from 1"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"layout": "pt"}, "npy_joined"),
-        ({"layout": "npy_joined", "dtype": "bfloat16"}, "float16 or float32"),
+        ({"layout": "npy_joined", "dtype": "bfloat16"}, "float16, float32"),
     ],
 )
 def test_settings_that_cannot_work(
