@@ -245,5 +245,5 @@ def test_seeds_of_a_split_and_what_cannot_be_split() -> None:
     assert third.cache.folder == "run:../features"
     with pytest.raises(ConfigError, match="split is fixed"):
         repeats_of(composed(*SMALL, "task.data.split_seed=null"))
-    with pytest.raises(ConfigError, match="1 or more"):
+    with pytest.raises(ConfigError, match="whole number from 1"):
         repeats_of(composed(*SMALL, "repeats=0"))
