@@ -198,6 +198,17 @@ class Extractor(Protocol):
     def description(self) -> Mapping[str, Any]:
         """All that the features depend on besides the images and their conditions, JSON-able."""
 
+    def check_room(self, images: int, values: int) -> None:
+        """Check the disk of a cache, before features are computed.
+
+        Args:
+            images: number of images, not augmented, whose features will be asked for.
+            values: numbers in the features of one image.
+
+        Raises:
+            ConfigError: the disk has no room for them.
+        """
+
     def __call__(self, images: Tensor, conditions: Conditions) -> Features:
         """Features of images (B, 3, H, W) in [-1, 1] of any size from the backbone's ``minimum_size``.
 

@@ -21,7 +21,7 @@ from gate_lightning.structures import Features, FeaturesInfo
 from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES, storable
 
-__all__ = ["MapShape", "PixelStore", "bilinear_taps", "group_maps", "group_widths", "map_shapes", "store_bytes"]
+__all__ = ["MapShape", "PixelStore", "bilinear_taps", "group_maps", "group_widths", "map_shapes"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,6 @@ def map_shapes(info: FeaturesInfo, size: tuple[int, int]) -> list[MapShape]:
             height, width = (-(-side // one.stride) for side in size)
             shapes.append(MapShape(branch, layer, one.channels, height, width))
     return shapes
-
-
-def store_bytes(info: FeaturesInfo, size: tuple[int, int], images: int, dtype: str = "float16") -> int:
-    """Bytes that a store of so many images takes, in memory or on disk."""
-    return images * sum(shape.values for shape in map_shapes(info, size)) * DTYPES[dtype].itemsize
 
 
 def group_widths(info: FeaturesInfo, backbone_groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int]]:

@@ -86,7 +86,9 @@ class DiskCache(WrappedExtractor):
         if any(entry is None for entry in stored):
             computed = self.extractor(images, conditions)
             if come_again and not self._room_checked:
-                self._check_room(row(computed, 0))
+                self._room_checked = True
+                values = sum(value[0].numel() for layers in computed.values() for value in layers.values())
+                self._check_room("augmented views", self.views - self._count("draw*/**"), values)
             for index, (name, key) in enumerate(zip(names, keys, strict=True)):
                 if stored[index] is None:
                     stored[index] = self._kept(name, key, row(computed, index))
@@ -106,24 +108,28 @@ class DiskCache(WrappedExtractor):
             for branch, layers in features.items()
         }
 
-    def _check_room(self, view: Features) -> None:
-        """Say what the views take on disk, and refuse them where there is no room."""
-        self._room_checked = True
-        folder, item = self.store.folder, self.store.dtype.itemsize
-        each = item * sum(value.numel() for layers in view.values() for value in layers.values())
-        missing = max(self.views - sum(1 for _ in folder.glob("draw*/**/*.safetensors")), 0)
+    def check_room(self, images: int, values: int) -> None:
+        """See `Extractor`; images that are stored already take no more room."""
+        self._check_room("images", images - self._count("**") + self._count("draw*/**"), values)
+
+    def _check_room(self, what: str, missing: int, values: int) -> None:
+        """Log and check the disk space of ``missing`` images of ``values`` numbers each."""
+        folder, missing, each = self.store.folder, max(missing, 0), values * self.store.dtype.itemsize
         log.info(
-            "augmented views: %d of %d to come, %s each, %s in all; %s are free in %s",
-            *(missing, self.views, human_size(each), human_size(missing * each)),
+            "features on disk: %d %s to come, %s each, %s in all; %s are free in %s",
+            *(missing, what, human_size(each), human_size(missing * each)),
             *(human_size(shutil.disk_usage(folder).free), folder),
         )
         check_disk(
             missing * each,
             folder,
-            f"{missing} views of {human_size(each)}",
+            f"{missing} {what} of {human_size(each)}",
             "Another disk: cache.folder=<folder>. Less of it by features.pooling=2 (a quarter), cache.dtype=float16, "
-            "fewer layers (layers=), fewer branches (techniques=) or fewer views (cache.augmented_views=)",
+            f"fewer layers (layers=), fewer branches (techniques=) or fewer {what}",
         )
+
+    def _count(self, folder: str) -> int:
+        return sum(1 for _ in self.store.folder.glob(f"{folder}/*.safetensors"))
 
 
 def full_description(extractor: Mapping[str, Any], preprocessing: Mapping[str, Any] | None = None) -> dict[str, Any]:

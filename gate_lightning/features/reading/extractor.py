@@ -106,6 +106,9 @@ class FeatureExtractor(nn.Module):
             "posterior": self.posterior,
         }
 
+    def check_room(self, images: int, values: int) -> None:
+        """Check nothing: no features are stored."""
+
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
         """Features of images.

@@ -44,3 +44,7 @@ class WrappedExtractor(nn.Module):
     def description(self) -> Mapping[str, Any]:
         """See `Extractor`."""
         return self.extractor.description
+
+    def check_room(self, images: int, values: int) -> None:
+        """See `Extractor`."""
+        self.extractor.check_room(images, values)

@@ -13,7 +13,7 @@ import torch
 from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.padding import padded_size
-from gate_lightning.pixel_classifiers.store import PixelStore, store_bytes
+from gate_lightning.pixel_classifiers.store import PixelStore, map_shapes
 from gate_lightning.structures import Extractor
 from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES
@@ -67,7 +67,7 @@ def check_room(extractor: Extractor, datamodule: Any, settings: StoreSettings, t
     Raises:
         ConfigError: it does not fit; the message lists the bytes needed and the settings to lower.
     """
-    labelled = len(datamodule.images("train").dataset)
+    labelled, measured = (len(datamodule.images(split).dataset) for split in ("train", "test"))
     size = (datamodule.image_size, datamodule.image_size)
     multiple = extractor.backbone.size_multiple
     if padded_size(*size, multiple) != size:
@@ -75,7 +75,8 @@ def check_room(extractor: Extractor, datamodule: Any, settings: StoreSettings, t
             f"task.data.image_size={size[0]}: the backbone reads multiples of {multiple} pixels, and padded features "
             f"would not fit the masks; expected {size[0] // multiple * multiple} or {padded_size(*size, multiple)[0]}"
         )
-    one = store_bytes(extractor.feature_info, size, 1, settings.dtype)
+    values = sum(shape.values for shape in map_shapes(extractor.feature_info, size))
+    one = values * DTYPES[settings.dtype].itemsize
     channels = sum(info.channels for layers in extractor.feature_info.values() for info in layers.values())
     sampled = datamodule.members * datamodule.pixels_per_batch * 4.0 * channels
     # float32 maps beside stored ones, twice while they are copied; sampled values, their sums and gradients
@@ -89,6 +90,7 @@ def check_room(extractor: Extractor, datamodule: Any, settings: StoreSettings, t
         advice = f"{_SMALLER}."
         check_disk(labelled * one, Path(settings.folder), features, f"{_LOWER}.")
     check_memory(parts, settings.memory_gib, advice)
+    extractor.check_room(labelled + measured, values)
     log.info("memory to come: %s", ", ".join(f"{human_size(count)} for {name}" for name, count in parts.items()))
 
 

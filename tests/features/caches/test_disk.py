@@ -216,7 +216,7 @@ def test_views_without_room_on_the_disk_are_refused_before_they_are_written(
     free = shutil.disk_usage(tmp_path)._replace(free=each)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     further = replace(VIEWS, views=("draw2", "draw2"))
-    with pytest.raises(ConfigError, match=r"2 views of .* need .* are free there.*features\.pooling=2"):
+    with pytest.raises(ConfigError, match=r"2 augmented views of .* need .* are free there.*features\.pooling=2"):
         DiskCache(extractor(backbone), tmp_path, "float32", views=4)(random_images(2), further)
     assert len(stored(tmp_path)) == 2
     DiskCache(extractor(backbone), tmp_path, "float32", views=3)(random_images(2), further)  # one is still to come

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.caches.disk import DiskCache
+from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.pixel_classifiers.ensemble import PixelEnsemble
 from gate_lightning.pixel_classifiers.store import PixelStore, group_widths
 from gate_lightning.pixel_classifiers.weighted import WeightedPixels
@@ -167,6 +171,35 @@ def test_images_that_would_be_padded_are_refused() -> None:
     data = SimpleNamespace(images=lambda split: SimpleNamespace(dataset=range(3)), image_size=20)
     with pytest.raises(ConfigError, match=r"task\.data\.image_size=20: .*expected 16 or 24"):
         check_room(Colours(), data, StoreSettings(), 0)
+
+
+def test_a_cache_whose_disk_has_no_room_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 + 3 images of 2 · (3 · 8² + 4 · 2²) + 2 · 16² = 928 values, 2 bytes each, of which one image is stored."""
+
+    class Uncalled(Colours):
+        def forward(self, images: Tensor, conditions: Conditions) -> Features:
+            raise AssertionError("features were computed")
+
+    data = SimpleNamespace(
+        images=lambda split: SimpleNamespace(dataset=range(3)),
+        image_size=16,
+        size=16,
+        members=2,
+        pixels_per_batch=4,
+    )
+    cached = MemoryCache(DiskCache(Uncalled(), tmp_path), 1.0)
+    (tmp_path / "a.png.0.safetensors").touch()
+    needed = 5 * 928 * 2
+    for free in (needed, needed - 1):
+        disk = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, disk=disk: disk)
+        if free == needed:
+            check_room(cached, data, StoreSettings(), 0)
+        else:
+            with pytest.raises(ConfigError, match=r"5 images of 1\.81 KiB need .* are free there.*cache\.folder"):
+                check_room(cached, data, StoreSettings(), 0)
 
 
 def test_large_masks_need_room_for_orders() -> None:
