@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["comparison_chart", "confusion_image", "heat_chart", "line_chart"]
+__all__ = ["comparison_chart", "confusion_image", "heat_chart"]
 
 BAR_COLOUR = "#4c78a8"
 POINT_COLOUR = "#111111"
@@ -58,33 +57,10 @@ def comparison_chart(labels: Sequence[str], values: Sequence[Sequence[float]], m
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlim(0, right)
     axes.set_xlabel(f"{metric} (%)")
-    _write(figure, axes, path)
-
-
-def line_chart(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, path: Path
-) -> None:
-    """Curves over a common axis (loss over steps, mIoU over timesteps).
-
-    Args:
-        series: name → (x, y).
-        x_label, y_label: of the axes.
-        path: PNG file; its folder is created.
-
-    Raises:
-        ConfigError: if there is no curve, or one whose x and y differ in length.
-    """
-    if not series or any(len(x) != len(y) for x, y in series.values()):
-        raise ConfigError("a line chart needs at least one series, with as many x as y values")
-    figure = Figure(figsize=(7.0, 4.2), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for name, (x, y) in series.items():
-        axes.plot(x, y, lw=1.6, marker="o" if len(x) < 30 else None, ms=3.5, label=name)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    if len(series) > 1:
-        axes.legend(fontsize=9, frameon=False)
-    _write(figure, axes, path)
+    axes.grid(axis="both", color="#dddddd", lw=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    _write(figure, path)
 
 
 def heat_chart(
@@ -124,8 +100,7 @@ def heat_chart(
         value = percent[row, column]
         colour = "black" if value > middle else "white"
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
+    _write(figure, path)
 
 
 def confusion_image(confusion: NDArray[np.int64], classes: Sequence[str], title: str = "") -> NDArray[np.uint8]:
@@ -183,9 +158,6 @@ def _shortened(label: str, most: int = 70) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
-def _write(figure: Figure, axes: Axes, path: Path) -> None:
-    axes.grid(axis="both", color="#dddddd", lw=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+def _write(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path))

@@ -11,13 +11,12 @@ from gate_lightning.errors import ConfigError
 __all__ = ["heat_map"]
 
 
-def heat_map(values: NDArray[np.floating], highest: float, colours: str = "inferno") -> NDArray[np.uint8]:
+def heat_map(values: NDArray[np.floating], highest: float) -> NDArray[np.uint8]:
     """The image of a map of values, dark where they are 0.
 
     Args:
         values: (H, W).
         highest: what gets the brightest colour, as does all beyond; one number for all images that are compared.
-        colours: name of a matplotlib colour map.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -27,7 +26,7 @@ def heat_map(values: NDArray[np.floating], highest: float, colours: str = "infer
     """
     if values.ndim != 2 or not highest > 0:
         raise ConfigError(f"values are {values.shape}, the highest is {highest}; expected (H, W) and a positive number")
-    table = (colormaps[colours](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
+    table = (colormaps["inferno"](np.linspace(0, 1, 256))[:, :3] * 255).round().astype(np.uint8)
     places = np.rint(np.clip(values / highest, 0.0, 1.0) * 255).astype(np.int64)
     image: NDArray[np.uint8] = table[places]
     return image

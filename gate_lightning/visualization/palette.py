@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from gate_lightning.errors import ConfigError, DataError
 
-__all__ = ["IGNORED_COLOUR", "Palette", "colorize", "distinct_palette", "palette_array"]
+__all__ = ["IGNORED_COLOUR", "Palette", "colorize", "palette_array"]
 
 #: one RGB colour (0 … 255) per class
 Palette = Sequence[Sequence[int]]
@@ -30,19 +29,13 @@ def palette_array(palette: Palette) -> NDArray[np.uint8]:
     return array.astype(np.uint8)
 
 
-def colorize(
-    labels: NDArray[np.integer],
-    palette: Palette,
-    ignore_index: int | None = None,
-    ignored_colour: Sequence[int] = IGNORED_COLOUR,
-) -> NDArray[np.uint8]:
+def colorize(labels: NDArray[np.integer], palette: Palette, ignore_index: int | None = None) -> NDArray[np.uint8]:
     """The colour image of a label map.
 
     Args:
         labels: (H, W) class indices.
         palette: colour per class.
-        ignore_index: label drawn in ``ignored_colour``; it may lie outside the palette.
-        ignored_colour: see above.
+        ignore_index: label drawn in `IGNORED_COLOUR`; it may lie outside the palette.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -57,20 +50,5 @@ def colorize(
         found = np.unique(labels[unknown])[:5].tolist()
         raise DataError(f"labels {found} have no colour: there are {len(colours)} classes, ignored is {ignore_index}")
     image = colours[np.where(ignored, 0, labels)]
-    image[ignored] = ignored_colour
+    image[ignored] = IGNORED_COLOUR
     return image
-
-
-def distinct_palette(count: int) -> list[tuple[int, int, int]]:
-    """``count`` colours that are far apart: hues by the golden ratio, three levels of brightness and saturation.
-
-    For data sets that come without a palette. Colour k does not depend on ``count``.
-    """
-    colours = []
-    for index in range(count):
-        hue = (0.58 + index * 0.6180339887498949) % 1.0
-        value = (0.95, 0.75, 0.55)[index % 3]
-        saturation = (0.65, 0.9, 0.45)[index // 3 % 3]
-        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return colours

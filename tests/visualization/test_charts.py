@@ -15,7 +15,6 @@ from gate_lightning.visualization.charts import (
     comparison_chart,
     confusion_image,
     heat_chart,
-    line_chart,
 )
 
 
@@ -42,14 +41,6 @@ def test_many_long_labels_make_a_larger_image(tmp_path: Path) -> None:
     small, large = (Image.open(tmp_path / name).size for name in ("small.png", "large.png"))
     assert large[0] > small[0]
     assert large[1] > small[1]
-
-
-def test_lines_are_drawn_and_checked(tmp_path: Path) -> None:
-    line_chart({"loss": ([0, 1, 2], [3, 2, 1])}, "step", "loss", tmp_path / "x.png")
-    assert np.asarray(Image.open(tmp_path / "x.png")).std() > 1
-    for series in ({}, {"a": ([0, 1], [1])}):
-        with pytest.raises(ConfigError):
-            line_chart(series, "x", "y", tmp_path / "y.png")
 
 
 def cells(image: np.ndarray, colour: tuple[float, ...]) -> np.ndarray:

@@ -15,7 +15,7 @@ from gate_lightning.visualization.overlay import (
     write_mask,
     write_prediction,
 )
-from gate_lightning.visualization.palette import IGNORED_COLOUR, colorize, distinct_palette
+from gate_lightning.visualization.palette import IGNORED_COLOUR, colorize
 
 PALETTE = [(10, 20, 30), (200, 100, 0), (0, 255, 255)]
 LABELS = np.array([[0, 1, 2], [2, 1, 255]])
@@ -38,14 +38,6 @@ def test_labels_without_a_colour_are_refused(labels: np.ndarray) -> None:
 def test_impossible_palettes_are_refused(palette: list[tuple[int, ...]]) -> None:
     with pytest.raises(ConfigError, match="palette"):
         colorize(np.zeros((1, 1), int), palette)
-
-
-def test_made_palettes_are_distinct_and_do_not_change_with_their_length() -> None:
-    colours = distinct_palette(150)
-    assert len(set(colours)) == 150
-    assert distinct_palette(12) == colours[:12]
-    apart = [np.abs(np.subtract(colours[i], colours[j])).sum() for i in range(12) for j in range(i)]
-    assert min(apart) > 60
 
 
 def test_overlay_mixes_and_leaves_ignored_pixels() -> None:

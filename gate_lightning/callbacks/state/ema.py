@@ -49,11 +49,11 @@ class WeightAverage(Callback):
         tensors = dict(_averaged(pl_module))
         if not self._average:
             self._average = {name: value.detach().clone() for name, value in tensors.items()}
-        missing = tensors.keys() ^ self._average.keys()
-        if missing:
+        lacking, unknown = tensors.keys() - self._average.keys(), self._average.keys() - tensors.keys()
+        if lacking or unknown:
             raise ConfigError(
-                f"The restored weight average and the module disagree about {sorted(missing)[:3]} (and possibly more); "
-                f"expected the same trainable weights. Resume with the configuration the run was started with."
+                f"the restored weight average lacks {len(lacking)} trainable weights (first {sorted(lacking)[:1]}) "
+                f"and has {len(unknown)} others (first {sorted(unknown)[:1]}); resume with the configuration of the run"
             )
         self._average = {name: a.to(tensors[name].device) for name, a in self._average.items()}
 

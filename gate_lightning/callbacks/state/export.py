@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 from typing import Protocol, cast
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 
-from gate_lightning.callbacks.state.ema import averaged_weights, with_average
+from gate_lightning.callbacks.state.ema import with_average
 
 log = logging.getLogger(__name__)
 
@@ -36,30 +35,7 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write on the first process only; the weights are the same on all."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            export_now(trainer, pl_module, self.folder or Path(trainer.default_root_dir) / "model")
-
-
-def export_checkpoint(task: LightningModule, checkpoint: Path, folder: Path) -> int:
-    """Write the part of a checkpoint, averaged where it holds an average: to look at a run that is still going.
-
-    Args:
-        task: built as for the run; its weights are replaced.
-        checkpoint: ``last.ckpt`` of the run.
-        folder: model folder.
-
-    Returns:
-        The optimiser step of the checkpoint.
-    """
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    task.on_load_checkpoint(state)
-    task.load_state_dict(state["state_dict"])
-    task.load_state_dict({**task.state_dict(), **averaged_weights(state)})
-    cast(Exportable, task).export(folder)
-    return int(state["global_step"])
-
-
-def export_now(trainer: Trainer, pl_module: LightningModule, folder: Path) -> None:
-    """Write the task's part now, averaged where the trainer has a `WeightAverage`."""
-    with with_average(trainer, pl_module):
-        cast(Exportable, pl_module).export(folder)
-    log.info("Exported the trained part to %s.", folder)
+            folder = self.folder or Path(trainer.default_root_dir) / "model"
+            with with_average(trainer, pl_module):
+                cast(Exportable, pl_module).export(folder)
+            log.info("exported the trained part to %s", folder)

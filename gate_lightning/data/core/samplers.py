@@ -1,6 +1,6 @@
-"""Which images make up which batch: pure functions of (seed, epoch, batch number, process).
+"""Samplers of batches, as pure functions of (seed, epoch, batch number, process).
 
-The samplers yield whole batches (lists of draws) and go into a DataLoader with ``batch_size=None``. They derive from
+They yield whole batches and go into a DataLoader with ``batch_size=None``. They derive from
 `DistributedSampler` only so that Lightning, which replaces every other sampler when training is distributed, leaves
 them alone: they shard by themselves.
 """
@@ -18,7 +18,14 @@ from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.seeding import data_generator
 
-__all__ = ["BatchLoader", "EvaluationBatches", "TrainingBatches", "epoch_order", "group_by_size"]
+__all__ = [
+    "BatchLoader",
+    "EvaluationBatches",
+    "ResumableSampler",
+    "TrainingBatches",
+    "epoch_order",
+    "group_by_size",
+]
 
 #: (epoch, number of the first batch to yield)
 Position = Callable[[], tuple[int, int]]
@@ -30,17 +37,43 @@ def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class _Batches(DistributedSampler[Any]):
-    """Base of samplers that yield lists of draws and know their share of the work."""
+    """Base of samplers that yield batches and know their share of the work."""
 
-    def __init__(self, length: int, rank: int, world_size: int) -> None:
+    def __init__(self, length: int, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(range(length), num_replicas=world_size, rank=rank, shuffle=False)  # type: ignore[arg-type]
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the position says where training is."""
+        """Do nothing: the position says where training is."""
 
 
-class TrainingBatches(_Batches):
-    """Shuffled batches that can start in the middle of an epoch.
+class ResumableSampler(_Batches):
+    """Base of samplers that can start in the middle of an epoch; subclasses define ``rest_of`` and ``__len__``.
+
+    Attributes:
+        position: called whenever iteration starts, for epoch and number of the next batch; None makes every iteration
+            the next epoch.
+    """
+
+    position: Position | None = None
+    _epochs = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        # not a generator: the position is read now, not with the first batch
+        return self._next_epoch() if self.position is None else self.rest_of(*self.position())
+
+    def _next_epoch(self) -> Iterator[Any]:
+        # counted here and not in __iter__, which loaders with workers call twice
+        epoch = self._epochs
+        self._epochs += 1
+        yield from self.rest_of(epoch, 0)
+
+    def rest_of(self, epoch: int, first: int) -> Iterator[Any]:
+        """Batches of an epoch from number ``first`` on."""
+        raise NotImplementedError
+
+
+class TrainingBatches(ResumableSampler):
+    """Shuffled batches of images.
 
     The global order of images does not depend on the number of processes: step s of an epoch takes the s-th run of
     ``batch_size * world_size`` images of its permutation, and each process its share. Images that do not fill a
@@ -50,7 +83,7 @@ class TrainingBatches(_Batches):
         length: number of images.
         batch_size: images per process and batch.
         seed: of the permutations.
-        position: asked whenever iteration starts; without one, every iteration is the next epoch.
+        position: see `ResumableSampler`.
         rank, world_size: this process and their number.
 
     Raises:
@@ -75,23 +108,13 @@ class TrainingBatches(_Batches):
             )
         super().__init__(length, rank, world_size)
         self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
-        self._epochs = 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where iteration starts in its middle (Lightning counts on it)."""
         return self.length // (self.batch_size * self.num_replicas)
 
-    def __iter__(self) -> Iterator[list[SampleRequest]]:
-        # Not a generator: the position is that of now, not that of the first batch being asked for.
-        return self._next_epoch() if self.position is None else self._rest_of(*self.position())
-
-    def _next_epoch(self) -> Iterator[list[SampleRequest]]:
-        # Counted here and not in __iter__, which loaders with workers call twice.
-        epoch = self._epochs
-        self._epochs += 1
-        yield from self._rest_of(epoch, 0)
-
-    def _rest_of(self, epoch: int, first: int) -> Iterator[list[SampleRequest]]:
+    def rest_of(self, epoch: int, first: int) -> Iterator[list[SampleRequest]]:
+        """Batches of an epoch from number ``first`` on."""
         order = epoch_order(self.length, self.seed, epoch)
         for number in range(first, len(self)):
             start = (number * self.num_replicas + self.rank) * self.batch_size
@@ -99,10 +122,10 @@ class TrainingBatches(_Batches):
 
 
 def group_by_size(sizes: Sequence[Hashable], batch_size: int | None, together: int) -> list[list[int]]:
-    """Indices in batches of equal size, in order.
+    """Batches of indices of images that have equal sizes, in order.
 
     Args:
-        sizes: size of every image (anything that can be compared).
+        sizes: size of every image.
         batch_size: largest batch; None for ``together`` where all sizes are equal and 1 where they are not.
         together: see ``batch_size``.
     """
@@ -116,7 +139,7 @@ def group_by_size(sizes: Sequence[Hashable], batch_size: int | None, together: i
 
 
 class EvaluationBatches(_Batches):
-    """Every image once, in fixed order; process r of n takes every n-th batch, starting with the r-th.
+    """Batches of every image once, in fixed order; process r of n takes batches r, r + n, r + 2n …
 
     Args:
         batches: indices of every batch.
@@ -155,8 +178,8 @@ class BatchLoader(DataLoader[Any]):
         super().__init__(dataset, **{"batch_size": None, "collate_fn": _as_is, **kwargs, "sampler": sampler})
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to save."""
+        """Empty: there is nothing to save."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+        """Do nothing: there is nothing to load."""

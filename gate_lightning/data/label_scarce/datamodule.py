@@ -22,10 +22,10 @@ from gate_lightning.data.core.resume import align_loops, batches_per_epoch, posi
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches
 from gate_lightning.data.files.checks import DataReport, SplitReport
 from gate_lightning.data.label_scarce.class_presence import ClassPresence, over_splits, pixels_by_image, with_presence
-from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels, PixelLoader, PixelSampler
+from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels, PixelSampler
 from gate_lightning.data.label_scarce.pool import Pool, not_square
 from gate_lightning.data.label_scarce.splits import Split, random_split, read_split, shipped_split, write_split
-from gate_lightning.data.samples import BatchDataset, Sample, Subset
+from gate_lightning.data.samples import BatchDataset, Sample, SampleSource, Subset
 from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.transforms.basic import Compose, resize_mask
 from gate_lightning.data.transforms.square_resize import DropSmallAnnotations, Square, drop_small
@@ -200,9 +200,11 @@ class LabelScarceDataModule(SegmentationDataModule):
         Raises:
             DataError: a broken file.
         """
-        source = self.source(split)
+        return self._masks(self.source(split), small=split != "train")
+
+    def _masks(self, source: SampleSource, small: bool) -> list[np.ndarray]:
         masks = [resize_mask(source.load(index).mask, self.size, self.size) for index in range(len(source))]
-        return [drop_small(mask, self._drop.pixels) for mask in masks] if split == "train" else masks
+        return masks if small else [drop_small(mask, self._drop.pixels) for mask in masks]
 
     @cached_property
     def pixels(self) -> LabelledPixels:
@@ -213,7 +215,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         """
         return LabelledPixels(self.masks("train"), self.members, self.pixels_per_batch, self.seed)
 
-    def train_dataloader(self) -> PixelLoader:  # type: ignore[override]
+    def train_dataloader(self) -> BatchLoader:
         """`PixelBatch`es, epoch by epoch; a resumed run gets the rest of the epoch it stopped in.
 
         Of a fit, ``split.json`` is written into the trainer's folder.
@@ -230,7 +232,7 @@ class LabelScarceDataModule(SegmentationDataModule):
             sampler.position = partial(position, trainer, len(sampler))
             # not in setup, which comes before a checkpoint of another split is refused
             self.write_split(Path(trainer.default_root_dir) / "split.json")
-        return PixelLoader(self.pixels, sampler=sampler)
+        return BatchLoader(self.pixels, sampler=sampler)
 
     def prediction(self, images: str | Path | ImageSource, eval_batch_size: int | None = None) -> PredictionDataModule:
         """Loader of unlabelled images, under the same rule about squares.
@@ -291,9 +293,7 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     def learnable(self) -> np.ndarray:
         """int64 (N, K + 1) pixels of every class and, last, ignored ones, of the pool's images as training masks."""
-        everything = self.pool.part(range(len(self.pool)))
-        masks = [resize_mask(everything.load(place).mask, self.size, self.size) for place in range(len(everything))]
-        return pixels_by_image([drop_small(mask, self._drop.pixels) for mask in masks], self.labels.num_classes)
+        return pixels_by_image(self._masks(self.pool, small=False), self.labels.num_classes)
 
     def _order_of(self, trainer: Trainer) -> dict[str, Any]:
         pixels = self.pixels

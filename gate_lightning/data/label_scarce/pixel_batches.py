@@ -1,4 +1,4 @@
-"""Batches of single labelled pixels for the members of an ensemble, each in an order of its own.
+"""Batches of labelled pixels for the members of an ensemble, each member in its own order.
 
 As in ddpm-segmentation every member passes over all labelled pixels of all training images in shuffled order and
 drops the last, incomplete batch. The order is a function of (seed, member, epoch): a run stopped anywhere goes on with
@@ -7,33 +7,34 @@ exactly the batch it would have seen, and a member sees the same batches alone a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from gate_lightning.data.card import IGNORE_INDEX
+from gate_lightning.data.core.samplers import ResumableSampler
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import PixelBatch
+from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.seeding import data_generator
 
-__all__ = ["LabelledPixels", "PixelLoader", "PixelSampler", "pixel_order"]
+__all__ = ["LabelledPixels", "PixelSampler", "pixel_order"]
 
 
 def pixel_order(length: int, seed: int, member: int, epoch: int) -> np.ndarray:
-    """uint32 (length,) permutation of the labelled pixels: one pass of a member."""
+    """Permutation of the labelled pixels for one pass of a member, uint32 (length,)."""
     order = np.arange(length, dtype=np.uint32)
     data_generator("pixels", seed, member, epoch).shuffle(order)
     return order
 
 
 class LabelledPixels(Dataset[PixelBatch]):
-    """All labelled pixels of the training masks; batch (epoch, number) by index.
+    """Labelled pixels of the training masks as a data set of batches, indexed by (epoch, number).
 
-    Holds 5 bytes per labelled pixel and, once asked for a batch, 4 per pixel and member: 90 MB for 30 masks of 256² and
-    10 members.
+    Memory: 5 bytes per labelled pixel and, from the first batch on, 4 per pixel and member: 90 MB for 30 masks of 256²
+    and 10 members.
 
     Args:
         masks: uint8 (H, W) class indices, 255 ignored; of equal size, in the order of the training split.
@@ -46,14 +47,13 @@ class LabelledPixels(Dataset[PixelBatch]):
     """
 
     def __init__(self, masks: Sequence[np.ndarray], members: int = 10, batch_size: int = 64, seed: int = 0) -> None:
-        for name, value in (("members", members), ("pixels_per_batch", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; expected a whole number from 1")
+        self.members = whole_number(members, "task.data.members", 1)
+        self.batch_size = whole_number(batch_size, "task.data.pixels_per_batch", 1)
         flat = np.concatenate([mask.ravel() for mask in masks])
-        #: of every labelled pixel its place in the masks laid end to end
+        #: positions of the labelled pixels in the concatenated masks
         self.places = np.flatnonzero(flat != IGNORE_INDEX).astype(np.uint32)
         self.labels = flat[self.places]
-        self.members, self.batch_size, self.seed, self._area = members, batch_size, seed, masks[0].size
+        self.seed, self._area = seed, masks[0].size
         if len(self.places) < batch_size:
             raise ConfigError(
                 f"a batch has {batch_size} labelled pixels per member and the {len(masks)} training masks hold "
@@ -63,7 +63,7 @@ class LabelledPixels(Dataset[PixelBatch]):
 
     @staticmethod
     def bytes_for(pixels: int, members: int) -> int:
-        """Memory that so many labelled pixels take."""
+        """Memory in bytes of ``pixels`` labelled pixels with the orders of all members."""
         return pixels * (5 + 4 * members)
 
     def __len__(self) -> int:
@@ -85,51 +85,17 @@ class LabelledPixels(Dataset[PixelBatch]):
         return PixelBatch(*(torch.from_numpy(part) for part in (images, positions, labels)))
 
 
-class PixelSampler(DistributedSampler[Any]):
-    """(epoch, number) of every batch that is left of the current epoch.
+class PixelSampler(ResumableSampler):
+    """Keys (epoch, number) of the batches that are left of the current epoch."""
 
-    Derives from `DistributedSampler` only so that Lightning leaves it alone.
-
-    Args:
-        length: batches of an epoch.
-        position: asked whenever iteration starts for (epoch, first batch); without one, each iteration is the next
-            epoch.
-    """
-
-    def __init__(self, length: int, position: Callable[[], tuple[int, int]] | None = None) -> None:
-        super().__init__(range(length), num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
-        self.length, self.position, self._epochs = length, position, 0
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where iteration starts in its middle (Lightning counts on it)."""
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        # Not a generator: the position is that of now, not that of the first batch being asked for.
-        if self.position is None:
-            epoch, first = self._epochs, 0
-            self._epochs += 1
-        else:
-            epoch, first = self.position()
-        return iter([(epoch, number) for number in range(first, self.length)])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing: the position says where training is."""
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-class PixelLoader(DataLoader[PixelBatch]):
-    """A DataLoader of whole batches. Its (empty) state tells Lightning that it resumes in the middle of an epoch."""
-
-    def __init__(self, dataset: LabelledPixels, *, sampler: PixelSampler) -> None:
-        super().__init__(dataset, batch_size=None, sampler=sampler, collate_fn=_as_is)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to save: the trainer's counters say where training is."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to load."""
+    def rest_of(self, epoch: int, first: int) -> Iterator[tuple[int, int]]:
+        """Keys of an epoch's batches from number ``first`` on."""
+        return ((epoch, number) for number in range(first, self.length))

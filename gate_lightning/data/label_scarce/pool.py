@@ -1,4 +1,4 @@
-"""Several splits of a data set laid end to end, and parts of that chosen by position."""
+"""Pool of several splits of a data set, and parts of it chosen by position."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from gate_lightning.errors import DataError
 __all__ = ["Pool", "not_square"]
 
 
-class Pool:
-    """Splits laid end to end.
+class Pool(Subset):
+    """Concatenated splits.
 
     Args:
         name: of the data set, for messages.
@@ -22,26 +22,23 @@ class Pool:
     """
 
     def __init__(self, name: str, splits: Mapping[str, SampleSource]) -> None:
+        super().__init__([(source, index) for source in splits.values() for index in range(len(source))])
         self.name = name
-        self.places = [(source, index) for source in splits.values() for index in range(len(source))]
         #: images of each split
         self.lengths = tuple(len(source) for source in splits.values())
         #: sample ids
-        self.names = tuple(source.sample_id(index) for source, index in self.places)
+        self.names = tuple(self.sample_id(index) for index in range(len(self)))
         if len(set(self.names)) < len(self.names):
             twice = next(name for name in self.names if self.names.count(name) > 1)
             raise DataError(f"{name}: {twice!r} is an image of {' and of '.join(splits)}; every image must be in one")
 
-    def __len__(self) -> int:
-        return len(self.places)
-
     def require_squares(self) -> None:
-        """Look at all sizes.
+        """Check the sizes of all images.
 
         Raises:
             DataError: names the first image that is no square, and says what to do.
         """
-        sizes = [source.sizes(index)[0] for source, index in self.places]
+        sizes = [self.sizes(index)[0] for index in range(len(self))]
         bad = [place for place, (height, width) in enumerate(sizes) if height != width]
         if bad:
             more = f" ({len(bad)} of {len(sizes)} images are not)" if len(bad) > 1 else ""

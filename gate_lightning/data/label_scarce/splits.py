@@ -1,7 +1,7 @@
-"""Splitting a pool of images anew at random, and the file that says which image went where.
+"""Random splits of a pool of images, and the files that record them.
 
 The published means and deviations of label-scarce segmentation are over five random splits of the shipped training
-and test images (the author's word in an issue of ddpm-segmentation); which ones was never published.
+and test images (as an author of ddpm-segmentation wrote in an issue); the splits were never published.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.files import write_atomically
 from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["Split", "random_split", "read_split", "shipped_split", "write_split"]
@@ -34,19 +36,18 @@ class Split:
     unused: tuple[int, ...] = ()
 
     def labelled(self, count: int | None) -> Split:
-        """The first ``count`` training images only; the test images stay, so that numbers can be compared.
+        """Split with the first ``count`` training images; the test images stay, so that results compare.
 
         Raises:
             ConfigError: there are fewer.
         """
         if count is None:
             return self
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"labelled is {count!r}; expected a number of images from 1, or null for all")
+        whole_number(count, "task.data.labelled", 1, optional="all images")
         if count > len(self.train):
             raise ConfigError(
-                f"labelled={count}, but the training part has {len(self.train)} images; ask for that many or fewer, "
-                "or give the data set more training images"
+                f"task.data.labelled={count}, but the training part has {len(self.train)} images; ask for that many "
+                "or fewer, or give the data set more training images"
             )
         return Split(self.train[:count], self.test, self.train[count:] + self.unused)
 
@@ -57,13 +58,12 @@ def shipped_split(train: int, total: int) -> Split:
 
 
 def random_split(train: int, total: int, seed: int) -> Split:
-    """As many training images, drawn at random: a function of the three numbers.
+    """Random split with ``train`` training images, a function of the three numbers.
 
     Raises:
         ConfigError: a negative or broken seed.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"split_seed is {seed!r}; expected a whole number from 0, or null for the split as shipped")
+    whole_number(seed, "task.data.split_seed", optional="the published split")
     order = [int(place) for place in data_generator("label-scarce split", seed).permutation(total)]
     return Split(tuple(order[:train]), tuple(order[train:]))
 
@@ -78,10 +78,7 @@ def write_split(path: Path, split: Split, names: Sequence[str], about: Mapping[s
         about: further entries (the seed, …).
     """
     parts = {part: [names[place] for place in getattr(split, part)] for part in ("train", "test", "unused")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps({**about, **parts}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, (json.dumps({**about, **parts}, indent=1) + "\n").encode())
 
 
 def read_split(path: str | Path, names: Sequence[str]) -> Split:
@@ -113,9 +110,8 @@ def read_split(path: str | Path, names: Sequence[str]) -> Split:
             f"split_file {file} names {len(unknown)} images that the data set does not have, first {unknown[0]!r}; "
             f"its images are called like {names[0]!r}"
         )
-    twice = [
-        name for name, count in Counter(name for part in parts.values() for name in part or ()).items() if count > 1
-    ]
+    counts = Counter(name for part in parts.values() for name in part or ())
+    twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise DataError(f"split_file {file} names {twice[0]!r} more than once; training and test must not share images")
     train, test, unused = (tuple(places[name] for name in part or ()) for part in parts.values())

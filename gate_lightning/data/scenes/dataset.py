@@ -34,7 +34,7 @@ from gate_lightning.data.scenes import (
 )
 from gate_lightning.data.scenes.world import KINDS, check_choice
 from gate_lightning.data.segmentation.base import SegmentationDataModule
-from gate_lightning.data.transforms.basic import Compose, PhotometricDistortion, RandomCrop, RandomResize, Resize
+from gate_lightning.data.transforms.basic import Compose, PhotometricDistortion, RandomCrop, Resize
 from gate_lightning.errors import ConfigError
 
 __all__ = ["FIRST_SEED", "MAX_LENGTH", "ScenesDataModule", "ScenesSource", "split_seeds"]
@@ -155,7 +155,8 @@ class ScenesDataModule(SegmentationDataModule):
         render(sample_scene(0, domain, self.kinds), size)  # refuses bad values now, not after the backbone is loaded
         self.random_views = augment
         if augment:
-            self.train_transform = Compose([RandomResize(size, (1.0, 2.0)), RandomCrop(size), PhotometricDistortion()])
+            enlarge = Resize(size, True, (1.0, 2.0))
+            self.train_transform = Compose([enlarge, RandomCrop(size), PhotometricDistortion()])
         self.eval_resize = Resize(size)  # scenes have that size already; other images are brought to it
         parts = labels == "parts"
         palette = (PART_PALETTE if parts else MERGED_PALETTE).tolist()

@@ -1,4 +1,4 @@
-"""What the big benchmarks share: class files of the package, and mmsegmentation's pipelines for images and masks."""
+"""Base of the large benchmarks: class files of the package, and mmsegmentation's pipelines for images and masks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 from gate_lightning.data.card import RGB, ClassLabels, DatasetCard
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_root
-from gate_lightning.data.samples import Transform
 from gate_lightning.data.segmentation.image_files import FileDataModule
-from gate_lightning.data.transforms.basic import CenterCrop, Compose, Pad, PhotometricDistortion, RandomCrop, RandomFlip
-from gate_lightning.data.transforms.fit import Fit, RandomFit
+from gate_lightning.data.transforms.basic import Pad, training_transform
+from gate_lightning.data.transforms.fit import Fit
 from gate_lightning.errors import ConfigError, DataError
 
 __all__ = ["OfficialDataModule", "class_file"]
@@ -53,9 +52,9 @@ class OfficialDataModule(FileDataModule):
         ConfigError: a setting out of range.
     """
 
-    #: what the root should hold, for messages; its first folder must be there
+    #: expected content of the root, for messages; its first folder must exist
     layout: str
-    #: of the names of images and of masks, before the suffix
+    #: endings of the names of images and masks, before the suffix
     image_ending, mask_ending = "", ""
 
     def __init__(
@@ -76,20 +75,15 @@ class OfficialDataModule(FileDataModule):
         super().__init__(**others)
         self.card, self.labels = card, labels
         self.root = require_root(root, self.layout, self.layout.split("/", 1)[0])
-        fit, pad = Fit(scale, with_mask=True), Pad(crop_size, pad_label)
-        steps: list[Transform] = [fit, CenterCrop(crop_size)]
-        if augment:
-            resize = fit if ratio_range is None else RandomFit(scale, ratio_range)
-            distortion = [PhotometricDistortion()] if photometric else []
-            steps = [resize, RandomCrop(crop_size, cat_max_ratio), RandomFlip(flip), *distortion]
-        largest = max(ratio_range) if augment and ratio_range is not None else 1.0
-        if min(pad.size) > fit.short * largest or max(pad.size) > fit.long * largest:
+        fit, size = Fit(scale, True, ratio_range if augment else None), Pad(crop_size).size
+        largest = 1.0 if fit.ratio_range is None else fit.ratio_range[1]
+        if min(size) > fit.short * largest or max(size) > fit.long * largest:
             raise ConfigError(
                 f"dataset.crop_size={crop_size} never fits: images are at most {fit.long * largest:g}×"
                 f"{fit.short * largest:g} pixels; use a smaller crop, or a larger dataset.scale (now {list(scale)})"
             )
-        self.crop_size, self.random_views = pad.size, augment
-        self.train_transform, self.eval_resize = Compose([*steps, pad]), Fit(scale)
+        self.crop_size, self.random_views, self.eval_resize = size, augment, Fit(scale)
+        self.train_transform = training_transform(fit, size, augment, cat_max_ratio, flip, photometric, pad_label)
 
     @abstractmethod
     def image_folders(self, split: str) -> Sequence[str]:

@@ -17,18 +17,8 @@ from gate_lightning.data.card import ClassLabels, DatasetCard, check_classes, ga
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import SplitFiles, read_classes, require_root, scan_split
 from gate_lightning.data.files.palette import IGNORED_NAMES, Palette, default_palette, read_palette
-from gate_lightning.data.samples import Transform
 from gate_lightning.data.segmentation.image_files import FileDataModule
-from gate_lightning.data.transforms.basic import (
-    CenterCrop,
-    Compose,
-    Pad,
-    PhotometricDistortion,
-    RandomCrop,
-    RandomFlip,
-    RandomResize,
-    Resize,
-)
+from gate_lightning.data.transforms.basic import Resize, training_transform
 
 __all__ = ["FolderDataModule"]
 
@@ -94,12 +84,8 @@ class FolderDataModule(FileDataModule):
         self.labels = ClassLabels(names, colours)
         short = crop_size if resize_short is None else resize_short
         self.crop_size, self.eval_resize, self.random_views = crop_size, Resize(short), augment
-        if augment:
-            steps: list[Transform] = [RandomResize(short, ratio_range), RandomCrop(crop_size, cat_max_ratio)]
-            steps += [RandomFlip(flip), *([PhotometricDistortion()] if photometric else [])]
-        else:
-            steps = [Resize(short, with_mask=True), CenterCrop(crop_size)]
-        self.train_transform = Compose([*steps, Pad(crop_size)])
+        resize = Resize(short, True, ratio_range if augment else None)
+        self.train_transform = training_transform(resize, crop_size, augment, cat_max_ratio, flip, photometric)
 
     @property
     def has_test(self) -> bool:

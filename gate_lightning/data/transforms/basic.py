@@ -2,8 +2,7 @@
 
 Every random number comes from the generator that is passed in, in a fixed number per call where possible. Geometry
 acts on image, mask and control images alike; masks are never interpolated. The pipeline and its ranges are those
-of mmsegmentation's ADE20K recipe (spec of the field: ratio 0.5 to 2, class-balanced crop, flip, photometric
-distortion, padding that is ignored).
+of mmsegmentation's ADE20K recipe: ratio 0.5 to 2, class-balanced crop, flip, photometric distortion, ignored padding.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from PIL import Image
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.samples import Sample, SegmentationSample, Transform, map_mask
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import number, whole_number
 
 __all__ = [
     "CenterCrop",
@@ -26,16 +26,16 @@ __all__ = [
     "PhotometricDistortion",
     "RandomCrop",
     "RandomFlip",
-    "RandomResize",
     "Resize",
     "resize_bicubic",
     "resize_image",
     "resize_mask",
+    "training_transform",
 ]
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, C) → (height, width, C); averages over the area when it shrinks, bilinear when it grows."""
+    """uint8 (H, W, C) → (height, width, C): area averages where a side shrinks, bilinear where none does."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = height < image.shape[0] or width < image.shape[1]
@@ -43,12 +43,12 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3) → (height, width, 3) by PIL's bicubic filter, which antialiases; the field's released code."""
+    """uint8 (H, W, 3) → (height, width, 3) by PIL's antialiased bicubic filter, as in the released code of DIFT."""
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W) → (height, width), the label under each new pixel's centre."""
+    """uint8 (H, W) → (height, width): nearest neighbour at the new pixels' centres."""
     if mask.shape == (height, width):
         return mask
     # plain INTER_NEAREST takes the top left corner and so shifts masks against images
@@ -62,22 +62,16 @@ def _check_interval(name: str, interval: Sequence[float], low: float) -> tuple[f
     return float(values[0]), float(values[1])
 
 
-def _check_size(name: str, size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigError(f"{name} is {size!r}; expected a number of pixels, at least 1")
-    return size
-
-
 def _check_crop(size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a crop that is given so, or as the side of a square."""
+    """(height, width) of a crop, from (height, width) or the side of a square."""
     pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2:
         raise ConfigError(f"crop_size is {size!r}; expected a number of pixels, or (height, width)")
-    return _check_size("crop_size", pair[0]), _check_size("crop_size", pair[1])
+    return whole_number(pair[0], "dataset.crop_size", 1), whole_number(pair[1], "dataset.crop_size", 1)
 
 
 class Compose:
-    """Transforms one after the other, all from one generator."""
+    """Several transforms in order, with one generator."""
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = tuple(transforms)
@@ -90,33 +84,27 @@ class Compose:
 
 
 class Resize:
-    """Shorter side to ``short`` pixels, aspect kept. The rule for evaluation: there the mask keeps its size.
+    """Resize the shorter side to ``short`` pixels, aspect kept. In evaluation the mask keeps its size.
 
     Args:
         short: length of the shorter side, or 0 to leave images as they are.
         with_mask: resize the mask too.
+        ratio_range: smallest and largest further factor, drawn uniformly; None for none.
     """
 
-    def __init__(self, short: int, with_mask: bool = False) -> None:
-        if short != 0:
-            _check_size("resize_short", short)
-        self.short, self.with_mask = short, with_mask
+    def __init__(self, short: int, with_mask: bool = False, ratio_range: Sequence[float] | None = None) -> None:
+        self.short, self.with_mask = whole_number(short, "dataset.resize_short"), with_mask
+        self.ratio_range = None if ratio_range is None else _check_interval("dataset.ratio_range", ratio_range, 0.0)
 
     def size(self, height: int, width: int, ratio: float = 1.0) -> tuple[int, int]:
         """(height, width) after resizing with a further factor ``ratio``."""
         scale = ratio * (self.short / min(height, width) if self.short else 1.0)
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
-    def image(self, image: np.ndarray) -> np.ndarray:
-        """One image, uint8 (H, W, C), resized."""
-        return self._image(image, *self.size(*image.shape[:2]))
-
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The resized sample; uses no random number."""
-        height, width = sample.image.shape[:2]
-        return self._to(sample, *self.size(height, width))
-
-    def _to(self, sample: Sample, height: int, width: int) -> Sample:
+        """The resized sample; draws one random number, and none without ``ratio_range``."""
+        ratio = 1.0 if self.ratio_range is None else rng.uniform(*self.ratio_range)
+        height, width = self.size(sample.image.shape[0], sample.image.shape[1], ratio)
         sample = sample.map_images(lambda image: self._image(image, height, width))
         return map_mask(sample, lambda mask: self._mask(mask, height, width)) if self.with_mask else sample
 
@@ -127,31 +115,13 @@ class Resize:
         return resize_mask(mask, height, width)
 
 
-class RandomResize(Resize):
-    """Shorter side to ``short`` times a factor drawn uniformly from ``ratio_range``; image and mask.
-
-    Args:
-        short: see `Resize`.
-        ratio_range: smallest and largest factor, above 0.
-    """
-
-    def __init__(self, short: int, ratio_range: Sequence[float] = (0.5, 2.0)) -> None:
-        super().__init__(short, with_mask=True)
-        self.ratio_range = _check_interval("ratio_range", ratio_range, 0.0)
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The resized sample."""
-        height, width = sample.image.shape[:2]
-        return self._to(sample, *self.size(height, width, rng.uniform(*self.ratio_range)))
-
-
 def _crop(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample:
     cut = sample.map_all(lambda array: array[top : top + size[0], left : left + size[1]])
     return replace(cut, window=(sample.window[0] + top, sample.window[1] + left))
 
 
 class RandomCrop:
-    """A cut-out that, if possible, is not dominated by one class.
+    """Random crop that one class does not dominate, if possible.
 
     Drawn again up to 10 times until it shows more than one class and the largest covers less than ``cat_max_ratio``
     of the pixels that are not ignored; the last draw is kept otherwise. Images smaller than the crop come out smaller
@@ -171,7 +141,7 @@ class RandomCrop:
         self.cat_max_ratio = cat_max_ratio
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The cut-out."""
+        """The cropped sample."""
         top, left = self._corner(sample, rng)
         if isinstance(sample, SegmentationSample) and self.cat_max_ratio < 1.0:
             for _ in range(self.TRIES):
@@ -192,24 +162,22 @@ class RandomCrop:
 
 
 class CenterCrop:
-    """The square, or (height, width), in the middle; uses no random number."""
+    """Crop of the middle; draws no random number."""
 
     def __init__(self, size: int | Sequence[int]) -> None:
         self.size = _check_crop(size)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The cut-out."""
+        """The cropped sample."""
         height, width = sample.image.shape[:2]
         return _crop(sample, max(height - self.size[0], 0) // 2, max(width - self.size[1], 0) // 2, self.size)
 
 
 class RandomFlip:
-    """Left to right, with probability ``p``. Captions that say "left" do not follow."""
+    """Horizontal flip with probability ``p``. Captions stay: "left" in them is then wrong."""
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0.0 <= p <= 1.0:
-            raise ConfigError(f"flip is {p}; expected a probability in [0, 1]")
-        self.p = p
+        self.p = number(p, "dataset.flip", 0.0, 1.0)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The sample or its mirror image."""
@@ -217,7 +185,7 @@ class RandomFlip:
 
 
 class Pad:
-    """Grey below and to the right up to ``size``, a side or (height, width); ignored in masks, black in controls.
+    """Padding at the bottom and the right up to ``size``: grey in images, ignored in masks, black in controls.
 
     Args:
         size: side in pixels, or (height, width).
@@ -227,8 +195,8 @@ class Pad:
     GREY = 128  # 0 in [-1, 1], as where normalised images are padded with zeros
 
     def __init__(self, size: int | Sequence[int], label: int | None = None) -> None:
-        if label is not None and (isinstance(label, bool) or label not in range(IGNORE_INDEX)):
-            raise ConfigError(f"pad_label is {label!r}; expected a class number, or null for padding that is ignored")
+        if label is not None:
+            whole_number(label, "dataset.pad_label", 0, IGNORE_INDEX - 1, optional="ignored padding")
         self.size, self.label = _check_crop(size), IGNORE_INDEX if label is None else label
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -247,35 +215,20 @@ class Pad:
 
 
 class PhotometricDistortion:
-    """Brightness, contrast, saturation and hue, each with probability one half; contrast first or last.
+    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast first or last."""
 
-    Args:
-        brightness: largest shift, of 255.
-        contrast, saturation: smallest and largest factor.
-        hue: largest turn in OpenCV's units of 2 degrees.
-    """
-
-    def __init__(
-        self,
-        brightness: float = 32,
-        contrast: Sequence[float] = (0.5, 1.5),
-        saturation: Sequence[float] = (0.5, 1.5),
-        hue: int = 18,
-    ) -> None:
-        if not 0 <= brightness <= 255 or not 0 <= hue <= 90:
-            raise ConfigError(f"brightness is {brightness} and hue {hue}; expected 0 to 255 and 0 to 90")
-        self.brightness, self.hue = brightness, hue
-        self.contrast = _check_interval("contrast", contrast, 0.0)
-        self.saturation = _check_interval("saturation", saturation, 0.0)
+    BRIGHTNESS = 32.0  # largest shift, of 255
+    CONTRAST = SATURATION = (0.5, 1.5)  # smallest and largest factor
+    HUE = 18  # largest shift, in OpenCV's units of 2 degrees
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The sample with another look; control images keep theirs."""
-        # All numbers are drawn every time, so that one switch does not shift the others.
+        """The sample with its image distorted; control images are not."""
+        # all numbers are drawn every time, so that one switch does not shift the others
         does = rng.random(4) < 0.5
         contrast_first = rng.random() < 0.5
-        shift = rng.uniform(-self.brightness, self.brightness)
-        contrast, saturation = rng.uniform(*self.contrast), rng.uniform(*self.saturation)
-        turn = int(rng.integers(-self.hue, self.hue + 1))
+        shift = rng.uniform(-self.BRIGHTNESS, self.BRIGHTNESS)
+        contrast, saturation = rng.uniform(*self.CONTRAST), rng.uniform(*self.SATURATION)
+        turn = int(rng.integers(-self.HUE, self.HUE + 1))
         image = sample.image
         if does[0]:
             image = _scaled(image, 1.0, shift)
@@ -288,6 +241,33 @@ class PhotometricDistortion:
         if does[1] and not contrast_first:
             image = _scaled(image, contrast)
         return replace(sample, image=image)
+
+
+def training_transform(
+    resize: Resize,
+    crop_size: int | Sequence[int],
+    augment: bool,
+    cat_max_ratio: float,
+    flip: float,
+    photometric: bool,
+    pad_label: int | None = None,
+) -> Compose:
+    """Resize, class-balanced crop, flip, photometric distortion and padding, as in mmsegmentation's recipes.
+
+    Args:
+        resize: first step, with the mask.
+        crop_size: side in pixels, or (height, width).
+        augment: False crops the middle instead, without flip and distortion: the same in every epoch.
+        cat_max_ratio: see `RandomCrop`.
+        flip: probability of a horizontal flip.
+        photometric: whether colours are distorted.
+        pad_label: see `Pad`.
+    """
+    steps: list[Transform] = [resize, CenterCrop(crop_size)]
+    if augment:
+        distortion = [PhotometricDistortion()] if photometric else []
+        steps = [resize, RandomCrop(crop_size, cat_max_ratio), RandomFlip(flip), *distortion]
+    return Compose([*steps, Pad(crop_size, pad_label)])
 
 
 def _scaled(image: np.ndarray, factor: float, shift: float = 0.0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Images and masks as squares of fixed sizes, and annotations too small to train on."""
+"""Resizing to squares, and the removal of annotations that are too small to train on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.samples import Sample, map_mask
 from gate_lightning.data.transforms.basic import Resize, resize_mask
-from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["DropSmallAnnotations", "Square", "drop_small"]
 
@@ -16,7 +16,7 @@ COUNTED_SIDE = 256
 
 
 class Square(Resize):
-    """Every image becomes ``image_size``² and every mask ``mask_size``²; the aspect of others is not kept.
+    """Resize images to ``image_size``² and masks to ``mask_size``², aspect not kept.
 
     Args:
         image_size: side in pixels.
@@ -27,14 +27,11 @@ class Square(Resize):
     """
 
     def __init__(self, image_size: int, mask_size: int | None = None) -> None:
-        super().__init__(image_size, with_mask=mask_size is not None)
-        for name, value in (("image_size", image_size), ("size", mask_size)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} is {value!r}; expected a side in pixels, at least 1")
-        self.mask_size = mask_size
+        super().__init__(whole_number(image_size, "image_size", 1), with_mask=mask_size is not None)
+        self.mask_size = None if mask_size is None else whole_number(mask_size, "size", 1)
 
     def size(self, height: int, width: int, ratio: float = 1.0) -> tuple[int, int]:
-        """(image_size, image_size), whatever the image's own size."""
+        """(image_size, image_size) for images of any size."""
         side = max(round(self.short * ratio), 1)
         return side, side
 
@@ -44,8 +41,7 @@ class Square(Resize):
 
 
 def drop_small(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Classes with few pixels in a mask become ignored (ddpm-segmentation does so with training masks, below 20 of
-    256²).
+    """Mask whose classes with few pixels are ignored, as ddpm-segmentation's training masks (below 20 pixels of 256²).
 
     Args:
         mask: uint8 (H, W) class indices, 255 ignored.
@@ -62,20 +58,18 @@ def drop_small(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 class DropSmallAnnotations:
-    """`drop_small` of a sample's mask.
+    """Transform of samples by `drop_small`.
 
     Args:
-        pixels: see there.
+        pixels: fewest pixels at 256².
 
     Raises:
         ConfigError: a negative number.
     """
 
     def __init__(self, pixels: int = 20) -> None:
-        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < 0:
-            raise ConfigError(f"small_annotations is {pixels!r}; expected a number of pixels from 0")
-        self.pixels = pixels
+        self.pixels = whole_number(pixels, "task.data.small_annotations")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The sample with small annotations ignored; uses no random number."""
+        """The sample with small annotations ignored; draws no random number."""
         return map_mask(sample, lambda mask: drop_small(mask, self.pixels))

@@ -261,8 +261,8 @@ def test_a_task_wraps_whatever_data_set_is_named(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"square": "crop"}, "square='crop': expected one of refuse, stretch"),
-        ({"size": 0}, "size is 0"),
-        ({"small_annotations": 1.5}, "small_annotations is 1.5"),
+        ({"size": 0}, "size=0"),
+        ({"small_annotations": 1.5}, "small_annotations=1.5"),
         ({"eval_batch_size": 0}, "eval_batch_size=0"),
     ],
 )

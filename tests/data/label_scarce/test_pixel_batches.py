@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels, PixelLoader, PixelSampler
+from gate_lightning.data.core.samplers import BatchLoader
+from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels, PixelSampler
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import PixelBatch
 
@@ -68,10 +69,12 @@ def test_orders_of_two_epochs_are_never_there_at_once() -> None:
 
 def test_the_loader_yields_whole_batches_and_goes_on_where_it_is_told() -> None:
     pixels = LabelledPixels(masks(), members=2, batch_size=5, seed=0)
-    loader = PixelLoader(pixels, sampler=PixelSampler(len(pixels)))
+    loader = BatchLoader(pixels, sampler=PixelSampler(len(pixels)))
     passes = [[triples(batch, 1) for batch in loader] for _ in range(2)]
     assert passes == [[triples(pixels[epoch, n], 1) for n in range(len(pixels))] for epoch in range(2)]
-    resumed = PixelLoader(pixels, sampler=PixelSampler(len(pixels), lambda: (1, 4)))
+    sampler = PixelSampler(len(pixels))
+    sampler.position = lambda: (1, 4)
+    resumed = BatchLoader(pixels, sampler=sampler)
     assert [triples(batch, 1) for batch in resumed] == passes[1][4:]
     assert len(resumed) == len(pixels)
 
@@ -84,8 +87,8 @@ def test_a_batch_moves_as_a_whole() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"members": 0}, "members is 0"),
-        ({"batch_size": True}, "pixels_per_batch is True"),
+        ({"members": 0}, "members=0"),
+        ({"batch_size": True}, "pixels_per_batch=True"),
         ({"batch_size": 1000}, "hold"),
     ],
 )

@@ -40,14 +40,14 @@ def test_fewer_labelled_images_are_among_more_and_the_test_stays() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, True, 2.0])
 def test_no_number_of_images(count: object) -> None:
-    with pytest.raises(ConfigError, match="expected a number of images from 1, or null"):
+    with pytest.raises(ConfigError, match="expected a whole number from 1, or null for all images"):
         random_split(5, 7, 0).labelled(count)  # type: ignore[arg-type]
 
 
 def test_more_labelled_images_than_there_are() -> None:
     with pytest.raises(ConfigError, match="labelled=6, but the training part has 5 images"):
         random_split(5, 7, 0).labelled(6)
-    with pytest.raises(ConfigError, match="split_seed is -1"):
+    with pytest.raises(ConfigError, match="split_seed=-1"):
         random_split(5, 7, -1)
 
 

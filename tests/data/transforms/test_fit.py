@@ -12,7 +12,7 @@ import torch
 
 from gate_lightning.data.samples import SegmentationSample, collate_masks
 from gate_lightning.data.transforms.basic import Pad, PhotometricDistortion, RandomCrop, RandomFlip
-from gate_lightning.data.transforms.fit import Fit, RandomFit
+from gate_lightning.data.transforms.fit import Fit
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.seeding import data_generator
 from tests.support.benchmarks import blocks
@@ -66,7 +66,7 @@ def test_random_resize_is_mmcvs(share: float, monkeypatch: pytest.MonkeyPatch) -
     theirs = mmcv_transforms.RandomResize(
         scale=(256, 64), ratio_range=(0.5, 2.0), resize_type=mmcv_transforms.Resize, keep_ratio=True
     )
-    assert_equal(RandomFit((256, 64))(sample(), Draw()), theirs.transform(as_results(sample())))  # type: ignore[arg-type]
+    assert_equal(Fit((256, 64), True, (0.5, 2.0))(sample(), Draw()), theirs.transform(as_results(sample())))  # type: ignore[arg-type]
 
 
 def test_evaluation_keeps_the_mask() -> None:
@@ -148,4 +148,4 @@ def test_boxes_are_two_positive_numbers(scale: Any) -> None:
 @pytest.mark.parametrize("ratio_range", [(0, 1), (2, 1), (1,)])
 def test_ranges_grow(ratio_range: Any) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.ratio_range"):
-        RandomFit((64, 32), ratio_range)
+        Fit((64, 32), True, ratio_range)
