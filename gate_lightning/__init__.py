@@ -30,17 +30,14 @@ _PUBLIC = {
     "resolve_layers": "gate_lightning.features.config.layer_presets",
 }
 
-#: names of earlier versions, for the error that names the new one
-_RENAMED = {"FusedExtractor": "MultiBackboneExtractor", "read_pictures": "read_images"}
-
 __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - names
 
 
 def __getattr__(name: str) -> Any:
     # lazily: `import gate_lightning` must not import torch, and the engine must not be imported by its own floors
     if name not in _PUBLIC:
-        new = _RENAMED.get(name)
-        hint = f"; it is called {new} now" if new else ""
+        renamed = importlib.import_module("gate_lightning.engine.renamed").RENAMED
+        hint = "".join(f"; it is called {row.new} now" for row in renamed if (row.kind, row.old) == ("python", name))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value

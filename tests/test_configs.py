@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+import shlex
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 
 from gate_lightning.engine import run_folder as runs
@@ -13,7 +15,9 @@ from tests.support.composition import composed
 
 CONF = config_folder()
 EXPERIMENTS = sorted(
-    path.relative_to(CONF / "experiment").with_suffix("").as_posix() for path in CONF.glob("experiment/**/*.yaml")
+    path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+    for path in CONF.glob("experiment/**/*.yaml")
+    if path.parent.name != "_base"
 )
 ABLATIONS = sorted(path.stem for path in CONF.glob("ablation/*.yaml"))
 GROUPS = ("amalgamation", "backbone", "callbacks", "head", "logger", "loss", "optimizer", "scheduler", "trainer")
@@ -55,11 +59,34 @@ def test_options_resolve(option: str) -> None:
     check(option)
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/**/*.yaml")), ids=lambda path: path.stem)
-def test_experiments_say_purpose_and_command(path: Path) -> None:
-    text = path.read_text()
-    assert "# Purpose:" in text
-    assert "# Command:" in text
+def header_commands(name: str) -> list[tuple[str, list[str]]]:
+    """(train or eval, arguments) of the commands in an experiment's header.
+
+    A backslash goes on in the next line, … repeats the first command, two spaces end one, <…> is a value of the user's.
+    """
+    text = (CONF / f"experiment/{name}.yaml").read_text()
+    header = "\n".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+    header = re.sub(r" *\\\n", " ", re.sub(r"<[^>]*>", "x", header))
+    found: list[tuple[str, list[str]]] = []
+    for program, repeated, rest in re.findall(r"(?:python (train|eval)\.py|(?:^|: )(…)) +(\S.*)", header, re.MULTILINE):
+        words = [word for word in shlex.split(re.split(r" {2,}|[;,)] ", rest)[0]) if word not in ("…", "-m")]
+        found.append(("train", found[0][1] + words) if repeated else (program, words))
+    return found
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_say_purpose_and_a_command_that_composes(name: str) -> None:
+    assert "# Purpose:" in (CONF / f"experiment/{name}.yaml").read_text()
+    commands = header_commands(name)
+    assert any(f"experiment={name}" in words for _, words in commands)
+    for program, words in commands:
+        parsed = OverridesParser.create().parse_overrides(words)
+        first = [next(one.sweep_string_iterator()) if one.is_sweep_override() else None for one in parsed]
+        given = [
+            word if value is None else f"{one.key_or_group}={value}"
+            for word, one, value in zip(words, parsed, first, strict=True)
+        ]
+        composed(*given, name=program)
 
 
 def test_scenes_bring_their_adapters_and_edges() -> None:

@@ -30,8 +30,8 @@ DATA = ("ade20k", "cityscapes")
 #: experiment without the data set → {stride at the size that SD 1.5 sees: channels}
 PYRAMIDS: dict[str, dict[int, int]] = {
     "gate/{}": {8: 2 * 640, 16: 2 * 1280, 32: 2 * 1280},
-    "gate/{}_as_released": {8: 3 * 640, 16: 3 * 1280, 32: 3 * 1280},
-    "gate/{}_as_released_gate": {8: 640, 16: 1280, 32: 1280},
+    "gate/{}_released_config": {8: 3 * 640, 16: 3 * 1280, 32: 3 * 1280},
+    "gate/{}_released_class": {8: 640, 16: 1280, 32: 1280},
     "gate/{}_practical": {8: 2 * 320, 16: 2 * 640, 32: 2 * 2560},
     "gate/{}_attention": {8: 2 * 640, 16: 2 * 1280, 32: 2 * 1280},  # and a channel per token and size
     "gate/{}_timesteps": {8: 640, 16: 1280, 32: 1280},
@@ -173,7 +173,7 @@ def test_it_takes_a_step_on_small_networks(
 @pytest.mark.parametrize("data", DATA)
 def test_the_released_runs_differ_as_their_headers_say(data: str) -> None:
     described = runs.resolve(configuration(f"gate/{data}"))
-    for reading in ("as_released", "as_released_gate"):
+    for reading in ("released_config", "released_class"):
         released = runs.resolve(configuration(f"gate/{data}_{reading}"))
         found = {
             key: (described_value, released_value)

@@ -22,10 +22,10 @@ STEERED = (
     "technique.lora.weights.overtrained=asset:tiny/lora/overtrained.safetensors",
     "technique.prompt.text=a horse",  # the small tokenizer needs two windows for the published one
 )
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gate/horse21_as_released", "gate/bedroom28")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gate/horse21_released_config", "gate/bedroom28")]
 
 
-@pytest.mark.parametrize("name", ["gate/horse21", "ddpm/horse21", *SLOW])
+@pytest.mark.parametrize("name", ["gate/horse21", "ddpm_segmentation/horse21", *SLOW])
 def test_it_trains_and_is_measured(name: str, tmp_path: Path) -> None:
     key = "bedroom_28" if name.endswith("bedroom28") else "horse_21"
     root = make_scarce(tmp_path / "data", key, train=3, test=1, side=32)

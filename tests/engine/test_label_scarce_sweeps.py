@@ -44,7 +44,7 @@ def swept(name: str) -> dict[str, list[str]]:
     ("name", "target", "count"),
     [
         ("sweep/single_layer", "loading.load_unet_backbone", 15),
-        ("sweep/single_layer_ddpm", "adm_loading.load_adm_backbone", 18),
+        ("sweep/single_layer_ddpm_segmentation", "adm.loading.load_adm_backbone", 18),
     ],
 )
 def test_single_layers_are_layers_of_the_network(name: str, target: str, count: int) -> None:

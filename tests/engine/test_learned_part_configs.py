@@ -9,6 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from gate_lightning.engine.configuration import composed
 from gate_lightning.structures import FeatureInfo
 from tests.support.paths import CONF
 
@@ -25,16 +26,9 @@ def names(group: str, *, without: tuple[str, ...] = ()) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem not in without)
 
 
-def at_its_place(group: str, name: str):
-    """The node below its key, as in the composed configuration, so that interpolations are tried as well."""
-    return OmegaConf.create({group: load(group, name), "seed": 0})[group]
-
-
 def load(group: str, name: str):
-    node = OmegaConf.load(CONF / group / f"{name}.yaml")
-    for base in node.pop("defaults", ["_self_"]):
-        node = node if base == "_self_" else OmegaConf.merge(load(group, base), node)
-    return node
+    """The node as Hydra composes it, below its key so that interpolations are tried as well."""
+    return composed("+seed=0", name=f"{group}/{name}")[group]
 
 
 def build(node, **given):
@@ -55,14 +49,14 @@ def test_amalgamations(name):
 
 @pytest.mark.parametrize("name", PIXELS["amalgamation"])
 def test_amalgamations_of_pixels(name):
-    amalgamation = build(at_its_place("amalgamation", name), backbone_groups={"a": (2, 16), "b": (1, 24)})
+    amalgamation = build(load("amalgamation", name), backbone_groups={"a": (2, 16), "b": (1, 24)})
     fused = amalgamation({"a": torch.randn(10, 3, 2, 16), "b": torch.randn(10, 3, 1, 24)}).features
     assert fused.shape == (10, 3, amalgamation.out_channels)
 
 
 @pytest.mark.parametrize("name", PIXELS["head"])
 def test_heads_of_pixels(name):
-    head = build(at_its_place("head", name).decode, in_channels=16, num_classes=3)
+    head = build(load("head", name).decode, in_channels=16, num_classes=3)
     if name == "nearest_pixels":
         head.add(torch.randn(1, 30, 16), torch.randint(3, (1, 30)))
     assert head(torch.randn(1, 5, 16)).shape[-2:] == (5, 3)
@@ -71,7 +65,7 @@ def test_heads_of_pixels(name):
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_networks_on_images(name):
-    node = OmegaConf.merge(at_its_place("head", name).decode, {"depth": 18, "width": 8, "decoder": {"channels": 8}})
+    node = OmegaConf.merge(load("head", name).decode, {"depth": 18, "width": 8, "decoder": {"channels": 8}})
     head = build(node, in_channels=(3,), strides=(1,), num_classes=3)
     assert head([torch.randn(2, 3, 64, 64)]).shape == (2, 3, 64, 64)
 
@@ -79,7 +73,7 @@ def test_networks_on_images(name):
 @pytest.mark.parametrize("part", ["decode", "auxiliary"])
 @pytest.mark.parametrize("name", names("head", without=(*PIXELS["head"], *IMAGES)))
 def test_heads(name, part):
-    node = at_its_place("head", name)[part]
+    node = load("head", name)[part]
     if node is None:
         assert part == "auxiliary"
         return

@@ -26,6 +26,10 @@ from tests.support.paths import REPOSITORY
         ("tool.layout=npy_by_layer,npy_by_picture", "tool.layout=npy_by_image"),
         ("tool={layout: 'npy_by_picture'}", "tool.layout=npy_by_image"),
         ("dataset=scenes,scene_pictures", "dataset=scene_images"),
+        ("backbones.second.scale=0.5", "backbone_scale"),
+        ("experiment=gate/ade20k_as_released_gate", "experiment=*_released_class"),
+        ("layers=[ddpm,mid]", "layers=ddpm_segmentation"),
+        ("techniques=[{name: a, layers: ddpm}]", "layers=ddpm_segmentation"),
     ],
 )
 def test_old_names_are_refused(override: str, new: str) -> None:
@@ -45,6 +49,8 @@ def test_names_of_today_pass() -> None:
             "control_images={depth: edges}",
             "edge_channels=true",
             "dataset=scene_images",
+            "backbones.second.native_size=64",
+            "experiment=ddpm_segmentation/horse21",
             "a b=",
             "~x",
         ]
@@ -57,8 +63,8 @@ def test_all_old_names_of_a_command_are_listed() -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in RENAMED if row.kind == "key"], ids=lambda row: row.old)
-def test_old_keys_are_gone_and_new_ones_are_there(row) -> None:
-    assert OmegaConf.select(composed(name="eval"), row.old) is None
+def test_old_keys_are_gone(row) -> None:
+    assert OmegaConf.select(composed(name="eval"), row.old.replace("*", "any")) is None
     assert not (config_folder() / row.old).exists()
 
 

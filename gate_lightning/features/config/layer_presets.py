@@ -39,7 +39,7 @@ _AMALGAMATION = (
 )
 _LEGACY_XL = ("up-level0-upsampler-out", "up-level1-upsampler-out", "up-level2-repeat2-res-out")
 #: DatasetDDPM's blocks, which GATE concatenates to its label-scarce features
-_DDPM = tuple(f"output_blocks.{block}" for block in (5, 6, 7, 8, 12))
+_DDPM_SEGMENTATION = tuple(f"output_blocks.{block}" for block in (5, 6, 7, 8, 12))
 
 
 def resolve_layers(backbone: Backbone, layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -148,6 +148,6 @@ _PRESETS: dict[str, tuple[Choice, ...]] = {
     "dift_temporal": (_named("up_blocks[2]"), _named("output_blocks.7")),
     "hyperfeatures": (partial(_matching, r"up-level\d+-repeat\d+-res-increment"),),
     "cleandift": (_named("mid", *(f"us{count}" for count in range(1, 11))),),
-    "ddpm": (_named(*_DDPM),),
+    "ddpm_segmentation": (_named(*_DDPM_SEGMENTATION),),
     "pixels": (_none,),
 }

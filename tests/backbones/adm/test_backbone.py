@@ -63,7 +63,10 @@ def test_presets_of_the_field() -> None:
     assert resolve_layers(backbone, "dift_semantic") == ("output_blocks.4",)
     assert resolve_layers(backbone, "dift_geometric") == ("output_blocks.11",)
     assert resolve_layers(backbone, "dift_temporal") == ("output_blocks.7",)
-    assert sum(info.channels for info in backbone.feature_info(resolve_layers(backbone, "ddpm")).values()) == 2816
+    assert (
+        sum(info.channels for info in backbone.feature_info(resolve_layers(backbone, "ddpm_segmentation")).values())
+        == 2816
+    )
     assert backbone.layer_id("mid") == "middle_block"
 
 

@@ -57,7 +57,7 @@ PUBLISHED_ADM = {
     "dift_semantic": "output_blocks.4",
     "dift_geometric": "output_blocks.11",
     "dift_temporal": "output_blocks.7",
-    "ddpm": "output_blocks.5 output_blocks.6 output_blocks.7 output_blocks.8 output_blocks.12",
+    "ddpm_segmentation": "output_blocks.5 output_blocks.6 output_blocks.7 output_blocks.8 output_blocks.12",
 }
 
 
@@ -93,14 +93,20 @@ def test_presets_mean_the_right_thing_by_family(family: str, published: dict[str
 
 @pytest.mark.parametrize(
     ("family", "preset"),
-    [("sdxl", "amalgamation"), ("sdxl", "cleandift"), ("sdxl", "ddpm"), ("adm", "legacy"), ("adm", "hyperfeatures")],
+    [
+        ("sdxl", "amalgamation"),
+        ("sdxl", "cleandift"),
+        ("sdxl", "ddpm_segmentation"),
+        ("adm", "legacy"),
+        ("adm", "hyperfeatures"),
+    ],
 )
 def test_presets_of_another_family_are_refused(family: str, preset: str) -> None:
     with pytest.raises(ConfigError, match=f"has no layers for the preset '{preset}'.*Presets: "):
         resolve_layers(named(family), preset)
 
 
-@pytest.mark.parametrize("preset", ["xl_legacy", "xl_practical", "pg_amalgamation", "ddpm"])
+@pytest.mark.parametrize("preset", ["xl_legacy", "xl_practical", "pg_amalgamation", "ddpm_segmentation"])
 def test_presets_of_sdxl_are_none_of_stable_diffusion_15(preset: str) -> None:
     with pytest.raises(ConfigError, match=f"has no layers for the preset '{preset}'"):
         resolve_layers(build("tiny"), preset)
