@@ -1,4 +1,4 @@
-"""Where metrics go: a CSV file in the run folder, Weights & Biases, TensorBoard.
+"""Loggers of metrics: a CSV file in the run folder, Weights & Biases, TensorBoard.
 
 This module and ``reports/dashboards.py`` are the only ones that know the dashboards; neither needs to be installed.
 """
@@ -47,12 +47,12 @@ class RunLog(Logger):
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return self.path.name
 
     @property
     def version(self) -> str:
-        """Empty: a run folder has one file."""
+        """Empty string: a run folder has one file."""
         return ""
 
     @property
@@ -62,7 +62,7 @@ class RunLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder has the whole configuration."""
+        """Do nothing: the run folder has the whole configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -105,7 +105,7 @@ class RunLog(Logger):
             return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
-        """All rows anew, with the columns that they and the row of this step have."""
+        """Write all rows again, with their columns and those of the current row."""
         names = [name for row in [*rows[:1], self._row] for name in row]
         self._columns = list(dict.fromkeys([*self._columns, *names]))
         write_csv(self.path, self._columns, [[row.get(name, "") for name in self._columns] for row in rows])

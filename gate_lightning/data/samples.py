@@ -1,4 +1,4 @@
-"""Images with what belongs to them, and how they become batches."""
+"""Samples of a data set (image, mask, caption, control images) and their collation to batches."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sample:
-    """An image before it becomes a tensor. Subclasses add what belongs to it, such as a mask.
+    """Image as an array, with its caption and control images. Subclasses add annotations, such as a mask.
 
     Attributes:
         sample_id: name of the image, unique in its data set; noise and augmentation are keyed by it.
@@ -57,11 +57,11 @@ class Sample:
         return replace(self, image=function(self.image), controls=controls)
 
     def map_all(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
-        """``function`` applied to everything that has pixels: for geometry without interpolation."""
+        """``function`` applied to image, controls and mask: for geometry without interpolation."""
         return map_mask(self.map_images(function), function)
 
     def ignored(self) -> Self:
-        """The same image with nothing to measure, for batches that only give all processes equally many."""
+        """The same image with an ignored mask, for batches that only pad the share of a process."""
         return map_mask(self, lambda mask: np.full_like(mask, IGNORE_INDEX))
 
 
@@ -81,7 +81,7 @@ AnySample = TypeVar("AnySample", bound=Sample)
 
 
 def map_mask(sample: AnySample, function: Callable[[np.ndarray], np.ndarray]) -> AnySample:
-    """``function`` applied to the mask of a sample; one without mask is given back as it is."""
+    """``function`` applied to the mask of a sample; a sample without mask is unchanged."""
     return replace(sample, mask=function(sample.mask)) if isinstance(sample, SegmentationSample) else sample
 
 
@@ -103,10 +103,10 @@ class SampleSource(Protocol[AnyLoaded]):
         """Name of sample ``index``."""
 
     def load(self, index: int) -> AnyLoaded:
-        """Sample ``index`` as it is in the files; it has a ``sample_id`` and can be ``ignored()``."""
+        """Sample ``index``, not transformed; has the members ``sample_id`` and ``ignored()``."""
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
-        """(height, width) of the image and of what else has pixels, without decoding them.
+        """(height, width) of the image and of its mask, without decoding them.
 
         Samples are evaluated together where all of these are equal.
         """
@@ -131,24 +131,24 @@ class Subset:
         return source.sample_id(place)
 
     def load(self, index: int) -> Any:
-        """The sample as it is in the files."""
+        """Sample ``index`` of its source, not transformed."""
         source, place = self.places[index]
         return source.load(place)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
-        """Sizes as in the files."""
+        """See `SampleSource`."""
         source, place = self.places[index]
         return source.sizes(place)
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """What the samplers hand to the data set.
+    """Request of one sample, which samplers give to the data set.
 
     Attributes:
-        index: which image.
-        epoch: which augmentation draw of it.
-        padding: repeated only so that all processes have equally many batches; see `Sample.ignored`.
+        index: position of the image in its split.
+        epoch: number of the augmentation draw.
+        padding: whether it is a repetition that gives all processes equally many batches; see `Sample.ignored`.
     """
 
     index: int
@@ -166,7 +166,7 @@ def _to_control(image: np.ndarray) -> Tensor:
 
 
 def collate_images(samples: Sequence[Sample], views: Sequence[str] = (), training: bool = False) -> ImageBatch:
-    """Images of one size → batch. Either all samples have a caption (a category) or none has.
+    """Batch of images of one size. Either all samples have a caption (a category) or none has.
 
     Args:
         samples: at least one.
@@ -193,22 +193,22 @@ def collate_images(samples: Sequence[Sample], views: Sequence[str] = (), trainin
 def collate_masks(
     samples: Sequence[SegmentationSample], views: Sequence[str] = (), training: bool = False
 ) -> SegmentationBatch:
-    """Images and masks, each of one size → batch; see `collate_images`."""
+    """Batch of images of one size and masks of one size; see `collate_images`."""
     batch = collate_images(samples, views, training)
     masks = torch.from_numpy(np.stack([sample.mask for sample in samples])).long()
     return SegmentationBatch(batch.images, batch.conditions, masks)
 
 
 class BatchDataset(Dataset[Any]):
-    """Reads, transforms and collates whole batches.
+    """Data set of whole batches: reads, transforms and collates samples.
 
     Args:
         source: the split.
         transform: applied to every sample.
         collate: makes a batch of samples.
-        seed: of the augmentation.
-        random: whether something is drawn anew in every epoch. If so, the view of a sample is ``draw<epoch>`` (see
-            ``cycle``), else "".
+        seed: seed of the augmentation.
+        random: whether the transform draws random numbers in every epoch. If so, the view of a sample is
+            ``draw<epoch>`` (see ``cycle``), else "".
         training: whether a head is trained on these batches (``Conditions.training``).
         cycle: how many views of an image there are, taken in turn by epoch; None for another one in every epoch.
     """

@@ -1,4 +1,4 @@
-"""Checks of settings that stand in many constructors."""
+"""Checks of settings, shared by constructors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def whole_number(value: Any, name: str, low: int = 0, high: int | None = None, *
 
 
 def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """``value`` as it is if it is an int or a float (of NumPy too) in [low, high]; no bool, no text, not NaN.
+    """``value`` unchanged if it is an int or float (of NumPy too) in [low, high]; no bool, no text, no NaN.
 
     Raises:
         ConfigError: anything else, with the value found and the range expected.

@@ -13,7 +13,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 
 def storable(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    """The value in ``dtype`` on the CPU, contiguous.
+    """Contiguous copy of a tensor in ``dtype`` on the CPU.
 
     Raises:
         CacheError: it is not finite there.

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and manifests that say by which settings a folder was written."""
+"""Atomic writes, and manifests that record the settings of a folder's content."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def append(path: Path, content: bytes) -> None:
 
 
 def clean_leftovers(folder: Path) -> int:
-    """Delete temporary files of writers that were killed; their number.
+    """Delete temporary files of writers that were killed; return their number.
 
     Files of processes that run on this machine are left alone, those of other machines for a day.
     """
@@ -147,7 +147,7 @@ def _manifest(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def digest_of(description: Any) -> str:
-    """SHA-256 (hex) of a JSON-able value, whatever the order of its keys."""
+    """SHA-256 (hex) of a JSON-able value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
@@ -157,7 +157,7 @@ def plain_json(description: Mapping[str, Any]) -> Any:
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Where two nested JSON-like values differ, as ``key.sub[2]: before → after``."""
+    """Differences of two nested JSON-like values, as ``key.sub[2]: before → after``."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = sorted(before.keys() | after.keys())
         found = (

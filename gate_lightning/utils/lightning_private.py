@@ -28,7 +28,7 @@ def not_restarting(trainer: Trainer) -> None:
 
 
 def set_logged_steps(trainer: Trainer, steps: int) -> None:
-    """Set the number of the step that loggers are told."""
+    """Set the step number that loggers get."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = steps
 
 

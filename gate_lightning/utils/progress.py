@@ -1,4 +1,4 @@
-"""How far a tool is, in the log."""
+"""Progress of a tool in the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REPORT_EVERY = 10.0  # seconds
 
 
 class Progress:
-    """Says every few seconds how far this process is and how long the rest will take."""
+    """Logs images done, pace and time left of this process every few seconds."""
 
     def __init__(self, total: int, rank: int, world: int, what: str) -> None:
         self.total, self.what = total, what
@@ -24,7 +24,7 @@ class Progress:
         self.start = self.said = time.monotonic()
 
     def step(self, computed: int, there: int) -> None:
-        """Count images."""
+        """Count images that were computed or stored already."""
         self.computed, self.there = self.computed + computed, self.there + there
         now, done = time.monotonic(), self.computed + self.there
         if now - self.said < _REPORT_EVERY or not self.computed:
@@ -35,6 +35,6 @@ class Progress:
         log.info("%s%d/%d images, %.2f a second, %.1f minutes left", self.who, done, self.total, rate, minutes)
 
     def summary(self) -> str:
-        """What was done."""
+        """Sentence about the images written."""
         there = f", of {self.there} there already" if self.there else ""
         return f"{self.who}{self.what} of {self.computed} images written ({human_size(self.bytes)}){there}"

@@ -1,4 +1,4 @@
-"""Whether there is room for what is about to be made: said before the work, not by the system in its middle."""
+"""Checks of free memory and disk before a work begins."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["check_disk", "check_memory"]
 
 
 def check_memory(parts: dict[str, float], limit_gib: float | None, advice: str) -> None:
-    """Refuse what does not fit into memory.
+    """Check that there is enough memory.
 
     Args:
-        parts: what is made → bytes.
+        parts: name of an object → bytes.
         limit_gib: most memory the whole process may take, what it takes already included; None for what is free now.
         advice: what to lower.
 
@@ -38,7 +38,7 @@ def check_memory(parts: dict[str, float], limit_gib: float | None, advice: str) 
 
 
 def check_disk(needed: float, folder: Path, what: str, advice: str) -> None:
-    """Refuse what does not fit onto the disk of ``folder``, which need not exist yet.
+    """Check that there is enough space on the disk of ``folder``, which need not exist yet.
 
     Raises:
         ConfigError: it does not fit.

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a key, whatever the process, the order or the batch."""
+"""Random numbers as a function of a key, independent of process, order and batch."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def heat_chart(
     """A table of numbers as colours, the numbers in the cells: mIoU by layer and timestep.
 
     Args:
-        rows, columns: what they stand for; the first row is drawn at the top.
+        rows, columns: names; the first row is at the top.
         values: (rows, columns) fractions, drawn in percent; NaN leaves a cell grey.
         titles: of the rows, of the columns, and of the values.
         path: PNG file; its folder is created.
@@ -104,7 +104,7 @@ def heat_chart(
 
 
 def confusion_image(confusion: NDArray[np.int64], classes: Sequence[str], title: str = "") -> NDArray[np.uint8]:
-    """Shares of every class's pixels that are called each class: rows add up to 100 %.
+    """Confusion matrix in percent of the true class: rows add up to 100 %.
 
     Up to 32 classes the cells hold their percentages; beyond, cells and labels shrink so that 150 classes and their
     names fit 2500 pixels. Rows of classes without a pixel are grey.

@@ -1,4 +1,4 @@
-"""Values of pixels as colours: where an ensemble disagrees."""
+"""Heat maps of pixel values, such as an ensemble's disagreement."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["heat_map"]
 
 
 def heat_map(values: NDArray[np.floating], highest: float) -> NDArray[np.uint8]:
-    """The image of a map of values, dark where they are 0.
+    """Heat map of non-negative values; 0 is black.
 
     Args:
         values: (H, W).
-        highest: what gets the brightest colour, as does all beyond; one number for all images that are compared.
+        highest: value of the brightest colour, at which larger ones are clipped; one for all images that are compared.
 
     Returns:
         (H, W, 3) uint8 RGB.

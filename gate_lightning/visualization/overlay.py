@@ -1,4 +1,4 @@
-"""Label maps on their images, error maps, and the files that a prediction leaves."""
+"""Overlays of label maps on images, error maps, and the files of a prediction."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def error_map(
     truth: NDArray[np.integer],
     ignore_index: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Where a prediction is wrong: those pixels in red, right ones as a pale grey image, ignored ones dark.
+    """Error map: wrong pixels in red, correct ones as a pale grey image, ignored ones dark.
 
     Args:
         image: (H, W, 3) uint8 RGB.

@@ -1,4 +1,4 @@
-"""Colours of classes."""
+"""Colouring of label maps by class palettes."""
 
 from __future__ import annotations
 

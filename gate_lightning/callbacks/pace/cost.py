@@ -1,4 +1,4 @@
-"""What a training costs, measured on its first steps."""
+"""Cost of a training, measured on its first steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STATES_AT_ONCE = 2
 
 
 class CostReport(Callback):
-    """Measures the first steps after a warm-up and says what the training will take: time, memory, disk.
+    """Measures the first steps after a warm-up and logs time, memory and disk that the training will take.
 
     The time is steps to go × seconds of a measured step, data loading included, validation not. Where a cache will
     know the features of all images, later steps are faster. Nothing is run for the measurement, and no weight, random
@@ -51,7 +51,7 @@ class CostReport(Callback):
         self._seen, self._started = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure a trainer that fits again once more."""
+        """Measure again in every fit."""
         self.report, self._seen = {}, 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

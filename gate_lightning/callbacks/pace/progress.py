@@ -30,7 +30,7 @@ def progress_bar(every_seconds: float = 20.0) -> ProgressBar:
 
 
 class ProgressLines(ProgressBar):
-    """Logs a line now and then: step, loss, pace, time left; and the metrics of every validation.
+    """Logs a line from time to time: step, loss, pace, time left; and the metrics of every validation.
 
     Args:
         every_seconds: at least this long between two lines of training, ≥ 0.
@@ -49,19 +49,19 @@ class ProgressLines(ProgressBar):
         self._last_step = 0
 
     def disable(self) -> None:
-        """Say nothing (Lightning calls this in all processes but the first)."""
+        """Log no lines (Lightning calls this in all processes but the first)."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Speak again."""
+        """Log lines again after `disable`."""
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock of the first line."""
         self._restart_clock(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """A line, if the last one is long ago."""
+        """Log a line if the last one is ``every_seconds`` old."""
         step, elapsed = trainer.global_step, time.monotonic() - self._last_time
         if not self._enabled or elapsed < self.every_seconds or step == self._last_step:
             return
@@ -75,7 +75,7 @@ class ProgressLines(ProgressBar):
         self._restart_clock(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The metrics, while training; validation alone is reported by its caller."""
+        """Log the metrics during training; validation alone is reported by its caller."""
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
             metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             log.info("step %d  %s", trainer.global_step, "  ".join(f"{k} {v:.4f}" for k, v in sorted(metrics.items())))

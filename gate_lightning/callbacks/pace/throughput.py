@@ -1,4 +1,4 @@
-"""How many images a second training gets through."""
+"""Training throughput in images per second."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Throughput(Callback):
         self._logged_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Reset counts and clock."""
         self._began, self._logged_step = None, trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a batch; log where it is time."""
+        """Count the images of a batch; log every ``log_every_n_steps`` steps."""
         now, step = time.perf_counter(), trainer.global_step
         if self._began is None:
             self._began, self._images = now, 0
@@ -45,11 +45,11 @@ class Throughput(Callback):
         self._began, self._images, self._logged_step = now, 0, step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
+        """Stop the clock during validation."""
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let it go on."""
+        """Continue the clock after validation."""
         if self._began is not None:
             self._began += time.perf_counter() - self._paused
 

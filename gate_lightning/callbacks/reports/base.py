@@ -1,4 +1,4 @@
-"""The base of reports on an evaluated split, and what they read of a task."""
+"""Base of reports on an evaluated split."""
 
 from __future__ import annotations
 

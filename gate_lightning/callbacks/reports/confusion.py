@@ -1,4 +1,4 @@
-"""Which classes are taken for which: an image, a CSV and the worst pairs in words."""
+"""Confusion matrix as an image and a CSV, and the most confused pairs of classes in the log."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ConfusionImage(SplitReport[SegmentationResults, Any]):
 
 
 def worst_pairs(counts: NDArray[np.int64], classes: list[str]) -> list[str]:
-    """The largest shares of a class that are called another one, in words."""
+    """Sentences about the largest shares of a class that are predicted as another class."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(shares, 0.0)
     order = np.argsort(shares, axis=None, kind="stable")[::-1][:WORST]

@@ -1,4 +1,4 @@
-"""What the branches see: principal components of their features, side by side as in the GATE paper."""
+"""Principal components of the branches' features, side by side as in the GATE paper."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FeaturePCA(SplitReport[ReadsFeatures, Drawn]):
             yield conditions.sample_ids[0], to_image(image), task.extractor(image[None], conditions)
 
     def on_split_end(self, trainer: Trainer, task: ReadsFeatures, split: str, rows: list[Drawn]) -> None:
-        """Draw, once."""
+        """Draw the features; only once per run."""
         if rows:
             self._drawn = True
             for suffix, grid in pca_images(*zip(*rows, strict=True)).items():
@@ -70,7 +70,7 @@ class FeaturePCA(SplitReport[ReadsFeatures, Drawn]):
 def pca_images(
     names: Sequence[str], images: Sequence[NDArray[np.uint8]], features: Sequence[Features]
 ) -> dict[str, NDArray[np.uint8]]:
-    """Tables of features as colours.
+    """Image tables of the features' first three principal components as colours.
 
     Args:
         names: of the images.

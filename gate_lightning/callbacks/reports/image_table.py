@@ -1,4 +1,4 @@
-"""Results image by image: the worst ones first, or those that an ensemble is least sure of."""
+"""Results per image, sorted by mIoU or by the uncertainty of an ensemble."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class UncertaintyTable(SplitReport[UncertainResults, Uncertainty]):
             yield name, float(image_uncertainty(values)), miou, accuracy
 
     def on_split_end(self, trainer: Trainer, task: UncertainResults, split: str, rows: list[Uncertainty]) -> None:
-        """Write the table and name its ends."""
+        """Write the table and log its first and last image."""
         rows.sort(key=lambda row: (-row[1], row[0]))
         path = publish_table(trainer, "uncertainty_test", ("image", "uncertainty", "mIoU", "aAcc"), rows)
         log.info("most uncertain image of test: %s, least: %s (all: %s)", rows[0][0], rows[-1][0], path)

@@ -64,7 +64,7 @@ class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
         return predicted_images(batch, outputs)
 
     def on_split_end(self, trainer: Trainer, task: SegmentationResults, split: str, rows: list[PredictedImage]) -> None:
-        """Draw; in training, only if it is this validation's turn."""
+        """Draw the images; in training, only after every n-th validation."""
         suffix = f"_{split}"
         if trainer.state.fn == TrainerFn.FITTING:
             suffix, number = f"_step{trainer.global_step:06d}", self._validations
@@ -102,13 +102,13 @@ class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
             yield replace(row, uncertainty=values.float().cpu().numpy())
 
     def on_split_end(self, trainer: Trainer, task: UncertainResults, split: str, rows: list[PredictedImage]) -> None:
-        """Draw."""
+        """Draw the images with their uncertainty."""
         if rows:
             publish_image(trainer, "uncertainty", prediction_grid(rows, task.labels), f"_{split}")
 
 
 def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
-    """The images of a batch at the size of their masks, which evaluation leaves at that of the file."""
+    """Images of a batch, resized to their masks, which have the size of the file."""
     for name, image, mask, labels in zip(batch.conditions.sample_ids, batch.images, batch.masks, outputs, strict=True):
         shrinks = image.shape[-1] > mask.shape[-1]
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
@@ -117,7 +117,7 @@ def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[Pred
 
 
 def prediction_grid(rows: list[PredictedImage], labels: ClassLabels) -> NDArray[np.uint8]:
-    """Images, masks, predictions, uncertainty where it was measured, and errors in columns; a legend of the classes."""
+    """Grid with columns image, mask, prediction, uncertainty (if measured) and errors, and a legend of the classes."""
     palette, ignored = labels.palette, labels.ignore_index
     columns: dict[str, list[NDArray[np.uint8]]] = {
         "image": [row.image for row in rows],

@@ -1,4 +1,4 @@
-"""Predictions as a benchmark's server takes them: one PNG per image, with the server's numbers for the classes."""
+"""Predictions in a benchmark's submission format: one PNG per image, with the server's class values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class SubmissionWriter(Callback):
-    """Writes what ``trainer.predict`` finds into one folder, named like the images, 8 bit, one channel.
+    """Writes the label maps of ``trainer.predict`` into one folder: 8-bit PNGs named like the images.
 
     Args:
         folder: for the files; created. Everything in it belongs to the submission, so that it can be zipped.
@@ -58,7 +58,7 @@ class SubmissionWriter(Callback):
             write_image(self.folder / f"{Path(path).stem}.png", Image.fromarray(self.table[labels.cpu().numpy()]))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is there."""
+        """Log the number of masks and the folder."""
         if trainer.is_global_zero:
             count = sum(1 for _ in self.folder.glob("*.png"))
             log.info("submission: %d masks in %s; zip the files of this folder and upload them", count, self.folder)

@@ -1,4 +1,4 @@
-"""What a run needs to be stopped anywhere and go on exactly: checkpoints, interruption, averaged weights, export.
+"""Exact interruption and resume of runs: checkpoints, signals, averaged weights, export.
 
 Why not Lightning's own (2.6):
 

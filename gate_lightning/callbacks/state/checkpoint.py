@@ -47,17 +47,17 @@ class RunCheckpoint(Checkpoint):
         self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out where the run folder is now; it may have moved since."""
+        """Find ``best.ckpt`` in the run folder, which may have moved."""
         best = self.folder(trainer) / "best.ckpt"
         self.best_model_path = str(best) if best.is_file() else ""
 
     @staticmethod
     def folder(trainer: Trainer) -> Path:
-        """Where the checkpoints are."""
+        """Folder of the checkpoints."""
         return Path(trainer.default_root_dir) / "checkpoints"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What a run starts or goes on from need not be written again."""
+        """Note the step that a run starts or resumes from, which is not written again."""
         self._saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:

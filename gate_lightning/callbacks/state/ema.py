@@ -82,15 +82,15 @@ class WeightAverage(Callback):
         self._swap_out(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As for validation."""
+        """See `on_validation_start`."""
         self.on_validation_start(trainer, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As for validation."""
+        """See `on_validation_end`."""
         self._swap_out(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """An interrupted validation must not leave the average behind as trained weights."""
+        """Put the trained weights back if a validation is interrupted."""
         self._swap_out(pl_module)
 
     @contextmanager

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Exportable(Protocol):
-    """What a task offers to be exported: its trained part, written where other tools expect it."""
+    """Protocol of tasks whose trained part can be exported."""
 
     def export(self, folder: Path) -> None:
         """Write the part below ``folder``."""
@@ -33,7 +33,7 @@ class Export(Callback):
         self.folder = None if folder is None else Path(folder)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write on the first process only; the weights are the same on all."""
+        """Export in the first process; the weights are equal in all."""
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             folder = self.folder or Path(trainer.default_root_dir) / "model"
             with with_average(trainer, pl_module):

@@ -51,11 +51,11 @@ class Interrupt(Checkpoint):
         self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the step, to see when it is complete."""
+        """Note the step before the batch."""
         self._step_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Stop if asked to and the optimiser has moved; a validation that is due comes first (and stops there)."""
+        """Stop after a signal if the optimiser has stepped; where a validation is due, stop at its start."""
         complete = trainer.global_step != self._step_before
         if complete and not _is_last(trainer) and self._asked(trainer) and not validation_follows(trainer):
             # Lightning logs a step after this hook; a resumed run does not do it again
@@ -69,13 +69,13 @@ class Interrupt(Checkpoint):
             self._stop(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Break validation off. Several processes might be at different batches: they finish it."""
+        """Interrupt validation. Several processes might be at different batches: they finish it."""
         if self._previous and trainer.world_size == 1 and not _is_last(trainer) and self._asked(trainer):
             self._broke_off = True
             self._stop(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Too late to stop training: what would follow is not begun."""
+        """Stop after the last step, before evaluation begins."""
         asked = self._asked(trainer)
         self._release()
         if asked:
@@ -86,7 +86,7 @@ class Interrupt(Checkpoint):
         self._release()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Of a broken-off validation nothing counts: Lightning would go on in its middle with the first images."""
+        """Reset the progress of an interrupted validation, which Lightning would resume in its middle."""
         if self._broke_off:
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             progress = {"total": dict(begun), "current": dict(begun), "is_last_batch": False}

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class ImageDataModule(LightningDataModule):
-    """Loaders of train, val and test, and of images without anything else.
+    """Loaders of train, val and test splits, and of unlabelled images.
 
     Training batches are a function of (seed, global step, process), augmentation of (seed, sample, epoch): neither
     the number of workers nor the moment of an interruption changes them. Validation and test images are seen
@@ -90,7 +90,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def eval_transform(self) -> Transform:
-        """What is done with the samples of validation and test."""
+        """Transform of validation and test samples."""
         return self.eval_resize
 
     @property
@@ -99,7 +99,7 @@ class ImageDataModule(LightningDataModule):
         return True
 
     def attach_inputs(self, required_inputs: RequiredInputs) -> None:
-        """Set what the techniques need with the images, for all splits and for prediction; comes before ``setup``.
+        """Set the inputs that techniques require, for all splits and for prediction; call it before ``setup``.
 
         Raises:
             ConfigError: images were read already.
@@ -112,7 +112,7 @@ class ImageDataModule(LightningDataModule):
         self._required_inputs = required_inputs
 
     def attach(self, source: SampleSource, required_inputs: RequiredInputs) -> SampleSource:
-        """A split with what the techniques need with its images."""
+        """Split with the inputs that the techniques require."""
         return required_inputs.attach(source)
 
     def source(self, split: str) -> SampleSource:
@@ -128,7 +128,7 @@ class ImageDataModule(LightningDataModule):
             self.source(split)
 
     def train_dataloader(self) -> BatchLoader:
-        """Endless order cut into epochs; a resumed run gets the rest of the epoch it stopped in."""
+        """Shuffled training batches; a resumed run gets the rest of the epoch it stopped in."""
         source = self.source("train")
         trainer = self._fitting
         if trainer is not None and getattr(trainer, "overfit_batches", False):
@@ -140,7 +140,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.training_views(), sampler)
 
     def training_views(self) -> BatchDataset:
-        """The training samples as they are trained on, batch by batch of one's own choice."""
+        """Data set of augmented training batches, indexed by lists of `SampleRequest`."""
         random = self.random_views or self._required_inputs.random_views
         source = self.source("train")
         cycle = self._required_inputs.view_cycle
@@ -184,16 +184,16 @@ class ImageDataModule(LightningDataModule):
         return PredictionDataModule(images, self.eval_resize, eval_batch_size, self.num_workers, self._required_inputs)
 
     def prepare(self, sample: Sample) -> ImageBatch:
-        """One image as the model gets it in prediction."""
+        """Batch of one image, resized as for prediction."""
         return collate_images([self.eval_resize(sample, data_generator())])  # resizing draws nothing
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits there are."""
+        """Names of the available splits."""
         return ("train", "val", "test") if self.has_test else ("train", "val")
 
     def check(self, level: str = "full") -> DataReport:
-        """Look at the data without a run; what is broken raises, or is in the report.
+        """Check the data without a run; errors are raised or listed in the report.
 
         Args:
             level: ``quick`` or ``full``; by default every sample is read.
@@ -207,7 +207,7 @@ class ImageDataModule(LightningDataModule):
         return SplitReport(split, len(source), len(source), (), (), np.zeros(1, dtype=np.int64))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of a run's batches depends on."""
+        """Fingerprint of the data and settings that decide the order of training batches."""
         trainer = self._fitting
         return {} if trainer is None else self._order_of(trainer)
 
@@ -250,5 +250,5 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def _processes(self) -> tuple[int, int]:
-        """(rank, world size)."""
+        """Rank of this process and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

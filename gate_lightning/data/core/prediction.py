@@ -29,7 +29,7 @@ __all__ = ["ImageSource", "PredictionBatch", "PredictionDataModule", "read_image
 
 @dataclass(frozen=True)
 class PredictionBatch(ImageBatch):
-    """Images of files.
+    """Batch of images read from files.
 
     Attributes:
         paths: B files.
@@ -70,21 +70,21 @@ class ImageSource:
         return len(self.paths)
 
     def sample_id(self, index: int) -> str:
-        """Path relative to the folder."""
+        """Path of image ``index``, relative to the folder."""
         return self.paths[index].relative_to(self.root).as_posix()
 
     def load(self, index: int) -> Sample:
-        """The image as it is in the file."""
+        """Image ``index``, not resized."""
         caption = None if self.captions is None else self.captions[index]
         return Sample(self.sample_id(index), read_image(self.paths[index]), caption)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
-        """(height, width) of the image, in a tuple of its own."""
+        """((height, width),) of image ``index``."""
         return (image_size(self.paths[index]),)
 
 
 def _found(path: Path) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files."""
+    """Folder that names are relative to, and image files."""
     if path.is_dir():
         return path, images_in(path)
     if path.exists():

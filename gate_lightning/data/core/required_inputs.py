@@ -1,4 +1,4 @@
-"""Files beside a data set that techniques need with its images: control images from folders."""
+"""Inputs that techniques require besides a data set: control images from folders."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["ControlledSource", "RequiredInputs", "check_control_size"]
 
 @dataclass(frozen=True)
 class RequiredInputs:
-    """What the techniques of a run need with the images of any data set.
+    """Inputs that the techniques of a run require besides the images of a data set.
 
     Attributes:
         control_folders: control image (see ``Conditions.control_images``) → folder with an image for every image.
-        checks: each is told the sample ids of a split before it is read, and raises DataError where it lacks one.
+        checks: functions of the sample ids of a split that raise DataError for a missing input.
         random_views: whether training images are another view in every epoch although they are not augmented.
         view_cycle: how many augmented views a training image has, taken in turn by epoch; None for a new one in every
             epoch.
@@ -95,7 +95,7 @@ def _table(name: str, folder: str) -> PathTable[Path]:
 def check_control_size(
     name: str, place: str | Path, found: Sequence[int], sample_id: str, expected: Sequence[int]
 ) -> None:
-    """Raise DataError unless a control image has the (height, width) of its image; ``place`` says where it is."""
+    """Raise DataError unless a control image has the (height, width) of its image; ``place`` is its file."""
     if tuple(found) != tuple(expected):
         raise DataError(
             f"the {name} control image {place} has {found[1]}×{found[0]} pixels (width×height) and its image "

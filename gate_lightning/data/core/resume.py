@@ -1,4 +1,4 @@
-"""Where training is, from Lightning's counters, and how a resumed run goes on from exactly there.
+"""Position of training from Lightning's counters, and exact continuation of a resumed run.
 
 Stock Lightning (2.6) replays the first batches of the epoch after a resume, loses the gradients of a half-finished
 accumulation window, skips the validation that was due at the checkpoint and evaluates only part of an interrupted
@@ -84,7 +84,7 @@ def align_loops(trainer: Trainer, length: int) -> None:
 
 
 def _go_on_from(trainer: Trainer, batch: int, total: int, batches: int, unvalidated: bool) -> None:
-    """Make the epoch loop believe that exactly ``batch`` batches of the epoch (``total`` in all) are done."""
+    """Set the epoch loop's counters to ``batch`` finished batches of the epoch, ``total`` of the run."""
     epoch_loop = trainer.fit_loop.epoch_loop
     pending = _validation_due(trainer, batch, total, batches)
     _set(epoch_loop.batch_progress, batch, total)
@@ -102,7 +102,7 @@ def _go_on_from(trainer: Trainer, batch: int, total: int, batches: int, unvalida
 
 
 def _batches_that_stepped(trainer: Trainer, total: int) -> int:
-    """What loggers call the step: several optimisers that step in one batch count once."""
+    """Step number of the loggers: several optimisers that step in one batch count once."""
     automatic = trainer.lightning_module is None or trainer.lightning_module.automatic_optimization
     return trainer.global_step if automatic else total
 
@@ -114,7 +114,7 @@ def _epochs(trainer: Trainer) -> tuple[int, int]:
 
 
 def _between_epochs(trainer: Trainer, total: int) -> None:
-    """Saved after the end of an epoch, which is no restart.
+    """Continue from a checkpoint that was saved between two epochs.
 
     Lightning sees that by itself where ``max_epochs`` ends training; with ``max_steps`` it would train a batch more.
     """

@@ -1,4 +1,4 @@
-"""Sanity check of a data set folder: what is broken, where, and what to do about it."""
+"""Sanity check of a data set folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MASK_FOLDERS = frozenset({"masks", "annotations", "gtFine"})
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What was found in one split.
+    """Result of the check of a split.
 
     Attributes:
         split: its name.
@@ -65,17 +65,17 @@ class DataReport:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """Everything that stops a run, first one first."""
+        """Errors of all splits, in the order of files."""
         return tuple(error for split in self.splits for error in split.errors)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Everything worth a look."""
+        """Warnings of all splits."""
         seen = tuple(warning for split in self.splits for warning in split.warnings)
         return seen + _class_warnings(self.classes, self.splits)
 
     def raise_if_broken(self) -> None:
-        """Stop on the first error.
+        """Raise the first error.
 
         Raises:
             DataError: its message names the first broken file and counts the other errors.
@@ -177,7 +177,7 @@ def check_split(
 
 
 class _UnknownLabels:
-    """Values without meaning are one mistake in all masks, so they make one error, which names the first mask."""
+    """Collector of unknown mask values; all masks together give one error, which names the first."""
 
     def __init__(self, reader: MaskReader) -> None:
         self.reader = reader

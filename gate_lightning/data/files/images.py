@@ -1,4 +1,4 @@
-"""Image files of every kind as uint8 RGB arrays, or an error that says why not."""
+"""Reading of image and mask files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _INDEX_MODES = {"1", "L", "P", "I;16", "I;16B", "I"}
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """An open PIL image; whatever goes wrong inside becomes a `DataError` that names the file."""
+    """Context of an open PIL image; errors inside become a `DataError` that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -87,7 +87,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_mask_values(path: Path) -> np.ndarray:
-    """What a mask file holds: int32 (H, W) for index masks (palette PNGs are read as indices), uint8 (H, W, 3) for RGB.
+    """Values of a mask file: int32 (H, W) of index masks (also of palette PNGs), uint8 (H, W, 3) of RGB masks.
 
     A ``.npy`` file holds a 2-D array of whole numbers.
 

@@ -1,4 +1,4 @@
-"""From the values in mask files to class indices: ignored values, shifted labels, renumbered labels."""
+"""Class indices from mask files, with ignored, shifted or renumbered values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TABLE = 65536  # values a 16-bit mask can hold
 
 @dataclass(frozen=True)
 class LabelMap:
-    """How file values become labels 0 … K - 1, or 255 for ignored.
+    """Rule that maps file values to labels 0 … K - 1, or 255 for ignored.
 
     Attributes:
         num_classes: K.
@@ -88,7 +88,7 @@ class LabelMap:
         return np.where(lost, IGNORE_INDEX, labels).astype(np.uint8), unknown
 
     def advice(self, unknown: Mapping[int, int]) -> str:
-        """What to do about unknown values: the usual reasons, most likely first."""
+        """Advice on unknown values: the most likely mistake and its remedy."""
         values = set(unknown)
         if values == {255} and self.num_classes == 2:
             return (
@@ -104,7 +104,7 @@ class LabelMap:
 
 @dataclass(frozen=True)
 class MaskReader:
-    """Mask files → labels.
+    """Reader of labels from mask files.
 
     Attributes:
         classes: names in the order of their values.
@@ -122,7 +122,7 @@ class MaskReader:
     )
 
     def inspect(self, path: Path) -> tuple[np.ndarray, dict[Any, int]]:
-        """Labels of a mask, and what in it has no meaning.
+        """Labels of a mask and its unknown values.
 
         Returns:
             uint8 (H, W) labels, and unknown values (or colours) with their numbers of pixels, ignored in the labels.
@@ -141,7 +141,7 @@ class MaskReader:
         """Labels of a mask, uint8 (H, W) with 255 for ignored.
 
         Raises:
-            DataError: as `inspect`, and for a value without meaning.
+            DataError: as `inspect`, and for an unknown value.
         """
         labels, unknown = self.inspect(path)
         if unknown:

@@ -1,4 +1,4 @@
-"""Which files of a data set folder belong together: by equal names in two folders."""
+"""Pairing of images and masks by equal names in two folders."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """What a split's folders hold.
+    """Files in the folders of a split.
 
     Attributes:
         split: train, val, test.
@@ -56,7 +56,7 @@ class SplitFiles:
 
 
 def require_root(root: str | Path, layout: str = LAYOUT, inside: str = "images") -> Path:
-    """The data set folder, if there is one.
+    """Path of an existing data set folder.
 
     Args:
         root: path of the folder.
@@ -161,7 +161,7 @@ def pair_files(
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder but hidden ones."""
+    """Files below a folder, without hidden ones."""
     return [
         path
         for path in sorted(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""Colours of classes: made up, or read from a palette file that also decodes RGB masks."""
+"""Colours of classes: generated, or read from a palette file, which also decodes RGB masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IGNORED_NAMES = ("void", "ignored", "ignore", "unlabeled", "unlabelled")
 
 
 def default_palette(num_classes: int) -> tuple[RGB, ...]:
-    """Distinct colours that do not depend on how many follow: hues by the golden angle, three brightnesses."""
+    """Distinct colours: hues by the golden ratio, three brightnesses; colour k does not depend on ``num_classes``."""
     colours = []
     for number in range(num_classes):
         hue = (number * 0.6180339887498949) % 1.0
@@ -30,7 +30,7 @@ def default_palette(num_classes: int) -> tuple[RGB, ...]:
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of classes.
+    """Colours by class name.
 
     Attributes:
         names: one per colour; a name may have several colours.
@@ -63,9 +63,8 @@ class Palette:
             classes: names in the order of their values.
 
         Returns:
-            uint8 (H, W) labels, ignored where the colour is ignored or unknown; and the unknown colours with their
-            numbers
-            of pixels.
+            uint8 (H, W) labels, ignored where the colour is ignored or unknown; and unknown colours → number of
+            pixels.
         """
         packed = _pack(image)
         known = _pack(np.array(self.colours, dtype=np.uint8))

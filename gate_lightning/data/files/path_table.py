@@ -1,4 +1,4 @@
-"""What files say about images, found by the images' paths."""
+"""Lookup of per-image entries (captions, control images) by path."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Entry = TypeVar("Entry")
 
 
 class PathTable(Generic[Entry]):
-    """Entries by relative path, for images named by sample ids.
+    """Table of entries by relative path, looked up by sample id.
 
     An image ``images/train/a/b.jpg`` has the entry ``images/train/a/b``, ``train/a/b``, ``a/b`` or ``b``, with or
     without an image's suffix: the longest that is there.
@@ -67,7 +67,7 @@ class PathTable(Generic[Entry]):
                 )
 
     def missing(self, sample_ids: Sequence[str], total: int) -> DataError:
-        """The error about images without entry: the first one's name, their number, and what looks like it."""
+        """Error about images without an entry: name of the first, number, and the most similar entry."""
         near = difflib.get_close_matches(without_suffix(sample_ids[0]), [*self._keys][:20_000], n=1, cutoff=0.5)
         tail = PurePosixPath(without_suffix(sample_ids[0])).name
         near = near or difflib.get_close_matches(tail, [*self._keys][:20_000], n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Which classes are there to be learnt: with 20 labelled images a random split easily lacks one."""
+"""Presence of classes in splits: a random split of 20 labelled images easily lacks a class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``task=label_scarce``: few labelled images of any data set, split anew at random and handed out pixel by pixel.
+"""``task=label_scarce``: few labelled images of any data set, split at random and sampled pixel by pixel.
 
 The protocol is ddpm-segmentation's, as GATE uses it: the data set's training and test images are pooled and split at
 random, with as many training images as before. Images and masks are squares. On training masks, annotations too
@@ -43,7 +43,7 @@ CHECKED_SPLITS = 5
 
 
 class LabelScarceDataModule(SegmentationDataModule):
-    """Another data set's images under the label-scarce protocol.
+    """Images of another data set under the label-scarce protocol.
 
     Training batches are `PixelBatch`es: pixels of the labelled images, by position. Images and masks come from
     ``images("train")`` and ``images("test")``. There is no validation split: ``val`` is the test split.
@@ -106,7 +106,7 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     @cached_property
     def pool(self) -> Pool:
-        """All images.
+        """All images of the data set.
 
         Raises:
             DataError: a broken file, or images that are not square where they must be.
@@ -119,7 +119,7 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     @cached_property
     def split(self) -> Split:
-        """Which images of the pool are labelled and which are measured.
+        """Positions of the labelled and of the test images in the pool.
 
         Raises:
             ConfigError: more labelled images asked for than there are.
@@ -159,7 +159,7 @@ class LabelScarceDataModule(SegmentationDataModule):
             )
 
     def write_split(self, path: str | Path) -> None:
-        """Write which image is in which part, as JSON that ``split_file`` takes."""
+        """Write the split as JSON that ``split_file`` reads."""
         about = {"dataset": self.card.name, "split_seed": self.split_seed, "split_file": self.split_file}
         write_split(Path(path), self.split, self.pool.names, about)
 
@@ -259,7 +259,7 @@ class LabelScarceDataModule(SegmentationDataModule):
     # ------------------------------------------------------------------ reports
 
     def presence(self, *splits: str) -> ClassPresence:
-        """Which classes the images of ``train`` and ``test`` show."""
+        """Class presence in the images of ``train`` and ``test``."""
         count = self.labels.num_classes
         found = {split: pixels_by_image(self.masks(split), count) for split in splits or ("train", "test")}
         return ClassPresence(self.labels.classes, found)

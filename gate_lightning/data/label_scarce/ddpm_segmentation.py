@@ -43,7 +43,7 @@ TIDY_BEDROOM = "a photo of a tidy and well-designed bedroom"
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """Published facts about a data set of ddpm-segmentation, and what its prompts and branches are made of.
+    """Published facts about a data set of ddpm-segmentation, and the parts of its prompts and branches.
 
     Attributes:
         train, test: numbers of images.
@@ -126,14 +126,14 @@ def class_labels(key: str) -> ClassLabels:
 
 
 class _Labels(LabelMap):
-    """Knows where other values come from."""
+    """Label map with advice for these data sets."""
 
     def advice(self, unknown: Mapping[int, int]) -> str:
         return "Is this the folder of another data set? Correct the mask, or set such pixels to the ignored value"
 
 
 class DDPMSegmentationDataModule(FileDataModule):
-    """One of the six sets as it lies on disk. It has no validation images: ``val`` is ``test``.
+    """One of the six sets. It has no validation images: ``val`` is ``test``.
 
     Images and masks may have different sizes if both are equally shaped, as both are brought to 256².
 
@@ -188,7 +188,7 @@ class DDPMSegmentationDataModule(FileDataModule):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The two splits there are."""
+        """Names of the two splits."""
         return "train", "test"
 
     def _check(self, files: SplitFiles, level: str) -> SplitReport:

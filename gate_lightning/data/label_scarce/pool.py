@@ -50,7 +50,7 @@ class Pool(Subset):
 
 
 def not_square(image: str, size: tuple[int, ...], name: str, more: str = "") -> str:
-    """Sentence about an image of (height, width) ``size`` in the data set ``name``."""
+    """Error message about an image of (height, width) ``size`` in the data set ``name``."""
     return (
         f"{image} has {size[1]}×{size[0]} pixels (width × height), {name} wants squares{more}; cut squares out of "
         "images and masks, or use task.data.square=stretch"

@@ -18,7 +18,9 @@ from gate_lightning.data.core.resume import align_loops, position
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, TrainingBatches
 from gate_lightning.data.pretraining.batches import LabelledBatch
 from gate_lightning.data.samples import SampleRequest, to_tensor
-from gate_lightning.data.scenes import COLORS, KINDS, SceneSpec, render, sample_scene
+from gate_lightning.data.scenes.layout import sample_scene
+from gate_lightning.data.scenes.render import render
+from gate_lightning.data.scenes.world import COLORS, KINDS, SceneSpec
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.seeding import data_generator

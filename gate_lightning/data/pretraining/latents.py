@@ -21,7 +21,10 @@ from torch.utils.data import Dataset
 from gate_lightning.data.pretraining.batches import CaptionedBatch
 from gate_lightning.data.pretraining.datamodule import TRAIN_SEED, VAL_SEED, PretrainingDataModule, stacked
 from gate_lightning.data.samples import SampleRequest
-from gate_lightning.data.scenes import SceneSpec, caption, render, sample_scene, single_object_prompts
+from gate_lightning.data.scenes.captions import caption, single_object_prompts
+from gate_lightning.data.scenes.layout import sample_scene
+from gate_lightning.data.scenes.render import render
+from gate_lightning.data.scenes.world import SceneSpec
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.seeding import data_generator
 

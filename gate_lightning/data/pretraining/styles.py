@@ -7,7 +7,10 @@ from pathlib import Path
 
 import cv2
 
-from gate_lightning.data.scenes import SceneSpec, caption, render, sample_scene
+from gate_lightning.data.scenes.captions import caption
+from gate_lightning.data.scenes.layout import sample_scene
+from gate_lightning.data.scenes.render import render
+from gate_lightning.data.scenes.world import SceneSpec
 from gate_lightning.errors import ConfigError
 
 log = logging.getLogger(__name__)

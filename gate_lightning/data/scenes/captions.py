@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gate_lightning.data.scenes.world import COLORS, GROUNDS, KINDS, SKIES, ObjectSpec, SceneSpec
 from gate_lightning.errors import ConfigError
-
-from .world import COLORS, GROUNDS, KINDS, SKIES, ObjectSpec, SceneSpec, check_choice
+from gate_lightning.utils.checks import check_choice
 
 LEVELS: tuple[str, ...] = ("empty", "coarse", "kinds", "fine", "noisy")
 WORDINGS: tuple[str, ...] = ("varied", "full")
@@ -42,7 +42,7 @@ _WORDS = frozenset(VOCABULARY)
 
 @dataclass(frozen=True)
 class _Mention:
-    """What a captioner says about one object; "" leaves the word out."""
+    """Words of a caption about one object; "" leaves a word out."""
 
     kind: str
     color: str
@@ -94,7 +94,7 @@ def _other(rng: np.random.Generator, names: tuple[str, ...], name: str) -> str:
 
 
 def _misread(mention: _Mention, rng: np.random.Generator) -> _Mention | None:
-    """One object as an imperfect captioner reports it; None when it is overlooked."""
+    """Mention of an object by an imperfect captioner; None if it is overlooked."""
     # All numbers are drawn for every object, so that one error does not shift the next object's errors.
     drop, kind, place, color = rng.random(4)
     wrong_kind = _other(rng, KINDS, mention.kind)
@@ -111,7 +111,7 @@ def _misread(mention: _Mention, rng: np.random.Generator) -> _Mention | None:
 
 
 def _describe(mentions: list[_Mention], spec: SceneSpec, rng: np.random.Generator, wording: str) -> str:
-    """The fine caption from what is said about the objects."""
+    """Fine caption that joins the mentions."""
     style, order = rng.random(2)
     varied = wording == "varied"
     short = varied and style < (0.5 if len(spec.objects) == 1 else 0.2)
@@ -130,17 +130,14 @@ def _describe(mentions: list[_Mention], spec: SceneSpec, rng: np.random.Generato
     return " ".join([text, *where])
 
 
-def caption(
-    spec: SceneSpec, level: str = "fine", rng: np.random.Generator | None = None, wording: str = "varied"
-) -> str:
-    """Text for a scene.
+def caption(spec: SceneSpec, level: str = "fine", wording: str = "varied") -> str:
+    """Caption of a scene.
 
     Args:
         spec: the scene; the domain does not show in the text.
         level: "empty" (no words), "coarse" ("a photo"), "kinds" ("a photo of a horse and a car"), "fine" (colour and
             kind of every object, mostly with size, place, ground and sky), or "noisy": the fine text of a captioner
             that overlooks 25 % of the objects and gets 12 % of kinds, 12 % of places and 30 % of colours wrong.
-        rng: source of wording and errors; None to derive it from ``spec.seed``.
         wording: "varied" also gives short forms such as "a red car" (half of the single objects, a fifth of the other
             scenes) and other orders; "full" always gives the complete form.
 
@@ -150,8 +147,8 @@ def caption(
     Raises:
         ConfigError: unknown level or wording; the text lists the valid ones.
     """
-    check_choice("caption level", level, LEVELS)
-    check_choice("wording", wording, WORDINGS)
+    check_choice(level, "caption level", LEVELS)
+    check_choice(wording, "wording", WORDINGS)
     if level == "empty":
         return ""
     mentions = _mentions(spec)
@@ -159,12 +156,11 @@ def caption(
         return "a photo"
     if level == "kinds":
         return "a photo of " + " and ".join(_article(mention.kind) for mention in mentions)
-    words_rng = np.random.default_rng([spec.seed, 0x77]) if rng is None else rng
     if level == "noisy":
-        # A generator of its own, so that "fine" and "noisy" of a scene differ by the errors and not by the wording.
-        errors = np.random.default_rng([spec.seed, 0xE4]) if rng is None else rng.spawn(1)[0]
+        # a generator of its own: "fine" and "noisy" of a scene differ by the errors, not by the wording
+        errors = np.random.default_rng([spec.seed, 0xE4])
         mentions = [seen for seen in (_misread(mention, errors) for mention in mentions) if seen is not None]
-    return _describe(mentions, spec, words_rng, wording)
+    return _describe(mentions, spec, np.random.default_rng([spec.seed, 0x77]), wording)
 
 
 def single_object_prompts() -> list[tuple[str, str, str]]:

@@ -21,21 +21,14 @@ from typing import Any
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.files.captions import derangement
 from gate_lightning.data.samples import SegmentationSample
-from gate_lightning.data.scenes import (
-    LEAK_FREE_KINDS,
-    LEVELS,
-    MERGED,
-    MERGED_PALETTE,
-    PART_PALETTE,
-    PARTS,
-    caption,
-    render,
-    sample_scene,
-)
-from gate_lightning.data.scenes.world import KINDS, check_choice
+from gate_lightning.data.scenes.captions import LEVELS, caption
+from gate_lightning.data.scenes.layout import sample_scene
+from gate_lightning.data.scenes.render import render
+from gate_lightning.data.scenes.world import KINDS, LEAK_FREE_KINDS, MERGED, MERGED_PALETTE, PART_PALETTE, PARTS
 from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.transforms.basic import Compose, PhotometricDistortion, RandomCrop, Resize
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["FIRST_SEED", "MAX_LENGTH", "ScenesDataModule", "ScenesSource", "split_seeds"]
 
@@ -61,7 +54,7 @@ def split_seeds(split: str, length: int, split_seed: int = 0) -> range:
 
 
 class ScenesSource:
-    """Rendered scenes.
+    """Source of rendered scenes with masks and captions.
 
     Args:
         seeds: one per image.
@@ -96,11 +89,11 @@ class ScenesSource:
         return len(self._samples)
 
     def sample_id(self, index: int) -> str:
-        """``scenes/<domain>/<seed>``."""
+        """Sample id ``scenes/<domain>/<seed>``."""
         return self._samples[index].sample_id
 
     def load(self, index: int) -> SegmentationSample:
-        """The rendered scene."""
+        """Scene ``index``, rendered."""
         return self._samples[index]
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
@@ -145,9 +138,9 @@ class ScenesDataModule(SegmentationDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        check_choice("domain", domain, ("source", "target"))
-        check_choice("labels", labels, ("parts", "merged"))
-        check_choice("captions", captions, (*LEVELS, "shuffled"))
+        check_choice(domain, "domain", ("source", "target"))
+        check_choice(labels, "labels", ("parts", "merged"))
+        check_choice(captions, "captions", (*LEVELS, "shuffled"))
         self.domain, self.label_set, self.size, self.captions = domain, labels, size, captions
         self.kinds = LEAK_FREE_KINDS if kinds == "leak_free" else kinds
         lengths = {"train": train, "val": val, "test": test}

@@ -1,4 +1,4 @@
-"""Sampling of scenes: which objects, where, and how much of each must stay visible."""
+"""Sampling of scenes: kinds, places and visible shares of objects."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from gate_lightning.data.scenes.shapes import HALF_WIDTH, outline_points
+from gate_lightning.data.scenes.world import COLORS, DOMAINS, GROUNDS, KINDS, SCALES, SKIES, ObjectSpec, SceneSpec
 from gate_lightning.errors import ConfigError
-
-from .shapes import HALF_WIDTH, outline_points
-from .world import COLORS, DOMAINS, GROUNDS, KINDS, SCALES, SKIES, ObjectSpec, SceneSpec, check_choice
+from gate_lightning.utils.checks import check_choice, whole_number
 
 MIN_VISIBLE = 0.55
 """Smallest visible share of an object's area; a little above one half, because the check is done on a coarse grid."""
@@ -54,7 +54,7 @@ def visible_fractions(spec: SceneSpec) -> np.ndarray:
 
 
 def _size_fraction(rng: np.random.Generator, n: int) -> float:
-    """Where in its range of heights an object lies: alone it tends to be large, in a crowd small."""
+    """Position in the range of heights, in [0, 1]: large for single objects, smaller for several."""
     if n == 1:
         return float(np.sqrt(rng.random()))
     return float(rng.random() * (1.0 if n == 2 else 0.8))
@@ -97,7 +97,7 @@ def _scatter(
 def _in_a_row(
     rng: np.random.Generator, kinds: Sequence[str], colors: Sequence[str], horizon: float
 ) -> list[ObjectSpec]:
-    """Last resort: side by side without overlap, at whatever size fits."""
+    """Objects side by side without overlap, shrunk until they fit."""
     widths = np.array([2 * HALF_WIDTH[kind] * SCALES[kind][0] for kind in kinds])
     shrink = min(1.0, 0.98 / widths.sum())
     centres = (np.cumsum(widths) - widths / 2) / widths.sum()
@@ -111,7 +111,7 @@ def _in_a_row(
 def _place_all(
     rng: np.random.Generator, kinds: Sequence[str], colors: Sequence[str], horizon: float, least: int
 ) -> list[ObjectSpec]:
-    """At least ``least`` of the objects, in the image and visible enough."""
+    """At least ``least`` objects inside the image, each visible by `MIN_VISIBLE` or more."""
     for attempt in range(_SCENE_TRIES):
         # Crowds that do not fit are tried again a little smaller each time.
         objects = _scatter(rng, kinds, colors, horizon, shrink=max(0.75, 1.0 - 0.04 * attempt))
@@ -121,16 +121,15 @@ def _place_all(
 
 
 def _check_arguments(seed: int, domain: str, kinds: Sequence[str] | None, count: tuple[int, int]) -> None:
-    check_choice("domain", domain, DOMAINS)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ConfigError(f"seed must be a non-negative integer, got {seed!r}")
+    check_choice(domain, "domain", DOMAINS)
+    whole_number(seed, "seed")
     valid = ", ".join(KINDS)
     if isinstance(kinds, str):
         raise ConfigError(f"kinds must be None or a tuple of names, got the string {kinds!r}; valid names: {valid}")
     if kinds is not None and not 1 <= len(kinds) <= len(KINDS):
         raise ConfigError(f"kinds must name 1 to {len(KINDS)} objects, got {len(kinds)}; valid names: {valid}")
     for kind in kinds or ():
-        check_choice("kind", kind, KINDS)
+        check_choice(kind, "kind", KINDS)
     if len(count) != 2 or not 0 <= count[0] <= count[1] <= len(KINDS):
         raise ConfigError(f"count must be (min, max) with 0 <= min <= max <= {len(KINDS)}, got {count!r}")
 

@@ -1,4 +1,4 @@
-"""Drawing: scene description -> image, exact masks and keypoints.
+"""Rendering of a scene description to an image, exact masks and keypoints.
 
 Every polygon is first drawn as a *code* (its place in the drawing order) at the supersampled size. Image, part mask
 and instance mask are then three lookups into the same code map, so they cannot disagree; colours are averaged over the
@@ -12,15 +12,17 @@ from functools import cache
 import cv2
 import numpy as np
 
+from gate_lightning.data.card import RGB
+from gate_lightning.data.scenes.homography import check_transform, pixel_matrix, project, scene_coordinates
+from gate_lightning.data.scenes.rendering import Rendering, find_keypoints
+from gate_lightning.data.scenes.shapes import SHAPES, Shape, outline_points
+from gate_lightning.data.scenes.texture import grain, ground_texture, stripes
+from gate_lightning.data.scenes.world import COLORS, GROUNDS, SKIES, SceneSpec
 from gate_lightning.errors import ConfigError
-
-from .homography import check_transform, pixel_matrix, project, scene_coordinates
-from .rendering import Rendering, find_keypoints
-from .shapes import SHAPES, Shape, outline_points
-from .texture import grain, ground_texture, stripes
-from .world import COLORS, GROUNDS, RGB, SKIES, SceneSpec
+from gate_lightning.utils.checks import whole_number
 
 _SKY, _GROUND, _FIRST = 0, 1, 2  # codes of the background and of the first polygon
+_SUPERSAMPLE = 2  # samples per pixel along each axis; `_vote` halves the code map once
 _SHIFT = 4  # fractional bits of the corner coordinates handed to OpenCV
 _FAR = 2**15  # corners are clipped to this many pixels, OpenCV's integers overflow beyond
 
@@ -94,13 +96,11 @@ def _rims(codes: np.ndarray, regions: np.ndarray, thick: bool) -> np.ndarray:
     return rim
 
 
-def _background(spec: SceneSpec, v: np.ndarray, size: int, transform: np.ndarray | None, plain: bool) -> np.ndarray:
+def _background(spec: SceneSpec, v: np.ndarray, size: int, transform: np.ndarray | None) -> np.ndarray:
     """Sky and ground without objects, float32, broadcasts to (size, size, 3)."""
     top, bottom = (np.array(color, dtype=np.float32) for color in SKIES[spec.sky])
     ground = np.array(GROUNDS[spec.ground], dtype=np.float32)
     is_sky = (v < spec.horizon)[..., None]
-    if plain:
-        return np.where(is_sky, top, ground)
     # The gradient ends at the horizon, otherwise images with a high horizon would show its start only.
     height = np.clip(v / np.float32(max(spec.horizon, 0.1)), 0.0, 1.0)[..., None]
     # Ground is a little darker towards the viewer, a cue for depth.
@@ -114,7 +114,7 @@ def _background(spec: SceneSpec, v: np.ndarray, size: int, transform: np.ndarray
     return smooth + np.where(is_sky, np.float32(0), texture[..., None])
 
 
-def _paint(spec: SceneSpec, codes: np.ndarray, owners: list, background: np.ndarray, plain: bool) -> np.ndarray:
+def _paint(spec: SceneSpec, codes: np.ndarray, owners: list, background: np.ndarray) -> np.ndarray:
     """Image at the supersampled size, float32 (size, size, 3) in 0..255, without the look of the domain."""
     fills: list[tuple[float, ...]] = [(0.0, 0.0, 0.0)] * _FIRST
     lines: list[tuple[float, ...]] = [(0.0, 0.0, 0.0)] * _FIRST
@@ -126,7 +126,7 @@ def _paint(spec: SceneSpec, codes: np.ndarray, owners: list, background: np.ndar
         lines.append(shade(color, -0.45))
         regions.append(1 + 16 * index + shape.part)
     image = np.where((codes >= _FIRST)[..., None], np.array(fills, dtype=np.float32)[codes], background)
-    if not plain and len(owners) > _FIRST:
+    if len(owners) > _FIRST:
         rim = _rims(codes, np.array(regions), thick=dark)
         image[rim] = (14.0, 14.0, 20.0) if dark else np.array(lines, dtype=np.float32)[codes[rim]]
     return image
@@ -142,48 +142,31 @@ def _to_target(image: np.ndarray, spec: SceneSpec, transform: np.ndarray | None)
     return image + 6.0 * grain(size, spec.texture_seed)
 
 
-def _check_size(size: int, supersample: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 8 <= size <= 4096:
-        raise ConfigError(f"size must be an integer in [8, 4096], got {size!r}")
-    if supersample not in (1, 2, 4):
-        raise ConfigError(f"supersample must be 1, 2 or 4, got {supersample!r}")
-
-
-def render(
-    spec: SceneSpec,
-    size: int = 64,
-    supersample: int = 2,
-    transform: np.ndarray | None = None,
-    plain: bool = False,
-) -> Rendering:
-    """SampleRequest a scene; the same arguments always give the same bytes.
+def render(spec: SceneSpec, size: int = 64, transform: np.ndarray | None = None) -> Rendering:
+    """Render a scene; equal arguments give equal bytes.
 
     Args:
-        spec: what to draw.
+        spec: scene to render.
         size: side of the image in pixels, 8 to 4096.
-        supersample: samples per pixel along each axis: 1, 2 or 4.
         transform: (3, 3) homography from normalised to normalised coordinates (column vectors), applied to the whole
             scene; masks, keypoints, texture and stripes follow it, the grain of the camera does not. None is the
             identity.
-        plain: flat colours, without texture, gradient, outlines and the look of the target domain.
 
     Returns:
         Rendering with a (size, size) image, masks and keypoints.
 
     Raises:
-        ConfigError: a bad size or supersample, or a transform that is singular or folds the scene over.
+        ConfigError: a size out of range, or a transform that is singular or folds the scene over.
     """
-    _check_size(size, supersample)
+    size = whole_number(size, "size", 8, 4096)
     matrix = check_transform(transform)
-    fine = int(size) * supersample
+    fine = size * _SUPERSAMPLE
     _, v = scene_coordinates(fine, matrix)
     codes, owners = _draw_codes(spec, v, fine, matrix)
-    image = _paint(spec, codes, owners, _background(spec, v, fine, matrix, plain), plain)
-    while len(codes) > size:
-        codes = _vote(codes)
-    if supersample > 1:
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-    if spec.domain == "target" and not plain:
+    image = _paint(spec, codes, owners, _background(spec, v, fine, matrix))
+    codes = _vote(codes)
+    image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    if spec.domain == "target":
         image = _to_target(image, spec, matrix)
     part_of = np.array([0, 1] + [shape.part for shape, _ in owners[_FIRST:] if shape is not None], dtype=np.uint8)
     instance_of = np.array([index + 1 for _, index in owners], dtype=np.uint8)

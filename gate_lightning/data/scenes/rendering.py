@@ -1,4 +1,4 @@
-"""What a drawn scene consists of: image, masks, and named keypoints with their visibility.
+"""Rendered scenes: image, masks, and named keypoints with their visibility.
 
 Pixel coordinates: the centre of the top left pixel is (0, 0), so normalised u is at ``u * size - 0.5``.
 """
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .homography import project
-from .shapes import KEYPOINT_NAMES, keypoint_positions
-from .world import PART_TO_MERGED, SceneSpec
+from gate_lightning.data.scenes.homography import project
+from gate_lightning.data.scenes.shapes import KEYPOINT_NAMES, keypoint_positions
+from gate_lightning.data.scenes.world import PART_TO_MERGED, SceneSpec
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Keypoints:
 
 @dataclass(frozen=True)
 class Rendering:
-    """A drawn scene.
+    """Rendered scene.
 
     Attributes:
         image: uint8 (S, S, 3) RGB.

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .world import PARTS, RGB, ObjectSpec
+from gate_lightning.data.card import RGB
+from gate_lightning.data.scenes.world import PARTS, ObjectSpec
 
 CIRCLE_CORNERS = 24
 

@@ -1,4 +1,4 @@
-"""Random surfaces: ground texture and stripes that belong to the scene, and the grain that belongs to the camera."""
+"""Random textures: ground and stripes of the scene, grain of the camera."""
 
 from __future__ import annotations
 

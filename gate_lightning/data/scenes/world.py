@@ -1,4 +1,4 @@
-"""What a scene is made of: names, colours, labels, and the frozen dataclasses that describe one.
+"""Description of scenes: names, colours, labels, and frozen dataclasses.
 
 Coordinates here are *normalised*: x runs from 0 (left) to 1 (right), y from 0 (top) to 1 (bottom) of the image.
 Nothing in this module draws or samples; a scene is plain data so that the same description can be rendered at any
@@ -8,14 +8,13 @@ size, in either domain, through any homography, and one frame after the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from gate_lightning.data.card import RGB
 from gate_lightning.errors import ConfigError
-
-RGB = tuple[int, int, int]
+from gate_lightning.utils.checks import check_choice, number
 
 KINDS: tuple[str, ...] = ("tree", "house", "horse", "car", "ball", "lamp")
 """Kinds of object, in the order of their merged class ids (2 .. 7)."""
@@ -119,18 +118,6 @@ SCALES: dict[str, tuple[float, float]] = {
 """Kind -> sampled heights relative to the image. "small" and "large" in captions are relative to this range."""
 
 
-def check_choice(what: str, value: object, names: Iterable[str]) -> None:
-    """Raise ``ConfigError`` naming the valid names when ``value`` is not one of ``names``."""
-    names = tuple(names)
-    if not isinstance(value, str) or value not in names:
-        raise ConfigError(f"unknown {what} {value!r}; valid names: {', '.join(names)}")
-
-
-def _check_range(what: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ConfigError(f"{what} must be in [{low}, {high}], got {value!r}")
-
-
 @dataclass(frozen=True)
 class ObjectSpec:
     """One object, standing on its foot point.
@@ -158,17 +145,17 @@ class ObjectSpec:
     stretch: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, KINDS)
-        check_choice("color", self.color, COLORS)
-        _check_range("x", self.x, -4.0, 4.0)
-        _check_range("y", self.y, -4.0, 4.0)
-        _check_range("scale", self.scale, 1e-3, 4.0)
-        _check_range("tilt", self.tilt, -math.pi, math.pi)
-        _check_range("stretch", self.stretch, 0.25, 4.0)
+        check_choice(self.kind, "kind", KINDS)
+        check_choice(self.color, "color", COLORS)
+        number(self.x, "x", -4.0, 4.0)
+        number(self.y, "y", -4.0, 4.0)
+        number(self.scale, "scale", 1e-3, 4.0)
+        number(self.tilt, "tilt", -math.pi, math.pi)
+        number(self.stretch, "stretch", 0.25, 4.0)
 
     @property
     def size_fraction(self) -> float:
-        """Where ``scale`` lies in the sampled range of the kind: 0 smallest, 1 largest (clipped)."""
+        """Position of ``scale`` in the sampled range of the kind, from 0 (smallest) to 1 (largest), clipped."""
         low, high = SCALES[self.kind]
         return min(1.0, max(0.0, (self.scale - low) / (high - low)))
 
@@ -198,10 +185,10 @@ class SceneSpec:
     texture_seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("domain", self.domain, DOMAINS)
-        check_choice("sky", self.sky, SKIES)
-        check_choice("ground", self.ground, GROUNDS)
-        _check_range("horizon", self.horizon, 0.0, 1.0)
+        check_choice(self.domain, "domain", DOMAINS)
+        check_choice(self.sky, "sky", SKIES)
+        check_choice(self.ground, "ground", GROUNDS)
+        number(self.horizon, "horizon", 0.0, 1.0)
         if self.seed < 0 or self.texture_seed < 0:
             raise ConfigError(f"seeds must not be negative, got {self.seed} and {self.texture_seed}")
         object.__setattr__(self, "objects", tuple(self.objects))

@@ -29,7 +29,7 @@ PROMPT = (
 
 
 def card() -> DatasetCard:
-    """Card of ADE20K."""
+    """Data set card of ADE20K."""
     return DatasetCard(
         name="ade20k",
         prompt_simple="a photo",
@@ -47,7 +47,7 @@ def class_labels() -> ClassLabels:
 
 
 class _Labels(LabelMap):
-    """Knows the usual mistakes with ADE20K's zero label."""
+    """Label map with advice on ADE20K's zero label."""
 
     def advice(self, unknown: Mapping[int, int]) -> str:
         if 255 in unknown and self.reduce_zero_label:
@@ -107,7 +107,7 @@ class ADE20KDataModule(OfficialDataModule):
         return f"annotations/{FOLDERS[split]}"
 
     def check(self, level: str = "full") -> DataReport:
-        """As `FileDataModule.check`, with a look at whether the labels have been shifted twice."""
+        """Check as `FileDataModule.check`, with a warning about labels that were shifted twice."""
         report = super().check(level)
         pixels = np.sum([split.pixels for split in report.splits], axis=0)
         if level != "full" or not self.reader.label_map.reduce_zero_label or pixels[-2] or not pixels[:-1].any():

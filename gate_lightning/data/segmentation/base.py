@@ -27,7 +27,7 @@ class SegmentationDataModule(ImageDataModule):
     wants_squares = False
 
     def check(self, level: str = "full") -> DataReport:
-        """Look at the data without a run.
+        """Check the data without a run.
 
         Args:
             level: ``quick`` or ``full``; generated data have no difference.

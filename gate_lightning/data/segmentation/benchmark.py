@@ -95,7 +95,7 @@ class OfficialDataModule(FileDataModule):
 
     @property
     def has_test(self) -> bool:
-        """No: the servers keep the test masks."""
+        """False: the servers keep the test masks."""
         return False
 
     def images_of(self, split: str) -> ImageSource:

@@ -30,7 +30,7 @@ PROMPT = (
 
 
 def card() -> DatasetCard:
-    """Card of Cityscapes."""
+    """Data set card of Cityscapes."""
     return DatasetCard(
         name="cityscapes",
         prompt_simple="a photo",
@@ -123,7 +123,7 @@ class CityscapesDataModule(OfficialDataModule):
         return f"gtFine/{split}"
 
     def _found(self) -> str:
-        """The first encoding of which there is a file; the official one where there is none, for the message."""
+        """First encoding with a mask file; the official one if there is no mask."""
         for encoding in ENCODINGS:
             for split in ("train", "val"):
                 if next((self.root / "gtFine" / split).glob(f"*/*_gtFine_{encoding}.png"), None) is not None:

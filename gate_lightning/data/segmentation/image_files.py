@@ -1,4 +1,4 @@
-"""What data sets of image and mask files share, whatever their folders are called: reading, checking, captions."""
+"""Base of data sets of image and mask files: reading, checks, captions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class FileSource:
 
 
 class FileDataModule(SegmentationDataModule):
-    """Images and masks in files.
+    """Base of data sets whose images and masks are files.
 
     Subclasses set ``root``, ``card``, ``labels``, ``reader``, ``train_transform`` and ``eval_resize``, and provide
     ``scan``.
@@ -118,7 +118,7 @@ class FileDataModule(SegmentationDataModule):
 
     @abstractmethod
     def scan(self, split: str) -> SplitFiles:
-        """Which files of ``train``, ``val`` or ``test`` belong together.
+        """Images and masks of ``train``, ``val`` or ``test``, paired.
 
         Raises:
             DataError: a folder is missing or holds no image.
@@ -139,7 +139,7 @@ class FileDataModule(SegmentationDataModule):
         return FileSource(files.pairs, self.reader, captions, RAM_BYTES, self.same_size)
 
     def check(self, level: str = "full") -> DataReport:
-        """Look at all splits without a run; errors are in the report, not raised.
+        """Check all splits without a run; errors are in the report, not raised.
 
         Args:
             level: ``quick`` or ``full``.
@@ -159,7 +159,7 @@ class FileDataModule(SegmentationDataModule):
         return report
 
     def _too_small(self, height: int, width: int) -> str | None:
-        """Why images of this size cannot be trained on, or None; small ones are padded unless a subclass objects."""
+        """Reason why images of this size cannot be trained on, or None: small ones are padded."""
         return None
 
     def _captions_of(self, split: str, names: Sequence[str]) -> list[str] | None:

@@ -22,7 +22,8 @@ from torch.optim import Optimizer
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.pretraining.batches import LabelledBatch
 from gate_lightning.data.pretraining.datamodule import NOTHING, stacked
-from gate_lightning.data.scenes import COLORS, KINDS, single_object_prompts
+from gate_lightning.data.scenes.captions import single_object_prompts
+from gate_lightning.data.scenes.world import COLORS, KINDS
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.techniques.sampling import Sampling, sample_images
 from gate_lightning.utils.files import write_atomically

@@ -20,7 +20,7 @@ from gate_lightning.backbones.tiny.architecture import (
     build_unet,
 )
 from gate_lightning.backbones.tiny.tokenizer import EXTRA_WORDS, build_tokenizer
-from gate_lightning.data.scenes import VOCABULARY
+from gate_lightning.data.scenes.captions import VOCABULARY
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
 

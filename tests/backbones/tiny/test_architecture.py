@@ -10,7 +10,8 @@ from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionM
 
 from gate_lightning.backbones.tiny import architecture as tiny
 from gate_lightning.backbones.tiny.tokenizer import MAX_TOKENS, build_tokenizer, load_tokenizer
-from gate_lightning.data.scenes import MAX_WORDS, VOCABULARY, caption, sample_scene
+from gate_lightning.data.scenes.captions import MAX_WORDS, VOCABULARY, caption
+from gate_lightning.data.scenes.layout import sample_scene
 from gate_lightning.errors import ConfigError
 from gate_lightning.tasks.pretraining.tiny_parts import tiny_words
 

@@ -12,17 +12,11 @@ import pytest
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.pretraining.latents import TRAIN_SEED, VAL_SEED
 from gate_lightning.data.samples import SampleRequest
-from gate_lightning.data.scenes import (
-    LEAK_FREE_KINDS,
-    MERGED,
-    PART_TO_MERGED,
-    PARTS,
-    caption,
-    check_words,
-    render,
-    sample_scene,
-)
+from gate_lightning.data.scenes.captions import caption, check_words
 from gate_lightning.data.scenes.dataset import FIRST_SEED, MAX_LENGTH, ScenesDataModule, ScenesSource, split_seeds
+from gate_lightning.data.scenes.layout import sample_scene
+from gate_lightning.data.scenes.render import render
+from gate_lightning.data.scenes.world import LEAK_FREE_KINDS, MERGED, PART_TO_MERGED, PARTS
 from gate_lightning.errors import ConfigError
 
 SMALL = {"train": 6, "val": 4, "test": 5, "size": 32, "batch_size": 2}
@@ -135,15 +129,15 @@ def test_batches() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"domain": "moon"}, "unknown domain 'moon'; valid names: source, target"),
-        ({"labels": "all"}, "unknown labels 'all'"),
-        ({"captions": "fnie"}, "unknown captions 'fnie'"),
-        ({"kinds": ["tree", "boat"]}, "unknown kind 'boat'"),
+        ({"domain": "moon"}, "domain='moon': .*expected one of source, target"),
+        ({"labels": "all"}, "labels='all'"),
+        ({"captions": "fnie"}, "captions='fnie': did you mean fine"),
+        ({"kinds": ["tree", "boat"]}, "kind='boat'"),
         ({"kinds": "trees"}, "kinds"),
         ({"train": 0}, "dataset.train is 0"),
         ({"test": MAX_LENGTH + 1}, "dataset.test is 10001"),
         ({"split_seed": 100}, "split_seed is 100"),
-        ({"size": 4}, "size must be an integer"),
+        ({"size": 4}, "size=4: expected a whole number from 8 to 4096"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments: dict[str, Any], named: str) -> None:

@@ -12,7 +12,9 @@ import torch
 
 from gate_lightning.data.pretraining.datamodule import NOTHING, SingleObjectImages
 from gate_lightning.data.samples import SampleRequest
-from gate_lightning.data.scenes import COLORS, KINDS, render, sample_scene
+from gate_lightning.data.scenes.layout import sample_scene
+from gate_lightning.data.scenes.render import render
+from gate_lightning.data.scenes.world import COLORS, KINDS
 from gate_lightning.tasks.pretraining.agreement import (
     KindColorNet,
     SingleObjectTask,

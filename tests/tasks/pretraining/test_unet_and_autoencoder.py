@@ -23,7 +23,7 @@ from gate_lightning.data.pretraining.batches import CaptionedBatch
 from gate_lightning.data.pretraining.datamodule import SceneImages
 from gate_lightning.data.pretraining.latents import CAPTION_SHARES, SceneLatents, build_cache, wordings
 from gate_lightning.data.samples import SampleRequest
-from gate_lightning.data.scenes import sample_scene
+from gate_lightning.data.scenes.layout import sample_scene
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.edges import canny
 from gate_lightning.tasks.pretraining.autoencoder import AutoencoderTask
