@@ -1,4 +1,4 @@
-"""Base class of amalgamations: features of several branches in, one pyramid out."""
+"""Base class of amalgamations, which fuse the features of several branches into one pyramid."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["Amalgamation"]
 class Amalgamation(nn.Module, ABC):
     """Fuses the features of several branches into a pyramid, level by level.
 
-    A level is a stride: a branch's layers of equal stride are concatenated, in the order asked for, before branches
-    are fused. Branches named in ``concatenated`` are put behind the fused channels of their stride instead.
+    Each stride is a level. A branch's layers of equal stride are concatenated before branches are fused. Branches named
+    in ``concatenated`` are not fused; their channels follow the fused ones of their stride.
 
     Args:
         feature_info: branch → layer id → channels and stride, from the feature extractor.
@@ -35,7 +35,7 @@ class Amalgamation(nn.Module, ABC):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels per position of each level, growing: finest first."""
+        """Pixels per position of each level, finest level first."""
         return tuple(level.stride for level in self.levels)
 
     @property
@@ -47,7 +47,7 @@ class Amalgamation(nn.Module, ABC):
 
     @abstractmethod
     def fused_channels(self, level: Level) -> int:
-        """Channels that ``fuse`` yields for a level."""
+        """Output channels of ``fuse`` at a level."""
 
     @abstractmethod
     def fuse(self, index: int, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -62,21 +62,22 @@ class Amalgamation(nn.Module, ABC):
         """
 
     def forward(self, features: Features) -> Pyramid:
-        """Fuse.
+        """Pyramid of a batch's features.
 
         Args:
-            features: branch → layer id → (B, C, h, w). Branches and layers beyond those of ``feature_info`` are not
-                looked at.
+            features: branch → layer id → (B, C, h, w). Branches and layers that are not in ``feature_info`` are
+                ignored.
 
         Returns:
-            Levels finest first; branch weights where the amalgamation has some.
+            Levels, finest first, and branch weights where the amalgamation has them.
 
         Raises:
-            ConfigError: if a map is missing, has other channels than announced, or maps of a stride differ in size.
+            ConfigError: a map is missing or has other channels than in ``feature_info``, or sizes differ at a stride.
         """
         levels, weights = [], []
         for index, level in enumerate(self.levels):
-            fused, appended = level.fused_maps(features), level.appended_maps(features)
+            fused = [level.branch_map(features, branch) for branch in level.fused]
+            appended = [level.branch_map(features, branch) for branch in level.appended]
             _check_sizes(level, [*fused, *appended])
             parts = list(appended)
             if fused:

@@ -21,8 +21,8 @@ class Level:
     Attributes:
         stride: pixels of the image per position.
         fused: branch → its layer ids of this stride, for branches that are fused with each other.
-        appended: the same for branches that are concatenated after the fusion.
-        channels: branch → channels of all its layers of this stride together.
+        appended: branch → its layer ids of this stride, for branches that are concatenated after the fusion.
+        channels: branch → channels of its layers of this stride, added up.
     """
 
     stride: int
@@ -32,18 +32,12 @@ class Level:
 
     @property
     def appended_channels(self) -> int:
-        """Channels that are concatenated after the fusion."""
+        """Number of channels that are concatenated after the fusion."""
         return sum(self.channels[branch] for branch in self.appended)
 
-    def fused_maps(self, features: Features) -> list[Tensor]:
-        """One map (B, C, h, w) per fused branch, layers concatenated in the order asked for."""
-        return [self._branch_map(features, branch, layers) for branch, layers in self.fused.items()]
-
-    def appended_maps(self, features: Features) -> list[Tensor]:
-        """One map (B, C, h, w) per appended branch."""
-        return [self._branch_map(features, branch, layers) for branch, layers in self.appended.items()]
-
-    def _branch_map(self, features: Features, branch: str, layers: tuple[str, ...]) -> Tensor:
+    def branch_map(self, features: Features, branch: str) -> Tensor:
+        """Map (B, C, h, w) of a branch at this level: its layers, concatenated in the order asked for."""
+        layers = {**self.fused, **self.appended}[branch]
         missing = [layer for layer in layers if layer not in features.get(branch, {})]
         if missing:
             raise ConfigError(
@@ -62,7 +56,7 @@ class Level:
 
 
 def plan_levels(feature_info: FeaturesInfo, concatenated: Collection[str] = ()) -> tuple[Level, ...]:
-    """One level per stride that occurs, finest first.
+    """Pyramid levels, one for each stride among the layers, finest first.
 
     Args:
         feature_info: branch → layer id → channels and stride.

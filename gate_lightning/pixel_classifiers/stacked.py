@@ -1,10 +1,10 @@
-"""Layers of several small networks at once: every parameter and buffer has the members as its first axis.
+"""Layers of an ensemble of small networks: every parameter and buffer has the members as its first axis.
 
-One matrix product per layer serves all members, so ten members cost about as many calls as one. Nothing a member
-computes depends on which others are there: its initial values and its dropout masks are keyed by its number.
+A layer is one batched matrix product for all members. A member does not depend on the others: its initial values and
+dropout masks are keyed by its number.
 
-Shapes: M members, C channels, N rows (pixels). Inside the stack channels come before rows, (M, C, N), which is what a
-batched product ``weight @ x`` yields and what makes batch normalisation of all members one call.
+Shapes: M members, C channels, N rows (pixels). Tensors are (M, C, N): the layout of the batched product ``weight @ x``,
+in which batch normalisation of all members is a single call.
 """
 
 from __future__ import annotations
@@ -27,19 +27,15 @@ class StackedLinear(nn.Module):
 
     Args:
         members: M.
-        in_channels, out_channels: of one member.
+        in_channels, out_channels: channels of one member.
         key: key of the initial weights besides the member's number: the seed and the layer's name.
-        bias: with a bias.
+        bias: add a bias.
     """
 
     def __init__(
         self, members: int, in_channels: int, out_channels: int, *, key: Sequence[object], bias: bool = True
     ) -> None:
         super().__init__()
-        if min(members, in_channels, out_channels) < 1:
-            raise ConfigError(
-                f"members is {members}, in_channels {in_channels}, out_channels {out_channels}; all must be at least 1"
-            )
         shape = (out_channels, in_channels)
         start = [
             torch.from_numpy(keyed_generator(*key, member).standard_normal(shape, dtype=np.float32))
@@ -67,7 +63,7 @@ class StackedBatchNorm(nn.Module):
     Args:
         members: M.
         channels: C of one member.
-        bias: with a bias.
+        bias: add a bias.
     """
 
     running_mean: Tensor
@@ -96,15 +92,12 @@ class StackedBatchNorm(nn.Module):
 
 
 class StackedDropout(nn.Module):
-    """Dropout whose masks are keyed by member and draw: a member meets the same masks whoever else is trained.
+    """Dropout whose masks are keyed by member and draw, and so do not depend on the other members.
 
     Args:
         members: M.
         probability: probability of dropping a value, in [0, 1).
         key: key of the masks besides the member's number and the draw.
-
-    Raises:
-        ConfigError: if the probability is out of range.
     """
 
     member: Tensor
@@ -112,8 +105,6 @@ class StackedDropout(nn.Module):
 
     def __init__(self, members: int, probability: float, *, key: Sequence[object]) -> None:
         super().__init__()
-        if not 0.0 <= probability < 1.0:
-            raise ConfigError(f"dropout is {probability}; expected a probability in [0, 1), for example 0.5")
         self.probability, self.key = probability, tuple(key)
         self.register_buffer("member", torch.arange(members))
         self.register_buffer("draws", torch.zeros(members, dtype=torch.int64))  # masks drawn so far

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["StoppingRule"]
 
 
 class StoppingRule:
-    """Stops a member once its loss of a single batch has not reached a new minimum for a while.
+    """Early stopping by the loss of single batches, for each member by itself.
 
-    Counting starts with epoch ``start_epoch`` (0-based; 4 in the paper's code: four full epochs always run); a member
-    stops at the batch that makes more than ``patience`` in a row without a new minimum. ``max_epochs`` is left to the
-    trainer. Members are judged apart from each other.
+    From epoch ``start_epoch`` on (0-based; 4 in the paper's code: four full epochs always run), a member stops at batch
+    ``patience`` + 1 in a row without a new minimum of its loss. ``max_epochs`` is left to the trainer.
 
     Args:
         members: M.
-        patience: batches in a row without a new minimum after which it goes on; one more stops it.
+        patience: most batches in a row without a new minimum.
         start_epoch: first epoch that counts.
 
     Raises:
@@ -29,17 +29,14 @@ class StoppingRule:
     """
 
     def __init__(self, members: int, patience: int = 50, start_epoch: int = 4) -> None:
-        if members < 1 or patience < 0 or start_epoch < 0:
-            raise ConfigError(
-                f"members is {members}, patience {patience}, start_epoch {start_epoch}; expected one or more members "
-                "and numbers that are not negative"
-            )
+        whole_number(patience, "patience")
+        whole_number(start_epoch, "start_epoch")
         self.patience, self.start_epoch = patience, start_epoch
         #: (M,) lowest loss since counting started
         self.best = torch.full((members,), torch.inf, dtype=torch.float64)
-        #: (M,) batches since
+        #: (M,) batches since the lowest loss
         self.waited = torch.zeros(members, dtype=torch.int64)
-        #: (M,) steps a member has made, whether they counted or not
+        #: (M,) steps of each member, including those before ``start_epoch``
         self.steps = torch.zeros(members, dtype=torch.int64)
         #: (M,) bool, members that still train
         self.active = torch.ones(members, dtype=torch.bool)
@@ -50,19 +47,18 @@ class StoppingRule:
         return not bool(self.active.any())
 
     def fewest_steps(self, batches: int) -> int:
-        """Fewest steps of every member, with ``batches`` per epoch: the first one that counts is a minimum."""
+        """Least steps of every member with ``batches`` per epoch; the first step that counts is a minimum."""
         return self.start_epoch * batches + 1 + self.patience + 1
 
     def update(self, losses: Tensor, epoch: int) -> Tensor:
-        """Judge the losses of one step.
+        """Members that stop after a step.
 
         Args:
-            losses: (A,) of the members that still train, in the order of their numbers.
-            epoch: 0-based epoch the step belongs to.
+            losses: (A,) losses of the members that still train, in the order of their numbers.
+            epoch: 0-based epoch of the step.
 
         Returns:
-            Bool (A,) on the CPU: True for the members for which this step was the last. From the next call on they are
-            not part of ``losses``.
+            Bool (A,) on the CPU: True for the members that stop; they are absent from the next call's ``losses``.
 
         Raises:
             ConfigError: if there are not as many losses as members that train.
@@ -82,12 +78,12 @@ class StoppingRule:
         return stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` takes."""
+        """State for ``load_state_dict``."""
         names = ("best", "waited", "steps", "active")
         return {name: getattr(self, name).clone() for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another rule was.
+        """Restore the state of a rule.
 
         Raises:
             ResumeError: if it had another number of members.

@@ -1,8 +1,7 @@
-"""Feature maps at native resolution, sampled pixel by pixel to train pixel classifiers.
+"""Store of feature maps at native resolution, from which single pixels are interpolated for training.
 
-Upsampling the maps of 30 images to 256² would take 66 GB (DDPM features, float32; GATE's five branches: 138 GB). At
-native resolution in half precision it is 1.9 GB, and interpolating only the pixels that a step asks for gives the same
-numbers.
+The upsampled maps of 30 images of 256² take 66 GB (DDPM features, float32; GATE's five branches: 138 GB). At native
+resolution in half precision they take 1.9 GB, and interpolating only the pixels of a step gives the same numbers.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ __all__ = ["MapShape", "PixelStore", "bilinear_taps", "group_maps", "group_width
 
 @dataclass(frozen=True)
 class MapShape:
-    """One feature map of an image.
+    """Shape (C, h, w) of the feature map of a branch's layer.
 
     Attributes:
-        branch, layer: which.
+        branch, layer: names.
         channels: C.
-        height, width: positions.
+        height, width: h and w, positions of the map.
     """
 
     branch: str
@@ -47,10 +46,10 @@ class MapShape:
 
 
 def map_shapes(info: FeaturesInfo, size: tuple[int, int]) -> list[MapShape]:
-    """The maps of an image of ``size`` (height, width) pixels, in the order of branches and layers.
+    """Shapes of the maps of an image of ``size`` (height, width) pixels, in the order of branches and layers.
 
     Raises:
-        ConfigError: a layer that is no map, or whose channels depend on the image.
+        ConfigError: attention weights instead of a map, or channels that depend on the image's size.
     """
     shapes = []
     for branch, layers in info.items():
@@ -66,7 +65,7 @@ def map_shapes(info: FeaturesInfo, size: tuple[int, int]) -> list[MapShape]:
 
 
 def group_widths(info: FeaturesInfo, backbone_groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, int]]:
-    """Group → (branches, channels of each of them).
+    """Group → (number of branches, channels of each branch).
 
     Raises:
         ConfigError: branches of a group differ in width, an unknown branch, or an empty group.
@@ -90,7 +89,7 @@ def group_widths(info: FeaturesInfo, backbone_groups: Mapping[str, Sequence[str]
 def group_maps(
     features: Features, backbone_groups: Mapping[str, Sequence[str]], row: int, dtype: torch.dtype
 ) -> dict[str, list[list[Tensor]]]:
-    """Maps (C, h, w) of image ``row`` as `amalgamation.GroupMaps`: group → branch → layers, rounded to ``dtype``."""
+    """Maps (C, h, w) of image ``row`` by group, branch and layer (`amalgamation.GroupMaps`), rounded to ``dtype``."""
     return {
         group: [[value[row].to(dtype) for value in features[branch].values()] for branch in branches]
         for group, branches in backbone_groups.items()
@@ -99,11 +98,11 @@ def group_maps(
 
 @lru_cache(maxsize=64)
 def bilinear_taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where ``interpolate(mode="bilinear", align_corners=False)`` reads along one side.
+    """Positions and weights of ``interpolate(mode="bilinear", align_corners=False)`` along one side.
 
     Args:
         source: positions of the map.
-        target: pixels it is resized to.
+        target: pixels after resizing.
 
     Returns:
         Lower and upper position int64 (target,), and the weight of the upper one float32 (target,).
@@ -115,29 +114,29 @@ def bilinear_taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class PixelStore:
-    """Feature maps of several images, channels last, from which single pixels are interpolated.
+    """Feature maps of several images, stored channels last, with bilinear interpolation of single pixels.
 
-    A pixel's features are the maps of its branch at the pixel's centre, bilinear with ``align_corners=False`` and the
-    border repeated, one layer behind the other: what upsampling every map to the size of the masks and indexing gives
-    (within rounding), without the upsampled maps. Branches of one group are stacked, not joined.
+    A pixel's features are those of upsampling every map to the size of the masks (bilinear, ``align_corners=False``)
+    and indexing, within rounding, but the upsampled maps are never made. The layers of a branch are concatenated, the
+    branches of a group stacked.
 
-    Maps are kept in ``dtype``, in memory or in a file that exists only as long as this object; values come out in
-    float32. It is filled image by image with ``put``.
+    Maps are stored in ``dtype``, in memory or in a file that exists only as long as this object; interpolated values
+    are float32. Images are added one by one with ``put``.
 
     Args:
-        info: branch → layer → channels and stride, as the extractor says.
-        backbone_groups: group → its branches, which must be of equal width.
-        size: (height, width) of the masks, whose pixels are asked for.
-        images: how many there is room for.
-        image_size: (height, width) of the images that the features are of; None for ``size``.
+        info: branch → layer → channels and stride (the extractor's ``feature_info``).
+        backbone_groups: group → its branches, which must have equal numbers of channels.
+        size: (height, width) of the masks, in pixels.
+        images: number of images.
+        image_size: (height, width) of the images that the extractor read; None for ``size``.
         dtype: "float16", "bfloat16" or "float32".
-        folder: keeps the maps in a file below it that is mapped into memory; None for memory.
+        folder: folder of a memory-mapped file for the maps; None for memory.
 
     Attributes:
-        widths: group → (branches, D), D the sum of the channels of a branch.
+        widths: group → (number of branches, D), D the channels of a branch, all layers together.
 
     Raises:
-        ConfigError: branches of a group differ in width, an unknown branch or dtype, a layer without map.
+        ConfigError: branches of a group differ in channels, an unknown branch or dtype, a layer without a map.
         CacheError: the file cannot be made.
     """
 
@@ -164,15 +163,15 @@ class PixelStore:
         return sum(values.nbytes for values in self._maps)
 
     def put(self, image: int, features: Features, row: int = 0) -> None:
-        """Keep the maps of an image.
+        """Store the maps of an image.
 
         Args:
-            image: its number, from 0.
+            image: number of the image in the store, from 0.
             features: branch → layer → (B, C, h, w).
-            row: which of the B images.
+            row: index of the image in the batch of B.
 
         Raises:
-            CacheError: a map of another shape than announced, or values that the dtype cannot hold.
+            CacheError: a map of another shape than ``info`` says, or values outside the range of the dtype.
         """
         for shape, values in zip(self.shapes, self._maps, strict=True):
             found = features[shape.branch][shape.layer][row]
@@ -187,11 +186,11 @@ class PixelStore:
             values.view(self.images, -1, shape.channels)[image] = kept.flatten(1).T
 
     def sample(self, images: Tensor, positions: Tensor) -> dict[str, Tensor]:
-        """Features of pixels.
+        """Interpolated features of pixels.
 
         Args:
             images: int64 (…), numbers of the images.
-            positions: int64 (…), row · width + column of the pixels in the mask.
+            positions: int64 (…), row · width + column of each pixel in the mask.
 
         Returns:
             Group → float32 (…, branches, D) on the CPU.
@@ -200,32 +199,13 @@ class PixelStore:
         images, positions = images.flatten().cpu(), positions.flatten().cpu()
         rows, columns = positions // self.size[1], positions % self.size[1]
         found = {group: torch.empty(len(images), *width, dtype=torch.float32) for group, width in self.widths.items()}
-        places = self._places(found)
-        for shape, values, place in zip(self.shapes, self._maps, places, strict=True):
-            if place is not None:
-                self._interpolate(shape, values, images, rows, columns, place)
+        for group, branches in self.backbone_groups.items():
+            for entry, branch in enumerate(branches):
+                maps = [pair for pair in zip(self.shapes, self._maps, strict=True) if pair[0].branch == branch]
+                places = found[group][:, entry].split([shape.channels for shape, _ in maps], dim=1)
+                for (shape, values), place in zip(maps, places, strict=True):
+                    self._interpolate(shape, values, images, rows, columns, place)
         return {group: values.unflatten(0, lead) for group, values in found.items()}
-
-    def rows(self, image: int, start: int, stop: int) -> dict[str, Tensor]:
-        """Features of the pixels start … stop-1 of an image, in reading order: group → (stop-start, branches, D)."""
-        positions = torch.arange(start, stop)
-        return self.sample(torch.full_like(positions, image), positions)
-
-    def _places(self, found: Mapping[str, Tensor]) -> list[Tensor | None]:
-        """Where the values of each map go; None for a branch that is in no group."""
-        of_branch = {
-            branch: found[group][:, entry]
-            for group, branches in self.backbone_groups.items()
-            for entry, branch in enumerate(branches)
-        }
-        places: list[Tensor | None] = []
-        used: dict[str, int] = {}
-        for shape in self.shapes:
-            start = used.get(shape.branch, 0)
-            used[shape.branch] = start + shape.channels
-            into = of_branch.get(shape.branch)
-            places.append(None if into is None else into[:, start : start + shape.channels])
-        return places
 
     def _interpolate(
         self, shape: MapShape, values: Tensor, images: Tensor, rows: Tensor, columns: Tensor, place: Tensor
@@ -253,13 +233,13 @@ class PixelStore:
 
 
 def _allocated(counts: Sequence[int], dtype: torch.dtype, folder: Path | None) -> list[Tensor]:
-    """Room for so many values each."""
+    """Uninitialised tensors of ``counts`` values each, in memory or in one mapped file."""
     if folder is None:
         return [torch.empty(count, dtype=dtype) for count in counts]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".pixel_store.") as file:
-            # mapped, then deleted by name: whatever ends this process, the file does not outlive it
+            # mapped, then unlinked: the file does not outlive this process, even if it is killed
             whole = torch.from_file(file.name, shared=True, size=sum(counts), dtype=dtype)
     except (OSError, RuntimeError) as error:
         raise CacheError(f"no file for features could be made in {folder} ({error}); choose another folder") from error

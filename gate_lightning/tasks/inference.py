@@ -16,6 +16,7 @@ from gate_lightning.heads.base import resize
 from gate_lightning.ops.padding import pad_to_size
 from gate_lightning.ops.sliding_window import sliding_window
 from gate_lightning.structures import Conditions
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["MODES", "Inference", "height_width"]
 
@@ -27,13 +28,13 @@ Predict = Callable[[Tensor, Conditions], Tensor]
 
 @dataclass(frozen=True)
 class Inference:
-    """Whole images, or overlapping windows whose logits are averaged; at one or several scales, mirrored or not.
+    """Inference on whole images or sliding windows, with test-time augmentation by scales and flips.
 
-    A window's noise is keyed by its offset, so that a window gives the same features whatever else is looked at. The
-    noise of a further view is keyed by its scale and mirroring; the image as it is keeps its own.
+    Logits of overlapping windows are averaged. A window's noise is keyed by its offset, the noise of a further view by
+    its scale and flip, so features of a window or view do not depend on the others.
 
-    With several views each is predicted by itself (so one prediction costs as many passes as there are views), its
-    logits are resized to the result's size, and the softmax probabilities are averaged, as mmsegmentation does.
+    Each view takes a pass of its own. Logits are resized to the result's size and the softmax probabilities averaged
+    over views, as mmsegmentation does.
 
     Args:
         mode: ``whole`` or ``slide``.
@@ -41,7 +42,7 @@ class Inference:
         stride: pixels from window to window, one number or (vertical, horizontal); None for two thirds of the window,
             as is customary. At most the window.
         scales: factors of the image's sides, different and positive. Customary: 0.5, 0.75, 1, 1.25, 1.5, 1.75.
-        flip: look at the mirrored image as well, at every scale.
+        flip: add the horizontally mirrored image at every scale.
 
     Raises:
         ConfigError: unknown mode, numbers that are not positive, a stride that leaves gaps, numbers without
@@ -55,14 +56,13 @@ class Inference:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigError(f"inference mode {self.mode!r} is unknown; expected one of: {', '.join(MODES)}")
+        check_choice(self.mode, "mode", MODES)
         if self.mode == "whole" and (self.crop_size is not None or self.stride is not None):
             raise ConfigError("crop_size and stride belong to windows; set task.inference.mode=slide or leave them out")
-        crop = None if self.crop_size is None else _pair("crop_size", self.crop_size)
-        stride = None if self.stride is None else _pair("stride", self.stride)
-        if crop is not None and stride is not None and any(s > c for s, c in zip(stride, crop, strict=True)):
-            raise ConfigError(f"stride {stride} exceeds crop_size {crop}, which leaves gaps between the windows")
+        if self.crop_size is not None:
+            self.window(0)
+        elif self.stride is not None:
+            _pair("stride", self.stride)
         scales = tuple(float(scale) for scale in self.scales)
         if not scales or len(set(scales)) < len(scales) or not all(0.0 < scale < math.inf for scale in scales):
             raise ConfigError(f"scales={scales}: expected different factors above 0, for example [0.75, 1, 1.25]")
@@ -79,13 +79,16 @@ class Inference:
         """Window and stride, each (height, width) in pixels, for a backbone trained on ``native_size`` pixels.
 
         Raises:
-            ConfigError: if the stride exceeds the native size where no window is given.
+            ConfigError: the stride exceeds the window.
         """
         crop = _pair("crop_size", native_size if self.crop_size is None else self.crop_size)
         third = (max(crop[0] * 2 // 3, 1), max(crop[1] * 2 // 3, 1))
         stride = third if self.stride is None else _pair("stride", self.stride)
         if any(s > c for s, c in zip(stride, crop, strict=True)):
-            raise ConfigError(f"stride {stride} exceeds the backbone's native size {crop}; give crop_size as well")
+            raise ConfigError(
+                f"stride {stride} exceeds the window {crop} (crop_size, or else the backbone's native size), which "
+                "leaves gaps between the windows"
+            )
         return crop, stride
 
     def __call__(
@@ -101,15 +104,15 @@ class Inference:
         Args:
             predict: takes images of any size (or all of the window's) and gives logits of their size.
             images: (B, 3, H, W) in [-1, 1].
-            conditions: what belongs to the images.
-            native_size: pixels the backbone was trained on.
+            conditions: captions, control images and noise keys of the images.
+            native_size: side in pixels of the images that the backbone was trained on.
             size: (height, width) of the result; None for that of the images.
 
         Returns:
-            (B, K, *size). Of several views the logarithms of their mean probabilities, which are logits too.
+            (B, K, *size); with several views the logarithm of the mean probabilities.
 
         Raises:
-            ConfigError: explicit noise together with windows or views: it has the image's size.
+            ConfigError: explicit noise, which has the image's size, together with windows or views.
         """
         size = size or height_width(images)
         if self.views == ((1.0, False),):
@@ -152,7 +155,7 @@ class Inference:
 
 
 def _seen(images: Tensor, size: tuple[int, int], mirrored: bool) -> Tensor:
-    """Images (B, C, H, W) of another size and direction; shrinking averages, as where data sets are read."""
+    """Images (B, C, H, W) resized (antialiased, as when data sets are read) and mirrored."""
     if height_width(images) != size:
         images = interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
     return images.flip(-1) if mirrored else images

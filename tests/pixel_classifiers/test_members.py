@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.pixel_classifiers.members import Members, narrow_members
 from gate_lightning.pixel_classifiers.stacked import StackedBatchNorm, StackedDropout, StackedLinear
+from gate_lightning.pixel_classifiers.weighted import WeightedPixels
 
 
 class Small(nn.Module):
@@ -139,4 +140,4 @@ def test_dropout_masks_belong_to_a_member_and_a_draw():
     assert torch.equal(again(rows[:1])[0], first[2])
     assert dropout.eval()(rows) is rows
     with pytest.raises(ConfigError, match=r"dropout is 1\.0"):
-        StackedDropout(3, 1.0, key=("d",))
+        WeightedPixels({"sd": (2, 4)}, dropout=1.0)

@@ -70,11 +70,10 @@ def test_sampled_pixels_equal_those_of_upsampled_maps(dtype: str) -> None:
             assert (found[group][:, :, entry] - expected).abs().max() <= 1e-6
 
 
-def test_rows_of_a_image_are_all_its_pixels_in_reading_order() -> None:
+def test_all_pixels_of_an_image_are_its_upsampled_maps() -> None:
     store, made = filled()
-    area = SIZE[0] * SIZE[1]
-    parts = [store.rows(1, start, min(start + 100, area)) for start in range(0, area, 100)]
-    whole = torch.cat([part["sd"] for part in parts])
+    positions = torch.arange(SIZE[0] * SIZE[1])
+    whole = store.sample(torch.ones_like(positions), positions)["sd"]
     assert (whole[:, 1] - dense(made, "steered")[1]).abs().max() <= 1e-6
 
 
@@ -105,7 +104,9 @@ def test_a_group_may_leave_branches_out() -> None:
     made = features(1)
     store = PixelStore(INFO, {"one": ("steered",)}, SIZE, 1, "float32")
     store.put(0, made)
-    assert (store.rows(0, 0, 10)["one"][:, 0] - dense(made, "steered")[0, :10]).abs().max() <= 1e-6
+    positions = torch.arange(10)
+    found = store.sample(torch.zeros_like(positions), positions)["one"]
+    assert (found[:, 0] - dense(made, "steered")[0, :10]).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize(

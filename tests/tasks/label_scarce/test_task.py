@@ -91,7 +91,8 @@ def test_evaluation_sees_the_pixels_that_training_samples() -> None:
     made, (images, conditions) = shaken(task()), random_images()
     store = PixelStore(INFO, BUCKETS, SIZE, 1)
     store.put(0, made.extractor(images, conditions), row=1)
-    expected = made.head(made.amalgamation({k: v[None] for k, v in store.rows(0, 0, 256).items()}).features)
+    positions = torch.arange(256)[None]
+    expected = made.head(made.amalgamation(store.sample(torch.zeros_like(positions), positions)).features)
     found = made.member_logits(images, conditions, SIZE)[1]
     assert (found.flatten(2).transpose(1, 2) - expected).abs().max() < 1e-5
 
