@@ -57,7 +57,7 @@ class RunLog(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run folder."""
+        """Path of the run folder."""
         return str(self.path.parent)
 
     @rank_zero_only

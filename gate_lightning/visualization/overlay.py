@@ -20,33 +20,20 @@ __all__ = ["WRONG_COLOUR", "error_map", "legend_entries", "overlay", "write_mask
 WRONG_COLOUR = (214, 39, 40)
 
 
-def overlay(
-    image: NDArray[np.uint8],
-    labels: NDArray[np.integer],
-    palette: Palette,
-    alpha: float = 0.5,
-    ignore_index: int | None = None,
-) -> NDArray[np.uint8]:
-    """An image tinted with the colours of its labels; ignored pixels stay as they are.
+def overlay(image: NDArray[np.uint8], labels: NDArray[np.integer], palette: Palette) -> NDArray[np.uint8]:
+    """Image tinted with the colours of its labels, half and half.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) class indices.
         palette: colour per class.
-        alpha: share of the label's colour, in [0, 1].
-        ignore_index: label of pixels that are not tinted.
 
     Raises:
-        ConfigError: if the sizes differ or ``alpha`` is out of range.
+        ConfigError: if the sizes differ.
         DataError: if a label has no colour.
     """
     _check_sizes(image, labels)
-    if not 0.0 <= alpha <= 1.0:
-        raise ConfigError(f"alpha is {alpha}; expected a share in [0, 1]")
-    tinted = (1.0 - alpha) * image + alpha * colorize(labels, palette, ignore_index)
-    if ignore_index is not None:
-        tinted[labels == ignore_index] = image[labels == ignore_index]
-    return np.rint(tinted).astype(np.uint8)
+    return np.rint(0.5 * image + 0.5 * colorize(labels, palette)).astype(np.uint8)
 
 
 def error_map(

@@ -40,13 +40,10 @@ def test_impossible_palettes_are_refused(palette: list[tuple[int, ...]]) -> None
         colorize(np.zeros((1, 1), int), palette)
 
 
-def test_overlay_mixes_and_leaves_ignored_pixels() -> None:
-    image = np.full((2, 3, 3), 100, np.uint8)
-    mixed = overlay(image, LABELS, PALETTE, alpha=0.25, ignore_index=255)
-    assert mixed[0, 1].tolist() == [125, 100, 75]
-    assert mixed[1, 2].tolist() == [100, 100, 100]
-    with pytest.raises(ConfigError, match="alpha"):
-        overlay(image, LABELS, PALETTE, alpha=1.5, ignore_index=255)
+def test_overlay_is_half_image_and_half_colours() -> None:
+    image, labels = np.full((2, 3, 3), 100, np.uint8), np.array([[0, 1, 0], [1, 1, 0]])
+    expected = (image.astype(float) + np.array(PALETTE)[labels]) / 2
+    assert np.abs(overlay(image, labels, PALETTE) - expected).max() <= 0.5
 
 
 def test_error_map_is_red_exactly_where_the_prediction_is_wrong_and_judged() -> None:

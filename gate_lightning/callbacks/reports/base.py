@@ -64,12 +64,10 @@ class SplitReport(Callback, Generic[Results, Row]):
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what a broken-off evaluation left."""
+        """Drop the rows of an evaluation that was interrupted."""
         self._rows = []
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what a broken-off evaluation left."""
-        self._rows = []
+    on_test_start = on_validation_start
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any

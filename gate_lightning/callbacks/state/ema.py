@@ -81,13 +81,7 @@ class WeightAverage(Callback):
         """Put the trained weights back."""
         self._swap_out(pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See `on_validation_start`."""
-        self.on_validation_start(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See `on_validation_end`."""
-        self._swap_out(pl_module)
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the trained weights back if a validation is interrupted."""

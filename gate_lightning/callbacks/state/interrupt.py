@@ -105,7 +105,7 @@ class Interrupt(Checkpoint):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
     def _asked(self, trainer: Trainer) -> bool:
-        """Whether any process has received a signal; to be called by all of them."""
+        """Whether any process has received a signal; every process has to call it."""
         received = self._received is not None
         if trainer.world_size == 1:
             return received

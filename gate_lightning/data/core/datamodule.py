@@ -95,7 +95,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a test split."""
+        """Whether the data set has a test split."""
         return True
 
     def attach_inputs(self, required_inputs: RequiredInputs) -> None:

@@ -129,7 +129,7 @@ def _set(progress: Any, current: int, total: int) -> None:
 
 
 def _unfinished(validation: Any) -> bool:
-    """Whether the last validation began and did not come to its end."""
+    """Whether the last validation was interrupted."""
     current = validation.current
     return current.ready > 0 and not (validation.is_last_batch and current.completed == current.ready)
 

@@ -14,7 +14,8 @@ from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.files.images import image_size, read_image, size_of_mask
 from gate_lightning.data.files.masks import MaskReader
 from gate_lightning.data.files.pairing import Pair, SplitFiles
-from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.errors import DataError
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["LEVELS", "DataReport", "SplitReport", "check_split", "count_pixels"]
 
@@ -153,8 +154,7 @@ def check_split(
     Raises:
         ConfigError: unknown level.
     """
-    if level not in LEVELS:
-        raise ConfigError(f"check level is {level!r}; expected {' or '.join(LEVELS)}")
+    check_choice(level, "level", LEVELS)
     errors, warnings = _pairing(files)
     count = len(files.pairs)
     step = 1 if level == "full" else max(1, -(-count // QUICK_SAMPLES))

@@ -246,7 +246,7 @@ class LabelScarceDataModule(SegmentationDataModule):
         return loader
 
     def prepare(self, sample: Sample) -> ImageBatch:
-        """One image as the model gets it: (1, 3, image_size, image_size).
+        """Batch of one image, (1, 3, image_size, image_size).
 
         Raises:
             DataError: it is no square, where those are refused.

@@ -11,7 +11,7 @@ __all__ = ["Pool", "not_square"]
 
 
 class Pool(Subset):
-    """Concatenated splits.
+    """Concatenation of splits of a data set.
 
     Args:
         name: of the data set, for messages.

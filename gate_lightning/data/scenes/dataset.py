@@ -27,8 +27,7 @@ from gate_lightning.data.scenes.render import render
 from gate_lightning.data.scenes.world import KINDS, LEAK_FREE_KINDS, MERGED, MERGED_PALETTE, PART_PALETTE, PARTS
 from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.transforms.basic import Compose, PhotometricDistortion, RandomCrop, Resize
-from gate_lightning.errors import ConfigError
-from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["FIRST_SEED", "MAX_LENGTH", "ScenesDataModule", "ScenesSource", "split_seeds"]
 
@@ -45,10 +44,8 @@ def split_seeds(split: str, length: int, split_seed: int = 0) -> range:
     Raises:
         ConfigError: a length or split seed out of range.
     """
-    if not 1 <= length <= MAX_LENGTH:
-        raise ConfigError(f"dataset.{split} is {length}; expected 1 to {MAX_LENGTH} images")
-    if not 0 <= split_seed < _SPLIT_SEEDS:
-        raise ConfigError(f"split_seed is {split_seed}; expected 0 to {_SPLIT_SEEDS - 1}")
+    whole_number(length, f"dataset.{split}", 1, MAX_LENGTH)
+    whole_number(split_seed, "dataset.split_seed", 0, _SPLIT_SEEDS - 1)
     first = FIRST_SEED[split] + (MAX_LENGTH * split_seed if split == "train" else 0)
     return range(first, first + length)
 

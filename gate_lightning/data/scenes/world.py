@@ -103,7 +103,7 @@ PART_PALETTE: np.ndarray = np.array(
 MERGED_PALETTE: np.ndarray = PART_PALETTE[[0, 1, 2, 4, 8, 10, 13, 14]]
 """uint8 (8, 3) RGB for showing merged masks."""
 
-# Foreign arrays must not be able to change the labels of every later image by accident.
+# read-only: writing to a mask or palette must not change the labels of later images
 for _table in (PART_TO_MERGED, PART_PALETTE, MERGED_PALETTE):
     _table.setflags(write=False)
 

@@ -60,7 +60,7 @@ def test_quick_looks_at_some_full_at_all(tmp_path: Path) -> None:
     assert quick.splits[0].inspected == count // 2
     assert full.splits[0].inspected == count
     assert f"{last}: unknown label values: 40 in" in full.errors[0]
-    with pytest.raises(ConfigError, match="expected quick or full"):
+    with pytest.raises(ConfigError, match="expected one of quick, full"):
         module.check("deep")
 
 

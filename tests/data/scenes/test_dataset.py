@@ -134,9 +134,9 @@ def test_batches() -> None:
         ({"captions": "fnie"}, "captions='fnie': did you mean fine"),
         ({"kinds": ["tree", "boat"]}, "kind='boat'"),
         ({"kinds": "trees"}, "kinds"),
-        ({"train": 0}, "dataset.train is 0"),
-        ({"test": MAX_LENGTH + 1}, "dataset.test is 10001"),
-        ({"split_seed": 100}, "split_seed is 100"),
+        ({"train": 0}, "dataset.train=0"),
+        ({"test": MAX_LENGTH + 1}, "dataset.test=10001"),
+        ({"split_seed": 100}, "split_seed=100"),
         ({"size": 4}, "size=4: expected a whole number from 8 to 4096"),
     ],
 )
