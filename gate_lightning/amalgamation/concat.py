@@ -14,7 +14,7 @@ __all__ = ["ConcatAmalgamation"]
 
 
 class ConcatAmalgamation(Amalgamation):
-    """Per level, the channels of all branches one behind the other, in the order of the branches.
+    """Concatenation of all branches at each level, in the order of the branches.
 
     Branches may read different layers: a level holds those that have its stride.
     """

@@ -1,9 +1,9 @@
-"""The two amalgamations of GATE's released segmentation code, with all that their numbers depend on.
+"""The two amalgamations of GATE's released segmentation code, equal in their results.
 
-The released residual blocks start with every convolution, scale and shift at zero. Then no gradient ever reaches
-anything but the last shift: a block is the identity plus a vector. "Four blocks" there are one block four times over,
-so they add that vector four times. This is what is built here; the 29.5 million parameters beside it, in a block of
-1280 channels, stay zero and are left out.
+The released residual blocks start with every convolution, scale and shift at zero, so gradients reach the last shift
+alone and a block is the identity plus a vector. The "four blocks" of the code are one block applied four times: they
+add that vector four times. Only this is built here; the other parameters (29.5 million in a block of 1280 channels)
+stay zero and are left out.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from gate_lightning.structures import FeaturesInfo
 
 __all__ = ["ReleasedConcat", "ReleasedRefiner", "ReleasedWeighted"]
 
-#: times that a released block is run: over each branch's map, and over what a model gives at a level
+#: applications of a released block: to each branch's map, and to the joined map of a level
 BRANCH_REPEATS, LEVEL_REPEATS = 4, 2
 
 
 class ReleasedRefiner(nn.Module):
-    """What released residual blocks do: x + Σ_k repeats_k · shift_k.
+    """Released residual blocks: x + Σ_k repeats_k · shift_k.
 
-    The shifts stay apart although one would do: an optimiser that scales gradients (AdamW) moves their sum further than
-    it would move that one.
+    The shifts stay separate parameters: an optimiser that scales gradients (AdamW) moves their sum further than it
+    would move a single one.
 
     Args:
         channels: C of the (B, C, h, w) in and out.
-        repeats: how often each of the blocks, one behind the other, is run.
+        repeats: applications of each of the successive blocks.
     """
 
     def __init__(self, channels: int, repeats: Sequence[int]) -> None:
@@ -46,13 +46,13 @@ class ReleasedRefiner(nn.Module):
 
 
 class ReleasedConcat(ConcatAmalgamation):
-    """Concatenated branches behind dead refiners: what the released configurations run.
+    """Concatenation of the branches with dead refiners, as in the released configurations.
 
-    They name the class that joins several models: four and two runs of blocks over each branch, one over all together.
+    These name the class that joins several models: blocks are applied four and two times to each branch, once to all.
 
     Args:
         feature_info: branch → layer id → channels and stride. One layer per branch and stride, as in those runs.
-        concatenated: branches that are put behind the others.
+        concatenated: branches whose channels follow those of the others.
     """
 
     def __init__(self, feature_info: FeaturesInfo, concatenated: Collection[str] = ()) -> None:
@@ -71,10 +71,10 @@ class ReleasedConcat(ConcatAmalgamation):
 
 
 class ReleasedWeighted(WeightedAmalgamation):
-    """Weights per branch and channel behind dead refiners: the class that the released code has for GATE.
+    """Weights per branch and channel with dead refiners: the released code's class for GATE.
 
-    Four runs of a block of its own over each branch's map, one assigner per level, two runs of a block over the sum. No
-    reward of sparsity or diversity.
+    A block is applied four times to each branch's map, an assigner per level weighs them, another block is applied
+    twice to the sum. There is no reward of sparsity or diversity.
 
     Args:
         feature_info: branch → layer id → channels and stride. Fused branches must have equal channels per stride.

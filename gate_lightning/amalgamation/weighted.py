@@ -36,10 +36,10 @@ def build_norm(norm: Norm, channels: int) -> nn.GroupNorm | nn.BatchNorm2d:
 
 
 class ResidualBlock(nn.Module):
-    """x + norm(conv(relu(norm(conv(x))))), 3×3 convolutions, the identity at the start.
+    """Residual block x + norm(conv(relu(norm(conv(x))))) with 3×3 convolutions; the identity at initialisation.
 
-    Only the last normalisation starts at zero. (Where the convolutions start at zero as well, every gradient but that
-    of the last bias stays zero for ever.) Convolutions have no bias: the normalisation behind would take it out.
+    Only the last normalisation starts at zero. (If the convolutions started at zero too, every gradient but that of the
+    last bias would stay zero.) Convolutions have no bias, which the normalisation after them would remove.
 
     Args:
         channels: C of the (B, C, h, w) in and out.
@@ -67,9 +67,9 @@ class ResidualBlock(nn.Module):
 class WeightAssigner(nn.Module):
     """Weight assigner: logits over branches from the map of every branch.
 
-    conv 3×3 → ReLU → norm → dropout → mean over positions → linear, the same network for every branch. A softmax over
-    branches follows, so what is added to all branches alike has no effect: neither the linear layer nor the
-    normalisation has a bias (it would never learn).
+    conv 3×3 → ReLU → norm → dropout → mean over positions → linear, the same network for every branch. The softmax over
+    branches that follows ignores constants added to all of them, so neither the linear layer nor the normalisation has
+    a bias.
 
     Without the mean there are logits per position: branches at several timesteps differ in what they know about a
     part of the image, coarse shapes or fine ones (MMDiff, arXiv 2606.16673, lets weights over timesteps vary so).

@@ -1,4 +1,4 @@
-"""Base class of heads: a pyramid in, logits at the finest level's resolution out."""
+"""Base class of heads, which turn a pyramid into logits at the finest level's resolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linear probe."""
+"""Linear probe of all levels of a pyramid."""
 
 from __future__ import annotations
 

@@ -75,10 +75,10 @@ class PixelLoss(nn.Module, ABC):
 
 
 def require(allowed: bool, name: str, value: object, expected: str) -> None:
-    """Refuse a value of an argument.
+    """Raise ConfigError unless ``allowed``.
 
     Raises:
-        ConfigError: unless ``allowed``; says what ``name`` is and what was expected.
+        ConfigError: not allowed; the message has the argument's name, its value and the expected range.
     """
     if not allowed:
         raise ConfigError(f"{name} is {value}; expected {expected}")

@@ -12,7 +12,7 @@ __all__ = ["CompositeLoss"]
 
 
 class CompositeLoss(nn.Module):
-    """Σ weight · loss.
+    """Weighted sum of losses, Σ weight · loss.
 
     Args:
         losses: name → loss, or name → a factory that takes ``ignore_index`` (a loss class, or a partial of one, which

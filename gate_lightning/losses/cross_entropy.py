@@ -39,7 +39,7 @@ class CrossEntropyLoss(PixelLoss):
         self.label_smoothing = label_smoothing
 
     def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
-        """See PixelLoss."""
+        """Mean cross-entropy; arguments as in `PixelLoss.compute`."""
         total = cross_entropy(
             logits,
             masks,

@@ -14,7 +14,7 @@ __all__ = ["DiceLoss"]
 
 
 class DiceLoss(PixelLoss):
-    """1 − (2 Σ p y + s) / (Σ p + Σ y + s), averaged over the classes present: in [0, 1].
+    """Soft Dice loss 1 − (2 Σ p y + s) / (Σ p + Σ y + s), averaged over the classes present, in [0, 1].
 
     The sums run over the labelled pixels of the batch (or image), p is the softmax of the class and y is 1 where the
     mask has it. Classes without a labelled pixel are left out, as for ``LovaszSoftmaxLoss``: what they take away from
@@ -44,7 +44,7 @@ class DiceLoss(PixelLoss):
         self.smooth, self.per_image = smooth, per_image
 
     def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
-        """See PixelLoss."""
+        """Soft Dice loss; arguments as in `PixelLoss.compute`."""
         chances = torch.where(valid[:, None], logits.softmax(dim=1), 0.0)
         classes = torch.arange(chances.shape[1], device=masks.device)[:, None, None]
         here = (masks[:, None] == classes) & valid[:, None]  # (B, K, H, W)

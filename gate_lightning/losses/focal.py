@@ -21,7 +21,7 @@ class FocalLoss(PixelLoss):
 
     Args:
         ignore_index: mask value of pixels that do not count.
-        gamma: γ ≥ 0: how little a pixel counts that is right already.
+        gamma: focusing parameter γ ≥ 0; larger values reduce the loss of well-classified pixels.
         class_weight: K non-negative weights, or None for equal ones.
 
     Raises:
@@ -36,7 +36,7 @@ class FocalLoss(PixelLoss):
         self.gamma = gamma
 
     def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
-        """See PixelLoss."""
+        """Focal loss; arguments as in `PixelLoss.compute`."""
         targets = torch.where(valid, masks, 0)
         log_chances = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0][valid]
         # 1 − p without cancellation; a power below 1 has no slope at 0, where the loss is 0 anyway

@@ -32,7 +32,7 @@ class LovaszSoftmaxLoss(PixelLoss):
         self.per_image = per_image
 
     def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
-        """See PixelLoss."""
+        """Lovász-softmax loss; arguments as in `PixelLoss.compute`."""
         probabilities = logits.softmax(dim=1).movedim(1, 0)  # (K, B, H, W)
         if not self.per_image:
             return _lovasz_softmax(probabilities.flatten(1), masks.flatten(), valid.flatten(), weight)
@@ -46,10 +46,10 @@ class LovaszSoftmaxLoss(PixelLoss):
 
 
 def lovasz_gradient(errors: Tensor, foreground: Tensor) -> Tensor:
-    """Slope of the Lovász extension of the Jaccard loss, at each pixel's error.
+    """Gradient of the Lovász extension of the Jaccard loss with respect to the pixels' errors.
 
-    Pixels are taken in the order of falling error; a pixel's slope is what the Jaccard loss gains when the pixel joins
-    the set of mistaken ones. With G foreground pixels, I of them still right and U the union after the pixel joined,
+    Pixels are sorted by decreasing error; a pixel's slope is the increase of the Jaccard loss when the pixel joins the
+    set of mispredicted ones. With G foreground pixels, I of them still right and U the union after the pixel joined,
     the gain is 1 / U for a foreground pixel and I / (U (U - 1)) for a background pixel: the difference of two nearly
     equal Jaccard losses (eq. 9 there) in closed form, without its cancellation in single precision.
 

@@ -46,7 +46,7 @@ class OhemCrossEntropyLoss(PixelLoss):
         self.threshold, self.min_kept = threshold, min_kept
 
     def compute(self, logits: Tensor, masks: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
-        """See PixelLoss."""
+        """Cross-entropy of the hard pixels; arguments as in `PixelLoss.compute`."""
         targets = torch.where(valid, masks, 0)
         log_chances = logits.log_softmax(dim=1).gather(1, targets[:, None])[:, 0][valid]
         hard = self._hard(log_chances.detach())

@@ -75,7 +75,7 @@ class BoundaryMetrics(ClassMetric):
         self.add_state("either", default=empty.clone(), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, masks: Tensor) -> None:
-        """Count a batch.
+        """Add a batch to the counts.
 
         Args:
             predictions: (B, H, W) class indices.

@@ -49,7 +49,7 @@ class SegmentationMetrics(ClassMetric):
         self.add_state("confusion", default=empty, dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, masks: Tensor) -> None:
-        """Count a batch.
+        """Add a batch to the confusion matrix.
 
         Args:
             predictions: (B, H, W) class indices (faster), or (B, K, H, W) logits.

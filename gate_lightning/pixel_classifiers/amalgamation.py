@@ -50,7 +50,7 @@ class PixelAmalgamation(nn.Module, ABC):
         ConfigError: if there is nothing to fuse.
     """
 
-    #: whether branches of different channels may be there: each is then given as a group of its own
+    #: whether branches may differ in channels; each is then a group of its own
     separate_branches = False
 
     def __init__(self, backbone_groups: Mapping[str, tuple[int, int]], members: int = 10, *, seed: int = 0) -> None:
@@ -69,7 +69,7 @@ class PixelAmalgamation(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, backbone_groups: Mapping[str, Tensor]) -> PixelFusion:
-        """Fuse.
+        """Fused features of pixels.
 
         Args:
             backbone_groups: name → (M, P, entries, channels), or (1, P, entries, channels) where all members look at
@@ -80,7 +80,7 @@ class PixelAmalgamation(nn.Module, ABC):
         """
 
     def losses(self, losses: Tensor, fusion: PixelFusion) -> Tensor:
-        """The members' losses (M,), regularised for ``fusion``, which belongs to the same step. Once per step."""
+        """The members' losses (M,) with regularisation of ``fusion``, of the same step; call it once per step."""
         del fusion
         return losses
 
@@ -112,7 +112,7 @@ class PixelAmalgamation(nn.Module, ABC):
             yield (weight @ fused.transpose(1, 2)).unflatten(2, (-1, size[1]))
 
     def check(self, found: Mapping[str, Tensor]) -> None:
-        """Refuse features that are not those of the constructor."""
+        """Raise ConfigError for features whose groups or shapes are not those of the constructor."""
         wrong = {
             name: None if name not in found else tuple(found[name].shape)
             for name, shape in self.backbone_groups.items()
@@ -138,7 +138,7 @@ class ConcatPixels(PixelAmalgamation):
         return sum(entries * channels for entries, channels in self.backbone_groups.values())
 
     def forward(self, backbone_groups: Mapping[str, Tensor]) -> PixelFusion:
-        """Concatenate, see ``PixelAmalgamation.forward``."""
+        """All entries of all groups concatenated; arguments as in ``PixelAmalgamation.forward``."""
         self.check(backbone_groups)
         flat = [backbone_groups[name].flatten(2) for name in self.backbone_groups]
         return PixelFusion(flat[0] if len(flat) == 1 else torch.cat(flat, dim=2))

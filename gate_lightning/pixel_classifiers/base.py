@@ -21,7 +21,7 @@ class PixelClassifier(nn.Module, ABC):
     @property
     @abstractmethod
     def members(self) -> int:
-        """M, of the members that are there now."""
+        """M, number of the members that still train."""
 
     @property
     @abstractmethod
@@ -34,7 +34,7 @@ class PixelClassifier(nn.Module, ABC):
 
     @abstractmethod
     def losses(self, features: Tensor, labels: Tensor) -> Tensor:
-        """One training step.
+        """Losses of the members in a training step.
 
         Args:
             features: (M, P, D), or (1, P, D) where all members look at the same pixels.

@@ -54,7 +54,7 @@ def resize_rows(maps: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     Args:
         maps: (C, h, w).
         size: (height, width) of the whole.
-        rows: which rows of it, with start and stop.
+        rows: slice of its rows, with start and stop.
 
     Returns:
         (C, rows, width); equal to those rows of ``interpolate(maps, size)``.
@@ -81,12 +81,12 @@ def _factors(maps: Tensor, size: tuple[int, int], rows: slice) -> tuple[Tensor, 
 
 
 def resized_sum(maps: Sequence[Tensor], size: tuple[int, int], rows: slice) -> Tensor:
-    """Rows of the sum of resized maps: what ``project_maps`` yields, put together.
+    """Rows of the sum of resized maps, for the outputs of ``project_maps``.
 
     Args:
         maps: (C, h, w), one or more of different resolutions.
         size: (height, width) of the whole.
-        rows: which rows of it.
+        rows: slice of its rows.
 
     Returns:
         (C, rows, width). May share memory with a map that has that size already.

@@ -62,7 +62,7 @@ class PixelEnsemble(PixelClassifier):
 
     @property
     def members(self) -> int:
-        """Members that are there now."""
+        """M, number of the members that still train."""
         return len(self.first_weight)
 
     @property
@@ -71,7 +71,7 @@ class PixelEnsemble(PixelClassifier):
         return self._first.weight
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Logits.
+        """Class logits of pixels.
 
         Args:
             rows: features (M, P, D) of P pixels for each member, or (1, P, D) where all look at the same ones.

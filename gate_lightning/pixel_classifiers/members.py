@@ -19,8 +19,8 @@ __all__ = ["Members", "narrow_members"]
 def narrow_members(module: nn.Module, keep: Tensor, optimizer: Optimizer | None = None) -> None:
     """Remove members from a module whose parameters and buffers all have the members as first axis.
 
-    Parameters stay the same objects, so an optimizer keeps them; its state of them is narrowed too. What is left trains
-    exactly as it would have beside the others, at the cost of a smaller stack.
+    Parameters stay the same objects, so the optimiser keeps them; its state is narrowed too. The remaining members
+    train exactly as before, in smaller tensors.
 
     Args:
         module: to be narrowed in place. Gradients are dropped.
@@ -38,10 +38,10 @@ def narrow_members(module: nn.Module, keep: Tensor, optimizer: Optimizer | None 
 
 
 class Members:
-    """Members of a stacked module: those that still train, and the values of those that have stopped.
+    """Members of a stacked module: active ones in the module, and the saved values of stopped ones.
 
-    ``module`` holds the members that train, in the order of their numbers. What is saved with a run: the module's own
-    (narrowed) state, its optimizer's, and ``state_dict`` of this.
+    ``module`` holds the active members in the order of their numbers. A checkpoint needs the (narrowed) state of the
+    module, the state of its optimiser, and ``state_dict`` of this object.
 
     Args:
         module: parameters and buffers have the members as first axis, all of them at first.

@@ -49,7 +49,7 @@ class NearestPixels(PixelClassifier):
 
     @property
     def members(self) -> int:
-        """1."""
+        """A single member."""
         return 1
 
     def most_steps(self, pixels: int) -> int:

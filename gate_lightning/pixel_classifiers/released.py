@@ -1,4 +1,4 @@
-"""Amalgamation of pixels as GATE's released code does it, which is not what the paper describes.
+"""Amalgamation of pixels in GATE's released code, which differs from the paper.
 
 One assigner per group with a weight per channel; no diversity; the weight of the sparsity term is not tuned but
 walks at random while the ensemble trains.
@@ -25,7 +25,7 @@ CHANCE = 1 / 20
 
 
 class ReleasedPixels(WeightedPixels):
-    """A weight per entry and channel, and a sparsity term whose weight s walks at random, for every member apart.
+    """Weights per entry and channel, with a sparsity term whose weight s is a random walk, one for each member.
 
     The loss is L - s · L₀ · N / N₀: N is the norm of the weights over entries, averaged over pixels and channels and
     added up over backbone_groups (1 for a group of one entry); L₀ and N₀ are L and N without gradient. s starts at 0.

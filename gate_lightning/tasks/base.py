@@ -1,4 +1,4 @@
-"""What the tasks with frozen parts share: optimiser wiring, small checkpoints, exact resume.
+"""Base class of tasks with frozen parts: optimiser, small checkpoints, exact resume.
 
 A checkpoint holds the trainable part's weights and buffers, optimiser, schedule, random state of every process, and a
 description of the frozen parts instead of their weights.
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class SegmentationResults(Protocol):
-    """What reports read of a task that gives pixels a class, after the evaluation of a split.
+    """Results of a task that classifies pixels, read by reports after the evaluation of a split.
 
     Attributes:
         labels: classes, palette and ignored value.
@@ -48,10 +48,10 @@ class SegmentationResults(Protocol):
 
 @runtime_checkable
 class UncertainResults(SegmentationResults, Protocol):
-    """What reports read of an ensemble besides.
+    """Results of an ensemble, read by reports.
 
     Attributes:
-        uncertainty: (B, H, W) disagreement of the members about the last batch, nats.
+        uncertainty: (B, H, W) disagreement of the members on the last batch, in nats.
     """
 
     uncertainty: Tensor | None
@@ -71,9 +71,8 @@ class ReadsFeatures(Protocol):
 class BaseTask(LightningModule):
     """A LightningModule that trains some of its parts and never saves the others.
 
-    The random numbers of training (dropout) are a stream of their own: what happens between two training steps, such
-    as validation, images or the start of a data loader, does not shift it. So a resumed run draws what the
-    uninterrupted one would have drawn.
+    The random numbers of training (dropout) are a stream of their own, which validation, reports and data loaders
+    between two training steps do not advance, so a resumed run draws the numbers of an uninterrupted one.
 
     Args:
         optimizer: takes the trainable parameters.
@@ -112,7 +111,7 @@ class BaseTask(LightningModule):
         self.strict_loading = False
 
     def frozen_description(self) -> dict[str, Any]:
-        """What the frozen parts are, JSON-able: compared when a checkpoint is loaded."""
+        """Identity and settings of the frozen parts, JSON-able; compared when a checkpoint is loaded."""
         return {}
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -120,7 +119,7 @@ class BaseTask(LightningModule):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def parameter_groups(self) -> list[Any]:
-        """What the optimiser is given: parameters, or groups of them with settings of their own."""
+        """Argument of the optimiser: parameters, or groups of parameters with settings of their own."""
         return self.trained_parameters()
 
     def configure_optimizers(self) -> Any:
@@ -140,19 +139,19 @@ class BaseTask(LightningModule):
     # random state -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Fix where the stream of training's random numbers begins, unless a checkpoint has said so."""
+        """Begin the stream of training's random numbers here, unless a checkpoint has restored it."""
         # frozen parts stay in evaluation mode on purpose
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         if self._random_state is None:
             self._random_state = capture_random_state(self.device)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Go on in the stream where the last training step ended."""
+        """Restore the stream of random numbers to the end of the last training step."""
         if self._random_state is not None:
             restore_random_state(self._random_state, self.device)
 
     def on_after_backward(self) -> None:
-        """Nothing draws random numbers for training after the backward pass."""
+        """Save the stream of random numbers; training draws none after the backward pass."""
         self._random_state = capture_random_state(self.device)
 
     # checkpoints ------------------------------------------------------------------------------------------------

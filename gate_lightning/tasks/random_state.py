@@ -39,7 +39,7 @@ def capture_random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `capture_random_state` returned; an accelerator's state only where there is one in it."""
+    """Restore the state that `capture_random_state` returned, an accelerator's if it is included."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     keys = numpy["keys"].numpy().astype(np.uint32)

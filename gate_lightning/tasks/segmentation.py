@@ -37,7 +37,7 @@ class SegmentationTask(DenseTask):
         optimizer: takes the trainable parameters.
         scheduler: takes the optimiser and the number of optimiser steps, or None.
         labels: classes and ignored value.
-        auxiliary_head: a second head on the same pyramid that only helps to train the amalgamation, or None.
+        auxiliary_head: a second head on the same pyramid, used in training only, or None.
         auxiliary_loss: its loss, or None for ``loss``. GATE's runs use cross-entropy alone.
         auxiliary_weight: factor of its loss, at least 0.
         inference: whole images or windows, in one or several views, in validation, test and prediction.
@@ -93,7 +93,7 @@ class SegmentationTask(DenseTask):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the names of the classes."""
+        """Add the class names to the checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["classes"] = list(self.labels.classes)
 
@@ -132,7 +132,7 @@ class SegmentationTask(DenseTask):
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
-            conditions: what belongs to them.
+            conditions: captions, control images and noise keys of the images.
             size: (height, width) of the result; None for that of the images.
 
         Returns:
@@ -216,7 +216,7 @@ class SegmentationTask(DenseTask):
         return resize(self._to_images(logits, batch.images), height_width(_masks(batch)))
 
     def _branch_weights(self, pyramid: Pyramid) -> dict[str, Tensor]:
-        """Mean weight of every branch at every level, where there is a choice."""
+        """Mean weight of every branch at every level with several branches."""
         levels = [level for level in self.amalgamation.levels if level.fused]
         found = zip(levels, pyramid.weights, strict=False)
         return branch_weights((f"weights/stride{level.stride}", level.fused, weights, 2) for level, weights in found)
