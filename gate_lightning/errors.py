@@ -5,7 +5,16 @@ The entry points print these without a traceback; library users catch ``GateErro
 
 from __future__ import annotations
 
-__all__ = ["CacheError", "ConfigError", "DataError", "GateError", "Interrupted", "ResumeError", "WeightsError"]
+__all__ = [
+    "CacheError",
+    "ConfigError",
+    "DataError",
+    "GateError",
+    "Interrupted",
+    "ResumeError",
+    "WeightsError",
+    "first_line",
+]
 
 
 class GateError(Exception):
@@ -34,3 +43,9 @@ class ResumeError(GateError, RuntimeError):
 
 class Interrupted(GateError):  # noqa: N818 - nothing went wrong
     """Training was stopped by a signal and its state is saved; the message says how to go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, or its class where there is no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

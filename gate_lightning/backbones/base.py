@@ -70,7 +70,7 @@ class Backbone(nn.Module, ABC):
         residuals: Residuals | None,
         adapters: Sequence[Adapters] | None,
     ) -> Tensor:
-        """One pass of the denoiser, told ``schedule.told(timestep)``; see ``denoise``, through which it is called."""
+        """One pass of the denoiser with ``schedule.time_input(timestep)``; called through ``denoise``, see there."""
 
     def denoise(
         self,

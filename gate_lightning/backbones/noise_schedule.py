@@ -1,4 +1,4 @@
-"""Noise schedules: how latents are noised at a timestep, what the denoiser is told there, what its prediction means.
+"""Noise schedules: noise level, time input of the denoiser and meaning of its prediction at each timestep.
 
 Every schedule here is of the form x_t = α_t · z + σ_t · ε with clean latents z and standard normal noise ε. Variance
 preserving diffusion (DDPM) has α_t = √ᾱ_t and σ_t = √(1 - ᾱ_t); flow matching has α_t = 1 - σ_t and σ_t = t / T.
@@ -16,13 +16,14 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["CleanSchedule", "DiffusionSchedule", "FlowSchedule", "NoiseSchedule", "PredictionType"]
 
-#: what a denoiser predicts: the noise ε, v = α·ε - σ·z (Salimans and Ho 2022), z itself, the velocity ε - z.
+#: the denoiser's target: ε, v = α·ε - σ·z (Salimans and Ho 2022), z, or the velocity ε - z.
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 
-#: what of a scheduler's config is the model's; the rest (clipping, spacing, solver) is a sampler's choice
+#: keys of a scheduler's config that belong to the model; the others (clipping, spacing, solver) are a sampler's choice
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 
 
@@ -30,13 +31,12 @@ class NoiseSchedule(ABC):
     """A forward process over ``length`` training timesteps.
 
     Attributes:
-        length: number T of training timesteps; a timestep is a whole number from 0 to T - 1.
-        prediction_type: what the denoiser predicts; None without a forward process.
-        config: of the scheduler that came with the weights, as diffusers' schedulers take it; empty without a forward
-            process.
+        length: number T of training timesteps; timesteps are whole numbers in [0, T).
+        prediction_type: the denoiser's target; None without a forward process.
+        config: scheduler config of the weights, for diffusers' schedulers; empty without a forward process.
         reads_clean: the denoiser reads clean latents (CleanDIFT): no noise is drawn.
-        last: (α, σ) that a sampler's step from timestep 0 ends at.
-        unit_signal: the weights' own sampler keeps latents at α = 1 (Euler's), so that a step ends at x / α.
+        last: (α, σ) after a sampler's step from timestep 0.
+        unit_signal: the weights' own sampler works on x / α (Euler's).
     """
 
     length: int
@@ -50,8 +50,8 @@ class NoiseSchedule(ABC):
     def level(self, timestep: int) -> tuple[float, float]:
         """(α, σ) of a timestep."""
 
-    def told(self, timestep: int) -> float:
-        """The number that the network is called with at this timestep."""
+    def time_input(self, timestep: int) -> float:
+        """The denoiser's time input at this timestep."""
         return timestep
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
@@ -60,7 +60,7 @@ class NoiseSchedule(ABC):
         return signal * latents + sigma * noise.to(latents)
 
     def split(self, latents: Tensor, prediction: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-        """The clean latents and the noise, (B, c, h, w) each, that a prediction for noisy latents means."""
+        """Estimates of the clean latents z and the noise ε, (B, c, h, w) each, from a prediction for noisy latents."""
         signal, sigma = self.level(timestep)
         match self.prediction_type:
             case "epsilon":
@@ -71,7 +71,7 @@ class NoiseSchedule(ABC):
                 return prediction, (latents - signal * prediction) / sigma
             case "flow":
                 return latents - sigma * prediction, latents + signal * prediction
-        raise ConfigError("a network that reads clean latents predicts no noise")
+        raise ConfigError("a network without noise schedule predicts no noise")
 
     def move(self, latents: Tensor, prediction: Tensor, timestep: int, target: int) -> Tensor:
         """Latents of ``timestep`` moved to ``target``, up or down, without new noise.
@@ -80,15 +80,15 @@ class NoiseSchedule(ABC):
 
         Args:
             latents: (B, c, h, w) at ``timestep``.
-            prediction: of the denoiser for them.
-            timestep, target: timesteps.
+            prediction: the denoiser's, for these latents.
+            timestep, target: current and wanted timestep.
         """
         clean, noise = self.split(latents, prediction, timestep)
         signal, sigma = self.level(target)
         return signal * clean + sigma * noise
 
     def step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
-        """Latents after one noiseless step to ``timestep - 1``, as the weights' own kind of sampler leaves them."""
+        """Latents after one noiseless step to ``timestep - 1``, at the scale of the weights' own sampler."""
         clean, noise = self.split(latents, prediction, timestep)
         signal, sigma = self.level(timestep - 1) if timestep > 0 else self.last
         stepped = signal * clean + sigma * noise
@@ -96,13 +96,13 @@ class NoiseSchedule(ABC):
 
 
 class DiffusionSchedule(NoiseSchedule):
-    """Variance-preserving diffusion with ᾱ_t = ∏ (1 - β_s), s ≤ t (DDPM, Ho et al. 2020); the network is told t.
+    """Variance-preserving diffusion with ᾱ_t = ∏ (1 - β_s), s ≤ t (DDPM, Ho et al. 2020); time input t.
 
     Args:
-        config: of a diffusers scheduler (``scheduler_config.json``): betas, their number, the prediction type.
+        config: a diffusers scheduler's (``scheduler_config.json``): betas, number of timesteps, prediction type.
 
     Raises:
-        WeightsError: noise levels of another kind, or an unknown prediction type.
+        WeightsError: no betas (EDM, flow matching), or an unknown prediction type.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -117,7 +117,7 @@ class DiffusionSchedule(NoiseSchedule):
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in get_args(PredictionType) or prediction_type == "flow":
             raise WeightsError(
-                f"the scheduler says prediction_type={prediction_type!r}; expected epsilon, v_prediction or sample"
+                f"the scheduler has prediction_type={prediction_type!r}; expected epsilon, v_prediction or sample"
             )
         self.config = dict(config)
         self.prediction_type = prediction_type
@@ -138,24 +138,23 @@ class DiffusionSchedule(NoiseSchedule):
 class FlowSchedule(NoiseSchedule):
     """Flow matching on straight paths (rectified flow): x = (1 - σ) · z + σ · ε, σ = t / T, velocity ε - z.
 
-    A sampler's shift decides which σ it visits, never how σ, the latents and what the network is told belong together;
-    so reading features needs none, and ``shift`` is kept in ``config`` for samplers alone.
+    A sampler's shift decides which σ it visits, not how σ, the latents and the time input belong together; features do
+    not depend on it, and it is kept in ``config`` for samplers alone.
 
     Args:
-        told: what the network is called with: "timestep" 1000 · σ (SD 3, SANA), "sigma" σ (Flux, Qwen-Image), or
+        time_unit: time input of the network: "timestep" 1000 · σ (SD 3, SANA), "sigma" σ (Flux, Qwen-Image), or
             "reversed" 1 - σ (Lumina 2, Z-Image; such a network predicts z - ε, which its backbone negates).
-        shift: of the weights' own sampler.
+        shift: timestep shift of the weights' own sampler.
         length: number T of training timesteps.
     """
 
     prediction_type: PredictionType = "flow"
 
     def __init__(
-        self, told: Literal["timestep", "sigma", "reversed"] = "timestep", shift: float = 1.0, length: int = 1000
+        self, time_unit: Literal["timestep", "sigma", "reversed"] = "timestep", shift: float = 1.0, length: int = 1000
     ) -> None:
-        if told not in ("timestep", "sigma", "reversed"):
-            raise ConfigError(f"told={told!r}: expected timestep, sigma or reversed")
-        self.unit, self.length = told, length
+        check_choice(time_unit, "time_unit", ("timestep", "sigma", "reversed"))
+        self.unit, self.length = time_unit, length
         self.config = {
             "_class_name": "FlowMatchEulerDiscreteScheduler",
             "num_train_timesteps": length,
@@ -167,7 +166,7 @@ class FlowSchedule(NoiseSchedule):
         sigma = timestep / self.length
         return 1.0 - sigma, sigma
 
-    def told(self, timestep: int) -> float:
+    def time_input(self, timestep: int) -> float:
         """1000 · σ, σ or 1 - σ."""
         signal, sigma = self.level(timestep)
         return {"timestep": 1000.0 * timestep / self.length, "sigma": sigma, "reversed": signal}[self.unit]
@@ -177,9 +176,9 @@ class CleanSchedule(NoiseSchedule):
     """No forward process: latents are read as they are.
 
     Args:
-        own_timestep: what the network is told whatever the timestep of a branch (CleanDIFT), fractions included; None
-            for a network without a notion of time.
-        length: number of timesteps that are accepted.
+        own_timestep: constant time input, whatever the timestep of a branch (CleanDIFT); may be fractional. None for a
+            network without time input.
+        length: number of timesteps accepted.
     """
 
     prediction_type = None
@@ -193,10 +192,10 @@ class CleanSchedule(NoiseSchedule):
         """(1, 0)."""
         return 1.0, 0.0
 
-    def told(self, timestep: int) -> float:
+    def time_input(self, timestep: int) -> float:
         """The network's own timestep."""
         return timestep if self.own_timestep is None else self.own_timestep
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """The latents."""
+        """The latents, unchanged."""
         return latents

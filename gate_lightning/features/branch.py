@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.techniques.base import Technique
 from gate_lightning.utils.checks import whole_number
 
-__all__ = ["Branch", "check_branches"]
+__all__ = ["Branch", "check_names"]
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,11 @@ class Branch:
         }
 
 
-def check_branches(branches: Sequence[Branch]) -> None:
-    """Raise ConfigError unless there are branches, with different names."""
-    names: Collection[str] = [branch.name for branch in branches]
+def check_names(names: Sequence[str]) -> None:
+    """Raise ConfigError unless there are branches, each with a name of its own."""
     if not names:
         raise ConfigError("no branches; an extractor needs at least one")
-    doubled = sorted({name for name in names if list(names).count(name) > 1})
+    doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ConfigError(f"several branches are named {', '.join(doubled)}; give each its own name")
 

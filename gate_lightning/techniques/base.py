@@ -91,13 +91,13 @@ class Conditioning:
         prompts: B prompts.
         controls: ControlNets whose residuals are added up.
         adapters: (name, scale) of the LoRAs that act on text encoder and denoiser.
-        walk: passes that move the latents before the one that is read; None for that one alone.
+        trajectory: passes that move the latents to the timestep that is read; None to noise them to it directly.
     """
 
     prompts: tuple[str, ...]
     controls: tuple[Control, ...] = ()
     adapters: Adapters = ()
-    walk: Trajectory | None = None
+    trajectory: Trajectory | None = None
 
 
 class Technique:

@@ -69,8 +69,8 @@ class Denoise(Technique):
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """Trajectory down before reading."""
-        return replace(conditioning, walk=self)
+        """Denoise down to the timestep that is read."""
+        return replace(conditioning, trajectory=self)
 
     def check(self, backbone: Backbone, timestep: int) -> None:
         """Refuse a start above the schedule."""
@@ -125,7 +125,7 @@ def _pndm_visiting(
 def _solver(kind: Any, scaled: bool) -> Callable[[Tensor, list[int], Predict, NoiseSchedule], Tensor]:
     """A diffusers scheduler on the levels given; ``scaled``: its samples are latents · √(1 + σ²)."""
 
-    def walk(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
+    def sample(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
         scheduler = kind(**_config(schedule))
         # the last level is reached, never visited; the scheduler needs it to know where the last step ends
         scheduler.set_timesteps(timesteps=levels)
@@ -137,7 +137,7 @@ def _solver(kind: Any, scaled: bool) -> Callable[[Tensor, list[int], Predict, No
             latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
         return latents * schedule.level(levels[-1])[0] if scaled else latents
 
-    return walk
+    return sample
 
 
 def _config(schedule: NoiseSchedule) -> dict[str, Any]:

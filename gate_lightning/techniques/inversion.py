@@ -53,8 +53,8 @@ class Inversion(Technique):
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """Trajectory up before reading."""
-        return replace(conditioning, walk=self)
+        """Move the clean latents up to the timestep that is read."""
+        return replace(conditioning, trajectory=self)
 
     def levels(self, timestep: int) -> list[int]:
         """The timesteps of the latents on their way up, the first included."""

@@ -75,8 +75,7 @@ def image_side(backbone: Backbone, size: int | None = None) -> int:
     if not backbone.schedule.config:
         raise ConfigError(f"{backbone.identity.name} makes no images; use a diffusion backbone: tiny, sd15 …")
     side = backbone.native_size if size is None else size
-    if isinstance(side, bool) or not isinstance(side, int) or side < backbone.minimum_size:
-        raise ConfigError(f"size={size!r}: {backbone.identity.name} needs at least {backbone.minimum_size} pixels")
+    whole_number(side, f"side of images from {backbone.identity.name}", backbone.minimum_size)
     if side % backbone.size_multiple:
         raise ConfigError(f"size={size}: {backbone.identity.name} makes multiples of {backbone.size_multiple}")
     return side

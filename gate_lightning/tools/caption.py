@@ -21,7 +21,7 @@ from gate_lightning.backbones.weights.locate import (
     weight_files,
 )
 from gate_lightning.data.core.prediction import ImageSource
-from gate_lightning.errors import ConfigError, DataError, WeightsError
+from gate_lightning.errors import ConfigError, DataError, WeightsError, first_line
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.dtypes import DTYPES
@@ -187,9 +187,8 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             folder, local_files_only=True, use_safetensors=True, dtype=dtype
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{folder} is no captioning model of transformers, or lacks its processor: {reason}"
+            f"{folder} is no captioning model of transformers, or lacks its processor: {first_line(error)}"
         ) from error
     return processor, network
 

@@ -54,11 +54,11 @@ def in_small(name: str) -> list[str]:
     squares = ["dataset.scale=[256,128]", "dataset.crop_size=[128,128]", "task.inference.stride=64"]
     tiles = ["dataset.scale=[256,64]", "dataset.crop_size=64", "task.inference.stride=64"]
     widths = [] if name.endswith("_linear") else ["head.decode.channels=16"]
-    walks = ["techniques[3].denoise_steps=1"] if name.endswith("_attention") else []
+    steps = ["techniques[3].denoise_steps=1"] if name.endswith("_attention") else []
     return [
         *(squares if name in HALVED else tiles),
         *widths,
-        *walks,
+        *steps,
         "dataset.batch_size=2",
         "scheduler.warmup_steps=0",
     ]

@@ -101,7 +101,7 @@ class SD3Like(TransformerBackbone):
         residuals: Residuals | None,
         adapters: Sequence[Adapters] | None,
     ) -> Tensor:
-        told = torch.full((len(latents),), self.schedule.told(timestep))
+        told = torch.full((len(latents),), self.schedule.time_input(timestep))
         between = None
         if residuals is not None:
             zero = torch.zeros(())
@@ -162,7 +162,7 @@ class FluxLike(TransformerBackbone):
             F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2),
             prompt_embeds.hidden,
             prompt_embeds.pooled,
-            torch.full((len(latents),), self.schedule.told(timestep)),
+            torch.full((len(latents),), self.schedule.time_input(timestep)),
             positions,
             torch.zeros(TOKENS, 3),
             return_dict=False,

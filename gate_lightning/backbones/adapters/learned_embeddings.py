@@ -9,26 +9,23 @@ Files are ``.safetensors``, or ``.pt`` / ``.bin`` read without executing what is
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gate_lightning.backbones.adapters.bank import Adapter
 from gate_lightning.backbones.adapters.lora_files import check_token_width
 from gate_lightning.backbones.adapters.lora_positions import is_numbered, numbered_tokens
-from gate_lightning.backbones.weights.locate import check_weight_file, file_digest
+from gate_lightning.backbones.weights.checkpoints import read_tensors
+from gate_lightning.backbones.weights.locate import file_digest
 from gate_lightning.errors import WeightsError
 
 __all__ = ["read_learned_prompt", "read_learned_tokens"]
 
 #: keys of A1111's SDXL files → part
 _BY_ENCODER = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-_PICKLED = (".pt", ".pth", ".bin")
 _SHOWN = 4  # keys of an unknown file that the message lists
 
 
@@ -43,7 +40,7 @@ def read_learned_tokens(path: Path, networks: Mapping[str, nn.Module], source: s
     Raises:
         WeightsError: the file is broken, of an unknown form, or made for another text encoder.
     """
-    content, header = _open(path)
+    content, header = read_tensors(path)
     tokens = _tokens(path, content, header)
     encoders = {part for part in networks if part.startswith("text_encoder")}
     if tokens.keys() != encoders:
@@ -61,7 +58,7 @@ def read_learned_prompt(path: Path, networks: Mapping[str, nn.Module], source: s
     Raises:
         WeightsError: the file is broken, holds something else, or is made for another denoiser.
     """
-    content, _ = _open(path)
+    content, _ = read_tensors(path)
     held = list(content.values()) if isinstance(content, Mapping) else [content]
     if len(held) != 1 or not isinstance(held[0], Tensor):
         raise WeightsError(f"{path} holds {_seen(content)}; expected one tensor (T, C), the embeddings of a prompt")
@@ -112,25 +109,6 @@ def _tokens(path: Path, content: Any, header: Mapping[str, str]) -> dict[str, di
     if not any(found.values()):
         raise WeightsError(f"{path} holds no learned tokens, only {_seen(content)}")
     return found
-
-
-def _open(path: Path) -> tuple[Any, Mapping[str, str]]:
-    """Content and header of a file."""
-    if path.suffix.lower() not in _PICKLED:
-        header = check_weight_file(path).get("__metadata__") or {}
-        return load_file(path), header
-    try:
-        # older files of A1111 hold a ParameterDict, which is data too
-        with torch.serialization.safe_globals([nn.ParameterDict]):
-            return torch.load(path, map_location="cpu", weights_only=True), {}
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        if not path.is_file():
-            raise WeightsError(f"{path} does not exist") from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(
-            f"{path} ({path.stat().st_size} bytes) is no file of tensors, or is broken ({reason}); programs pickled in "
-            f"it are not run"
-        ) from error
 
 
 def _width(encoder: Any) -> int:

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gate_lightning.backbones.adapters.bank import Adapter, LowRank
 from gate_lightning.backbones.adapters.lora_names import LayerNames, split_part
 from gate_lightning.backbones.adapters.lora_positions import is_numbered, numbered_layers, numbered_tokens
-from gate_lightning.backbones.weights.locate import check_weight_file, file_digest
+from gate_lightning.backbones.weights.checkpoints import read_safetensors
+from gate_lightning.backbones.weights.locate import file_digest
 from gate_lightning.errors import WeightsError
 
 __all__ = ["check_token_width", "read_adapter"]
@@ -66,8 +66,7 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], source: str = ""
     Raises:
         WeightsError: the file is broken, of another method or format, or made for another architecture.
     """
-    header = check_weight_file(path).get("__metadata__") or {}
-    tensors = load_file(path)
+    tensors, header = read_safetensors(path)
     if is_numbered(tensors):
         parts = _numbered(path, tensors, header, networks)
         tokens = {"text_encoder": numbered_tokens(tensors, header)}

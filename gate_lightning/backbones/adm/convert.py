@@ -13,7 +13,7 @@ What differs besides names:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from gate_lightning.backbones.weights.checkpoints import misfits
+from gate_lightning.backbones.weights.original_names import original_names
 from gate_lightning.errors import ConfigError, WeightsError
 
 __all__ = ["ADMArchitecture", "adm_unet", "convert_adm", "read_architecture"]
@@ -28,22 +30,6 @@ __all__ = ["ADMArchitecture", "adm_unet", "convert_adm", "read_architecture"]
 State = Mapping[str, Tensor]
 
 _GROUPS = 32
-_RESIDUAL = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-_ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}  # and qkv, which is split
-_OUTSIDE = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
 
 
 @dataclass(frozen=True)
@@ -124,15 +110,9 @@ def adm_unet(state: State, head_channels: int = 64, image_size: int = 256) -> UN
     architecture = read_architecture(state, head_channels, image_size)
     with torch.device("meta"):
         unet = UNet2DModel(**architecture.config)
-    converted = convert_adm(state, architecture)
-    wanted = {name: tuple(parameter.shape) for name, parameter in unet.named_parameters()}
-    found = {name: tuple(tensor.shape) for name, tensor in converted.items()}
-    if wanted != found:
-        wrong = [
-            f"{name} {found.get(name, 'missing')} (expected {wanted.get(name, 'nothing')})"
-            for name in dict.fromkeys([*wanted, *found])
-            if wanted.get(name) != found.get(name)
-        ]
+    converted = convert_adm(state, unet, head_channels)
+    wrong = misfits(unet, converted)
+    if wrong:
         raise WeightsError(
             f"the checkpoint does not fit the U-Net that its own keys describe; {len(wrong)} tensors differ: "
             f"{'; '.join(wrong[:4])}. Expected one trained by guided-diffusion"
@@ -177,70 +157,36 @@ def read_architecture(state: State, head_channels: int = 64, image_size: int = 2
     )
 
 
-def convert_adm(state: State, architecture: ADMArchitecture) -> dict[str, Tensor]:
-    """The state dict of the ``UNet2DModel`` with ``architecture.config``. Keys without a place keep their names."""
+def convert_adm(state: State, unet: UNet2DModel, head_channels: int) -> dict[str, Tensor]:
+    """State dict of the diffusers network ``unet`` from a guided-diffusion one; keys without a place keep their names.
+
+    Args:
+        state: as guided-diffusion saves it.
+        unet: of the same architecture; its parameters may be on the meta device.
+        head_channels: channels of an attention head.
+    """
+    names = dict(original_names(unet))
     converted: dict[str, Tensor] = {}
     left = dict(state)
-    for source, target in _renamed(architecture):
-        for part in ("weight", "bias"):
-            if f"{source}.{part}" in left:
-                tensor = left.pop(f"{source}.{part}")
-                # attention projects with convolutions over positions, (C', C, 1)
-                converted[f"{target}.{part}"] = tensor.flatten(1) if tensor.ndim == 3 else tensor
-    for source, target in _modules(architecture, attention=True):
-        for part in ("weight", "bias"):
-            if f"{source}.qkv.{part}" in left:
-                fused = left.pop(f"{source}.qkv.{part}")
-                for name, tensor in zip("qkv", _split_heads(fused, architecture.head_channels), strict=True):
-                    converted[f"{target}.to_{name}.{part}"] = tensor
+    for path, part in (parameter.rpartition(".")[::2] for parameter in unet.state_dict()):
+        source = f"{names[path]}.{part}"
+        if source not in state:
+            continue
+        tensor = state[source]
+        left.pop(source, None)
+        if ".qkv." in source:
+            tensor = _split_heads(tensor, head_channels)["qkv".index(path[-1])]
+        # attention projects with convolutions over positions, (C', C, 1)
+        converted[f"{path}.{part}"] = tensor.flatten(1) if tensor.ndim == 3 else tensor
     return converted | left
 
 
 def _split_heads(fused: Tensor, head_channels: int) -> list[Tensor]:
-    """(heads · 3 · head_channels, C, 1) or without the last two → three of (heads · head_channels, C)."""
-    grouped = fused.flatten(1) if fused.ndim == 3 else fused
+    """Queries, keys and values (heads · head_channels, …) of a fused tensor (heads · 3 · head_channels, …)."""
     if len(fused) % (3 * head_channels):  # the shapes are compared, and named, later
-        return list(grouped.chunk(3))
-    grouped = grouped.unflatten(0, (-1, 3, head_channels))
+        return list(fused.chunk(3))
+    grouped = fused.unflatten(0, (-1, 3, head_channels))
     return [grouped[:, part].flatten(0, 1).contiguous() for part in range(3)]
-
-
-def _renamed(architecture: ADMArchitecture) -> Iterator[tuple[str, str]]:
-    yield from _OUTSIDE.items()
-    for source, target in _modules(architecture, attention=False):
-        # a resampling convolution stands where a residual block would
-        yield from ((f"{source}.{name}", f"{target}.conv") for name in ("op", "conv"))
-        yield from ((f"{source}.{name}", f"{target}.{ours}") for name, ours in _RESIDUAL.items())
-    for source, target in _modules(architecture, attention=True):
-        yield from ((f"{source}.{name}", f"{target}.{ours}") for name, ours in _ATTENTION.items())
-
-
-def _modules(architecture: ADMArchitecture, attention: bool) -> Iterator[tuple[str, str]]:
-    """(path in guided-diffusion, path in diffusers) of attention layers, or of residual and resampling blocks."""
-    levels = range(len(architecture.channels))
-    block = 1
-    for level in levels:
-        for repeat in range(architecture.res_blocks):
-            part = "attentions" if attention else "resnets"
-            yield f"input_blocks.{block}.{int(attention)}", f"down_blocks.{level}.{part}.{repeat}"
-            block += 1
-        if level < levels[-1]:
-            if not attention:
-                yield f"input_blocks.{block}.0", f"down_blocks.{level}.downsamplers.0"
-            block += 1
-    if attention:
-        yield "middle_block.1", "mid_block.attentions.0"
-    else:
-        yield from (("middle_block.0", "mid_block.resnets.0"), ("middle_block.2", "mid_block.resnets.1"))
-    for level in levels:
-        has_attention = architecture.attention[-1 - level]
-        for repeat in range(architecture.res_blocks + 1):
-            block = level * (architecture.res_blocks + 1) + repeat
-            part = "attentions" if attention else "resnets"
-            if has_attention or not attention:
-                yield f"output_blocks.{block}.{int(attention)}", f"up_blocks.{level}.{part}.{repeat}"
-        if level < levels[-1] and not attention:
-            yield f"output_blocks.{block}.{1 + has_attention}", f"up_blocks.{level}.upsamplers.0"
 
 
 def _get(state: State, key: str) -> Tensor:

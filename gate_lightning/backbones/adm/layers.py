@@ -42,10 +42,10 @@ def adm_layers(unet: UNet2DModel) -> dict[str, LayerSpec]:
         raise WeightsError(
             f"a U-Net with {', '.join(sorted(names - _BLOCKS))}; layers are known for {', '.join(sorted(_BLOCKS))}"
         )
-    return dict(_trajectory(unet))
+    return dict(_in_order(unet))
 
 
-def _trajectory(unet: Any) -> Iterator[Entry]:
+def _in_order(unet: Any) -> Iterator[Entry]:
     stride = 1
     yield "unet-in", LayerSpec("conv_in", "input", unet.conv_in.in_channels, stride)
     yield "input_blocks.0", LayerSpec("conv_in", "output", unet.conv_in.out_channels, stride)

@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from gate_lightning.backbones.adm.backbone import ADM_SCHEDULE, ADMBackbone, check_unconditional
 from gate_lightning.backbones.adm.convert import ADMArchitecture, adm_unet
 from gate_lightning.backbones.noise_schedule import DiffusionSchedule
-from gate_lightning.backbones.stable_diffusion.architectures import _parameters_digest
+from gate_lightning.backbones.stable_diffusion.architectures import parameters_digest
 from gate_lightning.backbones.weights.checkpoints import read_checkpoint
 from gate_lightning.backbones.weights.locate import (
     align_weights,
@@ -87,13 +87,12 @@ def load_adm_backbone(
 
 
 def _random(architecture: str, seed: int) -> ADMBackbone:
-    if architecture not in ADM_ARCHITECTURES:
-        raise ConfigError(f"architecture {architecture!r}: expected one of {', '.join(ADM_ARCHITECTURES)}")
+    check_choice(architecture, "backbone.architecture", ADM_ARCHITECTURES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DModel(**ADM_ARCHITECTURES[architecture].config)
     return ADMBackbone(
-        unet, DiffusionSchedule(ADM_SCHEDULE), Identity(f"random-{architecture}", str(seed), _parameters_digest(unet))
+        unet, DiffusionSchedule(ADM_SCHEDULE), Identity(f"random-{architecture}", str(seed), parameters_digest(unet))
     )
 
 

@@ -19,6 +19,7 @@ from gate_lightning.backbones.tiny import architecture as tiny
 from gate_lightning.backbones.tiny.tokenizer import build_tokenizer
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
+from gate_lightning.utils.checks import check_choice
 
 __all__ = [
     "ARCHITECTURES",
@@ -29,6 +30,7 @@ __all__ = [
     "assemble",
     "build_networks",
     "build_random_backbone",
+    "parameters_digest",
 ]
 
 #: the networks of a model by the names of their folders
@@ -163,13 +165,12 @@ def build_random_backbone(
         controlnet: add a ControlNet named "canny" whose zero convolutions are random too, so that it does something.
         size_conditions: what an SDXL model is told about images.
     """
-    if architecture not in ARCHITECTURES:
-        raise ConfigError(f"architecture {architecture!r}: expected one of {', '.join(ARCHITECTURES)}")
+    check_choice(architecture, "backbone.architecture", ARCHITECTURES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         networks, tokenizers = _tiny() if architecture == "tiny" else _stable_diffusion(architecture)
         control = _random_controlnet(networks["unet"], networks["vae"]) if controlnet else None
-    identity = Identity(f"random-{architecture}", str(seed), _parameters_digest(*networks.values()))
+    identity = Identity(f"random-{architecture}", str(seed), parameters_digest(*networks.values()))
     prediction = "v_prediction" if architecture == "sd21" else "epsilon"
     schedule = {**SD_SCHEDULE, "prediction_type": prediction}
     backbone = assemble(networks, tokenizers, schedule, identity, size_conditions)
@@ -254,7 +255,7 @@ def _random_controlnet(unet: Any, vae: Any) -> ControlNetModel:
     return controlnet
 
 
-def _parameters_digest(*modules: nn.Module) -> str:
+def parameters_digest(*modules: nn.Module) -> str:
     # name, shape and first values: enough to tell seeds and architectures apart, cheap for a billion parameters
     digest = hashlib.sha256()
     for module in modules:

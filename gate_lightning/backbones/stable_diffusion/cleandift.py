@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from gate_lightning.backbones.noise_schedule import CleanSchedule
+from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
-from gate_lightning.backbones.weights.checkpoints import read_checkpoint
+from gate_lightning.backbones.weights.checkpoints import misfits, read_checkpoint
 from gate_lightning.backbones.weights.locate import align_weights, file_digest, find_weights
-from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.errors import WeightsError
 from gate_lightning.structures import Identity
+from gate_lightning.utils.checks import number
 
 __all__ = ["CleanDIFTBackbone", "load_cleandift_backbone"]
 
@@ -35,7 +36,7 @@ class CleanDIFTBackbone(UNetBackbone):
     """A Stable Diffusion model whose U-Net reads clean latents at a timestep of its own.
 
     No noise is added, and the timestep of a branch says nothing to it. It is steered by prompts and LoRA; not by
-    ControlNets, which are trained on noisy latents, nor by walks along the noise schedule.
+    ControlNets, which are trained on noisy latents, nor by trajectories along the noise schedule.
 
     Args:
         base: the model whose parts are used.
@@ -48,11 +49,7 @@ class CleanDIFTBackbone(UNetBackbone):
 
     def __init__(self, base: UNetBackbone, own_timestep: float, identity: Identity) -> None:
         length = base.schedule.length
-        if not (math.isfinite(own_timestep) and 0 <= own_timestep <= length - 1):
-            raise ConfigError(
-                f"own_timestep={own_timestep}: expected a number from 0 to {length - 1}; released "
-                f"CleanDIFT U-Nets are told about {INITIAL_TIMESTEP:g}"
-            )
+        number(own_timestep, "own_timestep", 0, length - 1)
         schedule = CleanSchedule(float(own_timestep), length)
         super().__init__(base.unet, base.vae, base.text_encoder, base.tokenizer, schedule, identity)
         self.own_timestep = float(own_timestep)
@@ -90,7 +87,7 @@ def load_cleandift_backbone(
     seed: int = 0,
     offline: bool = False,
     native_size: int | None = None,
-    long_prompts: str = "windows",
+    long_prompts: LongPrompts = "windows",
 ) -> CleanDIFTBackbone:
     """A frozen CleanDIFT U-Net with the autoencoder and text encoder of the model it was made from.
 
@@ -155,13 +152,12 @@ def _replace_unet(unet: nn.Module, path: Path) -> float | None:
             raise WeightsError(f"{path} has {_PREFIX}* but no timestep, a single number; is it whole?")
         learned = float(state["timestep"])
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
-    wanted = {name: parameter.shape for name, parameter in unet.state_dict().items()}
-    wrong = [name for name in {**wanted, **state} if name not in state or wanted.get(name) != state[name].shape]
+    wrong = misfits(unet, state)
     if wrong:
         raise WeightsError(
-            f"{path} is no U-Net of the base model's architecture: {len(wrong)} tensors are missing, unexpected or of "
-            f"another size ({', '.join(wrong[:4])}). First keys: {', '.join(list(state)[:4])}. Check that "
-            f"backbone.base is the model it was made from"
+            f"{path} is no U-Net of the base model's architecture: {len(wrong)} tensors differ: "
+            f"{'; '.join(wrong[:4])}. First keys: {', '.join(list(state)[:4])}. Check that backbone.base is the model "
+            f"it was made from"
         )
     dtype = next(unet.parameters()).dtype
     unet.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)

@@ -1,17 +1,17 @@
-"""Prompts as CLIP's text encoders read them: windows of tokens, and learned tokens among the ordinary ones.
+"""Tokenised prompts for CLIP's text encoders: windows of tokens, and learned tokens among the ordinary ones.
 
-A text encoder reads at most 77 tokens, of which the first and last mark begin and end. Longer prompts are read as
-``backbone.long_prompts`` says:
+A text encoder reads at most 77 tokens, begin and end mark included. ``backbone.long_prompts`` decides about longer
+prompts:
 
-* ``windows``, the default: their tokens are cut into pieces that fit, each piece is read like a prompt of its own
-  (begin, end, padding), and the embeddings are put one behind another: T is a multiple of 77. Nothing is lost, and
-  every piece is what the encoder was trained on.
-* ``released``: as GATE's released code does. Prompts of more than 70 words (separated by single spaces) are tokenised
-  as a whole and read in consecutive stretches of 77 tokens, of which only the first has the begin and only the last
-  the end, without padding. Prompts of fewer words are cut.
+* ``windows``, the default: the tokens are cut into pieces that fit, each piece is encoded like a prompt of its own
+  (begin, end, padding), and the embeddings are concatenated: T is a multiple of 77. Nothing is lost, and the encoder
+  sees what it was trained on.
+* ``released``: as in GATE's released code. Prompts of more than 70 words (separated by single spaces) are tokenised as
+  a whole and encoded in consecutive stretches of 77 tokens without padding; only the first has the begin mark, only the
+  last the end mark. Prompts of fewer words are truncated.
 * ``cut``: tokens that do not fit are dropped, with a warning.
 
-Shorter prompts are read alike by all three, except that ``released`` goes by words whatever their number of tokens.
+The three agree on shorter prompts, except that ``released`` counts words, not tokens.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["LongPrompts", "TokenWindow", "check_long_prompts", "text_length", "token_windows"]
+__all__ = ["LongPrompts", "TokenWindow", "text_length", "token_windows"]
 
 log = logging.getLogger(__name__)
 
 LongPrompts = Literal["windows", "released", "cut"]
 
 _RELEASED_WORDS = 70
-#: stands where a learned vector goes; not the end's, by which some encoders find the end of the prompt
+#: id in the place of a learned vector; not that of the end mark, by which some encoders find the end of the prompt
 _PLACEHOLDER = 0
 
 
@@ -44,8 +44,8 @@ class TokenWindow:
     """One pass of a text encoder.
 
     Attributes:
-        ids: (B, n) int64, n at most what the encoder reads.
-        learned: (row, column, vector (C,)) of learned tokens, which take the place of the embeddings of their ids.
+        ids: (B, n) int64, n ≤ 77.
+        learned: (row, column, vector (C,)) of learned tokens, which replace the embeddings at these positions.
     """
 
     ids: Tensor
@@ -53,7 +53,7 @@ class TokenWindow:
 
     @contextmanager
     def placed(self, encoder: Any) -> Iterator[Tensor]:
-        """While open, the text encoder reads the learned vectors when called with the ids given, on its device."""
+        """Context in which the encoder embeds the learned vectors; gives the ids, on the encoder's device."""
 
         def place(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             changed = output.clone()
@@ -70,18 +70,6 @@ class TokenWindow:
                 handle.remove()
 
 
-def check_long_prompts(long_prompts: str) -> LongPrompts:
-    """The setting, if it is one.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    known = get_args(LongPrompts)
-    if long_prompts not in known:
-        raise ConfigError(f"backbone.long_prompts={long_prompts!r}: expected one of {', '.join(known)}")
-    return next(name for name in known if name == long_prompts)
-
-
 def token_windows(
     tokenizer: Any,
     prompts: Sequence[str],
@@ -89,14 +77,14 @@ def token_windows(
     long_prompts: LongPrompts = "windows",
     learned: Mapping[str, Tensor] | None = None,
 ) -> list[TokenWindow]:
-    """What the text encoder reads for B prompts, pass by pass.
+    """Windows of B prompts, one for each pass of the text encoder.
 
     Args:
-        tokenizer: of CLIP.
-        prompts: all of one length in tokens, see `text_length`.
+        tokenizer: CLIP's.
+        prompts: of equal length in tokens, see `text_length`.
         max_tokens: most tokens of a pass, begin and end included.
-        long_prompts: see the head of this module.
-        learned: tokens as they stand in prompts → vectors (n, C).
+        long_prompts: see the top of this module.
+        learned: token as it appears in prompts → vectors (n, C).
 
     Raises:
         ConfigError: the prompts are of different lengths.
@@ -139,7 +127,7 @@ def _lay_out(
     learned: Mapping[str, Tensor],
     warn: bool = True,
 ) -> list[list[int | Tensor]]:
-    """The passes for one prompt: ids, and vectors (C,) of learned tokens."""
+    """Windows of one prompt: ids, and vectors (C,) of learned tokens."""
     tokens = _tokens(tokenizer, prompt, learned)
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     if long_prompts == "released" and len(prompt.split(" ")) > _RELEASED_WORDS:
@@ -161,7 +149,7 @@ def _lay_out(
 
 
 def _tokens(tokenizer: Any, prompt: str, learned: Mapping[str, Tensor]) -> list[int | Tensor]:
-    """The prompt without begin and end."""
+    """Tokens of the prompt without begin and end mark."""
     if not learned:
         return _ids(tokenizer, prompt)
     longest_first = sorted(learned, key=len, reverse=True)

@@ -27,7 +27,7 @@ def unet_layers(unet: UNet2DConditionModel, latent_stride: int) -> dict[str, Lay
         unet: any ``UNet2DConditionModel``: the table follows its blocks, whatever their number and depth.
         latent_stride: pixels of the image per position of the latents.
     """
-    return dict(_trajectory(unet, latent_stride))
+    return dict(_in_order(unet, latent_stride))
 
 
 def skip_paths(unet: UNet2DConditionModel) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def skip_paths(unet: UNet2DConditionModel) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _trajectory(unet: UNet2DConditionModel, stride: int) -> Iterator[Entry]:
+def _in_order(unet: UNet2DConditionModel, stride: int) -> Iterator[Entry]:
     yield "unet-in", LayerSpec("conv_in", "input", unet.conv_in.in_channels, stride)
     yield "unet-after-conv-in", LayerSpec("conv_in", "output", unet.conv_in.out_channels, stride)
     for level, block in enumerate(unet.down_blocks):

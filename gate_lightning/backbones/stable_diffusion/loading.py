@@ -6,14 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from gate_lightning.backbones.stable_diffusion.architectures import assemble, build_random_backbone
-from gate_lightning.backbones.stable_diffusion.clip_text import check_long_prompts
+from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts
 from gate_lightning.backbones.stable_diffusion.compatibility import check_parts
 from gate_lightning.backbones.stable_diffusion.sdxl import SizeConditions
 from gate_lightning.backbones.stable_diffusion.single_file import VOCABULARY, load_single_file, vocabulary_files
@@ -28,7 +28,7 @@ from gate_lightning.backbones.weights.locate import (
 )
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
-from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.checks import check_choice, check_known
 from gate_lightning.utils.dtypes import DTYPES
 
 __all__ = ["load_unet_backbone"]
@@ -55,7 +55,7 @@ def load_unet_backbone(
     seed: int = 0,
     offline: bool = False,
     native_size: int | None = None,
-    long_prompts: str = "windows",
+    long_prompts: LongPrompts = "windows",
     tokenizer: str | None = None,
     prediction_type: str | None = None,
     size_conditions: Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ def load_unet_backbone(
         WeightsError: weights missing, broken, or of another kind of model.
     """
     check_choice(dtype, "backbone.dtype", DTYPES)
-    policy = check_long_prompts(long_prompts)
+    check_choice(long_prompts, "backbone.long_prompts", get_args(LongPrompts))
     sizes = _size_conditions(size_conditions)
     if weights == "random":
         backbone = build_random_backbone(architecture, seed, size_conditions=sizes)
@@ -104,7 +104,7 @@ def load_unet_backbone(
         backbone.check_native_size(native_size)
     backbone.controlnet_sources.update({name: source for name, source in (controlnets or {}).items() if source})
     backbone.offline = offline
-    backbone.long_prompts = policy
+    backbone.long_prompts = long_prompts
     return backbone.finish(dtype, channels_last)
 
 
@@ -119,10 +119,7 @@ def _refuse_for_folders(weights: str, tokenizer: str | None, prediction_type: st
 def _size_conditions(settings: Mapping[str, Any] | None) -> SizeConditions | None:
     if settings is None:
         return None
-    known = [field.name for field in fields(SizeConditions)]
-    unknown = sorted({*settings} - {*known})
-    if unknown:
-        raise ConfigError(f"backbone.size_conditions has no {', '.join(unknown)}; expected some of {', '.join(known)}")
+    check_known(settings, [field.name for field in fields(SizeConditions)], "backbone.size_conditions")
     return SizeConditions(**settings)
 
 

@@ -23,6 +23,7 @@ from gate_lightning.backbones.stable_diffusion.compatibility import check_parts
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
+from gate_lightning.utils.checks import number, whole_number
 
 __all__ = ["SDXLBackbone", "SizeConditions"]
 
@@ -51,12 +52,11 @@ class SizeConditions:
             value = getattr(self, key)
             if value is None and key != "crop":
                 continue
-            pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-            if not pair or not all(type(number) is int and number >= least for number in value):
-                raise ConfigError(f"backbone.size_conditions.{key}={value!r}: expected two integers of {least} or more")
-            object.__setattr__(self, key, tuple(value))
-        if isinstance(self.aesthetic_score, bool) or not isinstance(self.aesthetic_score, int | float):
-            raise ConfigError(f"backbone.size_conditions.aesthetic_score={self.aesthetic_score!r}: expected a number")
+            name = f"backbone.size_conditions.{key}"
+            if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+                raise ConfigError(f"{name}={value!r}: expected two whole numbers of {least} or more")
+            object.__setattr__(self, key, tuple(whole_number(pixels, name, least) for pixels in value))
+        number(self.aesthetic_score, "backbone.size_conditions.aesthetic_score")
 
     def numbers(self, height: int, width: int, with_score: bool) -> tuple[float, ...]:
         """The numbers for an image of that size, in the order in which the model is told them."""

@@ -33,10 +33,11 @@ from gate_lightning.backbones.stable_diffusion.architectures import (
 )
 from gate_lightning.backbones.stable_diffusion.sdxl import SizeConditions
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
-from gate_lightning.backbones.weights.checkpoints import read_checkpoint
+from gate_lightning.backbones.weights.checkpoints import misfits, read_checkpoint
 from gate_lightning.backbones.weights.locate import align_weights, file_digest, find_weights
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["VOCABULARY", "load_single_file", "vocabulary_files"]
 
@@ -48,7 +49,6 @@ VOCABULARY = ("vocab.json", "tokenizer.json")
 _UNET = "model.diffusion_model."
 _EMA = "model_ema."
 _MANY = 100  # of a whole U-Net; fewer are counters
-_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _SHOWN = 4  # keys of an unknown file that the message lists
 #: where the text encoders lie, by their number in the model: as CLIP of transformers, or as OpenCLIP
 _CLIP = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
@@ -137,8 +137,8 @@ def _recognise(path: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def _prediction(path: Path, state: Mapping[str, Tensor], architecture: Architecture, asked: str | None) -> str:
-    if asked is not None and asked not in _PREDICTIONS:
-        raise ConfigError(f"backbone.prediction_type={asked!r}: expected one of {', '.join(_PREDICTIONS)}")
+    if asked is not None:
+        check_choice(asked, "backbone.prediction_type", ("epsilon", "v_prediction", "sample"))
     # fine-tunes of SDXL mark it with an empty tensor
     told = asked or ("v_prediction" if "v_pred" in state else architecture.prediction_type)
     if told is None:
@@ -181,7 +181,7 @@ def _converted(path: Path, state: dict[str, Tensor], part: str, network: Any) ->
             made = _text_weights(state, part, network)
     except (KeyError, AttributeError, IndexError) as error:  # of the conversion, on keys that are not there
         raise WeightsError(f"{path}: its {part} is incomplete or of another layout (no {error})") from error
-    return dict(made)
+    return {name: tensor for name, tensor in made.items() if tensor is not None}
 
 
 def _unet_weights(path: Path, state: Mapping[str, Tensor], network: Any) -> Any:
@@ -211,19 +211,12 @@ def _under(state: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
 
 def _fill(path: Path, part: str, network: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Give a network without numbers its weights."""
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor is not None}
-    wrong = [f"{name} is missing" for name in expected.keys() - given.keys()]
-    wrong += [f"{name} is not known" for name in given.keys() - expected.keys()]
-    both = sorted(expected.keys() & given.keys())
-    wrong += [f"{name} is {given[name]}, expected {expected[name]}" for name in both if given[name] != expected[name]]
+    wrong = misfits(network, weights)
     if wrong:
         vocabulary = [line for line in wrong if line.startswith(_TOKENS)]
         hint = ". The tokenizer is of another model: name its own with backbone.tokenizer" if vocabulary else ""
-        raise WeightsError(
-            f"{path}: its {part} does not fit ({len(wrong)} weights): {(vocabulary or sorted(wrong))[0]}{hint}"
-        )
-    network.load_state_dict({name: weights[name].to(dtype) for name in expected}, assign=True)
+        raise WeightsError(f"{path}: its {part} does not fit ({len(wrong)} weights): {(vocabulary or wrong)[0]}{hint}")
+    network.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta and name == "position_ids":  # counts tokens; not saved

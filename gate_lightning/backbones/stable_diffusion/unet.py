@@ -176,7 +176,7 @@ class UNetBackbone(Backbone):
         with self.adapters.applied(self.unet, "unet", adapters):
             prediction: Tensor = self.unet(
                 latents,
-                self.schedule.told(timestep),
+                self.schedule.time_input(timestep),
                 encoder_hidden_states=prompt_embeds.hidden,
                 added_cond_kwargs=self._added_conditions(latents, prompt_embeds),
                 down_block_additional_residuals=down,
@@ -191,7 +191,7 @@ class UNetBackbone(Backbone):
         """Residuals of the ControlNet ``name``, one per skip connection and the middle block's, see Backbone."""
         down, middle = self.controlnets[name](
             latents,
-            self.schedule.told(timestep),
+            self.schedule.time_input(timestep),
             encoder_hidden_states=prompt_embeds.hidden,
             controlnet_cond=control_images.to(latents),
             added_cond_kwargs=self._added_conditions(latents, prompt_embeds),

@@ -194,11 +194,6 @@ def fold_latent_statistics(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> Non
     post.weight /= gain[None, :, None, None]
 
 
-def parameter_count(module: nn.Module) -> float:
-    """Parameters in millions."""
-    return sum(p.numel() for p in module.parameters()) / 1e6
-
-
 def write_folder(folder: Path, dtype: torch.dtype = torch.float16, **parts: Any) -> None:
     """Write parts of a Stable Diffusion folder; parts that are not given are left as they are on disk.
 

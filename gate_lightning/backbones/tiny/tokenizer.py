@@ -5,39 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from transformers import CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from gate_lightning.errors import ConfigError
 
 MAX_TOKENS = 40
 """Prompt length in tokens, begin and end included; tokenizer and text encoder must agree on it."""
 
+# fmt: off
 EXTRA_WORDS = (
-    "the",
-    "with",
-    "is",
-    "are",
-    "in",
-    "picture",
-    "drawing",
-    "painting",
-    "style",
-    "dark",
-    "pale",
-    "gray",
-    "striped",
-    "outline",
-    "object",
-    "objects",
-    "ground",
-    "sky",
-    "one",
-    "two",
-    "three",
-    "four",
+    "the", "with", "is", "are", "in", "picture", "drawing", "painting", "style", "dark", "pale", "gray", "striped",
+    "outline", "object", "objects", "ground", "sky", "one", "two", "three", "four",
 )
+# fmt: on
 """Words beyond the scenes' captions that get a token, for adapters trained on captions in other styles."""
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -54,7 +36,8 @@ def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
     """
     words = sorted(set(words))
     merges = _merges_for(words)
-    alphabet = _byte_alphabet()
+    printable = bytes_to_unicode()  # stand-ins of the bytes that byte-level BPE works on
+    alphabet = [printable[byte] for byte in range(256)]
     tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges), _START, _END]
     tokenizer = CLIPTokenizer(
         vocab={token: i for i, token in enumerate(tokens)},
@@ -72,35 +55,6 @@ def build_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
             f"digits, hyphens and apostrophes); leave them out of the word list or respell them."
         )
     return tokenizer
-
-
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Tokenizer of a model folder.
-
-    Raises:
-        ConfigError: the folder holds no usable tokenizer.  transformers returns a two-token one without a word.
-    """
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    if len(tokenizer) < 100:
-        raise ConfigError(
-            f"{folder / 'tokenizer'} gave a tokenizer of {len(tokenizer)} tokens; expected tokenizer.json with a whole "
-            f"vocabulary there. Give the folder of a complete model."
-        )
-    return tokenizer
-
-
-def _byte_alphabet() -> list[str]:
-    """The 256 printable stand-ins for bytes that byte-level BPE works on (printable Latin-1 stands for itself)."""
-    own = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    shifted = 256
-    letters: list[str] = []
-    for byte in range(256):
-        if byte in own:
-            letters.append(chr(byte))
-        else:
-            letters.append(chr(shifted))
-            shifted += 1
-    return letters
 
 
 def _merges_for(words: Sequence[str]) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from gate_lightning.errors import WeightsError
+from gate_lightning.errors import WeightsError, first_line
 
 __all__ = [
     "ASSET",
@@ -88,9 +88,8 @@ def _download(repo_id: str, revision: str | None, patterns: list[str], offline: 
             snapshot_download(repo_id, revision=revision, allow_patterns=patterns or None, local_files_only=offline)
         )
     except Exception as error:  # the client raises errors of several libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"{repo_id} is no local folder, and the hub did not give it ({type(error).__name__}: {reason}). "
+            f"{repo_id} is no local folder, and the hub did not give it ({type(error).__name__}: {first_line(error)}). "
             f"Download it where there is network (`hf download {repo_id}`), or give a folder. {advice}".rstrip()
         ) from error
 
@@ -139,8 +138,7 @@ def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | 
             folder, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{folder} does not load as a {kind.__name__}: {reason}") from error
+        raise WeightsError(f"{folder} does not load as a {kind.__name__}: {first_line(error)}") from error
     return align_weights(network)
 
 
@@ -175,11 +173,8 @@ def check_weight_file(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
         except ValueError as error:
             raise WeightsError(f"{path} is no safetensors file: its header is not JSON") from error
-    end = (
-        8
-        + length
-        + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    )
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    end = 8 + length + max(ends, default=0)
     if end != size:
         raise WeightsError(
             f"{path} has {size} bytes, its header announces {end}: the download is incomplete; fetch it again"

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gate_lightning.errors import CacheError, ConfigError
+from gate_lightning.errors import CacheError
 from gate_lightning.structures import BranchFeatures, Features
+from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES, storable
 from gate_lightning.utils.files import claim, clean_leftovers, write_atomically
 
@@ -44,8 +45,7 @@ class FeatureFolder:
     """
 
     def __init__(self, folder: str | Path, description: Mapping[str, Any], dtype: str = "float16") -> None:
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype {dtype!r} of stored features: expected one of {', '.join(DTYPES)}")
+        check_choice(dtype, "dtype of stored features", DTYPES)
         self.folder, self.dtype = Path(folder).expanduser(), DTYPES[dtype]
         whole = {**description, "stored_as": dtype}
         self.digest = claim(self.folder / "manifest.json", whole, "features", self._used)

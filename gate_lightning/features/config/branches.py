@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.branch import Branch, check_branches
+from gate_lightning.features.branch import Branch, check_names
 from gate_lightning.features.config.techniques import Build, ConfiguredTechnique, configured_techniques
 from gate_lightning.techniques.base import Card
 from gate_lightning.utils.checks import check_known, did_you_mean, whole_number
@@ -90,7 +90,7 @@ def build_branches(
             backbone=_backbone(mapping.get("backbone"), backbones, where),
         )
         branches += _noises(branch, separate_noises)
-    check_branches(branches)
+    check_names([branch.name for branch in branches])
     return branches
 
 

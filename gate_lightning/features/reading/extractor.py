@@ -15,7 +15,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.kernels.dispatch import fast_ops
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.features.branch import Branch, check_branches
+from gate_lightning.features.branch import Branch, check_names
 from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
 from gate_lightning.features.reading.passes import SteeredBranch, group_branches, run_pass
@@ -24,6 +24,7 @@ from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
+from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["FeatureExtractor"]
 
@@ -32,8 +33,8 @@ class FeatureExtractor(nn.Module):
     """Backbone × branches → feature maps, frozen.
 
     Per batch the images are encoded once, control images are made once, and branches of equal timestep go through
-    the denoiser as one batch that ends after the last layer any of them reads; so do branches that walk to it by the
-    same steps. Texts are encoded once per run. Features of an ensemble are summed up draw by draw. The result equals
+    the denoiser as one batch that ends after the last layer any of them reads; so do branches of equal trajectory.
+    Texts are encoded once per run. Features of an ensemble are summed up draw by draw. The result equals
     separate passes, one branch, draw and image at a time, up to rounding.
 
     Its state dict is empty: frozen weights are not saved in checkpoints (``description`` says which they are).
@@ -66,13 +67,11 @@ class FeatureExtractor(nn.Module):
         fast: bool = True,
     ) -> None:
         super().__init__()
-        if noise not in ("per_branch", "shared"):
-            raise ConfigError(f"noise={noise!r}: expected per_branch or shared")
-        if posterior not in ("mean", "sample"):
-            raise ConfigError(f"posterior={posterior!r}: expected mean or sample")
-        if max_samples is not None and max_samples < 1:
-            raise ConfigError(f"max_samples={max_samples}: expected at least 1, or null for no limit")
-        check_branches(branches)
+        check_choice(noise, "noise", ("per_branch", "shared"))
+        check_choice(posterior, "posterior", ("mean", "sample"))
+        if max_samples is not None:
+            whole_number(max_samples, "max_samples", 1, optional="no limit")
+        check_names([branch.name for branch in branches])
         branches = [replace(branch, layers=resolve_layers(backbone, branch.layers)) for branch in branches]
         for branch in branches:
             _prepare(backbone, branch, posterior)
@@ -188,14 +187,14 @@ class FeatureExtractor(nn.Module):
     def _inputs(
         self, branch: Branch, member: int, rows: Sequence[int], conditioning: Conditioning, conditions: Conditions
     ) -> tuple[Any, ...]:
-        """What the ControlNet's inputs depend on: after a walk, or with noise given for the branch, on the branch."""
+        """Equal for draws whose ControlNets see equal inputs; a trajectory or noise of its own sets a branch apart."""
         prompts = tuple(conditioning.prompts[index] for index in rows)
         text_adapters = self.backbone.text_adapters(conditioning.adapters)
         own_noise = any(
             isinstance(given, Mapping) and branch.name in given
             for given in (conditions.noise, conditions.posterior_noise)
         )
-        own = branch.name if own_noise or conditioning.walk is not None else None
+        own = branch.name if own_noise or conditioning.trajectory is not None else None
         return (self._noise_seed(branch), _draw(branch, member), tuple(rows), prompts, text_adapters, own)
 
     def _latents(self, branch: Branch, member: int, mean: Tensor, std: Tensor, conditions: Conditions) -> Tensor:
@@ -235,11 +234,11 @@ def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
     backbone.check_timestep(branch.timestep)
     for technique in branch.techniques:
         technique.prepare(backbone)
-    walk = _trajectory(branch)
-    if walk is not None:
-        walk.check(backbone, branch.timestep)
+    trajectory = _trajectory(branch)
+    if trajectory is not None:
+        trajectory.check(backbone, branch.timestep)
     if _start(backbone, branch) is None and posterior == "mean" and (branch.ensemble > 1 or branch.noise_index > 0):
-        reason = "reads clean latents" if walk is None else "finds its noise by inversion"
+        reason = "reads clean latents" if trajectory is None else "finds its noise by inversion"
         raise ConfigError(
             f"branch {branch.name!r} {reason}, so that all its draws would be equal (ensemble={branch.ensemble}, "
             f"noise_index={branch.noise_index}); leave several noises out, or sample the posterior"
@@ -267,8 +266,8 @@ def _start(backbone: Backbone, branch: Branch) -> int | None:
     """The timestep whose noise is added to the clean latents, or None for none."""
     if backbone.schedule.reads_clean:
         return None
-    walk = _trajectory(branch)
-    return branch.timestep if walk is None else walk.start(branch.timestep)
+    trajectory = _trajectory(branch)
+    return branch.timestep if trajectory is None else trajectory.start(branch.timestep)
 
 
 def _draw(branch: Branch, member: int) -> int:

@@ -26,9 +26,9 @@ class SteeredBranch:
         branch: what is read.
         member: which draw of the branch's ensemble.
         rows: which R of the batch's images, rising.
-        latents: (R, c, h, w), at the noise level where the branch's walk starts.
+        latents: (R, c, h, w), at the noise level where the branch's trajectory starts.
         prompt_embeds: of their R prompts.
-        conditioning: the controls, adapters and walk.
+        conditioning: the controls, adapters and trajectory.
         inputs: equal for those whose ControlNet would see equal latents and prompts in every pass.
     """
 
@@ -45,8 +45,8 @@ class SteeredBranch:
 
     @property
     def plan(self) -> tuple[object, ...]:
-        """Equal for those that can be denoised as one batch: same timestep and walk, prompts of one length."""
-        return (self.branch.timestep, self.conditioning.walk, self.prompt_embeds.hidden.shape[1])
+        """Equal for those that can be denoised as one batch: same timestep and trajectory, prompts of one length."""
+        return (self.branch.timestep, self.conditioning.trajectory, self.prompt_embeds.hidden.shape[1])
 
 
 def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -> list[list[SteeredBranch]]:
@@ -73,18 +73,18 @@ def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -
 def run_pass(
     backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
 ) -> list[BranchFeatures]:
-    """Features of each member of a group, from one batched pass of the denoiser after their walk.
+    """Features of each member of a group, from one batched pass of the denoiser after their trajectory.
 
     Args:
         backbone: see Backbone.
         group: of equal plan.
         control_images: the images of every control source that occurs, for the whole batch.
     """
-    timestep, walk = group[0].branch.timestep, group[0].conditioning.walk
+    timestep, trajectory = group[0].branch.timestep, group[0].conditioning.trajectory
     denoiser = _SteeredDenoiser(backbone, group, control_images)
     latents = torch.cat([steered.latents for steered in group])
-    if walk is not None:
-        latents = walk.run(latents, timestep, denoiser, backbone)
+    if trajectory is not None:
+        latents = trajectory.run(latents, timestep, denoiser, backbone)
     wanted = dict.fromkeys(layer for steered in group for layer in steered.branch.layers)
     with FeatureRecorder(backbone, wanted) as recorder:
         denoiser(latents, timestep)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.branch import check_names
 from gate_lightning.features.reading.noise import noise_of_branches
 from gate_lightning.features.wrappers.base import WrappedExtractor
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import BackboneInfo, Conditions, Extractor, FeatureInfo, Features, FeaturesInfo
+from gate_lightning.utils.checks import check_known, number
 
 __all__ = ["MultiBackboneExtractor"]
 
@@ -49,14 +50,12 @@ class MultiBackboneExtractor(WrappedExtractor):
         order: Sequence[str] | None = None,
     ) -> None:
         if not extractors:
-            raise ConfigError("no branches; give at least one extractor")
+            raise ConfigError("no extractors; give at least one")
         super().__init__(next(iter(extractors.values())))
         scales = dict(scales or {})
         _check_scales(scales, extractors)
         names = [branch for extractor in extractors.values() for branch in extractor.feature_info]
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ConfigError(f"several branches are named {', '.join(twice)}; give each its own name")
+        check_names(names)
         self.order = names if order is None else list(order)
         if sorted(self.order) != sorted(names):
             raise ConfigError(f"order={self.order}: expected each of the branches {', '.join(names)} once")
@@ -118,12 +117,10 @@ class MultiBackboneExtractor(WrappedExtractor):
 
 
 def _check_scales(scales: Mapping[str, float], extractors: Mapping[str, Extractor]) -> None:
-    unknown = [name for name in scales if name not in extractors]
-    if unknown:
-        raise ConfigError(f"scales name {', '.join(unknown)}; the backbones are {', '.join(extractors)}")
+    check_known(scales, extractors, "scales of backbones")
     for name, scale in scales.items():
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
-            raise ConfigError(f"the scale of the backbone {name} is {scale!r}; expected a factor above 0, e.g. 0.5")
+        if not 0 < number(scale, f"scale of the backbone {name}") < float("inf"):
+            raise ConfigError(f"scale of the backbone {name}={scale!r}: expected a factor above 0, such as 0.5")
 
 
 def _rescaled(info: FeatureInfo, scale: float) -> FeatureInfo:

@@ -1,4 +1,4 @@
-"""Settings of one's own branches: several of a technique, walks, backbones, and what is refused."""
+"""Settings of one's own branches: several of a technique, trajectories, backbones, and what is refused."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_function_is_taken_as_it_is_and_dropout_gets_the_seed() -> None:
         ({"techniques": ["prompt"], "denoise": True}, (Prompt(None, "a fine photo"), Denoise(5, "pndm"))),
     ],
 )
-def test_walks(own: dict[str, Any], expected: Any) -> None:
+def test_trajectories(own: dict[str, Any], expected: Any) -> None:
     shared = {"denoise": {"steps": 5, "sampler": "pndm"}, "inversion": {"stride": 20}}
     assert one(own, **shared) == expected
 

@@ -1,4 +1,4 @@
-"""Branches that walk to their timestep, average several noises, or tell prompts of different lengths."""
+"""Branches that denoise or invert to their timestep, average several noises, or tell prompts of different lengths."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def lora(network: UNetBackbone, tmp_path_factory: pytest.TempPathFactory) -> tup
     return str(save_diffusers(tmp_path_factory.mktemp("lora") / "a.safetensors", pairs)), pairs
 
 
-def branches(walk: Denoise | Inversion, lora: str) -> list[Branch]:
+def branches(trajectory: Denoise | Inversion, lora: str) -> list[Branch]:
     return [
-        Branch("plain", 31, ("unet-in", LAYER), (walk,), prompt="a photo"),
-        Branch("control", 31, (LAYER,), (walk, ControlNet(scale=0.7), Prompt()), noise_seed=1),
-        Branch("weaker", 31, (LAYER,), (walk, ControlNet(scale=0.2), Prompt()), noise_seed=1),
-        Branch("lora", 31, (LAYER,), (walk, LoRA("a", lora), ControlNet()), noise_seed=2),
+        Branch("plain", 31, ("unet-in", LAYER), (trajectory,), prompt="a photo"),
+        Branch("control", 31, (LAYER,), (trajectory, ControlNet(scale=0.7), Prompt()), noise_seed=1),
+        Branch("weaker", 31, (LAYER,), (trajectory, ControlNet(scale=0.2), Prompt()), noise_seed=1),
+        Branch("lora", 31, (LAYER,), (trajectory, LoRA("a", lora), ControlNet()), noise_seed=2),
     ]
 
 
@@ -110,30 +110,36 @@ def by_hand(
 
 
 @pytest.mark.parametrize(
-    ("walk", "timesteps"), [(Denoise(steps=3), [34, 33, 32]), (Inversion(stride=15), [16, 31])], ids=["down", "up"]
+    ("trajectory", "timesteps"),
+    [(Denoise(steps=3), [34, 33, 32]), (Inversion(stride=15), [16, 31])],
+    ids=["down", "up"],
 )
-def test_walking_in_one_batch_equals_every_branch_and_image_alone(
-    network: UNetBackbone, backbone: UNetBackbone, lora: tuple[str, dict[str, Any]], walk: Any, timesteps: list[int]
+def test_trajectories_in_one_batch_equal_every_branch_and_image_alone(
+    network: UNetBackbone,
+    backbone: UNetBackbone,
+    lora: tuple[str, dict[str, Any]],
+    trajectory: Any,
+    timesteps: list[int],
 ) -> None:
     images = random_images(2, 32, 32)
-    features = FeatureExtractor(backbone, branches(walk, lora[0]))(images, conditions(2, captions=CAPTIONS))
-    for branch, index in zip(branches(walk, lora[0]), (0, 1, 0, 1), strict=True):
+    features = FeatureExtractor(backbone, branches(trajectory, lora[0]))(images, conditions(2, captions=CAPTIONS))
+    for branch, index in zip(branches(trajectory, lora[0]), (0, 1, 0, 1), strict=True):
         expected = by_hand(network, branch, images[index], index, lora[1], timesteps)
         assert relative(features[branch.name][LAYER][index, None], expected) < 1e-5
 
 
-def test_walking_steps_are_batched_and_unheard(backbone: UNetBackbone, lora: tuple[str, dict[str, Any]]) -> None:
+def test_steps_are_batched_and_unheard(backbone: UNetBackbone, lora: tuple[str, dict[str, Any]]) -> None:
     calls, heard = [], []
     backbone.unet.register_forward_pre_hook(lambda m, inputs: calls.append((len(inputs[0]), inputs[1])))
     up_block = backbone.unet.up_blocks[1].upsamplers[0]
     backbone.unet.register_forward_pre_hook(lambda m, inputs: heard.append(len(up_block._forward_hooks)))
     ended = []
     backbone.unet.register_forward_hook(lambda m, i, o: ended.append(1))
-    chosen = [*branches(Denoise(steps=2), lora[0]), Branch("no walk", 31, (LAYER,))]
+    chosen = [*branches(Denoise(steps=2), lora[0]), Branch("no trajectory", 31, (LAYER,))]
     FeatureExtractor(backbone, chosen)(random_images(1, 32, 32), conditions(1, captions=CAPTIONS[:1]))
     assert calls == [(4, 33), (4, 32), (4, 31), (1, 31)]
     assert heard == [0, 0, 1, 1]
-    assert len(ended) == 2  # walking passes are whole; those that are read stop early
+    assert len(ended) == 2  # passes of a trajectory are whole; those that are read stop early
 
 
 def test_inverted_latents_denoise_back_to_the_image(backbone: UNetBackbone) -> None:
@@ -201,10 +207,10 @@ def test_an_ensembles_passes_are_bounded(backbone: UNetBackbone, max_samples: in
     assert calls == expected
 
 
-def test_an_ensemble_of_walks_is_the_mean_too(backbone: UNetBackbone) -> None:
-    walk = (Denoise(steps=2),)
-    single = [Branch(f"draw {draw}", 50, (LAYER,), walk, noise_index=draw) for draw in range(2)]
-    chosen = [*single, Branch("both", 50, (LAYER,), walk, ensemble=2)]
+def test_an_ensemble_of_trajectories_is_the_mean_too(backbone: UNetBackbone) -> None:
+    trajectory = (Denoise(steps=2),)
+    single = [Branch(f"draw {draw}", 50, (LAYER,), trajectory, noise_index=draw) for draw in range(2)]
+    chosen = [*single, Branch("both", 50, (LAYER,), trajectory, ensemble=2)]
     features = FeatureExtractor(backbone, chosen)(random_images(1), conditions(1))
     mean = (features["draw 0"][LAYER] + features["draw 1"][LAYER]) / 2
     assert relative(features["both"][LAYER], mean) < 1e-5
@@ -256,7 +262,7 @@ def test_features_do_not_depend_on_the_length_of_other_prompts(
     chosen = [
         Branch("caption", 50, ("unet-in", LAYER), (Prompt(), ControlNet()), ensemble=ensemble),
         Branch("plain", 50, (LAYER,), prompt="a photo"),
-        Branch("walk", 50, (LAYER,), (Prompt(), Denoise(steps=1))),
+        Branch("trajectory", 50, (LAYER,), (Prompt(), Denoise(steps=1))),
         Branch("half", 50, (LAYER,), (Prompt(), ControlNet(scale=0.5)), ensemble=ensemble),
     ]
     extractor = FeatureExtractor(backbone, chosen, noise="shared")

@@ -1,4 +1,4 @@
-"""Walks against a denoiser whose probability flow is known in closed form, and against stock diffusers schedulers.
+"""Trajectories against a denoiser of known probability flow, and against stock diffusers schedulers.
 
 For data from N(0, s²) the best prediction is linear in the latents, and the noiseless flow keeps latents / √variance.
 """
@@ -62,10 +62,10 @@ def latents(dtype: torch.dtype = torch.float32) -> Tensor:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_follows_the_flow(epsilon: Backbone, velocity: Backbone, kind: str, sampler: str) -> None:
     backbone = epsilon if kind == "epsilon" else velocity
-    walk, start = Denoise(steps=20, sampler=sampler, stride=10), latents()
+    trajectory, start = Denoise(steps=20, sampler=sampler, stride=10), latents()
     expected = start * math.sqrt(variance(50) / variance(250))
-    error = relative(walk.run(start, 50, gaussian(kind), backbone), expected)
-    # the released walk ends a step short; first-order steps leave an error in the stride, others in its square
+    error = relative(trajectory.run(start, 50, gaussian(kind), backbone), expected)
+    # the released trajectory ends a step short; first-order steps leave an error in the stride, others in its square
     worst = {"pndm_released": 0.05, "ddim": 0.01, "euler": 0.01}.get(sampler, 3e-4)
     assert error < worst
     if sampler == "pndm_released":
@@ -109,7 +109,7 @@ def test_stock_schedulers_on_their_own_grid(epsilon: Backbone, velocity: Backbon
         schedulers["pndm"] = PNDMScheduler(**config, skip_prk_steps=True)
         schedulers["pndm_released"] = PNDMScheduler(**config, skip_prk_steps=True)
     for name, scheduler in schedulers.items():
-        # the proper PNDM walk is the whole list from its top; the others start in its middle
+        # the proper PNDM trajectory is the whole list from its top; the others start in its middle
         steps, count = (6, 100) if name == "pndm" else (11, 1000)
         scheduler.set_timesteps(count)
         stride = 1000 // count
