@@ -1,4 +1,4 @@
-"""Plain data that travels between the floors of the house, and the protocol of what makes features of it.
+"""Data exchanged between the packages, and the protocol of feature extractors.
 
 Shape letters: B images, C channels, H × W pixels, h × w positions of a feature map, K classes.
 """
@@ -30,12 +30,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """What one layer id yields on a backbone.
+    """Channels and stride of a layer's features.
 
     Attributes:
-        channels: channels of the feature map; 0 where they depend on the image's size.
-        stride: pixels of the image per position of the map (8 for SD's latents, 16 one level down); 0 for what is no
-            map: attention weights (B, heads, queries, keys).
+        channels: channels of the feature map; 0 if they depend on the image's size.
+        stride: pixels of the image per position of the map (8 for SD's latents, 16 one level down); 0 for attention
+            weights (B, heads, queries, keys), which are no map.
         module: path of the hooked module inside the denoiser, for tables and errors.
     """
 
@@ -48,13 +48,13 @@ class FeatureInfo:
 BranchFeatures = dict[str, Tensor]
 #: branch name → layer id → feature map.
 Features = dict[str, BranchFeatures]
-#: branch name → layer id → FeatureInfo. Order of branches and layers is the order asked for.
+#: branch name → layer id → FeatureInfo, in the given order of branches and layers.
 FeaturesInfo = Mapping[str, Mapping[str, FeatureInfo]]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which frozen weights were used; saved in checkpoints and caches instead of the weights.
+    """Identity of frozen weights; saved in checkpoints and caches instead of the weights.
 
     Attributes:
         name: hub id, folder name or family name.
@@ -72,26 +72,42 @@ Noise = Tensor | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What belongs to the images of a batch besides their pixels.
+class _Movable:
+    """Base of dataclasses with tensors that move between devices; Lightning moves batches by ``to``."""
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
+        """A copy with its tensors, also nested ones, on ``device``."""
+        return replace(self, **{one.name: _moved(getattr(self, one.name), device, **kwargs) for one in fields(self)})
+
+
+def _moved(value: Any, device: torch.device | str, **kwargs: Any) -> Any:
+    """``value`` with its tensors, also nested ones, on ``device``."""
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device, **kwargs) for key, item in value.items()}
+    return value.to(device, **kwargs) if hasattr(value, "to") else value
+
+
+@dataclass(frozen=True)
+class Conditions(_Movable):
+    """Data of the images of a batch besides their pixels.
 
     A tuple or tensor has one entry per image, a mapping has such values; anything else holds for all images. Caches
     and ``conditions[rows]`` rely on it for every field.
 
     Attributes:
         sample_ids: B names that identify the images (path relative to the data set's root). Noise is keyed by them.
-        views: B names of the augmentation draw or "" for the plain image; part of the noise key.
+        views: B names of augmented views, "" for the plain image; part of the noise key.
         windows: B (top, left) pixel offsets of the sliding window or crop, (0, 0) for the whole; part of the key.
-        captions: B descriptions (what the ``prompt`` technique reads), or None if the data set has none.
+        captions: B captions, the default of the ``prompt`` technique, or None if the data set has none.
         categories: B category names, or None.
         control_images: control name → (B, 3, H, W) in [0, 1], cropped and flipped with the image. A control that is
             a function of the image (Canny) need not be given.
         noise: explicit standard normal noise (B, c, h, w) that replaces the keyed draw, or None. For branches that
-            read an ensemble of E draws (B, E, c, h, w). As a mapping, each branch named gets its own noise and the
-            others their keyed draw.
+            average an ensemble of E draws, (B, E, c, h, w). A mapping branch → noise replaces the draws of the named
+            branches only.
         posterior_noise: the same for the sample of the autoencoder's posterior.
-        training: whether a head is being trained on these images. What is done in training only (ControlNet dropout)
-            asks here, as the extractor itself is always in evaluation mode.
+        training: True for a training step of a head; turns on ControlNet dropout, as the extractor itself is always in
+            evaluation mode.
     """
 
     sample_ids: tuple[str, ...]
@@ -120,11 +136,19 @@ class Conditions:
         """The conditions of some of the images; of one image, still as a batch, for an int."""
         every = range(len(self))
         chosen = [every[rows]] if isinstance(rows, int) else list(every[rows] if isinstance(rows, slice) else rows)
-        return self._mapped(lambda tensor: tensor[chosen], lambda entries: tuple(entries[row] for row in chosen))
+
+        def rows_of(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: rows_of(entry) for name, entry in value.items()}
+            if isinstance(value, Tensor):
+                return value[chosen]
+            return tuple(value[row] for row in chosen) if isinstance(value, tuple) else value
+
+        return replace(self, **{one.name: rows_of(getattr(self, one.name)) for one in fields(self)})
 
     @property
     def has_explicit_noise(self) -> bool:
-        """Whether the caller fixed some noise; such features are not kept by caches."""
+        """True if noise was given by the caller; caches do not keep such features."""
         return self.noise is not None or self.posterior_noise is not None
 
     def at_window(self, top: int, left: int) -> Self:
@@ -136,30 +160,12 @@ class Conditions:
         """A copy with ``function`` applied to every control image (B, 3, H, W)."""
         return replace(self, control_images={name: function(image) for name, image in self.control_images.items()})
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
-        """A copy with its tensors on ``device`` (Lightning moves batches through this method)."""
-        return self._mapped(lambda tensor: tensor.to(device, **kwargs))
-
-    def _mapped(
-        self, tensors: Callable[[Tensor], Tensor], tuples: Callable[[tuple[Any, ...]], tuple[Any, ...]] = tuple
-    ) -> Self:
-        """A copy of which every tensor and every tuple, also inside mappings, is replaced."""
-
-        def mapped(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: mapped(entry) for name, entry in value.items()}
-            if isinstance(value, Tensor):
-                return tensors(value)
-            return tuples(value) if isinstance(value, tuple) else value
-
-        return replace(self, **{one.name: mapped(getattr(self, one.name)) for one in fields(self)})
-
 
 class BackboneInfo(Protocol):
-    """What users of features may know of the backbone behind them.
+    """The part of a backbone that users of an extractor may rely on.
 
     Attributes:
-        native_size: side in pixels of the images it was trained on.
+        native_size: side in pixels of its training images.
         size_multiple: images are padded to multiples of this, so feature maps cover the padded image.
         minimum_size: smallest side in pixels that it reads.
     """
@@ -170,7 +176,7 @@ class BackboneInfo(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of its weights."""
 
     def check_images(self, images: Tensor) -> None:
         """Raise DataError unless images (B, 3, H, W), padded already, can be read."""
@@ -184,7 +190,7 @@ class Extractor(Protocol):
 
     @property
     def backbone(self) -> BackboneInfo:
-        """The frozen network; the first one where there are several."""
+        """Frozen network; the first of several."""
 
     @property
     def feature_info(self) -> FeaturesInfo:
@@ -196,7 +202,7 @@ class Extractor(Protocol):
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """All that the features depend on besides the images and their conditions, JSON-able."""
+        """Everything the features depend on besides images and conditions, JSON-able."""
 
     def check_room(self, images: int, values: int) -> None:
         """Check the disk of a cache, before features are computed.
@@ -224,8 +230,8 @@ class Extractor(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageBatch:
-    """A batch of images. Subclasses add what comes with them; ``to`` moves their tensors, too.
+class ImageBatch(_Movable):
+    """Batch of images; subclasses add masks, keypoints, …
 
     Attributes:
         images: (B, 3, H, W) float32 in [-1, 1], RGB.
@@ -237,11 +243,6 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
-        """A copy on ``device`` (Lightning moves batches through this method)."""
-        parts = {part.name: _moved(getattr(self, part.name), device, **kwargs) for part in fields(self)}
-        return replace(self, **parts)
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class SegmentationBatch(ImageBatch):
 
 
 @dataclass(frozen=True)
-class PixelBatch:
+class PixelBatch(_Movable):
     """Labelled pixels for members of an ensemble that are trained together, each on pixels of its own (M × P).
 
     Attributes:
@@ -272,10 +273,6 @@ class PixelBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> PixelBatch:
-        """A copy on ``device``."""
-        return PixelBatch(*(part.to(device, **kwargs) for part in (self.images, self.positions, self.labels)))
-
 
 @dataclass(frozen=True)
 class Pyramid:
@@ -290,10 +287,3 @@ class Pyramid:
 
     levels: tuple[Tensor, ...]
     weights: tuple[Tensor, ...] = ()
-
-
-def _moved(value: Any, device: torch.device | str, **kwargs: Any) -> Any:
-    """Tensors, and whatever holds some, on ``device``; anything else as it is."""
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device, **kwargs) for key, item in value.items()}
-    return value.to(device, **kwargs) if hasattr(value, "to") else value

@@ -1,4 +1,4 @@
-"""The contract of a frozen backbone, whatever its architecture."""
+"""Contract of a frozen backbone, independent of its architecture."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ __all__ = ["Backbone"]
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen network that sees images; activations of its denoiser are the features.
+    """Base class of frozen networks over images; activations of the denoiser are the features.
 
-    It is frozen and in evaluation mode for good: ``train()`` does not reach it. Latents are maps (B, c, h, w) for all
-    callers; what a network wants instead (2 × 2 patches packed into a sequence, say) is made inside ``forward``.
+    A backbone stays in evaluation mode: ``train()`` has no effect. Latents are maps (B, c, h, w) for all callers; a
+    network that needs another layout (2 × 2 patches packed into a sequence, say) changes it inside ``forward``.
 
-    As it stands the class describes a network over pixels (latents are the images) without a text encoder; others
-    override ``encode_moments``, ``decode`` and ``encode_text``.
+    The defaults are those of a network over pixels (latents are the images) without text encoder; others override
+    ``encode_moments``, ``decode`` and ``encode_text``.
 
     Attributes:
-        family: architecture family, which layer presets are kept by.
-        identity: which weights these are.
-        schedule: how latents are noised, what the denoiser is told, what its prediction means.
-        layers: layer id → LayerSpec, in the order in which the network computes them.
-        derived: the same for what is made of several of them or after the pass: averaged attention, ``vae-out``.
-        aliases: other names of layers → layer id; features are reported under the name that was asked for.
-        supports: names of the techniques that can steer it.
-        latent_channels, latent_stride: shape of the latents: (B, latent_channels, H / stride, W / stride).
-        size_multiple: heights and widths of images must be multiples of this.
+        family: architecture family, the key of layer presets.
+        identity: name, revision and digest of the weights.
+        schedule: noise levels, time input and meaning of the prediction.
+        layers: layer id → LayerSpec, in the order of computation.
+        derived: the same for layers computed from several others or after the pass: averaged attention, ``vae-out``.
+        aliases: other name of a layer → layer id; features keep the requested name.
+        supports: techniques that can steer it, by ``Technique.kind``.
+        latent_channels, latent_stride: latents are (B, latent_channels, H / stride, W / stride).
+        size_multiple: required divisor of image heights and widths.
         minimum_size: smallest side of an image in pixels.
-        native_size: side in pixels of the images it was trained on.
+        native_size: side in pixels of the training images.
     """
 
     family: str
@@ -59,7 +59,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def denoiser(self) -> nn.Module:
-        """The module that layer paths start from."""
+        """Root module of the layer paths."""
 
     @abstractmethod
     def forward(
@@ -84,12 +84,12 @@ class Backbone(nn.Module, ABC):
 
         Args:
             latents: noisy latents (B, c, h, w).
-            timestep: of the noise schedule.
-            prompt_embeds: of B prompts.
+            timestep: timestep of the noise schedule.
+            prompt_embeds: embeddings of B prompts.
             residuals: ControlNet residuals to add, or None.
-            adapters: for each sample the adapters that steer it, or None for none.
+            adapters: adapters of each sample, or None for none.
         """
-        # through __call__, so that recorders see latents, timestep and prediction of the pass by hooks on the backbone
+        # through __call__: recorders hook the backbone for latents, timestep and prediction of the pass
         prediction: Tensor = self(latents, timestep, prompt_embeds, residuals, adapters)
         return prediction
 
@@ -103,7 +103,7 @@ class Backbone(nn.Module, ABC):
         return images, torch.zeros_like(images)
 
     def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
-        """Embeddings of B prompts, the text encoder steered by their part of ``adapters``; (B, 0, 0) without one."""
+        """Embeddings of B prompts under the text encoder's part of ``adapters``; (B, 0, 0) without text encoder."""
         return PromptEmbeds(torch.empty(len(prompts), 0, 0, device=self.device, dtype=self.dtype))
 
     def control_residuals(
@@ -112,20 +112,20 @@ class Backbone(nn.Module, ABC):
         """Residuals of the ControlNet ``name`` at scale 1.
 
         Args:
-            name: of a ControlNet that was required before.
+            name: ControlNet loaded by ``require_controlnet``.
             latents: noisy latents (B, c, h, w).
-            timestep: of the pass.
-            prompt_embeds: of B prompts.
-            control_images: (B, 3, H, W) in [0, 1], H and W of the image.
+            timestep: timestep of the pass.
+            prompt_embeds: embeddings of B prompts.
+            control_images: (B, 3, H, W) in [0, 1], of the images' size.
         """
         raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")
 
     def require_controlnet(self, name: str) -> None:
-        """Load the ControlNet ``name`` unless it is there."""
+        """Load the ControlNet ``name`` if it is not loaded yet."""
         raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")
 
     def require_adapter(self, name: str, source: str, kind: AdapterKind = "lora") -> None:
-        """Load the LoRA, the learned tokens or the learned prompt of ``source`` under ``name`` unless it is there."""
+        """Load a LoRA, learned tokens or a learned prompt from ``source`` as ``name`` if it is not loaded yet."""
         raise ConfigError(f"{self.identity.name} takes no {ADAPTER_KINDS[kind]}; use techniques=none with it")
 
     @property
@@ -135,12 +135,12 @@ class Backbone(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(iter(self.parameters())).device
 
     @property
     def description(self) -> dict[str, object]:
-        """What the features depend on, JSON-able; for caches and checkpoints."""
+        """Family, weights and dtype, JSON-able; part of the identity of caches and checkpoints."""
         identity = self.identity
         return {
             "family": self.family,
@@ -151,20 +151,20 @@ class Backbone(nn.Module, ABC):
         }
 
     def text_length(self, prompt: str, adapters: Adapters = ()) -> int:
-        """Tokens T that ``encode_text`` gives for one prompt, where that differs by prompt; else 0.
+        """Number of tokens T of a prompt's embeddings; 0 if it is the same for all prompts.
 
-        Only prompts of equal length are encoded, and denoised, in one batch.
+        Only prompts of equal T are encoded, and denoised, in one batch.
         """
         del prompt, adapters
         return 0
 
     def text_adapters(self, adapters: Adapters) -> Adapters:
-        """Those of ``adapters`` that change the text encoder."""
+        """Subset of ``adapters`` that changes a text encoder."""
         del adapters
         return ()
 
     def encode(self, images: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
-        """Scaled latents (B, c, h, w): the posterior mean, or mean + std · ``posterior_noise`` where that is given."""
+        """Scaled latents (B, c, h, w): the posterior's mean, or mean + std · ``posterior_noise`` if given."""
         mean, std = self.encode_moments(images)
         return mean if posterior_noise is None else mean + std * posterior_noise.to(mean)
 
@@ -173,7 +173,7 @@ class Backbone(nn.Module, ABC):
         return latents
 
     def layer_id(self, name: str) -> str:
-        """The layer id that ``name``, an id or an alias, stands for.
+        """Layer id of a layer id or alias.
 
         Raises:
             ConfigError: this backbone has no such layer; the message lists near misses.
@@ -187,22 +187,22 @@ class Backbone(nn.Module, ABC):
         )
 
     def layer_spec(self, name: str) -> LayerSpec:
-        """Where the layer ``name``, an id or an alias, is found; raises ConfigError where there is none."""
+        """Place of the layer ``name`` (id or alias) in the network; ConfigError as `layer_id`."""
         layer_id = self.layer_id(name)
         return self.layers[layer_id] if layer_id in self.layers else self.derived[layer_id]
 
     def image_after_step(self, latents: Tensor, prediction: Tensor, timestep: int) -> Tensor:
-        """The image (B, 3, H, W), about [-1, 1], decoded after one scheduler step: the layer ``vae-out``.
+        """Image (B, 3, H, W), about [-1, 1], decoded after one scheduler step: the layer ``vae-out``.
 
         Args:
-            latents: noisy latents (B, c, h, w) that the denoiser saw.
-            prediction: of the denoiser for them.
-            timestep: of the pass.
+            latents: noisy latents (B, c, h, w), input of the denoiser.
+            prediction: the denoiser's, for these latents.
+            timestep: timestep of the pass.
         """
         return self.decode(self.schedule.step(latents, prediction, timestep))
 
     def feature_info(self, layer_ids: Iterable[str]) -> dict[str, FeatureInfo]:
-        """Channels and stride of each layer (id or alias), under the names and in the order given.
+        """Channels and stride of each layer (id or alias), by the given names, in the given order.
 
         Raises:
             ConfigError: an id this backbone does not have.
@@ -215,7 +215,7 @@ class Backbone(nn.Module, ABC):
         whole_number(timestep, "timestep", 0, self.schedule.length - 1)
 
     def check_images(self, images: Tensor) -> None:
-        """Raise DataError unless the images are (B, 3, H, W) of a size this backbone can read."""
+        """Raise DataError unless the images are (B, 3, H, W) of a valid size."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise DataError(
                 f"images of shape {tuple(images.shape)} and type {images.dtype}; expected (B, 3, H, W), "
@@ -236,7 +236,7 @@ class Backbone(nn.Module, ABC):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode: a frozen backbone has nothing to train."""
+        """Keep evaluation mode whatever ``mode`` is: a frozen backbone is not trained."""
         del mode
         return super().train(False)
 
@@ -245,14 +245,14 @@ class Backbone(nn.Module, ABC):
         return self.requires_grad_(False).train(False)
 
     def finish(self, dtype: str, channels_last: bool) -> Self:
-        """Convert what a loader has read: floating-point type of DTYPES, memory format of the convolutions."""
+        """Convert to a floating-point type of DTYPES and, if asked for, to channels_last convolutions."""
         self.to(DTYPES[dtype])
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         return self
 
     def check_native_size(self, native_size: int | None) -> Self:
-        """Raise ConfigError if the configuration says another native size than these weights have."""
+        """Raise ConfigError unless ``native_size`` is None or that of the weights."""
         if native_size is not None and native_size != self.native_size:
             raise ConfigError(
                 f"backbone.native_size={native_size}, but {self.identity.name} was trained on images of "

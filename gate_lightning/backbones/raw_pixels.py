@@ -1,4 +1,4 @@
-"""The raw-pixel control: what a head gets from the image and its coordinates alone, no diffusion model at all."""
+"""Raw-pixel baseline: image patches and their coordinates as features, without any diffusion model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ __all__ = ["PixelBackbone", "space_to_depth"]
 
 
 class PixelBackbone(Backbone):
-    """Patches of pixels and their normalised position, one layer per stride, under the contract of a backbone.
+    """Pixel patches and their normalised coordinates, one layer per stride.
 
-    There is no noise and no text: timesteps and prompts are accepted and change nothing, techniques are refused.
+    Timesteps and prompts have no effect; techniques are refused.
 
     Args:
         strides: patch sizes in pixels, coarse to fine. The default is that of the tiny backbone's upsamplers.
-        native_size: side in pixels of the windows that large images are read in: that of the backbone compared to.
-        position: whether each patch tells where it is. Off where a network reads the image itself (stride 1).
+        native_size: side in pixels of sliding windows; set it to that of the backbone compared with.
+        position: add two channels, the patch centre's x and y in [-1, 1]. Off where a network reads the image itself
+            (stride 1).
     """
 
     family = "pixels"
@@ -48,18 +49,18 @@ class PixelBackbone(Backbone):
             raise ConfigError(f"native_size={native_size}: expected at least the largest patch, {self.minimum_size}")
         self.native_size = native_size
         self.schedule = CleanSchedule()
-        # tells dtype and device, as there is no weight
+        # carries dtype and device, in place of weights
         self.register_buffer("_place", torch.zeros(1), persistent=False)
         self.freeze()
 
     @property
     def denoiser(self) -> nn.Module:
-        """The module that cuts patches."""
+        """Module that computes the patches."""
         return self.patches
 
     @property
     def description(self) -> dict[str, object]:
-        """What the features depend on besides strides, JSON-able."""
+        """See Backbone; ``position`` where it is off."""
         return super().description if self.position else {**super().description, "position": False}
 
     @property
@@ -69,7 +70,7 @@ class PixelBackbone(Backbone):
 
     @property
     def device(self) -> torch.device:
-        """Where the features are made."""
+        """Device of the features."""
         return self._place.device
 
     def forward(
@@ -80,12 +81,12 @@ class PixelBackbone(Backbone):
         residuals: Residuals | None,
         adapters: Sequence[Adapters] | None,
     ) -> Tensor:
-        """Cut the images (B, 3, H, W) into patches of every stride; the images."""
+        """Compute the patches of images (B, 3, H, W) at every stride; returns the images."""
         self.patches(latents)
         return latents
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Refused: there is nothing that makes images."""
+        """Refused: there is no decoder."""
         raise ConfigError(
             f"{self.identity.name} makes no images; use a diffusion backbone: tiny, sd15, adm_lsun_horse …"
         )
@@ -124,7 +125,7 @@ class _Patch(nn.Module):
 def space_to_depth(images: Tensor, stride: int) -> Tensor:
     """Patches (B, C·stride², ⌈H/stride⌉, ⌈W/stride⌉) of images (B, C, H, W).
 
-    Where a patch overhangs the image, the border is repeated.
+    Patches that overhang the image repeat its border.
     """
     height, width = images.shape[-2:]
     overhang = (0, -width % stride, 0, -height % stride)

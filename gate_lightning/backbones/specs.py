@@ -1,4 +1,4 @@
-"""Plain data between a backbone and its callers: prompts, adapters, ControlNet residuals, places of layers."""
+"""Data exchanged between a backbone and its callers: prompts, adapters, ControlNet residuals, places of layers."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ __all__ = [
     "Residuals",
 ]
 
-#: adapters that act on one sample: (name, scale) each; none is the bare network.
+#: adapters of one sample, (name, scale) each; empty for the bare network
 Adapters = tuple[tuple[str, float], ...]
-#: what the file of an adapter holds
+#: content of an adapter's file
 AdapterKind = Literal["lora", "tokens", "prompt"]
 ADAPTER_KINDS: Mapping[AdapterKind, str] = {"lora": "LoRA", "tokens": "learned tokens", "prompt": "learned prompt"}
-#: ControlNet residuals of a batch: path of a module inside the denoiser → (B, …) added to what the module gives. A
-#: U-Net adds them to the skip connections that start there, and to the middle block's output.
+#: ControlNet residuals of a batch: module path inside the denoiser → (B, …), added to the module's output. A U-Net adds
+#: them to the skip connections from these modules, and to the middle block's output.
 Residuals = Mapping[str, Tensor]
-#: how a layer is read: a module's output or input map (B, C, h, w); the image's tokens (B, N, C) of a module's output
-#: or input, laid out as a map; attention weights; attention weights averaged over heads and layers and laid out as a
-#: map; the image decoded after one scheduler step.
+#: kind of a layer: a module's output or input map (B, C, h, w); the image tokens (B, N, C) of a module's output or
+#: input, reshaped to a map; attention weights; a map of attention weights averaged over heads and layers; the image
+#: decoded after one scheduler step.
 LayerKind = Literal["output", "input", "tokens", "input_tokens", "attention", "averaged", "image"]
 
 
 @dataclass(frozen=True)
 class PromptEmbeds:
-    """B prompts as the text encoders of a model embed them.
+    """Text embeddings of B prompts.
 
     Attributes:
         hidden: (B, T, C), one vector per token; read by (cross-)attention.
         pooled: (B, P), one vector per prompt, for models that add it to the time embedding (SDXL, SD 3, Flux), or None.
-        mask: (B, T), true for tokens that are read and false for padding, for models that mask it (PixArt, SANA,
-            Lumina, Qwen-Image), or None.
-        second: of a second text encoder whose tokens are no continuation of the first's (HunyuanDiT), or None.
+        mask: (B, T), false for padding, for models that mask it (PixArt, SANA, Lumina, Qwen-Image), or None.
+        second: embeddings of a second text encoder that are not concatenated to the first's (HunyuanDiT), or None.
     """
 
     hidden: Tensor
@@ -54,7 +53,7 @@ class PromptEmbeds:
         return len(self.hidden)
 
     def __getitem__(self, rows: slice | Tensor) -> PromptEmbeds:
-        """Some of the prompts."""
+        """The embeddings of some of the prompts."""
         return PromptEmbeds(self.hidden[rows], *(part if part is None else part[rows] for part in self._optional))
 
     @property
@@ -63,7 +62,7 @@ class PromptEmbeds:
 
     @staticmethod
     def cat(parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
-        """The prompts of all parts; T must be equal, and a part of the embeddings be there in all or in none.
+        """Concatenation over prompts; T must be equal, and pooled, mask and second be given in all parts or in none.
 
         Raises:
             ValueError: embeddings of different models.
@@ -83,19 +82,18 @@ def _cat(column: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Where one layer id is found in the network and what comes out there.
+    """Place of a layer in the network, and the size of its features.
 
     Attributes:
-        module: path of the module inside the denoiser, "" for the denoiser itself; for ``attention`` the one with
-            ``to_q`` and ``to_k``.
-        kind: how it is read, see LayerKind.
-        channels: channels of the feature map; heads for ``attention``; 0 where they depend on the image's size.
+        module: module path inside the denoiser, "" for the denoiser itself; for ``attention`` the module with ``to_q``
+            and ``to_k``.
+        kind: see LayerKind.
+        channels: channels of the feature map; heads for ``attention``; 0 if they depend on the image's size.
         stride: pixels of the image per position; 0 for ``attention``, which is no map: (B, heads, queries, keys).
-        element: which of several: of a tuple output its index, of inputs the position or the argument's name.
-        offset: of ``tokens``: how many stand before the image's (class token, registers, text in front); None if the
-            image's are the last of the sequence.
-        sources: of an ``averaged`` layer, the ``attention`` layers it is made of, by size; their ``stride`` is that of
-            the queries.
+        element: index in a tuple output; position or name of an input.
+        offset: for ``tokens``, number of tokens before the image's (class token, registers, text); None if the image's
+            are the last of the sequence.
+        sources: for ``averaged``, its ``attention`` layers, grouped by size; their ``stride`` is that of the queries.
     """
 
     module: str

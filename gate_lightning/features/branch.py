@@ -1,4 +1,4 @@
-"""A branch: one steered way to read features."""
+"""Branches: timestep, techniques, layers and noise of one set of features."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ __all__ = ["Branch", "check_names"]
 
 @dataclass(frozen=True)
 class Branch:
-    """One way to read features: at which timestep, under which techniques, from which layers, with which noise.
+    """One set of features: timestep, techniques, layers and noise.
 
     Attributes:
         name: key of its features; unique among the branches of an extractor.
-        timestep: DDPM training timestep the image is noised to and the denoiser is told.
-        layers: layer ids, aliases or presets ("practical"), in the order in which the features are given; one name or
-            several. An extractor resolves presets on its backbone.
-        techniques: applied by their order (prompt, controlnet, lora, inversion, denoise), however given.
-        prompt: what the denoiser is told where no technique says otherwise.
-        noise_seed: branches with different seeds see different noise; ignored where all branches share one noise.
-        noise_index: which of several noises; unlike ``noise_seed`` it counts under shared noise too.
-        ensemble: noises whose features are averaged, as DIFT does; those that ``noise_index`` = 0 … ensemble - 1 would
-            see one by one (a further ``noise_index`` sees the next ones).
-        concatenated: not fused with the other branches but concatenated to the pyramid after amalgamation.
-        backbone: name of the one it reads where there are several; "" for the only one.
+        timestep: training timestep of the noised image and of the denoiser's time input.
+        layers: layer ids, aliases or presets ("practical"), one or several, in the order of the features. Extractors
+            resolve presets on their backbone.
+        techniques: sorted by ``Technique.order`` (prompt, controlnet, lora, inversion, denoise).
+        prompt: prompt in the absence of a prompt technique.
+        noise_seed: seed of the branch's noise; without effect if all branches share one noise.
+        noise_index: index of the noise among several; in contrast to ``noise_seed`` also with shared noise.
+        ensemble: number E of noises whose features are averaged, as in DIFT: the noises E · noise_index + 0 … E - 1.
+        concatenated: True to concatenate the features to the pyramid after amalgamation instead of fusing them.
+        backbone: name of its backbone if there are several; "" for the only one.
 
     Raises:
-        ConfigError: no layers, one twice, a technique that is none, or several that decide the same.
+        ConfigError: no layers, a repeated layer, no technique object, or two techniques that decide the same.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Branch:
 
     @property
     def description(self) -> dict[str, object]:
-        """What its features depend on, JSON-able."""
+        """All fields that the features depend on, JSON-able."""
         return {
             "name": self.name,
             "timestep": self.timestep,
@@ -86,7 +85,7 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def _ordered(techniques: object, where: str) -> tuple[Technique, ...]:
-    """By rising order; refused where one is no technique, or two decide the same."""
+    """Techniques by rising order, checked."""
     if not isinstance(techniques, list | tuple):
         raise ConfigError(
             f"{where}: techniques={techniques!r}; expected a tuple of techniques, such as (Prompt('a cat'),)"

@@ -1,4 +1,4 @@
-"""Contract of techniques: each changes how a denoising pass is conditioned, and nothing else."""
+"""Contract of techniques, which change the conditioning of a denoising pass and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Card", "Conditioning", "Control", "ControlSource", "Predict", "Techn
 
 
 class Card(Protocol):
-    """What is read of a data set's card; ``classes``, the names of its classes, too where it has some."""
+    """The part of a data set's card that techniques read; ``classes``, class names, is optional."""
 
     @property
     def name(self) -> str: ...
@@ -35,7 +35,7 @@ class Card(Protocol):
 
 
 class ControlSource(Protocol):
-    """Where the control images of a ControlNet come from; equal (and hashable) for equal images."""
+    """Source of a ControlNet's control images; hashable, equal for equal images."""
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
         """Control images (B, 3, H, W) in [0, 1] for images (B, 3, H, W) in [-1, 1]."""
@@ -43,13 +43,13 @@ class ControlSource(Protocol):
 
 @dataclass(frozen=True)
 class Control:
-    """One ControlNet at work.
+    """A ControlNet in the conditioning of a pass.
 
     Attributes:
-        name: of the ControlNet in the backbone.
-        source: makes the control images; called once per batch for all branches with an equal source.
+        name: name of the ControlNet in the backbone.
+        source: maker of the control images; called once per batch for all branches with an equal source.
         scale: factor of its residuals.
-        kept: for each sample whether it has this ControlNet, or None if all have (training-time dropout).
+        kept: for each sample, whether the ControlNet acts on it (training-time dropout); None for all.
     """
 
     name: str
@@ -58,39 +58,39 @@ class Control:
     kept: tuple[bool, ...] | None = None
 
     def scaled(self, residual: Tensor, rows: Sequence[int]) -> Tensor:
-        """The residual (R, C, h, w) of these R images of the batch at its scale; 0 for those that go without it."""
+        """``scale`` · residual (R, C, h, w) for R images of the batch; 0 for images that dropped the ControlNet."""
         if self.kept is None:
             return self.scale * residual
         scales = residual.new_tensor([self.scale * self.kept[row] for row in rows])
         return scales.view(-1, *[1] * (residual.dim() - 1)) * residual
 
 
-#: (latents, timestep) → the prediction of the conditioned denoiser, in the type of the latents
+#: (latents, timestep) → prediction of the conditioned denoiser, in the dtype of the latents
 Predict = Callable[[Tensor, int], Tensor]
 
 
 @runtime_checkable
 class Trajectory(Protocol):
-    """Passes of the denoiser that bring latents to the timestep that is read; equal (and hashable) for equal plans."""
+    """Denoising passes that move latents to the timestep that is read; hashable, equal for equal steps."""
 
     def check(self, backbone: Backbone, timestep: int) -> None:
-        """Raise ConfigError unless features can be read at ``timestep`` after this trajectory."""
+        """Raise ConfigError unless the trajectory can end at ``timestep``."""
 
     def start(self, timestep: int) -> int | None:
-        """The timestep to whose level the clean latents are noised first, or None for no noise."""
+        """Timestep to which the clean latents are noised first; None for no noise."""
 
     def run(self, latents: Tensor, timestep: int, predict: Predict, backbone: Backbone) -> Tensor:
-        """Latents (B, c, h, w) at the level of ``timestep``, from those at the level of ``start(timestep)``."""
+        """Latents (B, c, h, w) at ``timestep`` from latents at ``start(timestep)``."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """How one branch's denoising pass is conditioned; techniques make changed copies of it.
+    """Conditioning of one branch's denoising pass; techniques make changed copies of it.
 
     Attributes:
         prompts: B prompts.
-        controls: ControlNets whose residuals are added up.
-        adapters: (name, scale) of the LoRAs that act on text encoder and denoiser.
+        controls: ControlNets, whose residuals are summed.
+        adapters: (name, scale) of the adapters on text encoder and denoiser.
         trajectory: passes that move the latents to the timestep that is read; None to noise them to it directly.
     """
 
@@ -101,23 +101,22 @@ class Conditioning:
 
 
 class Technique:
-    """Base class of techniques: an off-the-shelf generation technique that steers the denoiser.
+    """Base class of techniques: off-the-shelf generation techniques that steer the denoiser.
 
     A subclass is a frozen dataclass. Its fields are its settings on the command line (``technique.<name>.<field>``),
-    its constructor checks them, and class attributes say how it may be named and combined. Only `apply` must be
-    written.
+    validated by its constructor; class attributes declare how it is named and combined. Only `apply` is abstract.
 
     Attributes:
-        kind: what ``techniques=`` calls those of this package; the class's name in small letters if it says nothing.
-        order: techniques of a branch are applied by rising order: prompt 10, controlnet 20, lora 30, inversion 40,
+        kind: name in ``techniques=`` and in the backbone's ``supports``; by default the lower-case class name.
+        order: place among the techniques of a branch, rising: prompt 10, controlnet 20, lora 30, inversion 40,
             denoise 50.
-        short: field that a bare value sets (``controlnet: depth`` is ``controlnet: {name: depth}``); "" for none.
-        several: field that tells several of a kind in one branch apart (``name: [canny, depth]``); "" where a branch
+        short: field set by a bare value (``controlnet: depth`` is ``controlnet: {name: depth}``); "" for none.
+        several: field that distinguishes several of a kind in one branch (``name: [canny, depth]``); "" if a branch
             has one at most.
-        decides: the part of a pass that it alone decides ("prompt", "latents"); two techniques that decide the same
-            are refused in one branch. "" for one that goes with all others.
-        exclusive: fields that exclude each other: a branch that sets one drops the shared values of all of them.
-        shorthands: key of a branch → field that it sets (``denoise_steps: 10`` is ``denoise: {steps: 10}``).
+        decides: part of a pass that it alone decides ("prompt", "latents"); a branch with two techniques that decide
+            the same part is refused. "" for none.
+        exclusive: mutually exclusive fields: a branch that sets one of them drops the shared values of all.
+        shorthands: key of a branch → field (``denoise_steps: 10`` is ``denoise: {steps: 10}``).
     """
 
     kind: ClassVar[str] = ""
@@ -133,55 +132,58 @@ class Technique:
 
     @property
     def description(self) -> dict[str, object]:
-        """All settings that features depend on, JSON-able; for caches and checkpoints."""
+        """Settings that features depend on, JSON-able; for caches and checkpoints."""
         settings = {one.name: getattr(self, one.name) for one in fields(self) if one.init}  # type: ignore[arg-type]
         try:
             json.dumps(settings)
         except TypeError as error:
-            raise ConfigError(
-                f"{self!r} must say itself what features depend on: {error}; write `description`"
-            ) from error
+            raise ConfigError(f"{self!r}: its settings are no JSON ({error}); write its `description`") from error
         return {"technique": self.kind, **settings}
 
     def prepare(self, backbone: Backbone) -> None:
-        """Load into the backbone what the technique needs; raise before anything expensive if that cannot work."""
+        """Load the needed weights into the backbone; raise if the technique cannot work with it."""
+
+    def check_supported(self, backbone: Backbone) -> None:
+        """Raise ConfigError unless the backbone supports the technique."""
+        if self.kind not in backbone.supports:
+            raise ConfigError(f"{backbone.identity.name} does not support {self.kind}; leave it out (techniques=none)")
 
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """The changed conditioning of a batch of images (B, 3, H, W) in [-1, 1]."""
+        """Changed copy of the conditioning of a batch of images (B, 3, H, W) in [-1, 1]."""
         raise NotImplementedError(f"{type(self).__name__}.apply")
 
     def bound(self, card: Card, seed: int) -> Technique:
-        """The technique with what it takes from the data set's card (prompts, class names) and the run's seed."""
+        """Copy completed from the data set's card (prompts, class names) and the run's seed."""
         return self
 
     def required_inputs(self) -> RequiredInputs:
-        """Files that must be read with the images of a data set: control folders, checks of captions."""
+        """Files to be read with the images of a data set: control folders, checks of captions."""
         return RequiredInputs()
 
     def control_images(self) -> dict[str, bool]:
-        """Names of ``Conditions.control_images`` that it reads → whether they must be given."""
+        """Names of the ``Conditions.control_images`` it reads → whether they are required."""
         return {}
 
     def without_effect(self) -> tuple[str, ...]:
-        """Fields that the others make idle; a branch that sets one of them is refused."""
+        """Fields without effect beside the others' values; a branch that sets one of them is refused."""
         return ()
 
     def prompt_length(self, backbone: Backbone) -> int | None:
-        """Tokens of the prompt it tells, 0 where images have prompts of their own, None if it tells none.
+        """Tokens of its prompt; 0 if each image has its own, None if the technique sets no prompt.
 
-        Asked for after `prepare`: averaged cross-attention has a channel per token.
+        Called after `prepare`: averaged cross-attention has a channel per token.
         """
         return None
 
     @classmethod
     def configured(cls, name: str, value: Any, description: str) -> Any:
-        """The value of the field ``name``, an object that the configuration built from its ``_target_``.
+        """Value of a field whose setting is a mapping with ``_target_``.
 
         Args:
-            name: of the field.
-            value: the object.
-            description: its configuration as JSON; equal for equal objects.
+            name: name of the field.
+            value: object built from the mapping.
+            description: the mapping as JSON; equal for equal objects.
         """
         return value

@@ -1,4 +1,4 @@
-"""ControlNet: holding the rebuilt image to the input's own edges, depth, …"""
+"""ControlNet: conditioning on edges, depth or other structure of the input image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["CannyEdges", "ControlFunction", "ControlNet", "GivenControl", "canny
 
 @dataclass(frozen=True)
 class CannyEdges:
-    """Canny edges of the image itself, as control images; settings as ``ops.edges.canny``."""
+    """Control images from Canny edges of the image; settings as ``ops.edges.canny``."""
 
     low: float = 100.0
     high: float = 200.0
@@ -38,7 +38,7 @@ class CannyEdges:
             )
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """(B, 3, H, W), 0 or 1; the images' own control image "canny" is used where there is one."""
+        """Edge maps (B, 3, H, W), 0 or 1; or the batch's own control images "canny" if there are any."""
         given = conditions.control_images.get("canny")
         if given is not None:
             return _checked("canny", given, images)
@@ -47,12 +47,12 @@ class CannyEdges:
 
 @dataclass(frozen=True)
 class GivenControl:
-    """Control images that come with the batch (``Conditions.control_images``): depth, poses, …"""
+    """Control images of the batch (``Conditions.control_images``): depth, poses, …"""
 
     name: str
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """The batch's control images of that name, (B, 3, H, W) in [0, 1]."""
+        """Control images ``name`` of the batch, (B, 3, H, W) in [0, 1]."""
         given = conditions.control_images.get(self.name)
         if given is None:
             raise DataError(
@@ -65,13 +65,14 @@ class GivenControl:
 
 @dataclass(frozen=True, eq=False)
 class ControlFunction:
-    """Control images from a function of the image, a depth network say.
+    """Control images from a function of the image, such as a depth network.
 
-    Two of them are equal if they call the same object: branches that are given one object share its images.
+    Equal for the same function object, so that branches with one object share its images.
 
     Args:
-        function: images (B, 3, H, W) in [-1, 1] → control images (B, 3, H, W) in [0, 1]; each from its image alone.
-        description: what the images depend on, for caches and checkpoints; "" for the function's own name.
+        function: images (B, 3, H, W) in [-1, 1] → control images (B, 3, H, W) in [0, 1]; each from its
+            image alone.
+        description: identity of the function for caches and checkpoints; "" for its qualified name.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -90,7 +91,7 @@ class ControlFunction:
         return id(self.function)
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """What the function makes of the images, checked."""
+        """Control images (B, 3, H, W) of the function, checked."""
         made = self.function(images)
         if not isinstance(made, Tensor) or not made.is_floating_point():
             found = made.dtype if isinstance(made, Tensor) else type(made).__name__
@@ -99,27 +100,26 @@ class ControlFunction:
 
 
 ControlImages = CannyEdges | GivenControl | ControlFunction
-#: how far control images may lie outside 0 to 1: rounding of whatever made them
+#: tolerance of values outside [0, 1], for rounding
 _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ControlNet(Technique):
-    """Residuals of a ControlNet on an image that holds the input's structure (GATE §5.1).
+    """Residuals of a ControlNet for a control image with the input's structure (GATE §5.1).
 
-    Several of them in a branch add up, each at its scale.
+    The residuals of several ControlNets in a branch are summed, each at its scale.
 
     Args:
-        name: of the ControlNet in the backbone; "canny" makes its own images.
+        name: name of the ControlNet in the backbone; "canny" computes its control images itself.
         scale: factor of the residuals, 1 as in the paper.
         low, high, blur_sigma, normalize: Canny's settings.
-        function: what makes the control images: "canny", a function (see `ControlFunction`), or None (see ``folder``).
-        folder: of control images, which the data set hands out with its images; None: the images come with the
-            batch, from wherever the caller has them, or are Canny edges if that is the ControlNet's name.
-        image: name that images of a folder, or of the caller, have in ``Conditions.control_images``; None for
-            ``name``.
-        dropout: share of training images that go without it, in [0, 1); drawn for each by seed, sample and view.
-            Evaluation never drops (``Conditions.training``).
+        function: source of the control images: "canny", a function (see `ControlFunction`), or None (see ``folder``).
+        folder: folder of control images, read with the data set's images; None: they are given in
+            ``Conditions.control_images``, or are Canny edges if the ControlNet's name is "canny".
+        image: key of the control images in ``Conditions.control_images``; None for ``name``.
+        dropout: probability in [0, 1) of dropping the ControlNet for a training image, drawn by seed, sample and view;
+            none in evaluation (``Conditions.training``).
         seed: of the dropout; the configuration sets the run's.
 
     Raises:
@@ -169,11 +169,11 @@ class ControlNet(Technique):
         return ControlFunction(value, description) if name == "function" else value
 
     def bound(self, card: Card, seed: int) -> ControlNet:
-        """Dropout by the run's seed."""
+        """With the run's seed for the dropout."""
         return replace(self, seed=seed) if self.dropout else self
 
     def source(self) -> ControlImages:
-        """Where the control images come from."""
+        """Source of the control images."""
         if isinstance(self.function, ControlFunction):
             return self.function
         if self.function == "canny" or (self.name == "canny" and not self.folder and not self.image):
@@ -182,7 +182,7 @@ class ControlNet(Technique):
 
     @property
     def description(self) -> dict[str, object]:
-        """Settings that the residuals depend on, JSON-able."""
+        """Settings of the residuals, JSON-able."""
         source = self.source()
         described: dict[str, object] = {"technique": self.kind, "name": self.name, "scale": self.scale}
         if isinstance(source, CannyEdges):
@@ -196,31 +196,30 @@ class ControlNet(Technique):
         return described
 
     def required_inputs(self) -> RequiredInputs:
-        """Its folder of control images; another view of an image in every epoch where it drops out."""
+        """Its folder of control images; with dropout, also a new view of each image in every epoch."""
         folders = {self.image or self.name: self.folder} if self.folder else {}
         return RequiredInputs(control_folders=folders, random_views=self.dropout > 0)
 
     def control_images(self) -> dict[str, bool]:
-        """Those that it is given; Canny edges are made of the image where they are not."""
+        """The key it reads; "canny" is optional, as edges can be computed."""
         source = self.source()
         if isinstance(source, CannyEdges):
             return {"canny": False}
         return {source.name: True} if isinstance(source, GivenControl) else {}
 
     def without_effect(self) -> tuple[str, ...]:
-        """Canny's settings where the control images are not Canny edges."""
+        """Canny's settings, if the control images are not Canny edges."""
         return () if isinstance(self.source(), CannyEdges) else ("low", "high", "blur_sigma", "normalize")
 
     def prepare(self, backbone: Backbone) -> None:
         """Load the ControlNet into the backbone."""
-        if self.kind not in backbone.supports:
-            raise ConfigError(f"{backbone.identity.name} takes no ControlNet; leave the technique out with it")
+        self.check_supported(backbone)
         backbone.require_controlnet(self.name)
 
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """Add the control to those already there."""
+        """Add the ControlNet to the conditioning."""
         kept = tuple(self._keeps(*sample) for sample in zip(conditions.sample_ids, conditions.views, strict=True))
         dropping = conditions.training and self.dropout > 0
         control = Control(self.name, self.source(), self.scale, kept if dropping else None)

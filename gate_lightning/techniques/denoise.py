@@ -23,16 +23,16 @@ __all__ = ["SAMPLERS", "Denoise"]
 
 @dataclass(frozen=True)
 class Denoise(Technique):
-    """The image noised to a higher timestep, then denoised down to the one that is read (GATE §6.1).
+    """Noising to a higher timestep, then denoising down to the one that is read (GATE §6.1).
 
-    What the denoiser invents on the way drifts from the image unless a ControlNet holds it; the paper stays below ten
-    steps. Every step is a full pass.
+    Without a ControlNet the denoised latents drift from the image; the paper uses fewer than ten steps. Every step is a
+    full pass.
 
     Args:
         steps: at least 1; the trajectory starts ``steps`` · ``stride`` timesteps above the one that is read.
-        sampler: one of SAMPLERS; all without new noise. "pndm_released" is the trajectory of the released GATE code
-            on Stable Diffusion 1.5, one call short: its second call repeats the first step, and all later latents are
-            one step noisier than the denoiser is told. What it calls denoising from 60 to 50 starts at 61: steps=11.
+        sampler: one of SAMPLERS; all are deterministic. "pndm_released" is the trajectory of the released GATE code on
+            Stable Diffusion 1.5, which is one call short: its second call repeats the first step, so that all later
+            latents are one step noisier than their timestep. Its "denoising from 60 to 50" starts at 61: steps=11.
         stride: timesteps per step, at least 1.
     """
 
@@ -52,7 +52,7 @@ class Denoise(Technique):
         check_choice(self.sampler, "denoise.sampler", SAMPLERS)
 
     def prepare(self, backbone: Backbone) -> None:
-        """Check that there is a schedule to go down, in steps this sampler can make."""
+        """Raise ConfigError unless backbone, sampler and stride fit."""
         schedule = noise_schedule(backbone, "denoising from a higher timestep")
         if schedule.prediction_type == "flow" and self.sampler not in _FLOW_SAMPLERS:
             raise ConfigError(
@@ -73,7 +73,7 @@ class Denoise(Technique):
         return replace(conditioning, trajectory=self)
 
     def check(self, backbone: Backbone, timestep: int) -> None:
-        """Refuse a start above the schedule."""
+        """Raise ConfigError if the start lies above the schedule."""
         length = backbone.schedule.length
         if self.start(timestep) >= length:
             raise ConfigError(
@@ -83,11 +83,11 @@ class Denoise(Technique):
             )
 
     def start(self, timestep: int) -> int:
-        """Timestep at which the trajectory starts."""
+        """``timestep`` + steps · stride."""
         return timestep + self.steps * self.stride
 
     def run(self, latents: Tensor, timestep: int, predict: Predict, backbone: Backbone) -> Tensor:
-        """Latents (B, c, h, w) at the level of ``timestep`` from those at that of ``start(timestep)``."""
+        """See Trajectory; one pass per step, more for samplers of higher order."""
         schedule = noise_schedule(backbone, "denoising from a higher timestep")
         samplers = _FLOW_SAMPLERS if schedule.prediction_type == "flow" else SAMPLERS
         levels = list(range(self.start(timestep), timestep - 1, -self.stride))
@@ -101,19 +101,19 @@ def _ddim(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseS
 
 
 def _pndm(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
-    """The first step is made twice: its second pass, at its end, corrects it; so that level is visited twice too."""
+    """PNDM: the second pass, at the end of the first step, corrects that step, so its level is visited twice."""
     return _pndm_visiting([*levels[:2], *levels[1:-1]], latents, levels, predict, schedule)
 
 
 def _pndm_released(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
-    """Every level visited once, as by code that starts in the middle of the scheduler's list."""
+    """PNDM started in the middle of the scheduler's list: every level is visited once."""
     return _pndm_visiting(levels[:-1], latents, levels, predict, schedule)
 
 
 def _pndm_visiting(
     visits: list[int], latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule
 ) -> Tensor:
-    # it averages predictions of several levels, which only noise allows: other kinds are converted first
+    # PNDM averages predictions of several levels, which only noise allows: other types are converted to it
     scheduler = PNDMScheduler(**{**_config(schedule), "prediction_type": "epsilon"}, skip_prk_steps=True)
     scheduler.set_timesteps(schedule.length // (levels[0] - levels[1]))
     for timestep in visits:
@@ -127,7 +127,7 @@ def _solver(kind: Any, scaled: bool) -> Callable[[Tensor, list[int], Predict, No
 
     def sample(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
         scheduler = kind(**_config(schedule))
-        # the last level is reached, never visited; the scheduler needs it to know where the last step ends
+        # the last level is where the last step ends; no pass is made there
         scheduler.set_timesteps(timesteps=levels)
         scheduler.set_begin_index(0)
         if scaled:
@@ -141,7 +141,7 @@ def _solver(kind: Any, scaled: bool) -> Callable[[Tensor, list[int], Predict, No
 
 
 def _config(schedule: NoiseSchedule) -> dict[str, Any]:
-    """Arguments of a diffusers scheduler: the betas themselves, as not every scheduler knows every way to make them."""
+    """Arguments of a diffusers scheduler, with the betas as numbers: not every scheduler has every beta schedule."""
     assert isinstance(schedule, DiffusionSchedule)
     return {
         "num_train_timesteps": schedule.length,

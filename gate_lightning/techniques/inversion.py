@@ -1,4 +1,4 @@
-"""DDIM inversion: noise that the denoiser itself finds in the image, instead of drawn noise."""
+"""DDIM inversion: noise predicted by the denoiser in place of drawn noise."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ __all__ = ["Inversion"]
 class Inversion(Technique):
     """Clean latents brought up to the timestep that is read by DDIM steps in reverse (Song et al. 2021, §4.3).
 
-    The denoiser is conditioned as when it is read: by the branch's prompt, ControlNets and LoRAs. In each step it is
-    told the timestep to be reached and sees the latents of the one before. No noise is drawn. For flow-matching models
-    the same steps are Euler's along the velocity, from the image up.
+    Every pass has the conditioning of the branch: prompt, ControlNets, LoRAs. Its input is the latents of the last
+    timestep with the next timestep as time input. No noise is drawn. For flow-matching models the steps are Euler's.
 
     Args:
         stride: timesteps per step, at least 1. The released GATE code takes 10.
-        first: the timestep whose level the clean latents are taken for, 0 or more.
-        last: "exact" ends with a shorter step on the timestep read; "grid" goes on to the next multiple of the stride,
-            as the released code does, so that the latents are noisier than the timestep says. Equal on the grid.
+        first: timestep assigned to the clean latents, 0 or more.
+        last: "exact" ends at the timestep that is read, with a shorter step if needed; "grid" ends at the next
+            multiple of the stride above it, as in the released code, with noisier latents. Equal on the grid.
     """
 
     stride: int = 10
@@ -47,7 +46,7 @@ class Inversion(Technique):
         check_choice(self.last, "inversion.last", ("exact", "grid"))
 
     def prepare(self, backbone: Backbone) -> None:
-        """Check that there is a schedule to go up."""
+        """Raise ConfigError for a backbone without noise schedule."""
         noise_schedule(backbone, "DDIM inversion")
 
     def apply(
@@ -57,13 +56,13 @@ class Inversion(Technique):
         return replace(conditioning, trajectory=self)
 
     def levels(self, timestep: int) -> list[int]:
-        """The timesteps of the latents on their way up, the first included."""
+        """Timesteps of the latents along the trajectory, the first included."""
         if self.last == "grid":
             return list(range(self.first, timestep + self.stride, self.stride)) or [self.first]
         return [*range(self.first, timestep, self.stride), max(timestep, self.first)]
 
     def check(self, backbone: Backbone, timestep: int) -> None:
-        """Refuse a way that leads out of the schedule."""
+        """Raise ConfigError if the trajectory leaves the schedule."""
         last = self.levels(timestep)[-1]
         if last >= backbone.schedule.length:
             raise ConfigError(
@@ -72,10 +71,10 @@ class Inversion(Technique):
             )
 
     def start(self, timestep: int) -> None:
-        """No noise is added."""
+        """None: no noise is added."""
 
     def run(self, latents: Tensor, timestep: int, predict: Predict, backbone: Backbone) -> Tensor:
-        """Latents (B, c, h, w) at the level of ``timestep`` from clean ones, one pass for each step."""
+        """See Trajectory; one pass per step."""
         schedule = noise_schedule(backbone, "DDIM inversion")
         state = wide(latents)
         for level, target in pairwise(self.levels(timestep)):

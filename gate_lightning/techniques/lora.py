@@ -1,4 +1,4 @@
-"""LoRA: a denoiser that knows the style of the data set."""
+"""LoRA: low-rank adapters of denoiser and text encoder to the style of a data set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["LoRA"]
 
 @dataclass(frozen=True)
 class LoRA(Technique):
-    """A LoRA on the denoiser, and on the text encoder where the file has such a part (GATE §5.1).
+    """LoRA on the denoiser, and on the text encoder if the file has such a part (GATE §5.1).
 
     Args:
-        role: which one it is, e.g. "moderate"; names it among the adapters of the backbone.
+        role: name of the adapter in the backbone, such as "moderate".
         weights: safetensors file (diffusers, PEFT, kohya or original format, see ``backbones.adapters.lora_files``),
             ``asset:…`` of this package, or a mapping from roles to these.
-        scale: factor of its effect, on top of the file's own alpha / rank.
+        scale: factor on top of the file's own alpha / rank.
 
     Raises:
         ConfigError: no role, or a scale that is no number.
@@ -47,7 +47,7 @@ class LoRA(Technique):
 
     @property
     def adapter(self) -> str:
-        """Its name in the backbone, where dots separate modules."""
+        """Its name in the backbone, without dots, which separate modules."""
         return self.role.replace(".", "_")
 
     @property
@@ -56,7 +56,7 @@ class LoRA(Technique):
         return {"technique": self.kind, "adapter": self.adapter, "scale": self.scale}
 
     def bound(self, card: Card, seed: int) -> LoRA:
-        """Refuse one without a file, saying for which data set it must be trained."""
+        """Raise WeightsError if there is no file, with the command that trains one."""
         if self.weights is None:
             raise WeightsError(
                 f"the lora technique has no weights of the role {self.role!r} for {card.name}: set "
@@ -68,8 +68,7 @@ class LoRA(Technique):
 
     def prepare(self, backbone: Backbone) -> None:
         """Load the adapter beside the backbone."""
-        if self.kind not in backbone.supports:
-            raise ConfigError(f"{backbone.identity.name} takes no LoRA; leave the technique out with it")
+        self.check_supported(backbone)
         if not isinstance(self.weights, str):
             raise WeightsError(f"LoRA {self.role!r} has no file; give it one: LoRA({self.role!r}, weights=<file>)")
         backbone.require_adapter(self.adapter, self.weights)
@@ -77,5 +76,5 @@ class LoRA(Technique):
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """Add the adapter to those already there."""
+        """Add the adapter to the conditioning."""
         return replace(conditioning, adapters=(*conditioning.adapters, (self.adapter, self.scale)))

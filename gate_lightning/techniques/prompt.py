@@ -1,4 +1,4 @@
-"""The prompt technique: telling the denoiser what the image shows."""
+"""Prompts: text about the image, one for all images, one per category or one per image."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SOURCES = ("caption", "fine", "simple", "category", "classes")
 
 @dataclass(frozen=True)
 class Prompt(Technique):
-    """A fine-grained prompt (GATE §5.1): one text for all images, one per category (DIFT), or one per image.
+    """Fine-grained prompt (GATE §5.1): one text for all images, one per category (DIFT), or one per image.
 
-    One of ``text``, ``file``, ``embedding`` and ``source`` is used; without them each image's own caption is.
+    At most one of ``text``, ``file``, ``embedding`` and ``source`` is given; the default is each image's caption.
 
     Args:
-        text: the prompt of all images.
-        fallback: the prompt of images without caption, entry or category; None makes them an error (with a data set,
-            its fine prompt replaces missing captions).
-        file: captions by image, see ``data.files.caption_files``; read when the technique is made.
-        template: prompt of an image of ``Conditions.categories``; "a photo of a {category}" if None.
-        embedding: file of a prompt that was learned as a whole, in place of any text.
-        tokens: files of learned tokens that the prompts may use (textual inversion).
+        text: prompt of all images.
+        fallback: prompt of images without caption, entry or category; None makes them an error (with a data set, its
+            fine prompt replaces missing captions).
+        file: file of captions by image, see ``data.files.caption_files``; read by the constructor.
+        template: prompt with the image's entry of ``Conditions.categories``; None for "a photo of a {category}".
+        embedding: file of a learned prompt embedding, in place of any text.
+        tokens: files of learned tokens for use in prompts (textual inversion).
         source: "caption", "category" (the default with a template), or of the data set's card "fine", "simple" and
             "classes" (names of its classes, joined by commas), which `bound` fills in.
 
@@ -79,7 +79,7 @@ class Prompt(Technique):
         source = None if given else self.source or ("category" if self.template is not None else "caption")
         tokens: Any = self.tokens or ()
         tokens = (tokens,) if isinstance(tokens, str) else tokens
-        # settings that the source makes idle are dropped: what is told the same is equal
+        # settings without effect are dropped, so that techniques with equal prompts are equal
         template = (self.template or DEFAULT_TEMPLATE) if source == "category" else None
         fallback = self.fallback if source in ("caption", "category") or "file" in given else None
         settled = {**given, "source": source, "tokens": tuple(map(str, tokens)), "template": template}
@@ -99,11 +99,13 @@ class Prompt(Technique):
         if self._captions is not None:
             described["captions"] = self._captions.digest
         if self._learned:
-            described["learned"] = [name for name, _, _ in self._learned]  # their content is the backbone's to tell
+            described["learned"] = [
+                name for name, _, _ in self._learned
+            ]  # their content is in the backbone's description
         return described
 
     def bound(self, card: Card, seed: int) -> Prompt:
-        """With the data set's prompts, where they are asked for."""
+        """With the data set's prompts or class names, as ``source`` says."""
         if self.source == "caption":
             return replace(self, fallback=self.fallback or card.prompt_fine or None)
         if self.source in ("fine", "simple"):
@@ -120,30 +122,29 @@ class Prompt(Technique):
         return self
 
     def required_inputs(self) -> RequiredInputs:
-        """A check that all images have an entry in the caption file."""
+        """Check that all images have an entry in the caption file."""
         return RequiredInputs(checks=(self.check_images,) if self._captions is not None else ())
 
     def without_effect(self) -> tuple[str, ...]:
-        """The template where no category is told."""
+        """The template, if the prompt has no category."""
         return () if self.source == "category" else ("template",)
 
     @property
     def _learned(self) -> list[tuple[str, str, AdapterKind]]:
-        """Name in the backbone, file and kind of what was learned."""
+        """Name in the backbone, file and kind of each learned embedding."""
         files: list[tuple[str, AdapterKind]] = [(file, "tokens") for file in self.tokens]
         files += [(self.embedding, "prompt")] if self.embedding is not None else []
         return [(f"{kind}_{Path(file).stem.replace('.', '_')}", file, kind) for file, kind in files]
 
     def prepare(self, backbone: Backbone) -> None:
-        """Check that the backbone reads prompts, and load what was learned."""
-        if self.kind not in backbone.supports:
-            raise ConfigError(f"{backbone.identity.name} reads no prompts; leave the technique out with it")
+        """Load learned tokens and prompts into the backbone."""
+        self.check_supported(backbone)
         self._check_bound()
         for name, file, kind in self._learned:
             backbone.require_adapter(name, file, kind)
 
     def prompt_length(self, backbone: Backbone) -> int:
-        """Tokens of the prompt, where all images have one; else 0. After ``prepare``."""
+        """Number of tokens of a prompt common to all images; else 0."""
         text = "" if self.embedding is not None else self.text
         return 0 if text is None else backbone.text_length(text, tuple((name, 1.0) for name, _, _ in self._learned))
 
@@ -155,7 +156,7 @@ class Prompt(Technique):
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """Replace the prompts."""
+        """Replace the prompts of all images."""
         self._check_bound()
         if self.embedding is not None:
             prompts = ("",) * len(images)
@@ -189,7 +190,7 @@ class Prompt(Technique):
                 f"technique one text for all, or a fallback"
             )
         raise DataError(
-            "the prompt technique tells captions, but the images have none; add captions to the images, or give the "
+            "the prompt technique reads captions, but the images have none; add captions to the images, or give the "
             "technique one text for all, a file of captions, or a fallback"
         )
 

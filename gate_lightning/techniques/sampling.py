@@ -1,4 +1,4 @@
-"""Images from noise: one sampler for tools and training."""
+"""Image generation from noise, for tools and previews in training."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _SCHEDULERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of `sample_images`.
+    """Sampler, guidance and size of images for `sample_images`.
 
     Attributes:
-        sampler: ``ddim``: no noise but that of the start; ``ddpm``: ancestral, with the schedule's variance, also
-            where the model has learned one.
-        steps: of the sampler.
+        sampler: ``ddim``: deterministic after the initial noise; ``ddpm``: ancestral, with the schedule's variance even
+            for models with a learned one.
+        steps: number of sampler steps, at least 1.
         guidance: weight of the classifier-free guidance, e = e_uncond + guidance · (e_prompt - e_uncond); 1 is none. A
             backbone without text has none.
         size: side in pixels.
-        adapters: names and scales of adapters that the backbone has loaded.
-        seed: of the noise.
+        adapters: (name, scale) of loaded adapters.
+        seed: seed of the noise.
 
     Raises:
         ConfigError: an unknown sampler, or a number out of range.
@@ -56,9 +56,9 @@ class Control:
     """Control images of a batch.
 
     Attributes:
-        name: of a ControlNet that the backbone has loaded.
+        name: name of a loaded ControlNet.
         images: (B, 3, size, size) in [0, 1].
-        scale: of the ControlNet's residuals.
+        scale: factor of the residuals.
     """
 
     name: str
@@ -70,7 +70,7 @@ def image_side(backbone: Backbone, size: int | None = None) -> int:
     """Side in pixels of the images a backbone makes; None for its native size.
 
     Raises:
-        ConfigError: it makes no images, or none of that size.
+        ConfigError: it generates no images, or none of that size.
     """
     if not backbone.schedule.config:
         raise ConfigError(f"{backbone.identity.name} makes no images; use a diffusion backbone: tiny, sd15 …")
@@ -85,16 +85,16 @@ def image_side(backbone: Backbone, size: int | None = None) -> int:
 def sample_images(
     backbone: Backbone, prompts: Sequence[str], first: int, how: Sampling, control: Control | None = None
 ) -> np.ndarray:
-    """Images number ``first``, ``first`` + 1 …, one per prompt.
+    """Generate one image per prompt; they have the numbers ``first``, ``first`` + 1 …
 
     The noise of an image is keyed by (seed, number): neither the batch nor the other prompts change it.
 
     Args:
-        backbone: what makes them.
+        backbone: a diffusion model.
         prompts: B texts; those of equal token length share the passes.
         first: number of the first image.
-        how: the settings.
-        control: of a ControlNet, or None.
+        how: sampler settings.
+        control: control images, or None.
 
     Returns:
         uint8 (B, size, size, 3).

@@ -1,4 +1,4 @@
-"""What techniques that move latents along the noise schedule share."""
+"""Shared by the techniques that move latents along the noise schedule."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["noise_schedule", "wide"]
 
 
 def noise_schedule(backbone: Backbone, technique: str) -> NoiseSchedule:
-    """The schedule to move along.
+    """Noise schedule of a backbone.
 
     Raises:
-        ConfigError: a backbone without noise.
+        ConfigError: the backbone reads clean latents or has no schedule.
     """
     schedule = backbone.schedule
     if schedule.reads_clean:

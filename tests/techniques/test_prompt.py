@@ -95,5 +95,5 @@ def test_a_learned_prompt_takes_the_place_of_text_and_learned_tokens_go_into_it(
     assert torch.equal(encoded[whole][0], embeds)
     assert not torch.allclose(encoded[styled], encoded[Prompt("a <style> house")])
     assert whole.description["learned"] == ["prompt_whole_v1"]
-    with pytest.raises(ConfigError, match="reads no prompts"):
+    with pytest.raises(ConfigError, match="does not support prompt"):
         whole.prepare(build("pixels"))

@@ -109,7 +109,7 @@ class Shout(Technique):
 
 def test_a_technique_that_cannot_be_described_is_refused() -> None:
     assert Shout("!").description == {"technique": "shout", "mark": "!"}
-    with pytest.raises(ConfigError, match=r"Shout\(mark=<object.*write `description`"):
+    with pytest.raises(ConfigError, match=r"Shout\(mark=<object.*write its `description`"):
         _ = Shout(object()).description
 
 

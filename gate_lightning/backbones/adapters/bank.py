@@ -1,8 +1,8 @@
-"""Adapters beside the frozen network: low-rank branches added by forward hooks, per sample; learned tokens.
+"""Adapters beside a frozen network: per-sample low-rank branches by forward hooks, learned tokens, learned prompts.
 
-The network is never changed: its weights, module paths and state dict stay those of the file. During a pass each
-adapted module gets one hook that adds scale · up(down(x)) to the rows of the samples steered by that adapter. So
-samples under different adapters, scales, or none share one batch, exactly.
+The network is not changed: weights, module paths and state dict stay those of the file. During a pass one hook per
+adapted module adds scale · up(down(x)) to the rows of the samples that use the adapter, so that samples with different
+adapters, scales, or none share a batch exactly.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LowRank(nn.Module):
         base: the frozen layer it is added to; its stride, padding and dilation apply to ``down``.
         down: (rank, in) or (rank, in, kh, kw).
         up: (out, rank) or (out, rank, 1, 1).
-        strength: alpha / rank, or alpha / √rank for rank-stabilised LoRA; whoever adds the output multiplies by it.
+        strength: alpha / rank, or alpha / √rank for rank-stabilised LoRA; not applied by ``forward``.
     """
 
     down: Tensor
@@ -43,7 +43,7 @@ class LowRank(nn.Module):
         self.geometry = (base.stride, base.padding, base.dilation) if isinstance(base, nn.Conv2d) else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What is added, times strength and scale, to the output of the frozen layer."""
+        """up(down(x)), to be multiplied by strength and scale and added to the frozen layer's output."""
         if self.geometry is None:
             return F.linear(F.linear(inputs, self.down), self.up)
         stride, padding, dilation = self.geometry
@@ -51,17 +51,17 @@ class LowRank(nn.Module):
 
 
 class Adapter(nn.Module):
-    """What a file adds to the frozen networks: a LoRA, learned tokens, or both; or a learned prompt.
+    """Content of one adapter file: a LoRA, learned tokens, both, or a learned prompt.
 
     Args:
-        source: where it was read from.
+        source: file it was read from.
         digest: hash of the file.
         parts: low-rank branches by part ("unet", "text_encoder", "text_encoder_2") and module path.
-        tokens: text encoder's part → token, as it stands in prompts → vectors (n, C) that take its place.
-        prompt: embeddings (T, C) that take the place of the text encoder's output, or None.
+        tokens: text encoder's part → token as it appears in prompts → vectors (n, C) that replace it.
+        prompt: embeddings (T, C) that replace the text encoder's output, or None.
 
     Attributes:
-        paths: part → module paths it acts on.
+        paths: part → adapted module paths.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Adapter(nn.Module):
         self.layers = nn.ModuleDict({part: nn.ModuleList(parts[part].values()) for part in self.paths})
 
     def changes(self, part: str) -> bool:
-        """Whether it acts on this part at all; a learned prompt replaces what the first text encoder says."""
+        """True if it acts on this part; a learned prompt acts on the first text encoder."""
         return part in self.paths or part in self.tokens or (part == "text_encoder" and self.prompt is not None)
 
     def branches(self, part: str) -> Iterator[tuple[str, LowRank]]:
@@ -95,7 +95,7 @@ class Adapter(nn.Module):
 
 @dataclass
 class _AddBranches:
-    """Forward hook that adds low-rank branches to the rows they are for; a class so that modules stay picklable."""
+    """Forward hook that adds low-rank branches to their rows; a class so that modules stay picklable."""
 
     branches: list[tuple[LowRank, float, slice]]
 
@@ -126,7 +126,7 @@ class AdapterBank(nn.Module):
         self.adapters[name] = adapter.requires_grad_(False)
 
     def acting_on(self, part: str, adapters: Adapters) -> Adapters:
-        """Those of ``adapters`` that change ``part``, at a scale other than zero."""
+        """Subset of ``adapters`` with an effect on ``part``: those that act on it at a scale other than 0."""
         return tuple((name, scale) for name, scale in adapters if scale != 0.0 and self[name].changes(part))
 
     def tokens(self, part: str, adapters: Adapters) -> dict[str, Tensor]:
@@ -154,17 +154,17 @@ class AdapterBank(nn.Module):
         """
         found = [name for name, scale in adapters if scale != 0.0 and self[name].prompt is not None]
         if len(found) > 1:
-            raise ConfigError(f"{' and '.join(found)} are learned prompts; only one prompt can be told")
+            raise ConfigError(f"{' and '.join(found)} are learned prompts; a branch has one prompt")
         return self[found[0]].prompt if found else None
 
     @contextmanager
     def applied(self, root: nn.Module, part: str, rows: Sequence[Adapters] | None) -> Iterator[None]:
-        """While open, row i of every batch through ``root`` is steered by the adapters ``rows[i]``."""
+        """Context in which row i of every batch through ``root`` is steered by the adapters ``rows[i]``."""
         hooks = self._hooks(part, rows or ())
         handles = []
         try:
             for path, hook in hooks.items():
-                # before other hooks: whoever listens to the module hears the steered output
+                # before other hooks, which then see the steered output
                 handles.append(root.get_submodule(path).register_forward_hook(hook, prepend=True))
             yield
         finally:

@@ -55,14 +55,14 @@ _TRANSFORMER = (("attn1", "ff", "attn2"), ("attn1", "attn2", "ff"))
 
 
 def is_numbered(keys: Iterable[str]) -> bool:
-    """Whether a file with these keys is of this format."""
+    """True if a file with these keys is of this format."""
     return any(_KEY.match(key) for key in keys)
 
 
 def numbered_layers(
     path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], networks: Mapping[str, nn.Module]
 ) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    """(down, up) by part and module path.
+    """Down and up matrices by part and module path.
 
     Raises:
         WeightsError: layers of an unknown class, or of a network with other layers.

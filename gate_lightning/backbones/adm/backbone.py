@@ -67,7 +67,7 @@ class ADMBackbone(Backbone):
 
     @property
     def description(self) -> dict[str, object]:
-        """Weights, and what about the network no weight tells, JSON-able."""
+        """Weights, head channels and noise schedule, JSON-able."""
         settings = {"head_channels": self.unet.config.attention_head_dim, "schedule": dict(self.schedule.config)}
         return {**super().description, **settings}
 
@@ -85,14 +85,14 @@ class ADMBackbone(Backbone):
 
 
 def check_unconditional(config: Mapping[str, Any]) -> None:
-    """Raise WeightsError unless a ``UNet2DModel`` of this config denoises RGB images, told a timestep alone."""
+    """Raise WeightsError unless the config of a ``UNet2DModel`` is that of an unconditional model over RGB images."""
     wrong = []
     if config.get("in_channels", 3) != _RGB:
         wrong.append(f"it reads {config['in_channels']} channels (expected 3)")
     if config.get("out_channels", 3) not in (_RGB, _LEARNED_VARIANCE):
         wrong.append(f"it predicts {config['out_channels']} channels (expected 3, or 6 with a learned variance)")
     if config.get("class_embed_type") or config.get("num_class_embeds"):
-        wrong.append("it is told a class")
+        wrong.append("it is class-conditional")
     if config.get("time_embedding_type", "positional") != "positional":
         wrong.append(f"its time embedding is {config['time_embedding_type']} (expected positional, as DDPM's)")
     if config.get("center_input_sample"):

@@ -1,4 +1,4 @@
-"""Architectures that need no file: real sizes with random weights, and what single-file checkpoints are read into."""
+"""Released architectures: random weights at real size, and networks for single-file checkpoints."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ _END = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Architecture:
-    """One kind of Stable Diffusion model: the released configs.
+    """Released configs of one kind of Stable Diffusion model.
 
     Attributes:
         unet, vae: configs of the networks.
-        texts: configs of its text encoders, without what the tokenizer decides; the second one has a projection.
-        pads: what each tokenizer pads prompts with.
+        texts: configs of its text encoders, without the tokenizer's values; the second one has a projection.
+        pads: padding token of each tokenizer.
         prediction_type: of the released weights; None where there are several kinds.
         source: hub id of a model with its tokenizers.
     """
@@ -163,7 +163,7 @@ def build_random_backbone(
         architecture: "tiny", "sd15", "sd21" or "sdxl" (2.6 billion parameters in the U-Net alone).
         seed: of the weights.
         controlnet: add a ControlNet named "canny" whose zero convolutions are random too, so that it does something.
-        size_conditions: what an SDXL model is told about images.
+        size_conditions: of an SDXL model.
     """
     check_choice(architecture, "backbone.architecture", ARCHITECTURES)
     with torch.random.fork_rng(devices=[]):
@@ -200,7 +200,7 @@ def assemble(
     identity: Identity,
     size_conditions: SizeConditions | None = None,
 ) -> UNetBackbone:
-    """The backbone that these parts make: with a second text encoder one of SDXL's kind.
+    """Backbone of these parts: an SDXLBackbone if there is a second text encoder.
 
     Args:
         networks: by the names of their folders: unet, vae, text_encoder, and text_encoder_2 if there is one.
@@ -211,7 +211,7 @@ def assemble(
 
     Raises:
         WeightsError: parts that do not belong together.
-        ConfigError: size conditions for a model that is told none.
+        ConfigError: size conditions for a model without them.
     """
     if "text_encoder_2" in networks:
         return SDXLBackbone(
@@ -223,7 +223,7 @@ def assemble(
             size_conditions=size_conditions,
         )
     if size_conditions is not None:
-        raise ConfigError(f"{identity.name} is told nothing about sizes; leave backbone.size_conditions out")
+        raise ConfigError(f"{identity.name} reads no size conditions; leave backbone.size_conditions out")
     return UNetBackbone(**networks, tokenizer=tokenizers[0], schedule=DiffusionSchedule(schedule), identity=identity)
 
 

@@ -27,7 +27,7 @@ __all__ = ["CleanDIFTBackbone", "load_cleandift_backbone"]
 
 log = logging.getLogger(__name__)
 
-#: what the learned timestep starts from in training, and what users of the U-Net-only files tell it.
+#: initial value of the learned timestep in training; used with files of the U-Net alone.
 INITIAL_TIMESTEP = 261.0
 _PREFIX = "unet_feature_extractor_cleandift."
 
@@ -35,13 +35,13 @@ _PREFIX = "unet_feature_extractor_cleandift."
 class CleanDIFTBackbone(UNetBackbone):
     """A Stable Diffusion model whose U-Net reads clean latents at a timestep of its own.
 
-    No noise is added, and the timestep of a branch says nothing to it. It is steered by prompts and LoRA; not by
+    No noise is added, and the timestep of a branch has no effect. It is steered by prompts and LoRA; not by
     ControlNets, which are trained on noisy latents, nor by trajectories along the noise schedule.
 
     Args:
-        base: the model whose parts are used.
-        own_timestep: what the U-Net is always told; fractions are meant.
-        identity: which weights these are.
+        base: model whose other parts are used.
+        own_timestep: constant time input of the U-Net; may be fractional.
+        identity: name, revision and digest of the weights.
 
     Raises:
         ConfigError: a timestep outside the schedule.
@@ -57,7 +57,7 @@ class CleanDIFTBackbone(UNetBackbone):
         self.supports = frozenset({"prompt", "lora"})
 
     def check_timestep(self, timestep: int) -> None:
-        """As of any backbone; one that is another than its own is announced to be without effect."""
+        """See Backbone; a timestep other than its own, which has no effect, is warned about."""
         super().check_timestep(timestep)
         if timestep != round(self.own_timestep):
             log.warning(
@@ -69,7 +69,7 @@ class CleanDIFTBackbone(UNetBackbone):
 
     @property
     def description(self) -> dict[str, object]:
-        """Weights, adapters and the timestep told, JSON-able."""
+        """Weights, adapters and the U-Net's timestep, JSON-able."""
         return {**super().description, "own_timestep": self.own_timestep}
 
 
@@ -96,8 +96,8 @@ def load_cleandift_backbone(
             holds ``file``, or "random".
         base: the Stable Diffusion model: whatever ``load_unet_backbone`` takes.
         file: name inside the folder or hub repository.
-        own_timestep: what the U-Net is told. None takes the one learned, which the whole state has; for the U-Net alone
-            it is 261, where training started.
+        own_timestep: time input of the U-Net. None for the learned one of a training state, and for 261, its initial
+            value, with a U-Net alone.
         revision, base_revision: commit or tag of hub ids.
         base_variant: file name variant of the base model.
         dtype, channels_last, offline, native_size, long_prompts: see ``load_unet_backbone``.

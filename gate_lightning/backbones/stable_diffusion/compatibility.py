@@ -1,4 +1,4 @@
-"""Whether networks belong together, in words."""
+"""Checks that networks belong together."""
 
 from __future__ import annotations
 

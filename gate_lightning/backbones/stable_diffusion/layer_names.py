@@ -1,4 +1,4 @@
-"""What a U-Net's layers are called elsewhere, and the layers that are made of several of them.
+"""Aliases of a U-Net's layers in other code bases, and layers averaged over several others.
 
 Aliases, all derived from the layer ids by counting (``r`` counts the residual blocks of an up level, each with the
 transformer behind it):
@@ -46,7 +46,7 @@ def unet_aliases(layers: Layers) -> dict[str, str]:
 
 
 def _blocks(layers: Layers) -> Iterator[tuple[str, str]]:
-    """Whole blocks: their last output."""
+    """Aliases of whole blocks → the layer of their last output."""
     last: dict[tuple[str, str], str] = {}
     for layer in layers:
         if match := re.match(r"(up|down)-level(\d+)-", layer):

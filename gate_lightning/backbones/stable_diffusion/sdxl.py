@@ -1,8 +1,9 @@
 """Stable Diffusion XL and models of its architecture (Playground v2): two text encoders, image sizes as conditions.
 
-What differs from Stable Diffusion 1.x and 2.x: the prompt is what both text encoders say in their last but one layer,
-side by side; the second one's pooled, projected vector and six numbers about the image are added to the time
-embedding (Podell et al. 2023, §2.2: original size, crop, target size); the autoencoder overflows in half precision.
+Differences to Stable Diffusion 1.x and 2.x (Podell et al. 2023): the prompt embeddings are the outputs of the last but
+one layer of both text encoders, concatenated over channels; the second encoder's pooled, projected vector and six
+numbers about the image (§2.2: original size, crop, target size) are added to the time embedding; the autoencoder
+overflows in half precision.
 """
 
 from __future__ import annotations
@@ -30,13 +31,14 @@ __all__ = ["SDXLBackbone", "SizeConditions"]
 
 @dataclass(frozen=True)
 class SizeConditions:
-    """What the model is told about the image, in pixels. As the released GATE code has it where nothing is set.
+    """Size conditions of the image (Podell et al. 2023, §2.2), in pixels; defaults as in the released GATE code.
 
     Args:
-        original_size: (height, width) of the image before it was resized; None: as it is.
+        original_size: (height, width) of the image before resizing; None for its size as it is.
         crop: (top, left) corner of the crop in the resized image.
-        target_size: (height, width) of the image to make; None: as it is. Not told to models with a score.
-        aesthetic_score: about 1 to 10, told to models made for it instead of the target size.
+        target_size: (height, width) of the image to generate; None for its size as it is. Without effect on models with
+            an aesthetic score.
+        aesthetic_score: about 1 to 10, in place of the target size for models trained with it.
 
     Raises:
         ConfigError: other values than pairs of whole numbers, or a score that is no number.
@@ -59,7 +61,7 @@ class SizeConditions:
         number(self.aesthetic_score, "backbone.size_conditions.aesthetic_score")
 
     def numbers(self, height: int, width: int, with_score: bool) -> tuple[float, ...]:
-        """The numbers for an image of that size, in the order in which the model is told them."""
+        """Conditioning numbers of an image of that size, in the model's order."""
         last = (self.aesthetic_score,) if with_score else self.target_size or (height, width)
         return (*(self.original_size or (height, width)), *self.crop, *last)
 
@@ -71,7 +73,7 @@ class SDXLBackbone(UNetBackbone):
         unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2: the parts of its pipeline. The autoencoder
             keeps its floating-point type, whatever the rest is converted to, if its config says ``force_upcast``.
         schedule, identity: see UNetBackbone.
-        size_conditions: what the model is told about images.
+        size_conditions: size conditions of the images.
 
     Raises:
         WeightsError: parts that do not belong together.
@@ -97,7 +99,7 @@ class SDXLBackbone(UNetBackbone):
         super().__init__(unet, vae, text_encoder, tokenizer, schedule, identity)
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         self.size_conditions = size_conditions or SizeConditions()
-        self.told_score = _told_score(unet, text_encoder_2)
+        self.reads_score = _reads_score(unet, text_encoder_2)
         reads = min(int(tokenizer_2.model_max_length), int(text_encoder_2.config.max_position_embeddings))
         if reads != self.max_tokens:
             raise WeightsError(f"the text encoders read {self.max_tokens} and {reads} tokens: parts of two models")
@@ -131,7 +133,7 @@ class SDXLBackbone(UNetBackbone):
         with _last_but_one(self.text_encoder) as first:
             self._read_text("text_encoder", self.text_encoder, self.tokenizer, prompts, adapters)
         with _last_but_one(self.text_encoder_2) as second:
-            said = self._read_text("text_encoder_2", self.text_encoder_2, self.tokenizer_2, prompts, adapters)
+            outputs = self._read_text("text_encoder_2", self.text_encoder_2, self.tokenizer_2, prompts, adapters)
         lengths = [[hidden.shape[1] for hidden in windows] for windows in (first, second)]
         if lengths[0] != lengths[1]:
             raise ConfigError(
@@ -140,17 +142,17 @@ class SDXLBackbone(UNetBackbone):
             )
         windows = [torch.cat(both, dim=-1) for both in zip(first, second, strict=True)]
         end = self.tokenizer_2.eos_token_id
-        pooled = next(output.text_embeds for ids, output in said if bool((ids == end).any(dim=1).all()))
+        pooled = next(output.text_embeds for ids, output in outputs if bool((ids == end).any(dim=1).all()))
         return PromptEmbeds(torch.cat(windows, dim=1) if len(windows) > 1 else windows[0], pooled)
 
     def text_adapters(self, adapters: Adapters) -> Adapters:
-        """Those of ``adapters`` that change a text encoder."""
+        """Subset of ``adapters`` that changes a text encoder."""
         acting = {*super().text_adapters(adapters), *self.adapters.acting_on("text_encoder_2", adapters)}
         return tuple(adapter for adapter in adapters if adapter in acting)
 
     @property
     def description(self) -> dict[str, object]:
-        """Weights, ControlNets, adapters and what is told about images, JSON-able."""
+        """Weights, ControlNets, adapters and size conditions, JSON-able."""
         return {**super().description, "size_conditions": asdict(self.size_conditions)}
 
     def _added_conditions(self, latents: Tensor, prompt_embeds: PromptEmbeds) -> dict[str, Tensor]:
@@ -159,7 +161,7 @@ class SDXLBackbone(UNetBackbone):
                 f"{self.identity.name} needs the pooled vector of each prompt; encode them with encode_text"
             )
         height, width = (side * self.latent_stride for side in latents.shape[-2:])
-        numbers = self.size_conditions.numbers(height, width, self.told_score)
+        numbers = self.size_conditions.numbers(height, width, self.reads_score)
         # float32 whatever the weights are: bfloat16 counts pixels in steps of up to 8
         time_ids = torch.tensor([numbers], dtype=torch.float32, device=latents.device).expand(len(latents), -1)
         return {"text_embeds": prompt_embeds.pooled, "time_ids": time_ids}
@@ -167,7 +169,7 @@ class SDXLBackbone(UNetBackbone):
 
 @contextmanager
 def _last_but_one(encoder: Any) -> Iterator[list[Tensor]]:
-    """While open, collects what the last but one layer of a CLIP text encoder gives, (B, n, C) for each pass.
+    """Context that collects the outputs (B, n, C) of the last but one layer of a CLIP text encoder, one per pass.
 
     By a hook that is removed: the ones by which transformers returns hidden states stay in the network for good.
     """
@@ -184,13 +186,13 @@ def _last_but_one(encoder: Any) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _told_score(unet: UNet2DConditionModel, text_encoder_2: CLIPTextModelWithProjection) -> bool:
-    """Whether the U-Net is made for an aesthetic score (five numbers) instead of a target size (six)."""
+def _reads_score(unet: UNet2DConditionModel, text_encoder_2: CLIPTextModelWithProjection) -> bool:
+    """True if the U-Net reads an aesthetic score (five numbers) instead of a target size (six)."""
     width, per_number = unet.config.projection_class_embeddings_input_dim, unet.config.addition_time_embed_dim
     count = (width - text_encoder_2.config.projection_dim) / per_number
     if count not in (5, 6):
         raise WeightsError(
-            f"the U-Net is told {width} numbers besides the text, of which the second text encoder gives "
+            f"the U-Net reads {width} numbers besides the text, of which the second text encoder gives "
             f"{text_encoder_2.config.projection_dim} and each size {per_number}: parts of two models"
         )
     return count == 5

@@ -1,7 +1,7 @@
 """Stable Diffusion checkpoints in one file, in the layout of the original implementations.
 
-The file holds weights alone. Which architecture they are for is told by their shapes; the networks' configs are the
-project's own, the tokenizer comes from a folder or the hub. Nothing else is asked of the network.
+The file holds weights alone. The architecture is recognised by their shapes, the networks' configs are those of
+`architectures`, and the tokenizer comes from a folder or the hub; nothing else is downloaded.
 """
 
 from __future__ import annotations
@@ -71,16 +71,16 @@ def load_single_file(
 
     Args:
         path: ``.safetensors``, or what ``torch.save`` wrote; no code pickled in it is run.
-        name: what the weights are called.
+        name: name of the weights, for their identity.
         dtype: of the networks; SDXL's autoencoder stays in float32.
         tokenizer: folder or hub id that has it; None: the hub id of the released model.
-        prediction_type: "epsilon", "v_prediction" or "sample"; None: as released. Stable Diffusion 2.x must be
-            told.
+        prediction_type: "epsilon", "v_prediction" or "sample"; None: as released. Required for Stable Diffusion
+            2.x, which was released with two.
         size_conditions: see SDXLBackbone.
         offline: never ask the network for the tokenizer.
 
     Raises:
-        ConfigError: a prediction type that is unknown or must be told.
+        ConfigError: a prediction type that is unknown or missing.
         WeightsError: the file or the tokenizer is missing, broken, or of another kind of model.
     """
     state = read_checkpoint(path)
@@ -107,12 +107,12 @@ def load_single_file(
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
-    """The files of a tokenizer's folder that decide what it says."""
+    """Files of a tokenizer's folder that determine its output."""
     return sorted(path for path in folder.iterdir() if path.name in (*VOCABULARY, "merges.txt"))
 
 
 def _recognise(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Name of the architecture."""
+    """Key of the architecture in STABLE_DIFFUSIONS, from the shapes of the U-Net's weights."""
     unet = [key for key in state if key.startswith(_UNET)]
     widths = {state[key].shape[1] for key in unet if key.endswith("attn2.to_k.weight")}
     if not widths:
@@ -152,7 +152,7 @@ def _prediction(path: Path, state: Mapping[str, Tensor], architecture: Architect
 def _tokenizers(
     architecture: Architecture, source: str | None, offline: bool
 ) -> tuple[list[CLIPTokenizer], list[Path]]:
-    """The tokenizer of each text encoder, and the files they are made of."""
+    """Tokenizer of each text encoder, and their files."""
     advice = "A single-file checkpoint holds no tokenizer; name one of its kind: backbone.tokenizer=<folder or hub id>"
     patterns = ("tokenizer/*", "tokenizer_2/*", "*.json", "merges.txt")
     folder = find_weights(source or architecture.source, None, patterns, offline, advice)
@@ -171,7 +171,7 @@ def _tokenizers(
 
 
 def _converted(path: Path, state: dict[str, Tensor], part: str, network: Any) -> dict[str, Tensor]:
-    """The part's weights under the names of diffusers and transformers."""
+    """State dict of one part under the names of diffusers and transformers."""
     try:
         if part == "unet":
             made = _unet_weights(path, state, network)
@@ -210,7 +210,7 @@ def _under(state: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
 
 
 def _fill(path: Path, part: str, network: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Give a network without numbers its weights."""
+    """Load weights into a network on the meta device."""
     wrong = misfits(network, weights)
     if wrong:
         vocabulary = [line for line in wrong if line.startswith(_TOKENS)]

@@ -5,7 +5,7 @@ Stable Diffusion 1.x, 2.x, their fine-tunes and the embedded tiny model, all as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from gate_lightning.structures import Identity
 __all__ = ["UNetBackbone"]
 
 _READERS = {"lora": read_adapter, "tokens": read_learned_tokens, "prompt": read_learned_prompt}
-#: what is downloaded of an adapter's hub id
+#: files to download for an adapter's hub id
 _ADAPTER_FILES: dict[AdapterKind, tuple[str, ...]] = {
     "lora": ("*.safetensors",),
     "tokens": ("learned_embeds.safetensors",),
@@ -44,9 +44,12 @@ class UNetBackbone(Backbone):
     Args:
         unet, vae, text_encoder, tokenizer: the parts of a Stable Diffusion pipeline.
         schedule: the noise schedule that the U-Net was trained on.
-        identity: which weights these are.
-        controlnet_sources: name → folder or hub id of ControlNets, each loaded when a branch first asks for it.
-        offline: never ask the network for them.
+        identity: name, revision and digest of the weights.
+
+    Attributes:
+        controlnet_sources: name → folder or hub id of ControlNets, each loaded when a branch first needs it.
+        offline: never download ControlNets and adapters.
+        long_prompts: see `clip_text`.
 
     Raises:
         WeightsError: parts that do not belong together.
@@ -62,8 +65,6 @@ class UNetBackbone(Backbone):
         tokenizer: CLIPTokenizer,
         schedule: NoiseSchedule,
         identity: Identity,
-        controlnet_sources: Mapping[str, str] | None = None,
-        offline: bool = False,
     ) -> None:
         super().__init__()
         self.schedule = schedule
@@ -72,9 +73,9 @@ class UNetBackbone(Backbone):
         self.tokenizer = tokenizer
         self.identity = identity
         self.controlnets = nn.ModuleDict()
-        self.controlnet_sources = dict(controlnet_sources or {})
+        self.controlnet_sources: dict[str, str] = {}
         self.controlnet_digests: dict[str, str] = {}
-        self.offline = offline
+        self.offline = False
         self.adapters = AdapterBank()
         self.long_prompts: LongPrompts = "windows"
         self.supports = frozenset({"prompt", "controlnet", "lora"})
@@ -126,17 +127,17 @@ class UNetBackbone(Backbone):
         return decoded.to(self.dtype)
 
     def encode_text(self, prompts: Sequence[str], adapters: Adapters = ()) -> PromptEmbeds:
-        """Embeddings (B, T, C) of prompts of one ``text_length``, as the pipeline makes them.
+        """Embeddings (B, T, C) of prompts of one ``text_length``, equal to the pipeline's.
 
-        Prompts longer than the text encoder reads: see ``long_prompts`` and `clip_text`. A learned prompt among the
-        adapters takes the place of every prompt.
+        For prompts longer than the text encoder's input see ``long_prompts`` and `clip_text`. A learned prompt among
+        the adapters replaces every prompt.
         """
         learned = self.adapters.learned_prompt(adapters)
         if learned is not None:
             embeds = learned.to(self.device, self.text_encoder.dtype).expand(len(prompts), -1, -1)
             return PromptEmbeds(embeds.contiguous())
-        said = self._read_text("text_encoder", self.text_encoder, self.tokenizer, prompts, adapters)
-        parts = [output[0] for _, output in said]
+        outputs = self._read_text("text_encoder", self.text_encoder, self.tokenizer, prompts, adapters)
+        parts = [output[0] for _, output in outputs]
         return PromptEmbeds(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
 
     def text_length(self, prompt: str, adapters: Adapters = ()) -> int:
@@ -150,17 +151,17 @@ class UNetBackbone(Backbone):
     def _read_text(
         self, part: str, encoder: Any, tokenizer: Any, prompts: Sequence[str], adapters: Adapters
     ) -> list[tuple[Tensor, Any]]:
-        """Token ids (B, n) and what the text encoder says of them, window by window."""
+        """Token ids (B, n) and output of the text encoder, window by window."""
         tokens = self.adapters.tokens(part, adapters)
-        said: list[tuple[Tensor, Any]] = []
+        outputs: list[tuple[Tensor, Any]] = []
         with self.adapters.applied(encoder, part, [adapters] * len(prompts)):
             for window in token_windows(tokenizer, prompts, self.max_tokens, self.long_prompts, tokens):
                 with window.placed(encoder) as ids:
-                    said.append((window.ids, encoder(ids)))
-        return said
+                    outputs.append((window.ids, encoder(ids)))
+        return outputs
 
     def text_adapters(self, adapters: Adapters) -> Adapters:
-        """Those of ``adapters`` that change the text encoder."""
+        """Subset of ``adapters`` that changes the text encoder."""
         return self.adapters.acting_on("text_encoder", adapters)
 
     def forward(
@@ -200,12 +201,12 @@ class UNetBackbone(Backbone):
         return {**dict(zip(self.skips, down, strict=True)), "mid_block": middle}
 
     def _added_conditions(self, latents: Tensor, prompt_embeds: PromptEmbeds) -> dict[str, Tensor] | None:
-        """What the U-Net and its ControlNets are told besides timestep and text; None for nothing."""
+        """Conditions of the U-Net and its ControlNets besides time and text; None without any."""
         del latents, prompt_embeds
         return None
 
     def require_controlnet(self, name: str) -> None:
-        """Load the ControlNet ``name`` unless it is there.
+        """Load the ControlNet ``name`` if it is not loaded yet.
 
         Raises:
             ConfigError: no source is known for it.
@@ -235,7 +236,7 @@ class UNetBackbone(Backbone):
         self.controlnets[name] = nn.Module.to(controlnet, self.device, self.dtype).requires_grad_(False).eval()
 
     def require_adapter(self, name: str, source: str, kind: AdapterKind = "lora") -> None:
-        """Load the LoRA, the learned tokens or the learned prompt of ``source`` under ``name`` unless it is there.
+        """Load a LoRA, learned tokens or a learned prompt from ``source`` as ``name`` if it is not loaded yet.
 
         Raises:
             ConfigError: another file has that name already.

@@ -217,7 +217,7 @@ def write_folder(folder: Path, dtype: torch.dtype = torch.float16, **parts: Any)
 
 
 def _mend(config: Path, single_precision: bool) -> None:
-    """Forget the folder on this machine that a part was loaded from; say which precision to load in.
+    """Remove the local source folder from a part's config, and set the dtype to load it in.
 
     Without ``single_precision``, transformers would load half-precision weights as such, unlike diffusers its parts;
     a plain ``StableDiffusionPipeline.from_pretrained`` fails on the mixture.

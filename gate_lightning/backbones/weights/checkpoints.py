@@ -40,7 +40,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     Raises:
         WeightsError: the file is missing, damaged or something else.
     """
-    header = check_weight_file(path).get("__metadata__") or {}
+    header = check_weight_file(path)
     return load_file(path), header
 
 

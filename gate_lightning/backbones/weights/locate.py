@@ -1,19 +1,19 @@
-"""Weight files: where they are, whether they are whole, and which they are.
+"""Weight files: location, integrity and digests.
 
-Everything here runs before a library opens the files, so that a missing, truncated or mistaken download is named.
+Files are checked before a library opens them, so that the error names a missing, truncated or mistaken download.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -115,7 +115,7 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
-    """One network of a diffusers or transformers folder, after checking its files.
+    """Load one network of a diffusers or transformers folder, after checking its files.
 
     Args:
         kind: the class whose ``from_pretrained`` reads it.
@@ -153,45 +153,36 @@ def align_weights(network: nn.Module) -> nn.Module:
     return network
 
 
-def check_weight_file(path: Path) -> dict[str, Any]:
-    """Header of a safetensors file: tensor name → dtype, shape, offsets (and ``__metadata__``).
+def check_weight_file(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file, after comparing the size in its header with that of the file.
 
     Raises:
         WeightsError: the file is missing, truncated, or no safetensors file (an HTML page, a git-LFS pointer).
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(512)
-        _refuse_impostors(path, start, size)
-        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
-        if 8 + length > size:
-            raise WeightsError(f"{path} ({size} bytes) is no safetensors file, or is cut off inside its header")
-        file.seek(8)
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise WeightsError(f"{path} is no safetensors file: its header is not JSON") from error
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    end = 8 + length + max(ends, default=0)
-    if end != size:
-        raise WeightsError(
-            f"{path} has {size} bytes, its header announces {end}: the download is incomplete; fetch it again"
-        )
-    return dict(header)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        with path.open("rb") as content:
+            start = content.read(512)
+        size = path.stat().st_size
+        kind = _other_kind(start)
+        problem = kind or f"no safetensors file, or its download is incomplete ({error}); fetch it again"
+        raise WeightsError(f"{path} ({size} bytes) is {problem}") from error
 
 
-def _refuse_impostors(path: Path, start: bytes, size: int) -> None:
+def _other_kind(start: bytes) -> str:
+    """Description of a file that is often found in place of weights, by its first bytes; "" for others."""
     text = start.lstrip().lower()
     if text.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{path} is a git-LFS pointer ({size} bytes), not the weights: run `git lfs pull` in its folder"
-        )
+        return "a git-LFS pointer, not the weights: run `git lfs pull` in its folder"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(f"{path} is a web page, not weights: the download address was wrong or asked for a login")
+        return "a web page, not weights: the download address was wrong or asked for a login"
     if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-        raise WeightsError(f"{path} is a pickled PyTorch file; save it as safetensors first")
+        return "a pickled PyTorch file; save it as safetensors first"
+    return ""
 
 
 def file_digest(path: Path) -> str:
@@ -222,7 +213,7 @@ def folder_digest(paths: Iterable[Path], root: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Content of a JSON file with an object.
 
     Raises:
         WeightsError: the file is missing or holds something else.

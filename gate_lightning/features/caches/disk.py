@@ -1,4 +1,4 @@
-"""Features of images that come again unchanged, kept on disk: for the next epoch and for the next run."""
+"""Disk cache of features, for later epochs and runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from gate_lightning.features.caches.folder import FeatureFolder
-from gate_lightning.features.caches.keys import image_key
+from gate_lightning.features.caches.keys import batch, image_key, row
 from gate_lightning.features.wrappers.base import WrappedExtractor
 from gate_lightning.structures import Conditions, Extractor, Features
 from gate_lightning.utils.resources import check_disk
 from gate_lightning.utils.units import human_size
 from gate_lightning.version import __version__
 
-__all__ = ["DiskCache", "file_name", "full_description", "row"]
+__all__ = ["DiskCache", "file_name", "full_description"]
 
 log = logging.getLogger(__name__)
 
@@ -29,24 +29,23 @@ _READERS = 8
 
 
 class DiskCache(WrappedExtractor):
-    """A feature extractor that reads what it has written before, at native resolution.
+    """Extractor that stores features on disk, at native resolution, and reads them again.
 
-    Kept are plain images (``Conditions.views`` empty), and augmented training views where ``views`` says that they
-    come again, each without explicit noise. What is returned went through the stored dtype, the first time too, so
-    that it does not matter when an image was computed. A batch with an image that is not known is extracted whole;
-    those of it that are known are read.
+    Stored are features of plain images (``Conditions.views`` empty) and, with ``views`` > 0, of augmented training
+    views, in both cases without explicit noise. Returned features are rounded to the stored dtype, also when they are
+    new. A batch with an unknown image is extracted whole.
 
-    The folder belongs to one description (weights, branches, seed, package version …); with another one it is refused.
-    Files are found by sample id, content of the image, caption, window …: another image under the same name is
-    another file. A damaged file is replaced, with a warning.
+    The folder belongs to one description (weights, branches, seed, package version …); another one is refused. The
+    file of an image is found by sample id, pixels, caption, window …, see `image_key`. A damaged file is replaced, with
+    a warning.
 
     Args:
-        extractor: gives the features that are not there.
-        folder: where they are kept; several processes may share it.
+        extractor: source of the features.
+        folder: folder of the files; several processes may share it.
         dtype: "float16", "bfloat16" or "float32" of the files.
-        preprocessing: how the images are made from their files, JSON-able; only to tell folders apart.
-        views: how many augmented training views there are to be, images × views of each; 0 keeps none of them.
-            They lie in a folder each, ``<folder>/draw<k>/…``.
+        preprocessing: preparation of the images, JSON-able; part of the folder's description.
+        views: expected number of augmented training views, images × views of each; 0 stores none. View k is in
+            ``<folder>/draw<k>/…``.
 
     Raises:
         CacheError: the folder holds features of another description, or cannot be written.
@@ -67,7 +66,7 @@ class DiskCache(WrappedExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        """Features as the extractor gives them, rounded to the stored dtype; see there.
+        """Features of the extractor, rounded to the stored dtype.
 
         Raises:
             CacheError: features cannot be written: disk full, or too large for the dtype.
@@ -92,14 +91,7 @@ class DiskCache(WrappedExtractor):
             for index, (name, key) in enumerate(zip(names, keys, strict=True)):
                 if stored[index] is None:
                     stored[index] = self._kept(name, key, row(computed, index))
-        entries = [entry for entry in stored if entry is not None]
-        return {
-            branch: {
-                layer: torch.stack([entry[branch][layer] for entry in entries]).to(images.device, images.dtype)
-                for layer in layers
-            }
-            for branch, layers in entries[0].items()
-        }
+        return batch([entry for entry in stored if entry is not None], images)
 
     def _kept(self, name: str, key: str, features: Features) -> Features:
         self.store.write(name, key, features)
@@ -133,7 +125,7 @@ class DiskCache(WrappedExtractor):
 
 
 def full_description(extractor: Mapping[str, Any], preprocessing: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a folder of features depends on: the extractor's description, the images' preparation, this package."""
+    """Description of a folder of features: extractor, preparation of the images, package version."""
     return {
         "extractor": dict(extractor),
         "preprocessing": dict(preprocessing or {}),
@@ -141,12 +133,7 @@ def full_description(extractor: Mapping[str, Any], preprocessing: Mapping[str, A
     }
 
 
-def row(features: Features, index: int) -> Features:
-    """Features (C, h, w) of one image of a batch."""
-    return {branch: {layer: value[index] for layer, value in layers.items()} for branch, layers in features.items()}
-
-
 def file_name(sample_id: str, key: str) -> str:
-    """A readable path inside a folder, whatever the sample's name; the key makes it unique."""
+    """Relative path of an image's file: readable part of the sample id, and key."""
     parts = [part[:80] for part in PurePosixPath(sample_id).parts if part not in ("/", "..", ".")]
     return "/".join([*parts[:-1], f"{parts[-1] if parts else 'image'}.{key}"])

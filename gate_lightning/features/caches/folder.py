@@ -1,7 +1,7 @@
 """Features on disk: one safetensors file per image, and a manifest beside them.
 
-A file holds all branches and layers of an image at their own resolution, as tensors ``branch/layer``. Its header says
-by which description and of which image it was made, and has a checksum of the tensors.
+A file holds all branches and layers of an image at their own resolution, as tensors ``branch/layer``. Its header has
+the digest of the description, the key of the image, and a checksum of the tensors.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _HEADER = "gate_lightning"
 
 
 class FeatureFolder:
-    """Features by image name, in files that are whole or not there; safe to use from several processes at once.
+    """Folder of features by image name, written atomically; safe for several processes at once.
 
     Args:
-        folder: made if it does not exist.
+        folder: created if it does not exist.
         description: all that the features depend on besides the images, JSON-able.
         dtype: "float16", "bfloat16" or "float32" of the files.
 
@@ -56,14 +56,14 @@ class FeatureFolder:
         return self.folder / f"{name}.safetensors"
 
     def holds(self, name: str, key: str) -> bool:
-        """Whether there is a whole file of that image with that key; the tensors are not checked."""
+        """True if a complete file of that image has that key; the checksum is not verified."""
         header = _header(self.path(name))
         return header is not None and self._mine(header, key)
 
     def read(self, name: str, key: str) -> Features | None:
-        """Stored features (C, h, w) of an image on the CPU, or None where there are none of that key.
+        """Stored features (C, h, w) of an image on the CPU; None if there are none of that key.
 
-        A damaged file counts as none, with a warning: its features are made again.
+        A damaged file counts as none, with a warning.
         """
         path = self.path(name)
         if not path.exists():
@@ -76,7 +76,7 @@ class FeatureFolder:
         return features if self._mine(header, key) else None
 
     def write(self, name: str, key: str, features: Mapping[str, BranchFeatures]) -> int:
-        """Store the features (C, h, w) of one image, replacing what there is; size in bytes.
+        """Store or replace the features (C, h, w) of one image; returns the size in bytes.
 
         Raises:
             CacheError: they cannot be written, or have values that the dtype cannot hold.
@@ -101,7 +101,7 @@ class FeatureFolder:
 
 
 def read_features(path: str | Path) -> Features:
-    """Features of one image from its file: branch → layer id → (C, h, w), in the stored dtype on the CPU.
+    """Read the features of one image: branch → layer id → (C, h, w), in the stored dtype on the CPU.
 
     Raises:
         CacheError: the file is missing, damaged, or no file of features.
@@ -110,7 +110,7 @@ def read_features(path: str | Path) -> Features:
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """What a whole file says about itself; None for one that is missing, cut off or something else."""
+    """Header of a complete file; None if it is missing, truncated or of another kind."""
     try:
         with safe_open(path, framework="pt") as file:  # compares the announced size with the file's
             return _own_header(file)

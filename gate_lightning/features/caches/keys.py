@@ -1,30 +1,30 @@
-"""The key by which caches find the features of an image."""
+"""Features of single images in caches: their keys, rows of a batch, and batches of rows."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gate_lightning.structures import Conditions
+from gate_lightning.structures import Conditions, Features
 
-__all__ = ["image_key"]
+__all__ = ["batch", "image_key", "row"]
 
 
 def image_key(image: Tensor, conditions: Conditions, index: int) -> str:
     """Hash (32 hex digits) of all that the features of one image can depend on besides the extractor.
 
-    Every field of ``Conditions`` counts (name, view, window, caption, control images …), and in which precision
-    operations run where autocast is on.
+    It covers the pixels, every field of ``Conditions`` (name, view, window, caption, control images …), and the dtype
+    of an active autocast.
 
     Args:
         image: (3, H, W), image ``index`` of a batch.
-        conditions: of the batch.
-        index: which one.
+        conditions: conditions of the batch.
+        index: index of the image.
     """
     digest = hashlib.blake2b(digest_size=16)
     _add(digest, "image", image)
@@ -35,6 +35,19 @@ def image_key(image: Tensor, conditions: Conditions, index: int) -> str:
     for field in fields(own):
         _add(digest, field.name, getattr(own, field.name))
     return digest.hexdigest()
+
+
+def row(features: Features, index: int) -> Features:
+    """Features (C, h, w) of image ``index`` of a batch."""
+    return {branch: {layer: value[index] for layer, value in layers.items()} for branch, layers in features.items()}
+
+
+def batch(rows: Sequence[Features], like: Tensor) -> Features:
+    """Features (B, C, h, w) of B images, on the device and in the dtype of ``like``."""
+    return {
+        branch: {layer: torch.stack([one[branch][layer] for one in rows]).to(like) for layer in layers}
+        for branch, layers in rows[0].items()
+    }
 
 
 def _add(digest: Any, name: str, value: object) -> None:

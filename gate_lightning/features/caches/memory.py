@@ -1,7 +1,7 @@
-"""Features of images that come again unchanged, kept in memory.
+"""Memory cache of features.
 
-Frozen features of an image without augmentation are the same in every epoch: noise is keyed by the sample, not drawn.
-So the backbone, most of a training step, is needed once per image.
+Frozen features of an image without augmentation are equal in every epoch, as noise is keyed by the sample: the
+backbone, most of the cost of a training step, is needed once per image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.caches.keys import image_key
+from gate_lightning.features.caches.keys import batch, image_key, row
 from gate_lightning.features.wrappers.base import WrappedExtractor
 from gate_lightning.structures import Conditions, Extractor, Features
 from gate_lightning.utils.units import GIB, human_size
@@ -23,16 +23,15 @@ log = logging.getLogger(__name__)
 
 
 class MemoryCache(WrappedExtractor):
-    """A feature extractor that remembers.
+    """Extractor that keeps features in memory.
 
-    Only plain images are kept (``Conditions.views`` empty): an augmented view does not come again. A batch with an
-    image that is not known is extracted whole, so that every feature comes from a batch of the usual size:
-    convolutions choose their kernels by it, and a resumed run, whose cache is empty, must get the same numbers.
+    Only plain images are kept (``Conditions.views`` empty). A batch with an unknown image is extracted whole, so that
+    every feature comes from a batch of the usual size: the choice of convolution kernels depends on it, and a resumed
+    run, whose cache is empty, must compute the same numbers.
 
     Args:
-        extractor: gives the features.
-        memory_gib: largest amount of memory used, in GiB, > 0. When it is full, further images are extracted every
-            time.
+        extractor: source of the features.
+        memory_gib: size of the cache in GiB, > 0. Once it is full, further images are extracted every time.
 
     Raises:
         ConfigError: if ``memory_gib`` is not positive.
@@ -48,28 +47,27 @@ class MemoryCache(WrappedExtractor):
         self._full = False
 
     def __len__(self) -> int:
-        """Images remembered."""
+        """Number of images in the cache."""
         return len(self._known)
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        """Features as the extractor gives them; see there."""
+        """Features of the extractor."""
         if conditions.has_explicit_noise or any(conditions.views):
             return self.extractor(images, conditions)
         keys = [image_key(image, conditions, index) for index, image in enumerate(images)]
         known = [self._known.get(key) for key in keys]
         if all(entry is not None for entry in known):
-            return self._joined([entry for entry in known if entry is not None], images.device)
+            return batch([entry for entry in known if entry is not None], images)
         features = self.extractor(images, conditions)
         for index, key in enumerate(keys):
             if key not in self._known:
-                self._remember(key, features, index)
+                self._remember(key, row(features, index))
         return features
 
-    def _remember(self, key: str, features: Features, index: int) -> None:
+    def _remember(self, key: str, features: Features) -> None:
         entry = {
-            branch: {layer: value[index].detach().clone() for layer, value in layers.items()}
-            for branch, layers in features.items()
+            branch: {layer: value.clone() for layer, value in layers.items()} for branch, layers in features.items()
         }
         size = sum(value.nbytes for layers in entry.values() for value in layers.values())
         if self.bytes_used + size > self.limit:
@@ -79,10 +77,3 @@ class MemoryCache(WrappedExtractor):
             return
         self._known[key] = entry
         self.bytes_used += size
-
-    @staticmethod
-    def _joined(entries: list[Features], device: torch.device) -> Features:
-        return {
-            branch: {layer: torch.stack([entry[branch][layer] for entry in entries]).to(device) for layer in layers}
-            for branch, layers in entries[0].items()
-        }

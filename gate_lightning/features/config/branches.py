@@ -1,4 +1,4 @@
-"""From what ``techniques=`` says to branches."""
+"""Branches from the forms of ``techniques=``."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ def build_branches(
     seed: int = 0,
     build: Build | None = None,
 ) -> list[Branch]:
-    """Branches of one of the forms of ``techniques=``; no backbone is needed, extractors resolve the layers' names.
+    """Branches for a value of ``techniques=``; layer names are resolved later, by the extractor.
 
-    * None, "none" or an empty list: one plain branch, told the data set's simple prompt.
+    * None, "none" or an empty list: one plain branch with the data set's simple prompt.
     * a technique ("prompt", "controlnet", "lora", "inversion", "denoise", or one's own) or a list of them: one branch
       with those.
     * "all": the branches of the data set's card.
     * a list of mappings: one's own branches, ``{name, techniques, backbone, timestep, layers, noise_seed, ensemble,
-      concatenated}`` and settings of techniques by their names, all optional. Settings go before
-      ``technique_settings``; a list of them is several ControlNets or LoRAs in the branch, ``true`` stands for those of
-      ``technique_settings``. Without ``techniques`` those are used that have settings. ``denoise_steps: 10`` is
+      concatenated}`` and settings of techniques by their names, all optional. Settings override ``technique_settings``;
+      a list gives the branch several ControlNets or LoRAs, ``true`` stands for the settings in ``technique_settings``.
+      Without ``techniques``, a branch has the techniques with settings. ``denoise_steps: 10`` is
       ``denoise: {steps: 10}`` (``sampler`` its sampler), and adds the technique.
 
     Args:
         techniques: see above.
         card: prompts and branches of the data set.
-        backbones: names of backbones; a branch reads the one it names, or the first.
-        technique_settings: settings by technique, with the class of one's own as ``_target_``.
-        timestep: of branches that name none.
-        layers: preset, layer id or list, of branches that name none.
-        separate_noises: every branch is read this many times, each time under another noise.
-        ensemble: noises whose features are averaged, of branches that name none.
-        seed: of the run, for what is drawn in training.
-        build: makes the objects of settings with a ``_target_``.
+        backbones: names of backbones; the first is the default of a branch.
+        technique_settings: settings by technique; a technique of one's own has its class as ``_target_``.
+        timestep: default timestep.
+        layers: default layers: preset, layer id or list.
+        separate_noises: number of copies of every branch, each with another noise.
+        ensemble: default number of averaged noises.
+        seed: seed of the run, for random choices in training.
+        build: instantiates settings with a ``_target_``.
 
     Raises:
         ConfigError: an unknown technique, key or backbone; settings without effect, or that exclude each other.
@@ -115,7 +115,7 @@ def _mappings(techniques: Any, card: Card) -> list[Mapping[str, Any]]:
 def _own_settings(
     mapping: Mapping[str, Any], known: Known, shorthands: Mapping[str, str], where: str
 ) -> dict[str, list[dict[str, Any]] | None]:
-    """A branch's settings by technique; None for ``true``, the shared ones."""
+    """Settings of a branch by technique; None for ``true``, the shared ones."""
     given = {name: mapping[name] for name in known if name in mapping and mapping[name] is not False}
     short: dict[str, dict[str, Any]] = {}
     for key, name in shorthands.items():
@@ -141,7 +141,7 @@ def _listed(mapping: Mapping[str, Any]) -> list[str]:
 
 
 def _names(mapping: Mapping[str, Any], own: Mapping[str, Any], known: Known, where: str) -> list[str]:
-    """Techniques of a branch: those listed, and those its settings add."""
+    """Names of a branch's techniques: listed ones, and ones added by settings."""
     names = _listed(mapping)
     for name in names:
         if name not in known:

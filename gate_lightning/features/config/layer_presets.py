@@ -1,22 +1,21 @@
-"""Named choices of layers, each resolved on the network at hand.
+"""Layer presets, resolved on a backbone.
 
-A name stands for what the field's code reads under it on that family of networks (Stable Diffusion 1.x and 2.x, SDXL,
-ADM): the first of its choices whose layers are all there. Where none is, the name is refused.
+A preset has one choice of layers for each family of networks (Stable Diffusion 1.x and 2.x, SDXL, ADM), as in the
+field's code; the first choice whose layers all exist is used. Without one, the preset is refused.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import did_you_mean
 
 __all__ = ["preset_names", "resolve_layers"]
 
-#: the layers of a preset on a network, or None where it has them not.
+#: layers of a preset on a backbone, or None if it does not have them
 Choice = Callable[[Backbone], tuple[str, ...] | None]
 
 _PRACTICAL_SD = (
@@ -43,9 +42,9 @@ _DDPM_SEGMENTATION = tuple(f"output_blocks.{block}" for block in (5, 6, 7, 8, 12
 
 
 def resolve_layers(backbone: Backbone, layers: str | Sequence[str]) -> tuple[str, ...]:
-    """Layers of a preset name, a layer id or alias, or a list of these, in the order given.
+    """Layers of a preset, layer id or alias, or of a list of these, in the given order.
 
-    An alias stays what it is: features are reported under the name that was asked for. Presets give layer ids.
+    Aliases are kept, as features are reported by the requested name; presets give layer ids.
 
     Raises:
         ConfigError: a name this backbone does not know (the message lists its presets and near misses), or the same
@@ -65,7 +64,7 @@ def resolve_layers(backbone: Backbone, layers: str | Sequence[str]) -> tuple[str
 
 
 def preset_names(backbone: Backbone) -> list[str]:
-    """Presets that this backbone has layers for."""
+    """Presets with layers on this backbone."""
     return [name for name in _PRESETS if _preset(backbone, name) is not None]
 
 
@@ -76,11 +75,10 @@ def _resolve(backbone: Backbone, name: str) -> tuple[str, ...]:
     if chosen is not None:
         return chosen
     presets = preset_names(backbone)
-    near = difflib.get_close_matches(name, [*presets, *backbone.layers, *backbone.derived, *backbone.aliases], n=4)
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    near = did_you_mean(name, [*presets, *backbone.layers, *backbone.derived, *backbone.aliases], 4)
     problem = "has no layers for the preset" if name in _PRESETS else "has no layer or preset"
     raise ConfigError(
-        f"{backbone.identity.name} {problem} {name!r}.{hint} Presets: {', '.join(presets)}. "
+        f"{backbone.identity.name} {problem} {name!r}; {near}presets: {', '.join(presets)}. "
         f"Its {len(backbone.layers)} layer ids run from {next(iter(backbone.layers))} to {list(backbone.layers)[-1]}"
     )
 
@@ -88,44 +86,32 @@ def _resolve(backbone: Backbone, name: str) -> tuple[str, ...]:
 def _preset(backbone: Backbone, name: str) -> tuple[str, ...] | None:
     if name not in _PRESETS:
         return None
-    if backbone.family == "pixels":  # whatever is asked for, the control gives its whole pyramid
+    if backbone.family == "pixels":  # every preset is its whole pyramid
         return tuple(backbone.layers)
     choices = (choice(backbone) for choice in _PRESETS[name])
     return next((chosen for chosen in choices if chosen is not None), None)
 
 
-def _named(*names: str) -> Choice:
-    return partial(_if_there, names)
+def _named(*names: str, xl: bool = False) -> Choice:
+    """Choice of layers by id or alias; with ``xl`` only for networks of three levels."""
+
+    def choice(backbone: Backbone) -> tuple[str, ...] | None:
+        # the ids of SDXL exist in other networks too, with another meaning
+        if xl and "up_blocks[3]" in backbone.aliases:
+            return None
+        there = all(name in backbone.layers or name in backbone.aliases for name in names)
+        return tuple(map(backbone.layer_id, names)) if there else None
+
+    return choice
 
 
-def _xl(*names: str) -> Choice:
-    return partial(_if_xl, names)
-
-
-def _if_there(names: tuple[str, ...], backbone: Backbone) -> tuple[str, ...] | None:
-    there = all(name in backbone.layers or name in backbone.aliases for name in names)
-    return tuple(map(backbone.layer_id, names)) if there else None
-
-
-def _if_xl(names: tuple[str, ...], backbone: Backbone) -> tuple[str, ...] | None:
-    # SDXL has three levels, and ids of its own only deep in its transformers
-    return None if "up_blocks[3]" in backbone.aliases else _if_there(names, backbone)
-
-
-def _matching(pattern: str, backbone: Backbone) -> tuple[str, ...] | None:
-    return tuple(layer for layer in backbone.layers if re.fullmatch(pattern, layer)) or None
+def _matching(pattern: str) -> Choice:
+    """Choice of all layer ids that match a regular expression."""
+    return lambda backbone: tuple(layer for layer in backbone.layers if re.fullmatch(pattern, layer)) or None
 
 
 def _block_outputs(backbone: Backbone) -> tuple[str, ...] | None:
     return tuple(layer for name, layer in backbone.aliases.items() if re.fullmatch(r"up_blocks\.\d+", name)) or None
-
-
-def _all(backbone: Backbone) -> tuple[str, ...]:
-    return tuple(backbone.layers)
-
-
-def _none(backbone: Backbone) -> None:
-    return None
 
 
 _DIFT_SEMANTIC = (_named("up_blocks[1]"), _named("output_blocks.4"))
@@ -133,21 +119,21 @@ _PRESETS: dict[str, tuple[Choice, ...]] = {
     # the output of every up block, with its upsampler where there is one
     "legacy": (_block_outputs,),
     # what GATE's segmentation reads: the output of every upsampler, coarse to fine
-    "gate_segmentation": (partial(_matching, r"up-level\d+-upsampler-out"),),
-    "practical": (_named(*_PRACTICAL_SD), _xl(*_PRACTICAL_XL)),
+    "gate_segmentation": (_matching(r"up-level\d+-upsampler-out"),),
+    "practical": (_named(*_PRACTICAL_SD), _named(*_PRACTICAL_XL, xl=True)),
     "amalgamation": (_named(*_AMALGAMATION),),
     "amalgamation_small": (_named(*_AMALGAMATION[1:]),),
-    "full": (_all,),
-    "xl_legacy": (_xl(*_LEGACY_XL),),
-    "xl_practical": (_xl(*_PRACTICAL_XL),),
-    "pg_amalgamation": (_xl("up-level0-repeat0-vit-block3-out"),),
+    "full": (_matching(".+"),),
+    "xl_legacy": (_named(*_LEGACY_XL, xl=True),),
+    "xl_practical": (_named(*_PRACTICAL_XL, xl=True),),
+    "pg_amalgamation": (_named("up-level0-repeat0-vit-block3-out", xl=True),),
     # DIFT's choices: semantic correspondence, HPatches, DAVIS
     "dift": _DIFT_SEMANTIC,
     "dift_semantic": _DIFT_SEMANTIC,
     "dift_geometric": (_named("up_blocks[2]"), _named("output_blocks.11")),
     "dift_temporal": (_named("up_blocks[2]"), _named("output_blocks.7")),
-    "hyperfeatures": (partial(_matching, r"up-level\d+-repeat\d+-res-increment"),),
+    "hyperfeatures": (_matching(r"up-level\d+-repeat\d+-res-increment"),),
     "cleandift": (_named("mid", *(f"us{count}" for count in range(1, 11))),),
     "ddpm_segmentation": (_named(*_DDPM_SEGMENTATION),),
-    "pixels": (_none,),
+    "pixels": (),
 }

@@ -1,4 +1,4 @@
-"""What the techniques of branches need with the images of a data set."""
+"""Inputs that the techniques of branches need besides the images of a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["control_images_of", "required_inputs_of"]
 
 
 def required_inputs_of(branches: Sequence[Branch]) -> RequiredInputs:
-    """Control folders and caption checks of all techniques, for a data module to attach to its images.
+    """Control folders and caption checks of all techniques, for ``ImageDataModule.attach_inputs``.
 
     Raises:
         ConfigError: two folders for control images of one name, or a folder that would replace images which another
@@ -43,7 +43,7 @@ def required_inputs_of(branches: Sequence[Branch]) -> RequiredInputs:
 
 
 def control_images_of(branches: Sequence[Branch]) -> dict[str, bool]:
-    """Names of ``Conditions.control_images`` that the branches read → whether they must be given."""
+    """Names of the ``Conditions.control_images`` that the branches read → whether they are required."""
     read: dict[str, bool] = {}
     for technique in _techniques(branches):
         for name, needed in technique.control_images().items():
@@ -52,7 +52,7 @@ def control_images_of(branches: Sequence[Branch]) -> dict[str, bool]:
 
 
 def _techniques(branches: Sequence[Branch]) -> list[Technique]:
-    """Each once."""
+    """Distinct techniques of all branches."""
     found: list[Technique] = []
     for technique in (technique for branch in branches for technique in branch.techniques):
         if technique not in found:

@@ -1,4 +1,4 @@
-"""From settings (plain mappings) to techniques.
+"""Techniques from plain settings.
 
 A technique's class is its schema: its fields are its settings, its class attributes say how it may be named and
 combined (`techniques.base.Technique`).
@@ -23,20 +23,20 @@ from gate_lightning.utils.checks import check_known, did_you_mean
 
 __all__ = ["Build", "ConfiguredTechnique", "configured_techniques"]
 
-#: makes the object of a mapping with ``_target_``
+#: instantiates a mapping with ``_target_``
 Build = Callable[[Mapping[str, Any]], Any]
 #: known without ``_target_``; a further one names its class in ``technique.<name>._target_``
 _OWN = (Prompt, ControlNet, LoRA, Inversion, Denoise)
 
 
 class ConfiguredTechnique:
-    """What ``technique.<name>`` says: the class of a technique, and the settings that branches share.
+    """Class of a technique, and settings shared by all branches: the key ``technique.<name>``.
 
     Args:
-        name: what ``techniques=`` calls it.
-        node: settings, with the class as ``_target_``; a bare value (see ``Technique.short``), or a list of these where
-            there may be several.
-        build: makes the objects of settings with a ``_target_`` of their own.
+        name: name in ``techniques=``.
+        node: settings, with the class as ``_target_``; a bare value (see ``Technique.short``); or a list of these if a
+            branch may have several.
+        build: instantiates settings with a ``_target_`` of their own.
 
     Raises:
         ConfigError: no class, one that is no technique, or an unknown setting.
@@ -50,7 +50,7 @@ class ConfiguredTechnique:
         self.shared = self.read(node, f"technique.{name}")
 
     def read(self, node: Any, where: str) -> list[dict[str, Any]]:
-        """Settings, short forms written out; one mapping for each technique."""
+        """Settings with short forms expanded, one mapping per technique."""
         if isinstance(node, list | tuple) and (not self.kind.several or not node):
             raise ConfigError(f"{where}={node!r}: expected {'at least one' if self.kind.several else 'no list'}")
         items = node if isinstance(node, list | tuple) else [node]
@@ -69,7 +69,7 @@ class ConfiguredTechnique:
         return item
 
     def _expanded(self, item: dict[str, Any], where: str) -> list[dict[str, Any]]:
-        """``name: [canny, depth]`` as two items."""
+        """Expand ``name: [canny, depth]`` to two items."""
         several = item.get(self.kind.several)
         if not isinstance(several, list | tuple):
             return [item]
@@ -85,10 +85,10 @@ class ConfiguredTechnique:
         """The techniques of one branch.
 
         Args:
-            own: settings of the branch, which go before the shared ones; None for those alone.
-            card: of the data set.
-            seed: of the run.
-            where: which branch, for errors.
+            own: settings of the branch, which override the shared ones; None for the shared ones alone.
+            card: card of the data set.
+            seed: seed of the run.
+            where: key of the branch, for errors.
         """
         techniques: list[Technique] = []
         for item in self.shared if own is None else own:
@@ -104,7 +104,7 @@ class ConfiguredTechnique:
         return [technique.bound(card, seed) for technique in techniques]
 
     def _merged(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """A branch's settings over the shared ones: those of the same ControlNet or LoRA where there are several."""
+        """Settings of a branch merged over the shared ones, of the same ControlNet or LoRA if there are several."""
         key = self.kind.several
         same = [item for item in self.shared if not key or key not in own or item.get(key) == own[key]]
         base = dict(same[0] if same else self.shared[0] if len(self.shared) == 1 else {})
@@ -135,7 +135,7 @@ def configured_techniques(nodes: Mapping[str, Any], build: Build | None = None) 
 
     Args:
         nodes: ``technique`` of the configuration.
-        build: makes the objects of settings with a ``_target_``, such as control functions; None refuses them.
+        build: instantiates settings with a ``_target_``, such as control functions; None refuses them.
 
     Raises:
         ConfigError: an unknown technique without class, or unknown settings.

@@ -1,4 +1,4 @@
-"""Attention weights from the queries and keys that pass by; the network itself keeps its fused kernel.
+"""Attention weights from hooked queries and keys; the network itself keeps its fused kernel.
 
 Hooks are classes, not closures: a module must stay picklable whatever is registered on it.
 """
@@ -18,7 +18,7 @@ from gate_lightning.backbones.specs import LayerSpec
 
 __all__ = ["AttentionWeights", "AveragedAttention", "Keep"]
 
-#: takes what a hook has read.
+#: receiver of an activation: (layer, tensor)
 Keep = Callable[[str, Tensor], None]
 
 #: most scores of one sample that are computed at once: 64 MiB in float32
@@ -26,7 +26,7 @@ SCORES_AT_ONCE = 2**24
 
 
 class _Listener:
-    """Waits for an attention layer's queries, then its keys; LoRA has been added to both when they come by here."""
+    """Hooks on the query and key projections of an attention layer, LoRA included."""
 
     def __init__(self, attention: nn.Module) -> None:
         assert isinstance(attention, Attention)
@@ -34,7 +34,7 @@ class _Listener:
         self.queries: Tensor | None = None
 
     def listen(self, attention: nn.Module) -> Iterator[RemovableHandle]:
-        """Register on the projections, one by one; the handles."""
+        """Register the hooks; yields their handles."""
         yield attention.get_submodule("to_q").register_forward_hook(self._keep_queries)
         yield attention.get_submodule("to_k").register_forward_hook(self._take_keys)
 
@@ -47,7 +47,7 @@ class _Listener:
         self.finish(queries, output)
 
     def finish(self, queries: Tensor, keys: Tensor) -> None:
-        """Called with projections (B, N, C) and (B, M, C)."""
+        """Process queries (B, N, C) and keys (B, M, C) of one pass."""
         raise NotImplementedError
 
     def weights(self, queries: Tensor, keys: Tensor) -> Iterator[Tensor]:
@@ -61,24 +61,24 @@ class _Listener:
 
 
 class AttentionWeights(_Listener):
-    """Keeps the weights (B, heads, N, M) of one attention layer, in the dtype of the network."""
+    """Records the weights (B, heads, N, M) of one attention layer, in the dtype of the network."""
 
     def __init__(self, keep: Keep, layer: str, attention: nn.Module) -> None:
         super().__init__(attention)
         self.keep, self.layer = keep, layer
 
     def finish(self, queries: Tensor, keys: Tensor) -> None:
-        """All heads behind one another."""
+        """Record the weights of all heads."""
         self.keep(self.layer, torch.cat([part.to(queries.dtype) for part in self.weights(queries, keys)], dim=1))
 
 
 class AveragedAttention:
     """Means of the weights over heads and over the layers of a size, as maps (B, M of all sizes, h, w) in float32.
 
-    The mean runs along with the pass: what is held is one map (B, N, M) for each size, never those of all layers.
+    Sums run along with the pass, so that memory holds one map (B, N, M) per size instead of one per layer.
 
     Args:
-        keep: called with ``layer`` and its map after the last layer it is made of.
+        keep: called with ``layer`` and its map after the last source.
         layer: layer id.
         spec: its sources, and the stride it is resized to.
         image_size: called during the pass for (height, width) of the image in pixels.
@@ -94,14 +94,14 @@ class AveragedAttention:
         return sum(map(len, self.spec.sources))
 
     def listen(self, denoiser: nn.Module) -> Iterator[RemovableHandle]:
-        """Register on every source, one by one; the handles."""
+        """Register the hooks of every source; yields their handles."""
         for size, sources in enumerate(self.spec.sources):
             for source in sources:
                 attention = denoiser.get_submodule(source.module)
                 yield from _Source(self, size, attention).listen(attention)
 
     def add(self, size: int, mean: Tensor) -> None:
-        """Take the mean over heads (B, N, M) of one layer."""
+        """Add the mean over heads (B, N, M) of one source."""
         self.sums[size] = self.sums[size] + mean if size in self.sums else mean
         self.missing -= 1
         if self.missing == 0:

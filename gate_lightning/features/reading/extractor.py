@@ -1,4 +1,4 @@
-"""Images in, feature maps of every branch out: the plan that does no work twice."""
+"""Feature extraction: images → feature maps of every branch, with all shared work done once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["FeatureExtractor"]
 
 
 class FeatureExtractor(nn.Module):
-    """Backbone × branches → feature maps, frozen.
+    """Frozen feature extractor: one backbone, several branches.
 
     Per batch the images are encoded once, control images are made once, and branches of equal timestep go through
     the denoiser as one batch that ends after the last layer any of them reads; so do branches of equal trajectory.
@@ -91,12 +91,12 @@ class FeatureExtractor(nn.Module):
 
     @property
     def concatenated(self) -> tuple[str, ...]:
-        """Names of the branches to be concatenated after amalgamation instead of fused."""
+        """See `Extractor`."""
         return tuple(branch.name for branch in self.branches if branch.concatenated)
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that the features depend on besides the images, JSON-able."""
+        """See `Extractor`."""
         return {
             "backbone": self.backbone.description,
             "branches": [branch.description for branch in self.branches],
@@ -110,7 +110,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        """Features of images.
+        """Features of a batch of images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1]. Sides that are no multiple of the backbone's ``size_multiple`` are padded
@@ -133,7 +133,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.no_grad()
     def read(self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions) -> Features:
-        """Features of images that are encoded already.
+        """Features of images with given latent moments.
 
         Args:
             mean, std: moments of the latents as from ``backbone.encode_moments``, (B, c, h, w).
@@ -158,7 +158,7 @@ class FeatureExtractor(nn.Module):
     def _steer(
         self, branch: Branch, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions
     ) -> list[SteeredBranch]:
-        """Every draw of the branch, split where prompts are of different lengths."""
+        """Draws of the branch, each split by length of the prompts."""
         conditioning = Conditioning(prompts=(branch.prompt,) * len(images))
         for technique in branch.techniques:
             conditioning = technique.apply(conditioning, images, conditions, self.backbone)
@@ -198,7 +198,7 @@ class FeatureExtractor(nn.Module):
         return (self._noise_seed(branch), _draw(branch, member), tuple(rows), prompts, text_adapters, own)
 
     def _latents(self, branch: Branch, member: int, mean: Tensor, std: Tensor, conditions: Conditions) -> Tensor:
-        """Latents (B, c, h, w) of one draw, at the noise level where the branch starts."""
+        """Latents (B, c, h, w) of one draw, noised to the start of the branch's trajectory."""
         clean = mean
         if self.posterior == "sample":
             clean = mean + std * self._noise(branch, member, mean, conditions, "posterior")
@@ -225,12 +225,12 @@ class FeatureExtractor(nn.Module):
         return branch.noise_seed if self.noise == "per_branch" else None
 
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
-        """Empty: frozen weights are identified, never saved."""
+        """Empty: frozen weights are not saved."""
         return OrderedDict() if destination is None else destination
 
 
 def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
-    """Load what the branch needs; refuse what the backbone cannot do."""
+    """Load the branch's weights into the backbone; raise if the backbone cannot serve it."""
     backbone.check_timestep(branch.timestep)
     for technique in branch.techniques:
         technique.prepare(backbone)
@@ -263,7 +263,7 @@ def _trajectory(branch: Branch) -> Trajectory | None:
 
 
 def _start(backbone: Backbone, branch: Branch) -> int | None:
-    """The timestep whose noise is added to the clean latents, or None for none."""
+    """Timestep to which the clean latents are noised; None for no noise."""
     if backbone.schedule.reads_clean:
         return None
     trajectory = _trajectory(branch)

@@ -1,4 +1,4 @@
-"""Catching activations of an unmodified network with forward hooks, and stopping it once all are there."""
+"""Recording activations of an unmodified network with forward hooks, and ending its pass after the last one."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["FeatureRecorder"]
 
 
 class _AllRecorded(Exception):  # noqa: N818 - it is no error
-    """Thrown through the network's forward when nothing more is needed from it."""
+    """Raised inside the network's forward to end a pass when all activations are recorded."""
 
 
 class FeatureRecorder:
-    """While open, keeps the activations of some layers of one forward pass and ends that pass early.
+    """Context that records the activations of some layers in one forward pass and ends that pass early.
 
-    The pass ends by an exception from the hook that completes the set, which this context manager swallows: exact for
-    any latent size, unlike leaving out blocks, and without touching the network. Hooks are removed whatever happens.
-    Recorders may be nested: a pass ends when all that are open on its denoiser have what they want.
+    The hook that completes the set ends the pass by an exception, which the context suppresses; this is exact for any
+    latent size and leaves the network unmodified. Recorders may be nested: a pass ends when all open recorders of its
+    denoiser are complete.
 
     Example:
         >>> from gate_lightning import load_backbone
@@ -40,13 +40,13 @@ class FeatureRecorder:
         torch.Size([1, 96, 8, 8])
 
     Args:
-        backbone: its ``denoiser`` is listened to.
+        backbone: backbone whose ``denoiser`` is recorded.
         layers: layer ids or aliases.
-        stop: end the pass after the last of them, and leave later passes alone; False lets passes finish and keeps the
+        stop: end the pass after the last layer and ignore later passes; False lets passes finish and keeps the
             activations of the last one.
 
     Attributes:
-        features: layer as it was asked for → (B, C, h, w), attention weights (B, heads, queries, keys).
+        features: layer by the given name → (B, C, h, w), or attention weights (B, heads, queries, keys).
 
     Raises:
         ConfigError: no layer, or one this backbone does not have.
@@ -84,7 +84,7 @@ class FeatureRecorder:
 
     @property
     def done(self) -> bool:
-        """Nothing more is wanted from the pass."""
+        """True once all layers are recorded and the pass may end."""
         return self.stop and len(self.features) == len(self.specs)
 
     def _listen(self, layer: str, spec: LayerSpec) -> None:
@@ -109,7 +109,7 @@ class FeatureRecorder:
         self._size = height * stride, width * stride
 
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images whose latents the running pass sees."""
+        """Height and width in pixels of the images in the running pass."""
         if self._size is None:
             raise ConfigError(
                 "layers of tokens are read from passes through backbone.denoise, not of the network alone"
@@ -124,7 +124,7 @@ class FeatureRecorder:
             listening.remove(self)
 
     def keep(self, layer: str, activation: Tensor) -> None:
-        """Take one activation; called by the hooks."""
+        """Store one activation; called by the hooks."""
         if self.done:  # of a later pass, while another recorder is open
             return
         self.features[layer] = activation
@@ -132,7 +132,7 @@ class FeatureRecorder:
             raise _AllRecorded
 
 
-#: the recorders that are open, by the denoiser they listen to
+#: open recorders by denoiser
 _open: WeakKeyDictionary[nn.Module, list[FeatureRecorder]] = WeakKeyDictionary()
 
 
@@ -140,13 +140,13 @@ _open: WeakKeyDictionary[nn.Module, list[FeatureRecorder]] = WeakKeyDictionary()
 
 
 class _Activation:
-    """Reads one tensor that a module is given or gives; tokens are laid out as a map."""
+    """Hooks that record an input or output of a module; tokens are reshaped to a map."""
 
     def __init__(self, recorder: FeatureRecorder, layer: str, spec: LayerSpec) -> None:
         self.recorder, self.layer, self.spec = recorder, layer, spec
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Forward pre-hook."""
+        """Forward pre-hook; records an input, by position or name."""
         element = self.spec.element
         if isinstance(element, int):
             self._keep(inputs[element])
@@ -154,7 +154,7 @@ class _Activation:
             self._keep(inspect.signature(module.forward).bind(*inputs, **named).arguments[element])
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Forward hook; transformers and down blocks return tuples."""
+        """Forward hook; records the output, or an element of a tuple output."""
         self._keep(output if isinstance(output, Tensor) else output[self.spec.element])
 
     def _keep(self, activation: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Noise that depends on what is read, never on how: keyed per sample, the same in any batch, order or process."""
+"""Noise keyed per sample: independent of batch, order, device and process; and noise given by the caller."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def batch_noise(
     noise_seed: int | None = 0,
     kind: str = "diffusion",
 ) -> Tensor:
-    """Noise (B, *shape) of a batch, every sample from its own key.
+    """Standard normal noise (B, *shape), each sample's from its own key.
 
     Args:
-        shape: of one sample, (c, h, w).
+        shape: shape of one sample, (c, h, w).
         conditions: sample ids, views and windows of the batch.
-        seed: of the run.
-        draw: which of several noises of the same branch.
-        noise_seed: the branch's, or None for one noise for all branches.
-        kind: what the noise is for ("diffusion", "posterior").
+        seed: seed of the run.
+        draw: index among several noises of a branch.
+        noise_seed: seed of the branch, or None for one noise for all branches.
+        kind: "diffusion" or "posterior".
     """
     samples = zip(conditions.sample_ids, conditions.views, conditions.windows, strict=True)
     noises = [
@@ -43,12 +43,12 @@ def batch_noise(
 
 
 def noise_of_branches(conditions: Conditions, names: Collection[str], every: Collection[str]) -> Conditions:
-    """Conditions with the explicit noise of some branches only; noise that is not given by branch stays as it is.
+    """Conditions with the explicit noise of some branches; noise not given by branch is unchanged.
 
     Args:
-        conditions: of a batch.
-        names: the branches wanted.
-        every: all branches there are.
+        conditions: conditions of a batch.
+        names: names of the branches wanted.
+        every: names of all branches.
 
     Raises:
         DataError: noise for a branch that does not exist.
@@ -67,14 +67,14 @@ def noise_of_branches(conditions: Conditions, names: Collection[str], every: Col
 
 
 def explicit_noise(given: Noise | None, branch: str, shape: Sequence[int], draws: int, draw: int) -> Tensor | None:
-    """One draw (B, c, h, w) of noise that the caller fixed, None where nothing is fixed for the branch.
+    """One draw (B, c, h, w) of a branch's explicit noise; None without explicit noise.
 
     Args:
         given: (B, c, h, w), or (B, E, c, h, w) for an ensemble of E draws, or such tensors by branch.
         branch: name of the branch.
-        shape: of one draw, that of the latents.
-        draws: E of the branch, 1 without an ensemble.
-        draw: which of them.
+        shape: shape of one draw, that of the latents.
+        draws: number E of draws of the branch, 1 without an ensemble.
+        draw: index of the draw.
 
     Raises:
         DataError: noise of another shape or number of draws.

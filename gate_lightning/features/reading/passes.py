@@ -1,4 +1,4 @@
-"""Denoising passes: the steered branches of one batch that run through the denoiser together."""
+"""Denoising passes over several steered branches of one batch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["SteeredBranch", "group_branches", "run_pass"]
 
 @dataclass(frozen=True)
 class SteeredBranch:
-    """One draw of one branch, for those images of a batch whose prompts are equally long; ready to be denoised.
+    """Denoiser input of one draw of one branch, for the images of a batch with prompts of one length.
 
     Attributes:
-        branch: what is read.
-        member: which draw of the branch's ensemble.
-        rows: which R of the batch's images, rising.
+        branch: the branch.
+        member: index of the draw in the branch's ensemble.
+        rows: rising indices of the R images in the batch.
         latents: (R, c, h, w), at the noise level where the branch's trajectory starts.
-        prompt_embeds: of their R prompts.
+        prompt_embeds: embeddings of R prompts.
         conditioning: the controls, adapters and trajectory.
-        inputs: equal for those whose ControlNet would see equal latents and prompts in every pass.
+        inputs: key of the ControlNets' inputs: equal for equal latents and prompts in every pass.
     """
 
     branch: Branch
@@ -45,14 +45,14 @@ class SteeredBranch:
 
     @property
     def plan(self) -> tuple[object, ...]:
-        """Equal for those that can be denoised as one batch: same timestep and trajectory, prompts of one length."""
+        """Key of batching: timestep, trajectory and length of the prompts."""
         return (self.branch.timestep, self.conditioning.trajectory, self.prompt_embeds.hidden.shape[1])
 
 
 def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -> list[list[SteeredBranch]]:
-    """Those that share a pass: of equal plan, together at most ``max_samples`` samples (but at least one branch).
+    """Groups that share a pass: of equal plan, with at most ``max_samples`` samples (but at least one branch).
 
-    Without a limit the draws of an ensemble go one after another, so that features of one draw are held at a time.
+    Without a limit, the draws of an ensemble are in different groups, so that one draw's features are held at a time.
     """
     plans: dict[tuple[object, ...], list[SteeredBranch]] = {}
     for steered in branches:
@@ -73,12 +73,12 @@ def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -
 def run_pass(
     backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
 ) -> list[BranchFeatures]:
-    """Features of each member of a group, from one batched pass of the denoiser after their trajectory.
+    """Features of each member of a group, from one pass of the denoiser at the end of their trajectory.
 
     Args:
-        backbone: see Backbone.
-        group: of equal plan.
-        control_images: the images of every control source that occurs, for the whole batch.
+        backbone: the backbone.
+        group: steered branches of equal plan.
+        control_images: control images (B, 3, H, W) of every source.
     """
     timestep, trajectory = group[0].branch.timestep, group[0].conditioning.trajectory
     denoiser = _SteeredDenoiser(backbone, group, control_images)
@@ -98,7 +98,7 @@ def run_pass(
 
 
 class _SteeredDenoiser:
-    """The denoiser under the conditioning of a group: latents and timestep in, prediction out."""
+    """Denoiser under the conditioning of a group: (latents, timestep) → prediction."""
 
     def __init__(
         self, backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
@@ -110,7 +110,7 @@ class _SteeredDenoiser:
         self.adapters = [steered.conditioning.adapters for steered in group for _ in steered.rows]
 
     def __call__(self, latents: Tensor, timestep: int) -> Tensor:
-        """The prediction for latents (N, c, h, w) of all members, in the type of the latents."""
+        """Prediction for latents (N, c, h, w) of all members, in the dtype of the latents."""
         inputs = latents.to(self.backbone.dtype)
         residuals = self._residuals(inputs.split([len(steered) for steered in self.group]), timestep)
         return self.backbone.denoise(inputs, timestep, self.prompt_embeds, residuals, self.adapters).to(latents)
@@ -140,7 +140,7 @@ class _SteeredDenoiser:
         }
 
     def _control_outputs(self, latents: Sequence[Tensor], timestep: int) -> dict[tuple[object, ...], Residuals]:
-        """Residuals at scale 1 by control key: each ControlNet once, on distinct inputs only."""
+        """Residuals at scale 1 by control key; each ControlNet runs once, on distinct inputs only."""
         users: dict[str, dict[tuple[object, ...], tuple[int, Control]]] = {}
         for index, steered in enumerate(self.group):
             for control in steered.conditioning.controls:

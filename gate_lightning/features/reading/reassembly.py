@@ -1,4 +1,4 @@
-"""Putting features together again: the draws of an ensemble, the parts of a batch."""
+"""Features of a branch from passes over parts of an ensemble and of a batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["GatheredFeatures"]
 
 
 class GatheredFeatures:
-    """Features of one branch for a whole batch, from passes that cover some draws and some images each.
+    """Features of one branch for a whole batch, gathered from passes over some of its draws and images.
 
-    An ensemble is summed up as it comes (in at least float32), never held whole.
+    The draws of an ensemble are summed as they arrive, in at least float32.
     """
 
     def __init__(self, branch: Branch) -> None:
@@ -24,7 +24,7 @@ class GatheredFeatures:
         self._parts: dict[tuple[int, ...], BranchFeatures] = {}
 
     def add(self, steered: SteeredBranch, features: BranchFeatures) -> None:
-        """Take the features (R, C, h, w) of one pass for one draw and its R images."""
+        """Add the features (R, C, h, w) of R images from one draw."""
         if self.branch.ensemble == 1:
             self._parts[steered.rows] = features
             return
@@ -37,7 +37,7 @@ class GatheredFeatures:
                 sums[layer] = value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
 
     def result(self, dtype: torch.dtype) -> BranchFeatures:
-        """(B, C, h, w) of each layer, in the order of the branch.
+        """Layer → features (B, C, h, w), averaged over the draws, in the branch's order of layers.
 
         Raises:
             DataError: a layer whose shape follows the length of the prompt, where lengths differ in the batch.

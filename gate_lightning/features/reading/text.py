@@ -1,4 +1,4 @@
-"""Prompt embeddings, encoded once per prompt."""
+"""Cache of prompt embeddings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["TextCache"]
 
 
 class TextCache:
-    """Embeddings of the prompts seen last, by prompt and the adapters that change the text encoder.
+    """Least recently used cache of prompt embeddings, by prompt and adapters of the text encoder.
 
     Args:
-        capacity: prompts kept; an SD 1.5 prompt takes 236 kB.
+        capacity: number of prompts kept; an SD 1.5 prompt takes 236 kB.
     """
 
     def __init__(self, capacity: int = 1024) -> None:
@@ -23,9 +23,9 @@ class TextCache:
         self._kept: OrderedDict[tuple[object, ...], PromptEmbeds] = OrderedDict()
 
     def encode(self, backbone: Backbone, prompts: Sequence[str], adapters: Adapters = ()) -> list[PromptEmbeds]:
-        """Embeddings of each prompt, (1, T, C), T as long as the prompt needs.
+        """Embeddings (1, T, C) of each prompt; T may differ.
 
-        Only prompts not seen yet are encoded, those of equal T in one batch.
+        Only new prompts are encoded, those of equal T in one batch.
         """
         adapters = backbone.text_adapters(adapters)
         # a moved or converted backbone must not be answered with embeddings of its former self

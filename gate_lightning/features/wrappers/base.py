@@ -1,4 +1,4 @@
-"""Base class of extractor wrappers: forwards everything but the features to the extractor that is wrapped."""
+"""Base class of extractor wrappers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["WrappedExtractor"]
 
 
 class WrappedExtractor(nn.Module):
-    """Base of wrappers; subclasses define ``forward`` and override what they change.
+    """Wrapper with the properties of its extractor; subclasses define ``forward`` and override what they change.
 
     Args:
-        extractor: what is wrapped: any extractor, wrapped ones too.
+        extractor: any extractor, also another wrapper.
     """
 
     extractor: Extractor

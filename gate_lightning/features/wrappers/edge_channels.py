@@ -1,4 +1,4 @@
-"""The edge ablation: the Canny map given to the head directly, as input channels instead of through a ControlNet."""
+"""Edge ablation: Canny edges as input channels of the head instead of control images of a ControlNet."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["EdgeChannels"]
 
 
 class EdgeChannels(WrappedExtractor):
-    """A feature extractor with one more branch "edges": the edge map, space to depth, at every stride that occurs.
+    """Extractor with an additional branch "edges": the edge map, space to depth, at every stride of the features.
 
     The branch is concatenated to the pyramid after amalgamation, not fused with the others.
 
     Args:
-        extractor: gives all other branches.
+        extractor: source of all other branches.
         low, high, blur_sigma, normalize: Canny's settings, see ``ops.edges.canny``.
 
     Raises:
@@ -69,7 +69,7 @@ class EdgeChannels(WrappedExtractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        """Features as the extractor gives them, and the edge maps (B, stride², h, w), 0 or 1."""
+        """Features of the extractor, and edge maps (B, stride², h, w), 0 or 1."""
         images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
         features = self.extractor(images, conditions)
         edges = self.settings(images, conditions)[:, :1]

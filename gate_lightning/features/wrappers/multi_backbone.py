@@ -1,4 +1,4 @@
-"""Several backbones in one extraction: Stable Diffusion beside ADM, SD 1.5 beside SDXL."""
+"""Extraction with several backbones, such as Stable Diffusion and ADM, or SD 1.5 and SDXL."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ __all__ = ["MultiBackboneExtractor"]
 
 
 class MultiBackboneExtractor(WrappedExtractor):
-    """The branches of several extractors, each with a backbone of its own, as one extractor.
+    """Union of the branches of several extractors, each with its own backbone.
 
     Images are padded to multiples of the first backbone's ``size_multiple``. A backbone may read them at another size:
     ``scales``. Sides are multiplied by its scale and rounded to the nearest multiple of its ``size_multiple`` (up to
-    ``minimum_size`` at least); images and control images are resized bilinearly, antialiased. A size that comes out as
-    it was is not touched.
+    ``minimum_size`` at least); images and control images are resized bilinearly, antialiased.
 
     Strides of ``feature_info`` are pixels of the *given* images: the backbone's stride / scale, rounded to the
     nearest integer of 1 or more. A map of stride s has ⌈H/s⌉ × ⌈W/s⌉ positions; where rounding makes the backbone's
@@ -65,7 +64,7 @@ class MultiBackboneExtractor(WrappedExtractor):
 
     @property
     def feature_info(self) -> FeaturesInfo:
-        """Branch → layer id → FeatureInfo, strides in pixels of the given images, in the order asked for."""
+        """See `Extractor`; strides in pixels of the given images."""
         info = {
             branch: {layer: _rescaled(one, self.scales[name]) for layer, one in layers.items()}
             for name, extractor in self._by_name.items()
@@ -75,13 +74,13 @@ class MultiBackboneExtractor(WrappedExtractor):
 
     @property
     def concatenated(self) -> tuple[str, ...]:
-        """Names of the branches to be concatenated after amalgamation instead of fused."""
+        """See `Extractor`."""
         found = {branch for extractor in self._by_name.values() for branch in extractor.concatenated}
         return tuple(branch for branch in self.order if branch in found)
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """All that the features depend on besides the images, JSON-able."""
+        """See `Extractor`."""
         described = {name: extractor.description for name, extractor in self._by_name.items()}
         return {
             "backbones": {name: {**one, "scale": self.scales[name]} for name, one in described.items()},

@@ -1,4 +1,4 @@
-"""Coarser features: maps averaged over neighbouring positions, for caches that would not fit on a disk."""
+"""Average pooling of feature maps, for smaller caches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["PooledExtractor"]
 
 
 class PooledExtractor(WrappedExtractor):
-    """A feature extractor whose maps are averaged over ``pooling`` × ``pooling`` positions.
+    """Extractor with feature maps averaged over ``pooling`` × ``pooling`` positions.
 
     A map of h × w positions becomes one of ⌈h/pooling⌉ × ⌈w/pooling⌉; where that does not divide evenly the cells
     overlap by a position, so that they still cover the image evenly. Strides grow by the factor; channels stay.
     Training and evaluation read the same coarse maps: a head is trained on what it is used on.
 
     Args:
-        extractor: gives the maps.
+        extractor: source of the maps.
         pooling: factor, at least 1.
 
     Raises:

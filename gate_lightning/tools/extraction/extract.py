@@ -16,9 +16,9 @@ from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
 from gate_lightning.data.samples import BatchDataset
 from gate_lightning.errors import DataError
-from gate_lightning.features.caches.disk import full_description, row
+from gate_lightning.features.caches.disk import full_description
 from gate_lightning.features.caches.folder import FeatureFolder
-from gate_lightning.features.caches.keys import image_key
+from gate_lightning.features.caches.keys import image_key, row
 from gate_lightning.ops.padding import padded_size
 from gate_lightning.structures import Conditions, Extractor, FeatureInfo, Features, ImageBatch
 from gate_lightning.tools.devices import device_of, place

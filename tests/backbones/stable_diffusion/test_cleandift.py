@@ -145,7 +145,7 @@ def test_an_impossible_timestep_is_refused(timestep: float) -> None:
 
 def test_what_needs_noisy_latents_is_refused() -> None:
     backbone = load_cleandift_backbone("random", base="", architecture="tiny")
-    with pytest.raises(ConfigError, match="takes no ControlNet"):
+    with pytest.raises(ConfigError, match="does not support controlnet"):
         FeatureExtractor(backbone, [Branch("a", 261, ("us6",), (ControlNet("canny"),))])
     with pytest.raises(ConfigError, match="reads clean latents"):
         FeatureExtractor(backbone, [Branch("a", 261, ("us6",), (Denoise(2),))])

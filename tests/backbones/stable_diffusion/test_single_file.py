@@ -252,7 +252,7 @@ def test_other_contents_are_refused_with_the_first_keys(small: Case) -> None:
 
 
 def test_settings_that_are_for_the_other_kind_are_refused(small: Case) -> None:
-    with pytest.raises(ConfigError, match=r"told nothing about sizes"):
+    with pytest.raises(ConfigError, match=r"reads no size conditions"):
         small.load(size_conditions={})
     with pytest.raises(ConfigError, match=r"size_conditions: unknown key 'crops'; .*expected of original_size"):
         small.load(size_conditions={"crops": (0, 0)})

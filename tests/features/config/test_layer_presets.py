@@ -102,7 +102,7 @@ def test_presets_mean_the_right_thing_by_family(family: str, published: dict[str
     ],
 )
 def test_presets_of_another_family_are_refused(family: str, preset: str) -> None:
-    with pytest.raises(ConfigError, match=f"has no layers for the preset '{preset}'.*Presets: "):
+    with pytest.raises(ConfigError, match=f"has no layers for the preset '{preset}'.*presets: "):
         resolve_layers(named(family), preset)
 
 
@@ -162,8 +162,8 @@ def test_ids_and_presets_may_be_mixed_in_the_order_wanted() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("up-level1-upsampler", r"Did you mean up-level1-upsampler-out.*Presets: legacy"),
-        ("lagacy", r"no layer or preset 'lagacy'\. Did you mean legacy\?"),
+        ("up-level1-upsampler", r"Did you mean up-level1-upsampler-out.*presets: legacy"),
+        ("lagacy", r"no layer or preset 'lagacy'; did you mean legacy\?"),
         ("pixels", r"has no layers for the preset 'pixels'"),
         (["dift", "up-level1-upsampler-out"], "more than once"),
         ([], "names no layer"),

@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(backbones: tuple[UNetBackbone, UNetBackbon
         MultiBackboneExtractor({"one": parts["main"], "two": parts["main"]})
     with pytest.raises(ConfigError, match=r"order=\['a'\]: expected each of the branches a, c, b once"):
         MultiBackboneExtractor(parts, order=["a"])
-    with pytest.raises(ConfigError, match="no branches"):
+    with pytest.raises(ConfigError, match="no extractors"):
         MultiBackboneExtractor({})
     with pytest.raises(DataError, match="too small"):
         MultiBackboneExtractor(parts)(random_images(1, 3, 64), conditions(1))
