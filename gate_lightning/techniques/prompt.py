@@ -105,7 +105,7 @@ class Prompt(Technique):
         return described
 
     def bound(self, card: Card, seed: int) -> Prompt:
-        """With the data set's prompts or class names, as ``source`` says."""
+        """With the data set's prompts or class names, according to ``source``."""
         if self.source == "caption":
             return replace(self, fallback=self.fallback or card.prompt_fine or None)
         if self.source in ("fine", "simple"):

@@ -1,4 +1,4 @@
-"""Learned embeddings from files: tokens that prompts may use (textual inversion), and prompts as a whole.
+"""Reader of learned embeddings: tokens for use in prompts (textual inversion), and whole prompts.
 
 Tokens: diffusers (``{token: vectors}``), A1111 (``string_to_param`` with a ``name``; ``emb_params`` named by its
 file), SDXL (``clip_l``, ``clip_g``, named by the file), and those beside a numbered LoRA (`lora_positions`). A prompt
@@ -30,12 +30,12 @@ _SHOWN = 4  # keys of an unknown file that the message lists
 
 
 def read_learned_tokens(path: Path, networks: Mapping[str, nn.Module], source: str = "") -> Adapter:
-    """An adapter that holds learned tokens and nothing else.
+    """Adapter of a file with learned tokens.
 
     Args:
-        path: of the file.
+        path: the file.
         networks: text encoders by part: ``text_encoder``, for SDXL ``text_encoder_2`` too.
-        source: what the adapter is told to come from, the path where empty.
+        source: source of the adapter, for its identity; the path if empty.
 
     Raises:
         WeightsError: the file is broken, of an unknown form, or made for another text encoder.
@@ -53,7 +53,7 @@ def read_learned_tokens(path: Path, networks: Mapping[str, nn.Module], source: s
 
 
 def read_learned_prompt(path: Path, networks: Mapping[str, nn.Module], source: str = "") -> Adapter:
-    """An adapter that holds a learned prompt and nothing else; arguments as for `read_learned_tokens`.
+    """Adapter of a file with a learned prompt; arguments as for `read_learned_tokens`.
 
     Raises:
         WeightsError: the file is broken, holds something else, or is made for another denoiser.

@@ -1,4 +1,4 @@
-"""LoRA files of the formats in use, matched to the network's own module names.
+"""Reader of LoRA files.
 
 Formats: diffusers and PEFT (``unet.<path>.lora_A.weight``), old diffusers (``….processor.to_q_lora.down.weight``,
 ``….lora.down.weight``, ``….lora_linear_layer.down.weight``), kohya (``lora_unet_<path, underscores>.lora_down.weight``
@@ -56,12 +56,12 @@ class _Pair:
 
 
 def read_adapter(path: Path, networks: Mapping[str, nn.Module], source: str = "") -> Adapter:
-    """The adapter of a LoRA file, every branch matched to the layer it is for.
+    """Adapter of a LoRA file, with every branch matched to its layer.
 
     Args:
         path: safetensors file.
-        networks: what it must fit: ``unet`` and ``text_encoder``, for SDXL ``text_encoder_2`` too; not changed.
-        source: what the adapter is told to come from, the path where empty.
+        networks: ``unet`` and ``text_encoder``, for SDXL ``text_encoder_2`` too.
+        source: source of the adapter, for its identity; the path if empty.
 
     Raises:
         WeightsError: the file is broken, of another method or format, or made for another architecture.

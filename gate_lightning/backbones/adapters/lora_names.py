@@ -44,7 +44,7 @@ class LayerNames:
         for path, module in network.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 for name in (path, originals.get(path, path)):
-                    # files of older transformers say text_model
+                    # files from older versions of transformers have text_model
                     for spelled in (name, f"text_model.{name}"):
                         self._paths.setdefault(spelled, path)
                         self._paths.setdefault(spelled.replace(".", "_"), path)

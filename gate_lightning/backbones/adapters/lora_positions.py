@@ -1,18 +1,18 @@
-"""The original LoRA format (cloneofsimo/lora), which numbers layers instead of naming them.
+"""Reader of the original LoRA format (cloneofsimo/lora), which numbers layers instead of naming them.
 
-Keys are ``unet:<i>:up``, ``unet:<i>:down`` and the same for ``text_encoder``; the header says which classes of modules
-were adapted. Entry i belongs to the i-th adapted layer in the order in which PyTorch lists the modules of the networks
-*of that time* (``lora_diffusion/lora.py``: ``save_safeloras`` enumerates ``extract_lora_ups_down``, which walks
-``model.modules()``, then ``named_modules()`` of each module of an adapted class). That order is
-the one in which the classes' constructors register their children:
+Keys are ``unet:<i>:up``, ``unet:<i>:down`` and the same for ``text_encoder``; the header names the classes of the
+adapted modules. Entry i belongs to the i-th adapted layer in PyTorch's order of the modules of the networks *of that
+time* (``lora_diffusion/lora.py``: ``save_safeloras`` enumerates ``extract_lora_ups_down``, which iterates over
+``model.modules()``, then over ``named_modules()`` of each module of an adapted class). That is the order in which the
+classes' constructors register their children:
 
 * U-Net (diffusers up to 0.16): down blocks, up blocks, middle block; in a block attentions before resnets; in a
   transformer block attn1, ff, attn2; in an attention to_q, to_k, to_v, to_out; in a resnet conv1, time_emb_proj, conv2,
   conv_shortcut. Newer versions of diffusers register ff behind attn2.
 * CLIP text encoder: layer by layer k_proj, v_proj, q_proj, out_proj.
 
-Shapes confirm the order of blocks, and of q, k and out in cross-attention. They cannot tell k from v, nor the four
-layers of a self-attention apart: there the order is assumed.
+Shapes confirm the order of blocks, and of q, k and out in cross-attention. They do not distinguish k from v, nor the
+four layers of a self-attention: there the order is assumed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gate_lightning.errors import WeightsError
 __all__ = ["is_numbered", "numbered_layers", "numbered_tokens"]
 
 _KEY = re.compile(r"^(?P<part>\w+):(?P<index>\d+):(?P<role>up|down)$")
-#: what the header says of keys that are learned tokens
+#: header entry of keys that are learned tokens
 _TOKEN = "<embed>"
 #: adapted classes where the header names none: the defaults of the original code
 _DEFAULTS = {"unet": ("CrossAttention", "Attention", "GEGLU"), "text_encoder": ("CLIPAttention",)}

@@ -1,9 +1,7 @@
-"""guided-diffusion (ADM) checkpoints as diffusers' ``UNet2DModel``: the same function, under other names.
+"""Conversion of guided-diffusion (ADM) checkpoints to diffusers' ``UNet2DModel``.
 
-The architecture is read off the tensors, but for two things that leave no trace in them: the size of the images it
-was trained on, and the channels of an attention head. Facts: guided-diffusion's network, and the flags in its README.
-
-What differs besides names:
+The architecture follows from the shapes of the tensors, except for the size of the training images and the channels of
+an attention head (see the flags in guided-diffusion's README). Differences besides names:
 
 * Attention keeps one matrix for queries, keys and values, grouped by head (head 0's q, k, v, head 1's …: the "legacy"
   order, which all published checkpoints have); diffusers has three matrices over all heads.
@@ -34,17 +32,17 @@ _GROUPS = 32
 
 @dataclass(frozen=True)
 class ADMArchitecture:
-    """Shape of a guided-diffusion U-Net.
+    """Architecture of a guided-diffusion U-Net.
 
     Attributes:
-        channels: of each level, finest first.
-        attention: which levels have attention.
-        res_blocks: residual blocks of a level on the way down; one more on the way up.
+        channels: channels of each level, finest first.
+        attention: for each level, True if it has attention.
+        res_blocks: residual blocks per level of the encoder; the decoder has one more.
         head_channels: channels of an attention head.
-        in_channels, out_channels: of the images and of the prediction (6: with a learned variance).
-        scale_shift: the time embedding scales and shifts, else it is added.
-        residual_resampling: sizes change in residual blocks, else in plain convolutions.
-        image_size: side in pixels of the images it was trained on.
+        in_channels, out_channels: channels of images and prediction (6: with a learned variance).
+        scale_shift: True if the time embedding scales and shifts, False if it is added.
+        residual_resampling: True if residual blocks resample, False if plain convolutions do.
+        image_size: side in pixels of the training images.
     """
 
     channels: tuple[int, ...]
@@ -58,7 +56,7 @@ class ADMArchitecture:
     image_size: int = 256
 
     def __post_init__(self) -> None:
-        # the middle has attention whatever the levels have
+        # the middle block always has attention
         attended = {
             *(width for width, has in zip(self.channels, self.attention, strict=True) if has),
             self.channels[-1],
@@ -72,7 +70,7 @@ class ADMArchitecture:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Arguments of ``UNet2DModel``."""
+        """Config of the diffusers ``UNet2DModel``."""
         plain = "Resnet{}sampleBlock2D" if self.residual_resampling else "{}Block2D"
         down, up = (plain.format(way if self.residual_resampling else way.capitalize()) for way in ("Down", "Up"))
         return {
@@ -96,15 +94,15 @@ class ADMArchitecture:
 
 
 def adm_unet(state: State, head_channels: int = 64, image_size: int = 256) -> UNet2DModel:
-    """The network of a guided-diffusion state dict; its tensors are those of ``state`` where they need no splitting.
+    """Diffusers network with the weights of a guided-diffusion state dict, whose tensors it shares where possible.
 
     Args:
-        state: as guided-diffusion saves it.
-        head_channels: channels of an attention head (its ``num_head_channels``).
-        image_size: side in pixels of the images it was trained on.
+        state: guided-diffusion's state dict.
+        head_channels: channels of an attention head (``num_head_channels``).
+        image_size: side in pixels of the training images.
 
     Raises:
-        WeightsError: another kind of state dict; the message says which, or lists the keys that do not fit.
+        WeightsError: another kind of state dict.
         ConfigError: head channels that do not divide the attention's channels.
     """
     architecture = read_architecture(state, head_channels, image_size)
@@ -122,7 +120,7 @@ def adm_unet(state: State, head_channels: int = 64, image_size: int = 256) -> UN
 
 
 def read_architecture(state: State, head_channels: int = 64, image_size: int = 256) -> ADMArchitecture:
-    """The shape of the network that a guided-diffusion state dict belongs to; see ``adm_unet``."""
+    """Architecture of a guided-diffusion state dict; arguments and errors as for ``adm_unet``."""
     _refuse_others(state)
     count = 1 + max(int(match[1]) for key in state if (match := re.match(r"output_blocks\.(\d+)\.", key)))
     # behind residual block and attention: what goes up
@@ -161,8 +159,8 @@ def convert_adm(state: State, unet: UNet2DModel, head_channels: int) -> dict[str
     """State dict of the diffusers network ``unet`` from a guided-diffusion one; keys without a place keep their names.
 
     Args:
-        state: as guided-diffusion saves it.
-        unet: of the same architecture; its parameters may be on the meta device.
+        state: guided-diffusion's state dict.
+        unet: network of the same architecture; its parameters may be on the meta device.
         head_channels: channels of an attention head.
     """
     names = dict(original_names(unet))

@@ -32,7 +32,7 @@ _BLOCKS |= {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D", "UNetMidBlock2D"
 
 
 def adm_layers(unet: UNet2DModel) -> dict[str, LayerSpec]:
-    """Layer id → LayerSpec, in firing order.
+    """Layer id → LayerSpec, in the order of computation.
 
     Raises:
         WeightsError: a network with blocks of other kinds.

@@ -1,4 +1,4 @@
-"""Unconditional pixel-space models from guided-diffusion checkpoints, diffusers folders, hub ids, or nothing."""
+"""Loader of unconditional pixel-space models: guided-diffusion checkpoints, folders, hub ids, random."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["ADM_ARCHITECTURES", "load_adm_backbone"]
 
 log = logging.getLogger(__name__)
 
-#: what ``weights=random`` can build: the published shape (552.8 M parameters), and one for tests.
+#: architectures of ``weights=random``: the published one (552.8 M parameters), and one for tests
 ADM_ARCHITECTURES = {
     "adm256": ADMArchitecture((256, 256, 512, 512, 1024, 1024), (False, False, False, True, True, True)),
     "adm_tiny": ADMArchitecture((32, 32, 64, 64), (False, False, True, True), head_channels=16, image_size=64),
@@ -41,7 +41,7 @@ _PATTERNS = [
     for part in ("", "unet/", "scheduler/")
     for name in ("config.json", "scheduler_config.json", "diffusion_pytorch_model*.safetensors")
 ]
-_ADVICE = "Download the checkpoint (conf/backbone/adm_*.yaml say where from) and name it: backbone.weights=<file>"
+_ADVICE = "Download the checkpoint (addresses: conf/backbone/adm_*.yaml) and name it: backbone.weights=<file>"
 
 
 def load_adm_backbone(
@@ -63,12 +63,12 @@ def load_adm_backbone(
         revision: commit or tag of a hub id.
         dtype: "float32", "bfloat16" or "float16" of weights and computation. Half precision on a CPU is very slow.
         channels_last: memory format of the convolutions; faster on CPUs and recent GPUs, same numbers up to rounding.
-        head_channels: channels of an attention head, which a checkpoint does not tell: guided-diffusion's
-            ``num_head_channels``. Not read for diffusers folders, which tell it.
-        architecture, seed: what ``weights=random`` builds, of ADM_ARCHITECTURES.
-        offline: never ask the network.
-        native_size: side in pixels of the images the model was trained on. Data sets take their crop size from this
-            setting. A checkpoint does not tell it; of a folder it must be the weights' own.
+        head_channels: channels of an attention head (guided-diffusion's ``num_head_channels``), which are not in a
+            checkpoint. Ignored for diffusers folders, which have them in their config.
+        architecture, seed: of ``weights=random``; a key of ADM_ARCHITECTURES.
+        offline: never download.
+        native_size: side in pixels of the training images, the default crop size of data sets. Not in a checkpoint; for
+            a folder it must be that of its config.
 
     Raises:
         WeightsError: weights missing, broken, or of another kind of model.

@@ -1,24 +1,24 @@
-"""Faster ways to compute what a frozen network asks for, on an unmodified network and exact up to rounding.
+"""Faster operations for frozen networks, equal up to rounding.
 
-The network's own calls are answered differently while a context is open: no module, weight or hook is touched, and a
-hook on a convolution sees its output as ever. On a CPU
+Within a context, torch functions called by the network are replaced; modules, weights and hooks are unchanged, and a
+hook on a convolution sees its output as usual. On a CPU
 
 * in float32, large 3 × 3 convolutions run by Winograd's algorithm (winograd.py);
 * in float32, activations are channels_last, which that and the other convolutions there prefer. In that format torch's
-  group norm sums up large maps too coarsely (32 groups of 128 × 512 × 512: relative error 2e-5): it is done here;
-* in bfloat16, attention over many keys runs block by block as plain matrix products, faster than torch's fused kernel;
-* in bfloat16, a 3 × 3 convolution of a map that was doubled to its nearest neighbours reads the map from before: four
-  convolutions of 2 × 2, one for each place within a doubled pixel, take 2.25 times fewer operations;
-* memory that a layer frees is kept for the next: with large maps, most of the time of an activation function is spent
-  on getting fresh pages from the system;
+  group norm of large maps is inaccurate (32 groups of 128 × 512 × 512: relative error 2e-5) and is replaced;
+* in bfloat16, attention over many keys is computed by blocks of plain matrix products instead of the fused kernel;
+* in bfloat16, a 3 × 3 convolution after nearest-neighbour upsampling by 2 becomes four 2 × 2 convolutions of the map
+  before upsampling, one for each position within a doubled pixel: 2.25 times fewer operations;
+* freed memory is kept for the next layer: with large maps, an activation function spends most of its time on fresh
+  pages from the system.
 
-and everywhere there is no division by one, which diffusers' blocks end with.
+On every device, divisions by one, the last operation of diffusers' blocks, are skipped.
 
 Risks: a ``TorchFunctionMode`` sees every torch call of the thread while a pass runs, the networks' own and other hooks'
-alike; and glibc's allocator is told, for the whole process, to keep freed memory (``mallopt``), which afterwards leaves
-its thresholds fixed where they would adapt. ``FeatureExtractor(fast=False)`` touches neither.
+alike; and glibc's allocator keeps freed memory for the whole process (``mallopt``), after which its thresholds are
+fixed instead of adaptive. ``FeatureExtractor(fast=False)`` touches neither.
 
-Whatever does not fit (another device, small or strided convolutions, gradients …) runs as it is.
+Other calls (another device, small or strided convolutions, gradients …) are unchanged.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from gate_lightning.backbones.kernels.winograd import winograd_conv2d
 
 __all__ = ["fast_ops"]
 
-#: below these a convolution gains nothing: transforming tiles and weights costs more than it saves
+#: smallest convolution that gains from Winograd's algorithm
 _MIN_CHANNELS, _MIN_POSITIONS = 128, 2 * 16 * 16
-#: positions below which a doubled map is taken as it is: adding up the kernels would cost more
+#: smallest number of positions for which summing the kernels pays off
 _MIN_DOUBLED = 256
 #: values per group up to which torch's group norm is exact enough in channels_last (4e-7)
 _GROUP_VALUES = 2**18
@@ -48,7 +48,7 @@ _GROUP_VALUES = 2**18
 _MIN_KEYS, _QUERIES = 256, 256
 #: columns that a processor multiplies at a time in bfloat16
 _COLUMNS = 16
-#: where a doubled map keeps the map it was made from
+#: attribute of an upsampled map: the map before upsampling
 _DOUBLED = "_gate_doubled_from"
 #: of a convolution's stride, padding, dilation and groups
 _DEFAULTS = (1, 0, 1, 1)
@@ -56,7 +56,7 @@ _DEFAULTS = (1, 0, 1, 1)
 
 @contextmanager
 def fast_ops(enabled: bool = True) -> Iterator[None]:
-    """While open, the calls named above run in their faster form; nothing changes where gradients are wanted."""
+    """Context of the faster operations; without effect while gradients are recorded."""
     if not enabled or torch.is_grad_enabled():
         yield
         return
@@ -96,7 +96,7 @@ def _interpolate(input: Tensor, *others: Any, **named: Any) -> Tensor:
 
 
 def _doubled_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The 3 × 3 convolution of ``input`` doubled to its nearest neighbours: (B, C, H, W) → (B, O, 2H, 2W)."""
+    """3 × 3 convolution of ``input`` upsampled by 2 (nearest): (B, C, H, W) → (B, O, 2H, 2W)."""
     count, _, height, width = input.shape
     padded = F.pad(input, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
     output = padded.new_empty(count, 2 * height, 2 * width, len(weight)).permute(0, 3, 1, 2)
@@ -175,7 +175,7 @@ def _plain(*tensors: Tensor) -> bool:
 
 @contextmanager
 def _kept_memory() -> Iterator[None]:
-    """While open, glibc keeps freed memory; afterwards its thresholds are those that it would grow to by itself."""
+    """Context in which glibc keeps freed memory; afterwards its thresholds are the largest of its adaptive ones."""
     mallopt = _mallopt()
     if mallopt is None:
         yield

@@ -29,9 +29,9 @@ _KEPT, _BLOCK, _BLOCK_TILES = 2**19, 2**18, 256
 
 
 def winograd_conv2d(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 3 × 3 convolution of stride 1 and padding 1: (B, C, H, W) → (B, O, H, W) in channels_last.
+    """3 × 3 convolution of stride 1 and padding 1: (B, C, H, W) → (B, O, H, W) in channels_last.
 
-    Every image's result is independent of the others, up to how matrix products of other sizes round.
+    Images are independent of each other, up to the rounding of matrix products of other sizes.
 
     Args:
         inputs: float32; channels_last spares a copy.
@@ -74,7 +74,7 @@ def _planes(padded: Tensor, high: int, wide: int) -> Tensor:
 
 
 def _fill(results: Tensor, planes: Tensor, weight: Tensor) -> None:
-    """Fill ``results`` (B, high, 4, wide, 4, O) from the planes and weights (36, C, O)."""
+    """Write the outputs (B, high, 4, wide, 4, O) of the planes and weights (36, C, O) to ``results``."""
     products = torch.bmm(planes.view(36, -1, planes.shape[-1]), weight).view(*planes.shape[:-1], -1)
     columns = products.new_empty(4, *products.shape[1:])
     _transform_output(products, columns)
@@ -83,7 +83,7 @@ def _fill(results: Tensor, planes: Tensor, weight: Tensor) -> None:
 
 
 def _transform_input(pieces: Sequence[Tensor], out: Sequence[Tensor] | Tensor) -> None:
-    """Values of the six pieces' polynomial's dual at the six points, ±points from shared even and odd parts."""
+    """Input transform Bᵀd of six rows or columns; the points ±p share even and odd parts."""
     near, far = _NEAR**2, _FAR**2
     torch.add(pieces[4], pieces[2], alpha=-(near + far), out=out[0]).add_(pieces[0], alpha=near * far)
     for index, point, other in ((1, _NEAR, far), (3, _FAR, near)):
@@ -95,7 +95,7 @@ def _transform_input(pieces: Sequence[Tensor], out: Sequence[Tensor] | Tensor) -
 
 
 def _transform_output(values: Sequence[Tensor] | Tensor, out: Sequence[Tensor] | Tensor) -> None:
-    """Four outputs from the values at the six points."""
+    """Output transform Aᵀm: four outputs from the values at six points."""
     near, far = values[1] + values[2], values[3] + values[4]
     torch.add(values[0], near, out=out[0]).add_(far)
     torch.mul(near, _NEAR**2, out=out[2]).add_(far, alpha=_FAR**2)
@@ -106,14 +106,14 @@ def _transform_output(values: Sequence[Tensor] | Tensor, out: Sequence[Tensor] |
 
 
 def _transform_weight(weight: Tensor) -> Tensor:
-    """(O, C, 3, 3) → (36, C, O): the kernels at every pair of points, column first."""
+    """Kernel transform GgGᵀ, (O, C, 3, 3) → (36, C, O), column first."""
     taps = weight.reshape(-1, 9).T
     return (_evaluation().to(taps) @ taps).view(36, len(weight), -1).transpose(1, 2)
 
 
 @cache
 def _evaluation() -> Tensor:
-    """(36, 9): values of a 3 × 3 kernel's polynomial at every pair of points, over the Lagrange denominators."""
+    """G ⊗ G (36, 9): powers of the points over the Lagrange denominators."""
     points = (0.0, _NEAR, -_NEAR, _FAR, -_FAR)
     rows = []
     for point in points:

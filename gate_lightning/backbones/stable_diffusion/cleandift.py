@@ -94,14 +94,14 @@ def load_cleandift_backbone(
     Args:
         weights: the U-Net (a plain diffusers state dict) or the whole training state: a file, a folder or hub id that
             holds ``file``, or "random".
-        base: the Stable Diffusion model: whatever ``load_unet_backbone`` takes.
+        base: Stable Diffusion model, as ``weights`` of ``load_unet_backbone``.
         file: name inside the folder or hub repository.
         own_timestep: time input of the U-Net. None for the learned one of a training state, and for 261, its initial
             value, with a U-Net alone.
         revision, base_revision: commit or tag of hub ids.
         base_variant: file name variant of the base model.
         dtype, channels_last, offline, native_size, long_prompts: see ``load_unet_backbone``.
-        architecture, seed: what ``weights=random`` builds.
+        architecture, seed: of ``weights=random``.
 
     Raises:
         WeightsError: weights missing, broken, or of another U-Net than the base model's.

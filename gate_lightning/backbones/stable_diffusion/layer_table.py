@@ -1,4 +1,4 @@
-"""Layer ids of a diffusers U-Net, read off the network itself.
+"""Layer ids of a diffusers U-Net, derived from its modules.
 
 The ids are those of the field's code (generic-diffusion-feature): ``level`` counts down or up blocks in the order of
 execution, ``repeat`` the residual blocks of a level, ``block`` the transformer blocks. Stable Diffusion 1.x has 197.
@@ -21,17 +21,17 @@ Entry = tuple[str, LayerSpec]
 
 
 def unet_layers(unet: UNet2DConditionModel, latent_stride: int) -> dict[str, LayerSpec]:
-    """Layer id → LayerSpec of a conditional U-Net, in firing order.
+    """Layer id → LayerSpec of a conditional U-Net, in the order of computation.
 
     Args:
-        unet: any ``UNet2DConditionModel``: the table follows its blocks, whatever their number and depth.
+        unet: any ``UNet2DConditionModel``, with any number of blocks.
         latent_stride: pixels of the image per position of the latents.
     """
     return dict(_in_order(unet, latent_stride))
 
 
 def skip_paths(unet: UNet2DConditionModel) -> tuple[str, ...]:
-    """The modules whose outputs the decoder reads again, in the order in which they are computed."""
+    """Paths of the modules at which skip connections start, in the order of computation."""
     paths = ["conv_in"]
     for level, block in enumerate(unet.down_blocks):
         last = "attentions" if getattr(block, "attentions", ()) else "resnets"

@@ -1,4 +1,4 @@
-"""Backbones of the Stable Diffusion family from folders, hub ids, the package, or nothing (random weights)."""
+"""Loader of the Stable Diffusion family: folders, hub ids, single files, the embedded model, random weights."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def load_unet_backbone(
         variant: "fp16" where only such files are there or wanted.
         dtype: "float32", "bfloat16" or "float16" of weights and computation. Half precision on a CPU is very slow.
         channels_last: memory format of the convolutions; faster on CPUs and recent GPUs, same numbers up to rounding.
-        controlnets: name → folder or hub id, or None for none. Loaded when a branch first asks for the name.
-        architecture, seed: what ``weights=random`` builds.
-        offline: never ask the network.
-        native_size: side in pixels of the images the model was trained on. Data sets take their crop size from this
-            setting, so it must be the weights' own; None does not check.
-        long_prompts: what happens to prompts that the text encoder cannot read at once: "windows", "released" or "cut",
-            see ``clip_text``.
-        tokenizer: folder or hub id with the tokenizer of a single-file checkpoint, which holds none; None: that of the
-            released model, from the hub or its cache.
-        prediction_type: of a single-file checkpoint, which does not tell it: "epsilon", "v_prediction" or "sample".
-            None: that of the released models; Stable Diffusion 2.x has two and must be told.
-        size_conditions: what an SDXL model is told about images: settings of ``sdxl.SizeConditions``.
+        controlnets: name → folder or hub id, or None for none; loaded when a branch first needs it.
+        architecture, seed: of ``weights=random``.
+        offline: never download.
+        native_size: side in pixels of the training images, the default crop size of data sets; must be that of the
+            weights. None skips the check.
+        long_prompts: treatment of prompts longer than the text encoder's input: "windows", "released" or "cut", see
+            ``clip_text``.
+        tokenizer: folder or hub id with the tokenizer for a single-file checkpoint; None: that of the released model,
+            from the hub or its cache.
+        prediction_type: "epsilon", "v_prediction" or "sample" of a single-file checkpoint, where it is not stored.
+            None: that of the released models; required for Stable Diffusion 2.x, which has two.
+        size_conditions: of an SDXL model: arguments of ``sdxl.SizeConditions``.
 
     Raises:
         ConfigError: settings that do not go together, or not with these weights.
@@ -132,7 +132,7 @@ def _load_folder(
     read = [CLIPTokenizer.from_pretrained(folder / part, local_files_only=True) for part in tokenizers]
     texts = [config for part, config in configs.items() if part.startswith("text_encoder")]
     check_parts(configs["unet"], configs["vae"], list(zip(texts, map(len, read), strict=True)))
-    # SDXL's autoencoder overflows in half precision; that of SD 1.x and 2.x does not, whatever the default says
+    # SDXL's autoencoder overflows in half precision; those of SD 1.x and 2.x do not, although the default is true
     upcast = "text_encoder_2" in parts and configs["vae"].get("force_upcast", True)
     types = {part: torch.float32 if part == "vae" and upcast else dtype for part in parts}
     networks = {part: open_part(_KINDS[part], folder / part, types[part], variant) for part in parts}

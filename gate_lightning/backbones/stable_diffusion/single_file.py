@@ -140,13 +140,13 @@ def _prediction(path: Path, state: Mapping[str, Tensor], architecture: Architect
     if asked is not None:
         check_choice(asked, "backbone.prediction_type", ("epsilon", "v_prediction", "sample"))
     # fine-tunes of SDXL mark it with an empty tensor
-    told = asked or ("v_prediction" if "v_pred" in state else architecture.prediction_type)
-    if told is None:
+    prediction = asked or ("v_prediction" if "v_pred" in state else architecture.prediction_type)
+    if prediction is None:
         raise ConfigError(
-            f"{path} is a Stable Diffusion 2.x checkpoint, which does not tell what it predicts: set "
+            f"{path} is a Stable Diffusion 2.x checkpoint, which does not hold its prediction type: set "
             f"backbone.prediction_type=v_prediction (768 px models) or =epsilon (base models, 512 px)"
         )
-    return told
+    return prediction
 
 
 def _tokenizers(
@@ -200,7 +200,7 @@ def _text_weights(state: Mapping[str, Tensor], part: str, network: Any) -> dict[
         made = convert_ldm_clip_checkpoint(_under(state, prefix))
     wrapped = hasattr(network, "text_model")
     named = {key if wrapped else key.removeprefix("text_model."): value for key, value in made.items()}
-    # encoders are stored in one piece: buffers, and layers behind the one that the U-Net is told, are left out
+    # encoders are stored in one piece: buffers, and layers after the one that the U-Net reads, are left out
     known = network.state_dict().keys()
     return {key: value for key, value in named.items() if key in known}
 

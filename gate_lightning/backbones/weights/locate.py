@@ -50,18 +50,18 @@ _ALIGNMENT = 64  # bytes; what torch itself allocates at
 def find_weights(
     source: str, revision: str | None = None, patterns: Iterable[str] = (), offline: bool = False, advice: str = ""
 ) -> Path:
-    """Local path of a source: a folder or file, ``asset:…`` of this package, or a hub id (downloaded or cached).
+    """Local path of a weight source: folder, file, ``asset:…`` of this package, or hub id (downloaded or cached).
 
     Args:
         source: path, ``asset:<path inside gate_lightning/assets>``, or ``owner/name`` or ``owner/name@revision`` on the
             Hugging Face hub.
-        revision: commit or tag, where the source names none; hub ids only.
+        revision: commit or tag of a hub id without its own.
         patterns: files to download of a hub id.
         offline: use only what the hub's local cache has.
-        advice: what to do if there is nothing, for the error.
+        advice: last sentence of the error if nothing is found.
 
     Raises:
-        WeightsError: there is nothing of that name.
+        WeightsError: nothing was found.
     """
     if source.startswith(ASSET):
         path = Path(str(files("gate_lightning") / "assets" / source.removeprefix(ASSET)))
@@ -143,9 +143,9 @@ def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | 
 
 
 def align_weights(network: nn.Module) -> nn.Module:
-    """Move weights that lie mapped in a file at an odd offset into memory of their own, in place.
+    """Copy memory-mapped weights at unaligned offsets into memory of their own, in place.
 
-    Matrix kernels choose their blocking by alignment, so where a header happens to end would decide the last bit.
+    Matrix kernels choose their blocking by alignment, so that the length of a file's header would change last bits.
     """
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
@@ -189,7 +189,7 @@ def file_digest(path: Path) -> str:
     """SHA-256 (hex) of a file's size and content.
 
     Files above 64 MiB are sampled: 64 blocks of 1 MiB at even distances, first and last included. Training changes
-    every tensor, so another checkpoint is told apart; an edit between the blocks is not.
+    every tensor, so that another checkpoint is recognised; an edit between the blocks is not.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

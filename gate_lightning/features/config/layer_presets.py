@@ -48,7 +48,7 @@ def resolve_layers(backbone: Backbone, layers: str | Sequence[str]) -> tuple[str
 
     Raises:
         ConfigError: a name this backbone does not know (the message lists its presets and near misses), or the same
-            layer twice, under whatever names.
+            layer twice, also by two of its names.
     """
     names = [layers] if isinstance(layers, str) else list(layers)
     resolved: list[str] = []

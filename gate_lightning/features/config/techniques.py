@@ -1,6 +1,6 @@
 """Techniques from plain settings.
 
-A technique's class is its schema: its fields are its settings, its class attributes say how it may be named and
+A technique's class is its schema: its fields are its settings, its class attributes declare how it is named and
 combined (`techniques.base.Technique`).
 """
 

@@ -37,7 +37,7 @@ class FeatureExtractor(nn.Module):
     Texts are encoded once per run. Features of an ensemble are summed up draw by draw. The result equals
     separate passes, one branch, draw and image at a time, up to rounding.
 
-    Its state dict is empty: frozen weights are not saved in checkpoints (``description`` says which they are).
+    Its state dict is empty: frozen weights are not saved in checkpoints (``description`` identifies them).
 
     Args:
         backbone: the frozen network.
