@@ -162,7 +162,7 @@ def test_ids_and_presets_may_be_mixed_in_the_order_wanted() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("up-level1-upsampler", r"Did you mean up-level1-upsampler-out.*presets: legacy"),
+        ("up-level1-upsampler", r"did you mean up-level1-upsampler-out.*presets: legacy"),
         ("lagacy", r"no layer or preset 'lagacy'; did you mean legacy\?"),
         ("pixels", r"has no layers for the preset 'pixels'"),
         (["dift", "up-level1-upsampler-out"], "more than once"),
