@@ -25,6 +25,7 @@ from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.extraction import MAIN, branches_of, extractor_of
 from gate_lightning.engine.run_folder import located
+from gate_lightning.engine.used_keys import READS
 from gate_lightning.engine.views import stored_views, view_count
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.features.branch import Branch
@@ -33,7 +34,7 @@ from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.pixel_classifiers.store import group_widths
 from gate_lightning.structures import Extractor
 
-__all__ = ["Components", "call_with", "card_and_classes", "dataset_node"]
+__all__ = ["Components", "call_with", "card_and_classes"]
 
 
 class Components:
@@ -45,22 +46,6 @@ class Components:
         training: whether the components are to train. Only then ``cache.augmented_views`` counts.
         control_folders: name of control images → folder to take them from, instead of that of the configuration.
     """
-
-    #: names a task's constructor may ask for
-    INJECTED = (
-        "backbone",
-        "extractor",
-        "amalgamation",
-        "head",
-        "auxiliary_head",
-        "auxiliary_loss",
-        "loss",
-        "optimizer",
-        "scheduler",
-        "card",
-        "labels",
-        "backbone_groups",
-    )
 
     def __init__(
         self,
@@ -76,13 +61,15 @@ class Components:
 
     @cached_property
     def datamodule(self) -> Any:
-        """The data module of ``dataset``; that of ``images`` where an experiment reads its folder in its own way."""
-        own = self.config.get("images")
-        if own is not None and own._target_ != self.config.dataset._target_:
-            return self._instantiate("images")
-        if self.config.get("dataset") is None:
+        """The data module of ``dataset``; that of ``task.data`` where the task reads data sets in its own way.
+
+        The latter is given the former if its constructor names it (``dataset``).
+        """
+        own, dataset = OmegaConf.select(self.config, "task.data"), self.config.get("dataset")
+        if own is None or dataset is None or own.get("_target_") in (None, dataset._target_):
             return self._instantiate("dataset")
-        return _built(dataset_node(self.config))
+        given = {"dataset": dataset} if "dataset" in inspect.signature(get_class(own._target_)).parameters else {}
+        return _built(OmegaConf.create({**_plain(own), **given}))
 
     @property
     def card(self) -> DatasetCard:
@@ -268,7 +255,7 @@ class Components:
         _ = self.connected_datamodule
         own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_", "data")}
         wanted = inspect.signature(target).parameters
-        injected = {name: getattr(self, name) for name in self.INJECTED if name in wanted and name not in own}
+        injected = {name: getattr(self, name) for name in READS if name in wanted and name not in own}
         return target(**injected, **_built(OmegaConf.create(own)))
 
     @cached_property
@@ -302,17 +289,6 @@ class Components:
         if node is None:
             raise ConfigError(f"the configuration has no {group}; choose one: {group}=<name> (see conf/{group}/)")
         return _built(node, **arguments)
-
-
-def dataset_node(config: DictConfig) -> DictConfig:
-    """The node of ``dataset``; inside that of ``task.data`` where a task reads other data sets in its own way."""
-    wrapper = config.task.get("data") if config.get("task") is not None else None
-    if wrapper is None or "_target_" not in wrapper:
-        node: DictConfig = config.dataset
-        return node
-    made = OmegaConf.create({**_plain(wrapper), "dataset": _plain(config.dataset)})
-    assert isinstance(made, DictConfig)
-    return made
 
 
 def card_and_classes(datamodule: Any) -> dict[str, Any]:

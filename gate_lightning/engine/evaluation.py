@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.tools import run_tool
+from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_tool
 from gate_lightning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
     if config.get("control_images") and config.run is None:
         raise ConfigError("control_images belongs to run=<run folder>; without one, set technique.controlnet.folder")
     if config.tool is not None and "_target_" in config.tool:
+        check_overrides(overrides, keys_of_tool(config), str(config.tool._target_).rsplit(".", 1)[-1])
         run_tool(config, output, partial(_loaded, config, overrides))
         return {}
     measuring = not config.submission and config.input is None
@@ -78,6 +80,7 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
         raise ConfigError(
             f"{folder} holds several re-splits, each with a model of its own; name one: run=… of {inside}"
         )
+    check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
     patched = runs.patch(saved, resolved, [item for item in overrides if not item.startswith("tool")])
     for change in runs.changed_keys(saved, patched):
         log.warning("evaluated with a change: %s", change)

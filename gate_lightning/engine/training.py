@@ -21,6 +21,7 @@ from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
+from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import Interrupted, ResumeError
 from gate_lightning.tasks.base import BaseTask
 
@@ -41,18 +42,20 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
         Final metrics, as in ``metrics.json``.
 
     Raises:
+        ConfigError: if an override sets what the task does not read.
         ResumeError: if a resumed run's configuration or world size changed and ``allow_changes`` is off.
         Interrupted: if a signal stopped the run; its state is saved.
     """
-    resolved = runs.resolve(config)
-    components = Components(resolved, str(run_folder), training=True)
     if config.resume is None:
+        read = keys_of_task(config)
+        check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
+        components = Components(recorded(runs.resolve(config), read), str(run_folder), training=True)
         checkpoint, described = None, components.record_card()
         require_same_splits(described, run_folder)
         _once(runs.save_config, described, run_folder)
         _once(runs.write_json, run_folder / "overrides.json", list(overrides))
     else:
-        checkpoint, described = None, _resumed_config(resolved, overrides, run_folder)
+        checkpoint, described = None, _resumed_config(config, overrides, run_folder)
         components = Components(described, str(run_folder), training=True)
     if repeats_of(described) > 1:
         _once(runs.write_json, run_folder / "status.json", {"status": "running"})
@@ -134,11 +137,12 @@ def _last_state(folder: Path) -> Path | None:
     return runs.checkpoint_of(folder, "last")
 
 
-def _resumed_config(resolved: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
+def _resumed_config(config: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
     saved = runs.load_config(folder)
-    patched = runs.patch(saved, resolved, overrides)
+    check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
+    patched = runs.patch(saved, runs.resolve(config), overrides)
     changes = runs.changed_keys(saved, patched)
-    if changes and not resolved.allow_changes:
+    if changes and not config.allow_changes:
         listed = "\n  ".join(changes)
         raise ResumeError(
             f"the configuration differs from the one {folder} was trained with:\n  {listed}\n"
