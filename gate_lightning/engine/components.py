@@ -15,7 +15,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -33,6 +33,7 @@ from gate_lightning.features.config.required_inputs import required_inputs_of
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.pixel_classifiers.store import group_widths
 from gate_lightning.structures import Extractor
+from gate_lightning.tasks.base import BaseTask
 
 __all__ = ["Components", "call_with", "card_and_classes"]
 
@@ -108,7 +109,7 @@ class Components:
     def record_card(self) -> DictConfig:
         """The configuration with card and classes of the data set, so that evaluation on another one reads the trained
         branches."""
-        if hasattr(self.datamodule, "card"):
+        if "techniques" in self.config:  # else no branches are built
             plain = {**_plain(self.config), "trained_on": card_and_classes(self.datamodule)}
             self.config = OmegaConf.create(plain)
         return self.config
@@ -249,8 +250,8 @@ class Components:
         return get_class(self.config.task._target_)
 
     @cached_property
-    def task(self) -> LightningModule:
-        """The LightningModule of ``task``, given the components it names."""
+    def task(self) -> BaseTask:
+        """The task of ``task``, given the components it names."""
         node, target = self.config.task, self.task_class
         _ = self.connected_datamodule
         own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_", "data")}

@@ -17,13 +17,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import Interrupted, ResumeError
-from gate_lightning.tasks.base import BaseTask
 
 __all__ = ["train"]
 
@@ -80,13 +78,11 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
     datamodule = components.connected_datamodule
     if allow_changes:
         datamodule.allow_changes = True
-    if isinstance(datamodule, ImageDataModule):
-        datamodule.setup("fit")  # broken data are found before the backbone is loaded
+    datamodule.setup("fit")  # broken data are found before the backbone is loaded
     task = components.task
-    if allow_changes and isinstance(task, BaseTask):
+    if allow_changes:
         task.allowed_changes = frozenset({"frozen", "world_size"})
-    if isinstance(task, BaseTask):
-        _once(runs.write_json, run_folder / "frozen.json", task.frozen_description())
+    _once(runs.write_json, run_folder / "frozen.json", task.frozen_description())
     _check_world_size(components, run_folder, resuming=checkpoint is not None, allowed=allow_changes)
     log.info("run folder: %s", run_folder)
     with warnings.catch_warnings():
@@ -169,16 +165,15 @@ def _final_metrics(components: Components, folder: Path) -> dict[str, float]:
     """Metrics of the best checkpoint on the splits that the task reports."""
     task, trainer, datamodule = components.task, components.trainer, components.datamodule
     metrics: dict[str, float] = {}
-    splits: Sequence[str] = getattr(task, "final_splits", ())
-    if not splits:
+    if not task.final_splits:
         return {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
     try:
         best: Path | None = runs.checkpoint_of(folder, "best")
     except ResumeError:
         best = None
     evaluate: dict[str, Any] = {"val": trainer.validate, "test": trainer.test}
-    for split in splits:
-        if split == "test" and not getattr(datamodule, "has_test", True):
+    for split in task.final_splits:
+        if split not in datamodule.splits:
             continue
         for result in evaluate[split](task, datamodule, ckpt_path=best, verbose=False):
             metrics |= {key: float(value) for key, value in result.items()}

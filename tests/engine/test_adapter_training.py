@@ -45,7 +45,7 @@ def test_the_settings_of_the_data_set_reach_the_images(tmp_path: Path, inside: s
     given = ["experiment=lora", "backbone=sd15", "dataset=folder", f"dataset.root={tmp_path / 'set'}"]
     module = Components(resolve(composed(*given, "dataset.batch_size=3", "seed=5")), str(tmp_path)).datamodule
     module.setup("fit")
-    assert (len(module.train_set), module.size, module.batch_size, module.seed) == (images, 512, 3, 5)
+    assert (len(module.source("train")), module.size, module.batch_size, module.seed) == (images, 512, 3, 5)
     assert not module.flip
 
 

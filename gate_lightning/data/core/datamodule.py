@@ -158,8 +158,11 @@ class ImageDataModule(LightningDataModule):
         source = self.source(split)
         sizes = [source.sizes(index) for index in range(len(source))]
         batches = group_by_size(sizes, self.eval_batch_size, together=self.batch_size)
-        views = BatchDataset(source, self.eval_transform, self.collate, self.seed)
-        return self._loader(views, EvaluationBatches(batches, *self._processes))
+        return self._loader(self.evaluation_views(split), EvaluationBatches(batches, *self._processes))
+
+    def evaluation_views(self, split: str) -> Dataset[Any]:
+        """The samples of a split as they are evaluated, batch by batch of one's own choice."""
+        return BatchDataset(self.source(split), self.eval_transform, self.collate, self.seed)
 
     def _loader(self, views: Dataset[Any], sampler: Any) -> BatchLoader:
         return BatchLoader(

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from torch.utils.data import Dataset
 
 from gate_lightning.data.files.captions import read_captions
 from gate_lightning.data.files.images import IMAGE_SUFFIXES, read_image
 from gate_lightning.data.pretraining.batches import CaptionedBatch
-from gate_lightning.data.pretraining.datamodule import PretrainingDataModule, stacked
+from gate_lightning.data.pretraining.datamodule import BatchSource, PretrainingDataModule, stacked
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import DataError
 from gate_lightning.utils.checks import whole_number
@@ -121,7 +120,7 @@ def _inside(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())[:8]
 
 
-class CaptionedFolder(Dataset[CaptionedBatch]):
+class CaptionedFolder(BatchSource):
     """Square images with captions, repeats spelled out.
 
     Args:
@@ -145,6 +144,11 @@ class CaptionedFolder(Dataset[CaptionedBatch]):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def sample_id(self, index: int) -> str:
+        """Folder and name of the image, and its caption."""
+        entry = self.entries[index]
+        return f"{entry.path.parent.name}/{entry.path.name}: {entry.caption}"
 
     def __getitem__(self, requests: Sequence[SampleRequest]) -> CaptionedBatch:
         captions = tuple(self.entries[request.index].caption for request in requests)
@@ -197,7 +201,7 @@ class CaptionedImages(PretrainingDataModule):
         self.root, self.size, self.flip, self.random_crop = root, whole_number(size, "size", 1), flip, random_crop
         self.val_length, self.styles = whole_number(val_length, "val_length", 1), styles
 
-    def make_dataset(self, split: str) -> CaptionedFolder:
+    def make_source(self, split: str) -> CaptionedFolder:
         """Lists the files."""
         entries = list_captioned(self.root, self.styles)
         if split == "train":

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gate_lightning.data.core.resume import align_loops, position
-from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, TrainingBatches
+from gate_lightning.data.card import DatasetCard
+from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.data.pretraining.batches import LabelledBatch
 from gate_lightning.data.samples import SampleRequest, to_tensor
 from gate_lightning.data.scenes.layout import sample_scene
@@ -29,6 +26,7 @@ __all__ = [
     "NOTHING",
     "TRAIN_SEED",
     "VAL_SEED",
+    "BatchSource",
     "PretrainingDataModule",
     "SceneImages",
     "SingleObjectImages",
@@ -44,8 +42,30 @@ NOTHING = len(KINDS)
 _EMPTY_SHARE = 0.1
 
 
-class PretrainingDataModule(LightningDataModule):
-    """Training batches as a function of (seed, step, process), so that a resumed run goes on exactly; no test split.
+class BatchSource(Dataset[Any]):
+    """A split that makes whole batches, as a `SampleSource`.
+
+    Subclasses provide ``__len__``, ``sample_id`` and ``__getitem__``: a list of `SampleRequest` → a batch.
+    """
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def sample_id(self, index: int) -> str:
+        """What decides the content of sample ``index``: a resumed run with other samples is refused."""
+        raise NotImplementedError
+
+    def load(self, index: int) -> Any:
+        """A batch of one."""
+        return self[[SampleRequest(index)]]
+
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
+        """All images have one size."""
+        return ()
+
+
+class PretrainingDataModule(ImageDataModule):
+    """Base of data sets whose splits make whole batches (`BatchSource`) of one image size; there is no test split.
 
     Args:
         batch_size: per process and step.
@@ -54,49 +74,26 @@ class PretrainingDataModule(LightningDataModule):
         seed: of the order, and of what is drawn for each sample.
     """
 
-    allow_changes = False
+    card = DatasetCard("images")
+    has_test = False
 
     def __init__(self, batch_size: int = 8, eval_batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size = whole_number(batch_size, "dataset.batch_size", 1)
-        self.eval_batch_size = whole_number(eval_batch_size, "dataset.eval_batch_size", 1)
-        self.num_workers = whole_number(num_workers, "dataset.num_workers")
-        self.seed = whole_number(seed, "dataset.seed")
+        super().__init__(batch_size, eval_batch_size, num_workers, seed)
 
     @abstractmethod
-    def make_dataset(self, split: str) -> Dataset[Any]:
-        """``train`` or ``val``: lists of `SampleRequest` → a batch."""
+    def make_source(self, split: str) -> BatchSource:
+        """The samples of ``train`` or ``val``."""
 
-    def setup(self, stage: str | None = None) -> None:
-        """Find the data."""
-        self.train_set, self.val_set = self.make_dataset("train"), self.make_dataset("val")
+    def training_views(self) -> Any:
+        """The split itself."""
+        return self.source("train")
 
-    def train_dataloader(self) -> BatchLoader:
-        """Shuffled batches; a resumed run gets the rest of the epoch it stopped in."""
-        sampler = TrainingBatches(len(self.train_set), self.batch_size, self.seed, None, *self._processes)  # type: ignore[arg-type]
-        trainer = self.trainer
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            align_loops(trainer, len(sampler))
-            sampler.position = partial(position, trainer, len(sampler))
-        return self._loader(self.train_set, sampler)
-
-    def val_dataloader(self) -> BatchLoader:
-        """Every held-out image once, in order."""
-        total, size = len(self.val_set), self.eval_batch_size  # type: ignore[arg-type]
-        batches = [list(range(first, min(first + size, total))) for first in range(0, total, size)]
-        return self._loader(self.val_set, EvaluationBatches(batches, *self._processes))
-
-    def _loader(self, dataset: Dataset[Any], sampler: Any) -> BatchLoader:
-        workers = self.num_workers
-        return BatchLoader(dataset, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
-
-    @property
-    def _processes(self) -> tuple[int, int]:
-        """(rank, world size)."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+    def evaluation_views(self, split: str) -> Any:
+        """The split itself."""
+        return self.source(split)
 
 
-class _RenderedScenes(Dataset[LabelledBatch]):
+class _RenderedScenes(BatchSource):
     """Scenes rendered when asked for, with what `labels` says of each."""
 
     def __init__(self, data: SceneImages, length: int, first_seed: int) -> None:
@@ -104,6 +101,10 @@ class _RenderedScenes(Dataset[LabelledBatch]):
 
     def __len__(self) -> int:
         return self.length
+
+    def sample_id(self, index: int) -> str:
+        """Seed of the scene."""
+        return str(self.first_seed + index)
 
     def __getitem__(self, requests: Sequence[SampleRequest]) -> LabelledBatch:
         specs = [self.data.scene(self.first_seed, request.index) for request in requests]
@@ -142,7 +143,7 @@ class SceneImages(PretrainingDataModule):
         self.lengths = {"train": train_length, "val": val_length}
         self.target_share, self.size = target_share, size
 
-    def make_dataset(self, split: str) -> Dataset[LabelledBatch]:
+    def make_source(self, split: str) -> BatchSource:
         """Nothing is rendered yet."""
         length = whole_number(self.lengths[split], f"dataset.{split}_length", 1)
         return _RenderedScenes(self, length, TRAIN_SEED if split == "train" else VAL_SEED)

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -16,10 +17,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from gate_lightning.data.pretraining.batches import CaptionedBatch
-from gate_lightning.data.pretraining.datamodule import TRAIN_SEED, VAL_SEED, PretrainingDataModule, stacked
+from gate_lightning.data.pretraining.datamodule import TRAIN_SEED, VAL_SEED, BatchSource, PretrainingDataModule, stacked
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.data.scenes.captions import caption, single_object_prompts
 from gate_lightning.data.scenes.layout import sample_scene
@@ -71,17 +71,25 @@ def wordings(spec: SceneSpec) -> list[str]:
     return [texts[name] for name in CAPTION_SHARES]
 
 
-class _CachedLatents(Dataset[CaptionedBatch]):
+class _CachedLatents(BatchSource):
     """Latents of a cache file, each with a caption drawn by `CAPTION_SHARES`, in validation its fine one."""
 
     def __init__(self, data: SceneLatents, split: str) -> None:
-        tensors = load_file(data.path(split))
-        self.data, self.split, self.latents = data, split, tensors["latents"]
-        self.captions = bytes(tensors["captions"].numpy()).decode().split("\n")
+        self.data, self.split = data, split
         self._bounds = np.cumsum(list(CAPTION_SHARES.values()))
 
+    @cached_property
+    def content(self) -> tuple[Tensor, list[str]]:
+        """Latents (N, c, h, w) float16 and the captions of all, in their wordings."""
+        tensors = load_file(self.data.path(self.split))
+        return tensors["latents"], bytes(tensors["captions"].numpy()).decode().split("\n")
+
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.data.scenes[self.split])
+
+    def sample_id(self, index: int) -> str:
+        """Seed of the scene."""
+        return str(self.data.scenes[self.split][index])
 
     def __getitem__(self, requests: Sequence[SampleRequest]) -> CaptionedBatch:
         indices = [request.index for request in requests]
@@ -89,7 +97,7 @@ class _CachedLatents(Dataset[CaptionedBatch]):
         scenes = [] if control is None else [self.data.image(self.split, index) for index in indices]
         return CaptionedBatch(
             tuple(self._caption(request) for request in requests),
-            latents=self.latents[indices].float(),
+            latents=self.content[0][indices].float(),
             control_images=(stacked([_three(control(scene)) for scene in scenes]) + 1) / 2 if control else None,
         )
 
@@ -98,7 +106,7 @@ class _CachedLatents(Dataset[CaptionedBatch]):
         if self.split == "train":
             chance = data_generator("caption", self.data.seed, request.index, request.epoch).random()
             which = min(int(np.searchsorted(self._bounds, chance, side="right")), len(self._bounds) - 1)
-        return self.captions[request.index * len(self._bounds) + which]
+        return self.content[1][request.index * len(self._bounds) + which]
 
 
 class SceneLatents(PretrainingDataModule):
@@ -146,8 +154,8 @@ class SceneLatents(PretrainingDataModule):
             if not self.path(split).exists():
                 build_cache(self.path(split), self.encoder, seeds, self.size, self.processes)
 
-    def make_dataset(self, split: str) -> Dataset[CaptionedBatch]:
-        """Opens the cache (memory-mapped: the processes share it)."""
+    def make_source(self, split: str) -> BatchSource:
+        """Scenes whose cache is opened with the first batch (memory-mapped: the processes share it)."""
         return _CachedLatents(self, split)
 
     def image(self, split: str, index: int) -> np.ndarray:

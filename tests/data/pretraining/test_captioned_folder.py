@@ -83,7 +83,7 @@ def test_repeats_squares_and_the_images_that_the_loss_is_followed_on(tmp_path: P
     write(tmp_path, "3_tags/a.png", "3_tags/a.txt=a cat", "1_empty/b.png")
     data = CaptionedImages(tmp_path, size=8, flip=True, random_crop=True, val_length=2, batch_size=2)
     data.setup()
-    assert (len(data.train_set), len(data.val_set)) == (4, 2)
+    assert (len(data.source("train")), len(data.source("val"))) == (4, 2)
     assert [len(batch) for batch in data.train_dataloader()] == [2, 2]
     validation = next(iter(data.val_dataloader()))
     assert validation.captions == ("", "a cat")

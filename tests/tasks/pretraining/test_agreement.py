@@ -28,7 +28,7 @@ from tests.support.small_networks import build
 def test_single_object_scenes_are_labelled() -> None:
     data = SingleObjectImages(train_length=60, val_length=2)
     data.setup()
-    labels = data.train_set[[SampleRequest(index) for index in range(60)]].labels
+    labels = data.source("train")[[SampleRequest(index) for index in range(60)]].labels
     assert set(labels["kind"].tolist()) == {*range(len(KINDS)), NOTHING}
     assert ((labels["kind"] == NOTHING) == (labels["color"] == -1)).all()
     assert int(labels["color"].max()) < len(COLORS)

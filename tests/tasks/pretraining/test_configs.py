@@ -6,18 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.cli import config_folder
 from gate_lightning.engine.components import Components
+from tests.support.composition import composed
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(config_folder(), version_base="1.3"):
-        return runs.resolve(compose("train", overrides=list(overrides)))
+def resolved(*overrides: str) -> DictConfig:
+    return runs.resolve(composed(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +29,7 @@ def composed(*overrides: str) -> DictConfig:
     ],
 )
 def test_experiment_composes_and_builds_its_data(experiment: str, task: str, tmp_path: Path) -> None:
-    config = composed(f"experiment={experiment}", f"model={tmp_path}")
+    config = resolved(f"experiment={experiment}", f"model={tmp_path}")
     assert get_class(config.task._target_).__name__ == task
     parts = Components(config, str(tmp_path))
     assert parts.datamodule.batch_size == config.dataset.batch_size
@@ -43,7 +41,7 @@ def test_experiment_composes_and_builds_its_data(experiment: str, task: str, tmp
 @pytest.mark.parametrize("experiment", ["tiny/autoencoder", "tiny/unet", "tiny/classifier"])
 def test_task_settings_reach_the_task(experiment: str, tmp_path: Path) -> None:
     given = ("optimizer.lr=0.25", "optimizer.weight_decay=0.125", "seed=3")
-    task = Components(composed(f"experiment={experiment}", f"model={tmp_path}", *given), str(tmp_path)).task
+    task = Components(resolved(f"experiment={experiment}", f"model={tmp_path}", *given), str(tmp_path)).task
     assert task.seed == 3
     optimizer = task._make_optimizer(task.parameter_groups())
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -52,7 +50,7 @@ def test_task_settings_reach_the_task(experiment: str, tmp_path: Path) -> None:
 
 
 def test_general_lora_recipe_takes_any_backbone() -> None:
-    config = composed("experiment=lora", "backbone=sd15", "dataset.root=/images", "task.rank=16")
+    config = resolved("experiment=lora", "backbone=sd15", "dataset.root=/images", "task.rank=16")
     assert config.backbone.weights == "stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert (config.optimizer.lr, config.scheduler.warmup_steps) == (1e-4, 50)
     assert (config.task.rank, config.dataset.size, config.dataset.root) == (16, 512, "/images")

@@ -203,4 +203,6 @@ def test_controlnet_trains_alone_and_is_exported(model: Path, tmp_path: Path) ->
     given = (batch.latents, 200, words, batch.control_images)
     with torch.no_grad():
         found, expected = again.control_residuals("mine", *given), task.backbone.control_residuals("trained", *given)
-    torch.testing.assert_close(found[1], expected[1], atol=1e-3, rtol=1e-2)
+    assert found.keys() == expected.keys()
+    for path, value in expected.items():
+        torch.testing.assert_close(found[path], value, atol=1e-3, rtol=1e-2, msg=path)

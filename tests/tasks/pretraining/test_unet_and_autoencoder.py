@@ -115,7 +115,7 @@ def test_captions_of_different_lengths_are_each_read_whole() -> None:
 def test_rendered_scenes_spread_the_target_domain() -> None:
     data = SceneImages(train_length=20, val_length=2)
     data.setup()
-    batch = data.train_set[[SampleRequest(index) for index in range(20)]]
+    batch = data.source("train")[[SampleRequest(index) for index in range(20)]]
     domains = batch.labels["domain"].tolist()
     assert sum(domains) == 4
     assert not any(a and b for a, b in pairwise(domains))
@@ -152,7 +152,7 @@ def unet_data(folder: Path, **settings: Any) -> SceneLatents:
 def test_latents_captions_and_edges_belong_to_one_scene(tmp_path: Path) -> None:
     data = unet_data(tmp_path, make_control=partial(canny, low=60, high=110))
     data.setup()
-    batch = data.train_set[[SampleRequest(3, epoch=1), SampleRequest(1, epoch=1)]]
+    batch = data.source("train")[[SampleRequest(3, epoch=1), SampleRequest(1, epoch=1)]]
     for row, index in enumerate((3, 1)):
         spec = sample_scene(10_000_000 + index)
         assert batch.captions[row] in wordings(spec)
@@ -161,9 +161,9 @@ def test_latents_captions_and_edges_belong_to_one_scene(tmp_path: Path) -> None:
         torch.testing.assert_close(batch.latents[row], pooled[0], atol=2e-3, rtol=0)
         edges = torch.from_numpy(canny(image, low=60, high=110)).float() / 255
         torch.testing.assert_close(batch.control_images[row], edges.expand(3, -1, -1) if edges.ndim == 2 else edges)
-    drawn = {data.train_set[[SampleRequest(3, epoch)]].captions for epoch in range(20)}
+    drawn = {data.source("train")[[SampleRequest(3, epoch)]].captions for epoch in range(20)}
     assert len(drawn) > 3
-    assert data.val_set[[SampleRequest(0)]].captions == (wordings(sample_scene(9_000_000))[0],)
+    assert data.source("val")[[SampleRequest(0)]].captions == (wordings(sample_scene(9_000_000))[0],)
 
 
 def unet_task() -> UNetTask:
@@ -207,7 +207,7 @@ def test_autoencoder_trains_and_is_exported_folded(tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
     assert all(name.startswith("backbone.vae.") for name in checkpoint["state_dict"])
     encoder = FolderEncoder(tmp_path / "model")
-    batch = data.val_set[[SampleRequest(index) for index in range(8)]]
+    batch = data.source("val")[[SampleRequest(index) for index in range(8)]]
     latents = encoder.latents(batch.images[batch.labels["domain"] == 0])
     assert latents.shape[1:] == (4, 16, 16)
     np.testing.assert_allclose(latents.std(dim=(0, 2, 3)), 1.0, atol=0.05)
