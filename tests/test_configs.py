@@ -6,8 +6,10 @@ import re
 import shlex
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.configuration import config_folder
@@ -20,7 +22,18 @@ EXPERIMENTS = sorted(
     if path.parent.name != "_base"
 )
 ABLATIONS = sorted(path.stem for path in CONF.glob("ablation/*.yaml"))
-GROUPS = ("amalgamation", "backbone", "callbacks", "head", "logger", "loss", "optimizer", "scheduler", "trainer")
+GROUPS = (
+    "amalgamation",
+    "backbone",
+    "callbacks",
+    "debug",
+    "head",
+    "logger",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "trainer",
+)
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted(CONF.glob(f"{group}/[!_]*.yaml"))]
 
 
@@ -35,8 +48,6 @@ def targets(node: object) -> list[str]:
 
 
 def check(*overrides: str) -> None:
-    from omegaconf import OmegaConf
-
     resolved = OmegaConf.to_container(runs.resolve(composed(*overrides)))
     found = targets(resolved)
     assert found
@@ -97,3 +108,31 @@ def test_scenes_bring_their_adapters_and_edges() -> None:
 
 def test_command_line_wins_over_the_data_set() -> None:
     assert runs.resolve(composed("technique.controlnet.blur_sigma=0.5")).technique.controlnet.blur_sigma == 0.5
+
+
+def named_options() -> dict[str, tuple[list[str], bool]]:
+    """Group → (options that its comment in conf/train.yaml names, whether there are more)."""
+    lines = re.findall(r"^  - (\w+): \S+ +# .*: (.*)$", (CONF / "train.yaml").read_text(), re.MULTILINE)
+    words = {group: re.sub(r"\([^)]*\)", "", text).split() for group, text in lines if group != "optional"}
+    return {group: ([word for word in said if word != "…"], "…" in said) for group, said in words.items()}
+
+
+@pytest.mark.parametrize("group", named_options())
+def test_options_named_in_comments_exist(group: str) -> None:
+    named, more = named_options()[group]
+    there = {path.stem for path in CONF.glob(f"{group}/*.yaml")}
+    assert named
+    assert set(named) < there if more else set(named) == there
+
+
+def test_all_groups_with_options_to_name_do_so() -> None:
+    assert len(named_options()) > 12
+
+
+def test_places_of_runs_are_one_group() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", ["paths.outputs=/x", "paths.multirun=/y"], return_hydra_config=True)
+    node = OmegaConf.masked_copy(config, ["hydra", "paths", "resume"])
+    assert node.hydra.run.dir.startswith("/x/2")
+    assert node.hydra.sweep.dir.startswith("/y/2")
+    assert node.paths.cached_views == "/x/cached_views"

@@ -30,8 +30,6 @@ __all__ = ["MAIN", "branches_of", "extractor_of"]
 MAIN = "main"
 #: settings that the edge channels share with the ControlNet technique, so that both see the same edges
 CANNY = ("low", "high", "blur_sigma", "normalize")
-#: where the folders of augmented views are that are given no place of their own
-VIEWS_FOLDER = Path("outputs/cached_views")
 
 #: a configuration node → the object it describes
 Build = Callable[[Any], Any]
@@ -112,7 +110,7 @@ def extractor_of(
         made = PooledExtractor(made, config.features.pooling)
     cache = config.cache
     if cache.folder or views:
-        folder = cache.folder or _views_folder(made, cache.dtype)
+        folder = cache.folder or _views_folder(made, cache.dtype, config.paths.cached_views)
         made = DiskCache(made, folder, cache.dtype, views=views)
     return MemoryCache(made, cache.memory_gib) if cache.memory_gib else made
 
@@ -126,10 +124,10 @@ def _scales(given: Any, backbones: Sequence[str]) -> dict[str, float]:
     return {named[name]: scale for name, scale in given.items()}
 
 
-def _views_folder(extractor: Extractor, dtype: str) -> Path:
+def _views_folder(extractor: Extractor, dtype: str, root: str) -> Path:
     """One for every description, so that runs with equal settings share it and others do not meet."""
     description = full_description(extractor.description)
-    return VIEWS_FOLDER / digest_of(plain_json({**description, "stored_as": dtype}))[:12]
+    return Path(root) / digest_of(plain_json({**description, "stored_as": dtype}))[:12]
 
 
 def _unread(name: str) -> str:

@@ -132,7 +132,9 @@ class ImageDataModule(LightningDataModule):
         source = self.source("train")
         trainer = self._fitting
         if trainer is not None and getattr(trainer, "overfit_batches", False):
-            raise ConfigError("trainer.overfit_batches is not supported; use trainer.limit_train_batches=<number>")
+            raise ConfigError(
+                "trainer.overfit_batches is not supported; use debug=overfit, dataset.train= or dataset.subset="
+            )
         sampler = TrainingBatches(len(source), self.batch_size, self.seed, None, *self._processes)
         if trainer is not None:
             align_loops(trainer, len(sampler))

@@ -228,5 +228,5 @@ def test_other_batches_are_allowed_on_request(tmp_path: Path) -> None:
 
 
 def test_overfit_batches_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="limit_train_batches"):
+    with pytest.raises(ConfigError, match="debug=overfit"):
         run(tmp_path, {**EPOCHS, "overfit_batches": 2})
