@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -81,6 +82,7 @@ class RandomFeatures(nn.Module):
         adm = {layer: FeatureInfo(count // shrink, stride) for layer, (count, stride) in ADM.items()}
         self.feature_info = {**dict.fromkeys(SD_BRANCHES, sd), "ddpm": adm}
         self.concatenated = ()
+        self.backbone = SimpleNamespace(size_multiple=1)
         self.description: dict[str, Any] = {"kind": "random", "shrink": shrink}
 
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
