@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
 from tests.support.folders import make_folder
-from tests.support.paths import REPOSITORY
 from tests.support.toy_data import ToyData
 
-CONF = REPOSITORY / "conf/dataset"
 SMALL = {"train": [(20, 24), (40, 20), (24, 24), (30, 30)], "val": [(20, 24), (24, 20), (20, 24)], "test": [(20, 20)]}
 MEMBERS: dict[str, Callable[[Path], SegmentationDataModule]] = {
     "scenes": lambda root: ScenesDataModule(train=4, val=3, test=2, size=16, batch_size=2),
@@ -88,19 +83,3 @@ def test_a_second_module_makes_the_same_batches(module: SegmentationDataModule, 
         assert one.conditions == other.conditions
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.masks, other.masks)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("scenes", ScenesDataModule), ("folder", FolderDataModule)])
-def test_configuration_shows_every_argument_with_its_default(name: str, kind: type) -> None:
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
-    config = loaded["dataset"]
-    target = config.pop("_target_")
-    assert target == f"{kind.__module__}.{kind.__qualname__}"
-    family = [base for base in reversed(kind.__mro__) if issubclass(base, SegmentationDataModule)]
-    parameters = {name: found for base in family for name, found in inspect.signature(base).parameters.items()}
-    assert set(config) == set(parameters) - {"loading"}
-    chosen = {"eval_batch_size"}  # all scenes have one size
-    for key, value in config.items():
-        default = parameters[key].default
-        default = list(default) if isinstance(default, tuple) else default
-        assert key in chosen or (isinstance(value, str) and value.startswith(("$", "???"))) or value == default, key

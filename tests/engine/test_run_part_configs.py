@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 
@@ -19,13 +19,11 @@ from tests.support.segmentation_fakes import FakeData, make_task
 
 
 @pytest.mark.parametrize("name", ["default", "quiet"])
-def test_callbacks_build_and_are_written_out(name: str) -> None:
+def test_callbacks_build(name: str) -> None:
     for node in composed(f"callbacks={name}").callbacks.values():
         if node is None:
             continue
         assert isinstance(instantiate(node, _convert_="all"), Callback)
-        parameters = inspect.signature(get_method(node._target_)).parameters
-        assert set(node) - {"_target_"} == set(parameters), node._target_
 
 
 @pytest.mark.parametrize(
