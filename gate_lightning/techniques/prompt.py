@@ -13,7 +13,7 @@ from torch import Tensor
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import AdapterKind
 from gate_lightning.data.core.required_inputs import RequiredInputs
-from gate_lightning.data.files.caption_files import CaptionFile
+from gate_lightning.data.files.captions import CaptionFile
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Card, Conditioning, Technique
@@ -38,7 +38,7 @@ class Prompt(Technique):
         text: prompt of all images.
         fallback: prompt of images without caption, entry or category; None makes them an error (with a data set, its
             fine prompt replaces missing captions).
-        file: file of captions by image, see ``data.files.caption_files``; read by the constructor.
+        file: file of captions by image, see ``data.files.captions``; read by the constructor.
         template: prompt with the image's entry of ``Conditions.categories``; None for "a photo of a {category}".
         embedding: file of a learned prompt embedding, in place of any text.
         tokens: files of learned tokens for use in prompts (textual inversion).

@@ -29,7 +29,9 @@ def evaluated(run: Path, folder: Path, *overrides: str) -> dict[str, float]:
 
 
 def test_a_checkpoint_of_another_number_of_classes_says_so(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(ResumeError, match=r"trained on 16 classes \(.+, …\), scenes.* has 8 \(.+\)\. Use the data set"):
+    with pytest.raises(
+        ResumeError, match=r"trained on 16 classes \(.+, …\), the data set has 8 \(.+\)\. Use the data set"
+    ):
         evaluated(trained, tmp_path, "dataset.labels=merged")
 
 

@@ -24,7 +24,7 @@ from transformers import (
     GitProcessor,
 )
 
-from gate_lightning.data.files.caption_files import CaptionFile
+from gate_lightning.data.files.captions import CaptionFile
 from gate_lightning.errors import CacheError, ConfigError, DataError, WeightsError
 from gate_lightning.tools import caption as module
 from gate_lightning.tools.caption import Captioner, caption

@@ -1,16 +1,100 @@
-"""Captions of images in files, and the control that hands every image somebody else's."""
+"""Captions of images from files, and the control that gives every image the caption of another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
+from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.utils.seeding import data_generator
 
-__all__ = ["derangement", "read_captions"]
+__all__ = ["CaptionFile", "caption_beside", "derangement", "read_captions"]
+
+FORMS = """.jsonl ({"image": "a.jpg", "caption": "…"} a line), .json ({"a.jpg": "…"} or a list of such objects), \
+.csv or .tsv (columns image and caption), .txt (`a.jpg<TAB>…` a line), or a folder of a.txt files"""
+_IMAGE_KEYS = ("image", "file_name", "path", "file")
+_CAPTION_KEYS = ("caption", "text", "prompt")
+_ADVICE = "caption it (eval.py tool=caption writes such a file), or give the prompt technique a fallback (one prompt)"
+
+
+class CaptionFile:
+    """Captions of the prompt technique, from a file or folder; `PathTable` says how images find theirs.
+
+    Args:
+        path: the file; its forms are those of ``FORMS``.
+
+    Raises:
+        DataError: it is missing, of an unknown form, broken (names the line), or has two captions for one image.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.exists():
+            raise DataError(f"the caption file {self.path} (= {self.path.resolve()}) does not exist; expected {FORMS}")
+        entries: dict[str, str] = {}
+        for where, image, caption in _entries(self.path):
+            key = PurePosixPath(image.replace("\\", "/")).as_posix()
+            if entries.setdefault(key, caption) != caption:
+                raise DataError(f"{where}: a second caption for {image!r}, and another one; keep one of them")
+        self.table: PathTable[str] = PathTable(entries, str(self.path), "caption", _ADVICE)
+        #: hash of the captions; the same for every form of file
+        self.digest = hashlib.sha256(json.dumps(sorted(entries.items())).encode()).hexdigest()[:16]
+
+
+def read_captions(root: Path, split: str, names: Sequence[str], kind: str = "captions") -> list[str] | None:
+    """Captions of a split, from ``captions/<split>/<name>.txt`` or from ``captions.txt``.
+
+    ``captions.txt`` has one image a line: its path below ``images/`` with or without suffix, a tab, the caption.
+    The text is taken as it is, without surrounding blanks.
+
+    Args:
+        root: data set folder.
+        split: ``train``, ``val``, ``test``; empty where ``root`` has no splits.
+        names: images of the split relative to ``images/<split>``, without suffix.
+        kind: name of the folder or file, for data sets with several captions.
+
+    Returns:
+        One caption per name, or None if there are no captions for this split.
+
+    Raises:
+        DataError: captions for some images only, or a line without tab. The first one is named.
+    """
+    folder, table = root / kind / split, root / f"{kind}.txt"
+    if folder.is_dir() and table.is_file():
+        raise DataError(f"there are captions in {folder} and in {table}; keep one of them")
+    source, found = folder, {}
+    if folder.is_dir():
+        found = {image: caption for _, image, caption in _entries(folder)}
+    elif table.is_file():
+        source, prefix = table, f"{split}/" if split else ""
+        for _, image, caption in _entries(table):
+            if image.startswith(prefix):
+                name = image.removeprefix(prefix).strip()
+                found[name] = caption
+                found.setdefault(Path(name).with_suffix("").as_posix(), caption)
+    if not found:
+        return None
+    missing = [name for name in names if name not in found]
+    if missing:
+        where = f" of {split}" if split else ""
+        raise DataError(
+            f"{source} has no caption for {missing[0]!r}{where} ({len(missing)} of {len(names)} are missing); "
+            "every image needs one, an empty one counts"
+        )
+    return [found[name] for name in names]
+
+
+def caption_beside(image: Path) -> str | None:
+    """Caption of ``a.jpg`` from ``a.txt`` in its folder, or None without that file."""
+    path = image.with_suffix(".txt")
+    return _text(path).strip() if path.exists() else None
 
 
 def derangement(length: int, *key: object) -> np.ndarray:
@@ -31,60 +115,79 @@ def derangement(length: int, *key: object) -> np.ndarray:
     return order
 
 
-def read_captions(root: Path, split: str, names: Sequence[str], kind: str = "captions") -> list[str] | None:
-    """Captions of a split, from ``captions/<split>/<name>.txt`` or from ``captions.txt``.
-
-    ``captions.txt`` has one image a line: its path below ``images/`` with or without suffix, a tab, the caption.
-    The text is taken as it is, without surrounding blanks.
-
-    Args:
-        root: data set folder.
-        split: ``train``, ``val``, ``test``.
-        names: images of the split relative to ``images/<split>``, without suffix.
-        kind: name of the folder or file, for data sets with several captions.
-
-    Returns:
-        One caption per name, or None if there are no captions for this split.
-
-    Raises:
-        DataError: captions for some images only, or a line without tab. The first one is named.
-    """
-    folder, table = root / kind / split, root / f"{kind}.txt"
-    if folder.is_dir() and table.is_file():
-        raise DataError(f"there are captions in {folder} and in {table}; keep one of them")
-    if folder.is_dir():
-        found = {
-            path.relative_to(folder).with_suffix("").as_posix(): path.read_text(encoding="utf-8-sig").strip()
-            for path in sorted(folder.rglob("*.txt"))
-        }
-        source: object = folder
-    elif table.is_file():
-        found = _read_table(table, f"{split}/" if split else "")
-        source = table
+def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(place, image, caption) in the order of the file."""
+    form = path.suffix.lower()
+    if path.is_dir():
+        for file in sorted(path.rglob("*.txt")):
+            yield str(file), file.relative_to(path).with_suffix("").as_posix(), _text(file).strip()
+    elif form in (".jsonl", ".ndjson"):
+        for where, line in _lines(path):
+            yield _pair(_loaded(line, where), where)
+    elif form == ".json":
+        yield from _json(path)
+    elif form in (".csv", ".tsv"):
+        reader = csv.DictReader(_text(path).splitlines(keepends=True), delimiter="," if form == ".csv" else "\t")
+        for row in reader:
+            yield _pair(row, f"{path}, line {reader.line_num}")
+    elif form == ".txt":
+        for where, line in _lines(path):
+            yield _tabbed(line, where)
     else:
-        return None
-    if not found:
-        return None
-    missing = [name for name in names if name not in found]
-    if missing:
-        where = f" of {split}" if split else ""
+        raise DataError(f"{path} is no caption file of a known form; expected {FORMS}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(place, line) of the lines that are not blank."""
+    lines = enumerate(_text(path).splitlines(), start=1)
+    return ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+
+
+def _tabbed(line: str, where: str) -> tuple[str, str, str]:
+    image, tab, caption = line.partition("\t")
+    if not tab:
         raise DataError(
-            f"{source} has no caption for {missing[0]!r}{where} ({len(missing)} of {len(names)} are missing); "
-            "every image needs one, an empty one counts"
+            f"{where}: {line.strip()[:60]!r}; expected `image<TAB>caption`. One prompt for all images is the prompt "
+            f"technique's text"
         )
-    return [found[name] for name in names]
+    return where, image.strip(), caption.strip()
 
 
-def _read_table(path: Path, prefix: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, tab, text = line.partition("\t")
-        if not tab:
-            raise DataError(f"{path}, line {number}: {line.strip()!r}; expected `path<TAB>caption`")
-        if name.startswith(prefix):
-            name = name.removeprefix(prefix).strip()
-            found[name] = text.strip()
-            found.setdefault(Path(name).with_suffix("").as_posix(), text.strip())
-    return found
+def _json(path: Path) -> Iterator[tuple[str, str, str]]:
+    value = _loaded(_text(path), str(path))
+    if isinstance(value, Mapping):
+        for image, caption in value.items():
+            if not isinstance(caption, str):
+                raise DataError(f"{path}: the caption of {image!r} is a {type(caption).__name__}; expected a text")
+            yield str(path), image, caption.strip()
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield _pair(item, f"{path}, entry {number}")
+    else:
+        raise DataError(f"{path} holds a {type(value).__name__}; expected {FORMS}")
+
+
+def _loaded(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is no JSON ({error}); expected {FORMS}") from error
+
+
+def _pair(item: Any, where: str) -> tuple[str, str, str]:
+    keys = sorted(map(str, item)) if isinstance(item, Mapping) else type(item).__name__
+    image, caption = (_first(item, names) for names in (_IMAGE_KEYS, _CAPTION_KEYS))
+    if not isinstance(image, str) or not isinstance(caption, str) or not image:
+        raise DataError(f"{where}: found {keys}; expected an object with the texts image and caption")
+    return where, image, caption.strip()
+
+
+def _first(item: Any, names: tuple[str, ...]) -> Any:
+    return next((item[name] for name in names if name in item), None) if isinstance(item, Mapping) else None

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gate_lightning.data.files.captions import read_captions
+from gate_lightning.data.files.captions import caption_beside, read_captions
 from gate_lightning.data.files.images import IMAGE_SUFFIXES, read_image
 from gate_lightning.data.pretraining.batches import CaptionedBatch
 from gate_lightning.data.pretraining.datamodule import BatchSource, PretrainingDataModule, stacked
@@ -41,7 +41,7 @@ def list_captioned(root: str | Path | None, styles: Sequence[str] | None = None)
       ``a.jpg`` is in ``a.txt`` beside it; without that file it is empty.
     * A data set in the layout of ``dataset=folder``: images in ``images/train`` (or ``images``), with captions of
       several styles in ``captions/train/<name>.txt``, ``captions_tags/train/<name>.txt``, … or in ``captions.txt``,
-      ``captions_tags.txt``, … (see ``data.captions``). Without any, captions are in ``a.txt`` beside ``a.jpg``, or
+      ``captions_tags.txt``, … (see `read_captions`). Without any, captions are in ``a.txt`` beside ``a.jpg``, or
       empty.
 
     Args:
@@ -77,7 +77,7 @@ def _repeated(root: Path) -> list[tuple[Path, int]]:
 
 def _beside(folders: Sequence[tuple[Path, int]]) -> list[CaptionedImage]:
     return [
-        CaptionedImage(path, _text_of(path) or "", repeats)
+        CaptionedImage(path, caption_beside(path) or "", repeats)
         for folder, repeats in folders
         for path in _images(sorted(folder.iterdir()), folder)
     ]
@@ -99,7 +99,7 @@ def _in_styles(root: Path, styles: Sequence[str] | None) -> list[CaptionedImage]
                 f"{''.join(f', {name}' for name in sorted(found))}"
             )
         captions.append(read)
-    texts = [_text_of(path) for path in paths]
+    texts = [caption_beside(path) for path in paths]
     if styles is None and not found and any(texts):
         captions = [[text or "" for text in texts]]
     return [CaptionedImage(path, text, 1) for read in captions for path, text in zip(paths, read, strict=True)]
@@ -109,11 +109,6 @@ def _images(paths: Sequence[Path], base: Path) -> list[Path]:
     """The image files that are not hidden, nor in a hidden folder below ``base``."""
     shown = (path for path in paths if not any(part.startswith(".") for part in path.relative_to(base).parts))
     return [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def _text_of(image: Path) -> str | None:
-    path = image.with_suffix(".txt")
-    return path.read_text(encoding="utf-8-sig").strip() if path.exists() else None
 
 
 def _inside(folder: Path) -> list[str]:

@@ -106,7 +106,7 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_text("not an image")
     for function in (read_image, image_size, read_mask_values):
-        with pytest.raises(DataError, match=r"a.png is no image that can be read \(13 bytes\)"):
+        with pytest.raises(DataError, match=r"a.png is no image that can be read \(12 bytes\)"):
             function(path)
     with pytest.raises(DataError, match=r"b\.png does not exist"):
         read_image(tmp_path / "b.png")
