@@ -24,9 +24,12 @@ def shared_dir() -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Small tensors on few cores: more threads only wait for each other."""
+    """Small tensors on few cores: more threads only wait for each other.
+
+    For the session, so that fixtures of modules compute with as many threads as the tests that compare with them.
+    """
     import torch
 
     torch.set_num_threads(1)
