@@ -157,7 +157,7 @@ def test_a_truncated_file_is_recognised(tmp_path: Path, zipped: bool, kept: floa
     [
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3438167534\n", "git-LFS pointer"),
-        (b"", "no safetensors file, or is cut off"),
+        (b"", "no safetensors file, or its download is incomplete"),
         (b"nonsense that is no file format at all", "no safetensors file"),
     ],
 )
