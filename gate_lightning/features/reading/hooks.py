@@ -31,6 +31,7 @@ class FeatureRecorder:
     denoiser are complete.
 
     Example:
+        >>> import torch
         >>> from gate_lightning import load_backbone
         >>> backbone = load_backbone("tiny")
         >>> latents, prompt = torch.zeros(1, 4, 16, 16), backbone.encode_text(["a house"])

@@ -159,7 +159,7 @@ def test_broken_files_are_named(small: Case) -> None:
         "cut.ckpt": (whole[:-3000], "damaged or incomplete"),
         "page.ckpt": (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
         "pointer.ckpt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-LFS pointer"),
-        "empty.ckpt": (b"", "cut off"),
+        "empty.ckpt": (b"", "incomplete"),
         "short.safetensors": ((small.folder / "model.safetensors").read_bytes()[:-9], "incomplete"),
     }
     for name, (content, message) in contents.items():

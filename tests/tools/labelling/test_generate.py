@@ -164,7 +164,7 @@ def test_what_cannot_be_generated_is_refused(backbone: Backbone, tmp_path: Path)
     for settings, words in (
         ({"count": 0}, "count=0"),
         ({"size": 33}, "multiples of"),
-        ({"size": 4}, "at least"),
+        ({"size": 4}, "whole number from 16"),
         ({"sampler": "euler"}, "ddim, ddpm"),
         ({"steps": 1001}, "1000 timesteps"),
     ):
