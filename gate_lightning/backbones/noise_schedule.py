@@ -189,7 +189,7 @@ class CleanSchedule(NoiseSchedule):
         self.reads_clean = own_timestep is not None
 
     def level(self, timestep: int) -> tuple[float, float]:
-        """(1, 0)."""
+        """Signal 1 and noise 0 at every timestep."""
         return 1.0, 0.0
 
     def time_input(self, timestep: int) -> float:
@@ -197,5 +197,5 @@ class CleanSchedule(NoiseSchedule):
         return timestep if self.own_timestep is None else self.own_timestep
 
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
-        """The latents, unchanged."""
+        """The clean latents unchanged, whatever the timestep."""
         return latents

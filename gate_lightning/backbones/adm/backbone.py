@@ -62,7 +62,7 @@ class ADMBackbone(Backbone):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The U-Net."""
+        """The U-Net, where layer paths start."""
         return self.unet
 
     @property

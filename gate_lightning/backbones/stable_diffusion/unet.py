@@ -106,7 +106,7 @@ class UNetBackbone(Backbone):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The U-Net."""
+        """The U-Net, where layer paths start."""
         return self.unet
 
     @property

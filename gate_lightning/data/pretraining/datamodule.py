@@ -85,11 +85,11 @@ class PretrainingDataModule(ImageDataModule):
         """The samples of ``train`` or ``val``."""
 
     def training_views(self) -> Any:
-        """The split itself."""
+        """Training samples as they are: the source makes whole batches."""
         return self.source("train")
 
     def evaluation_views(self, split: str) -> Any:
-        """The split itself."""
+        """Samples of ``split`` as they are: the source makes whole batches."""
         return self.source(split)
 
 
