@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +27,7 @@ from gate_lightning.engine.configuration import composed, config_folder
 from gate_lightning.engine.renamed import refuse_old_names
 from gate_lightning.errors import ConfigError, GateError, Interrupted
 from gate_lightning.utils.checks import did_you_mean
+from gate_lightning.utils.commands import override
 
 __all__ = ["check_sweep", "eval_main", "train_main"]
 
@@ -100,9 +101,12 @@ def eval_main() -> int:
     return _guarded(job)
 
 
-def _near_miss(message: str) -> str:
-    """``did you mean …`` for a mistyped key; Hydra has hints for group options only."""
-    found = re.search(r"Could not override '([^']+)'", message)
+def _hint(error: Exception) -> str:
+    """A sentence on a value that Hydra cannot parse, or on a mistyped key; Hydra has hints for group options only."""
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        return f"\nIf the value of {key} is a text, quote it: {override(key, value)}"
+    found = re.search(r"Could not override '([^']+)'", str(error))
     if found is None:
         return ""
     GlobalHydra.instance().clear()
@@ -153,7 +157,7 @@ def _guarded(job: Callable[..., Any]) -> int:
         # what Hydra wrapped says more than Hydra; an error of ours says all it has to
         wrapped = not isinstance(error, GateError) and isinstance(error.__cause__, GateError)
         detail = error.__cause__ if wrapped else error
-        sys.stderr.write(f"\n{type(detail).__name__}: {detail}{_near_miss(str(error))}\n")
+        sys.stderr.write(f"\n{type(detail).__name__}: {detail}{_hint(error)}\n")
         return 130 if isinstance(detail, Interrupted) else 2
     except KeyboardInterrupt as error:
         sys.stderr.write(f"\n{error.__cause__ or 'aborted'}\n")

@@ -17,6 +17,7 @@ from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.tools import run_tool
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_tool
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.commands import override
 
 if TYPE_CHECKING:
     from gate_lightning.engine.trained_run import TrainedRun
@@ -76,10 +77,8 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     folder = Path(config.run)
     saved = runs.load_config(folder)
     if saved.get("repeats", 1) > 1:
-        inside = ", ".join(str(path) for path in split_folders(folder)) or "none yet"
-        raise ConfigError(
-            f"{folder} holds several re-splits, each with a model of its own; name one: run=… of {inside}"
-        )
+        inside = ", ".join(override("run", path) for path in split_folders(folder)) or "none yet"
+        raise ConfigError(f"{folder} holds several re-splits, each with a model of its own; name one: {inside}")
     check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
     patched = runs.patch(saved, resolved, [item for item in overrides if not item.startswith("tool")])
     for change in runs.changed_keys(saved, patched):

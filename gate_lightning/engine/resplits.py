@@ -25,6 +25,7 @@ from gate_lightning.callbacks.loggers import close_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.errors import ConfigError, GateError, Interrupted, ResumeError
 from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.commands import override
 from gate_lightning.utils.files import write_csv
 from gate_lightning.utils.units import duration
 
@@ -98,7 +99,7 @@ def require_same_splits(config: DictConfig, folder: Path) -> None:
             listed = "\n  ".join(differs)
             raise ResumeError(
                 f"{inside} was trained with other settings (there → now):\n  {listed}\n"
-                f"Use another hydra.run.dir, or go on with what is there: python train.py resume={folder}"
+                f"Use another hydra.run.dir, or go on with what is there: python train.py {override('resume', folder)}"
             )
 
 
@@ -135,7 +136,8 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             train_one(one, inside, last if resumed else None)
         except Interrupted as error:
             runs.write_json(inside / "status.json", {"status": "interrupted", "message": str(error)})
-            raise Interrupted(f"{error} (this split), or with all splits: python train.py resume={folder}") from error
+            again = f"python train.py {override('resume', folder)}"
+            raise Interrupted(f"{error} (this split), or with all splits: {again}") from error
         except GateError as error:
             runs.write_json(inside / "status.json", {"status": "failed", "message": str(error)})
             raise

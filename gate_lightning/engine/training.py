@@ -22,6 +22,7 @@ from gate_lightning.engine.components import Components
 from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import Interrupted, ResumeError
+from gate_lightning.utils.commands import override
 
 __all__ = ["train"]
 
@@ -121,7 +122,9 @@ def _stoppable(folder: Path, trainer: lightning.Trainer) -> Iterator[None]:
         if trainer.state.fn == TrainerFn.FITTING:
             step = trainer.global_step
             when = f"at step {step}, which is not saved," if step else "before the first step"
-        raise Interrupted(f"stopped {when} by SIGINT. Go on with: python train.py resume={folder}") from None
+        raise Interrupted(
+            f"stopped {when} by SIGINT. Go on with: python train.py {override('resume', folder)}"
+        ) from None
 
 
 def _last_state(folder: Path) -> Path | None:

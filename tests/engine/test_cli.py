@@ -49,6 +49,13 @@ def test_unknown_key_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     assert "Traceback" not in error
 
 
+def test_a_path_that_hydra_cannot_parse_is_shown_quoted(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, cli.eval_main, "tool=check_data", "dataset=folder", "dataset.root=/my data/a=b") == 2
+    assert "quote it: \"dataset.root='/my data/a=b'\"" in capfd.readouterr().err
+
+
 def test_our_own_error_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

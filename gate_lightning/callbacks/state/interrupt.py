@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.ema import WeightAverage
 from gate_lightning.errors import ConfigError, Interrupted
+from gate_lightning.utils.commands import override
 from gate_lightning.utils.lightning_private import log_training_step, validation_follows
 
 __all__ = ["Interrupt"]
@@ -115,7 +116,7 @@ class Interrupt(Checkpoint):
         name = self._received.name if self._received is not None else "a signal to another process"
         stopped = Interrupted(
             f"stopped at step {trainer.global_step} by {name}. "
-            f"Go on with: python train.py resume={trainer.default_root_dir}"
+            f"Go on with: python train.py {override('resume', trainer.default_root_dir)}"
         )
         # saved here, not in on_exception: in forked and spawned processes Lightning does not call that
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
