@@ -16,6 +16,7 @@ from gate_lightning.features.caches.disk import DiskCache, full_description
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.config.branches import build_branches
 from gate_lightning.features.reading.extractor import FeatureExtractor
+from gate_lightning.features.wrappers.caption_channels import CaptionChannels
 from gate_lightning.features.wrappers.edge_channels import EdgeChannels
 from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.features.wrappers.pooled import PooledExtractor
@@ -78,7 +79,7 @@ def extractor_of(
     canny: Mapping[str, Any],
     views: int = 0,
 ) -> Extractor:
-    """What reads the branches, as ``backbone_scale edge_channels features.pooling cache`` say.
+    """What reads the branches, as ``backbone_scale edge_channels caption_channels features.pooling cache`` say.
 
     Args:
         config: resolved configuration.
@@ -102,10 +103,10 @@ def extractor_of(
     made: Extractor = next(iter(extractors.values()))
     if len(extractors) > 1 or any(scale != 1 for scale in scales.values()):
         made = MultiBackboneExtractor(extractors, scales, [branch.name for branch in branches])
-    if not isinstance(config.edge_channels, bool):
-        raise ConfigError(f"edge_channels={config.edge_channels}: expected true or false")
-    if config.edge_channels:
+    if _switch(config, "edge_channels"):
         made = EdgeChannels(made, **{key: value for key, value in canny.items() if key in CANNY})
+    if _switch(config, "caption_channels"):
+        made = CaptionChannels(made, next(iter(backbones.values())))
     if config.features.pooling != 1:
         made = PooledExtractor(made, config.features.pooling)
     cache = config.cache
@@ -113,6 +114,12 @@ def extractor_of(
         folder = cache.folder or _views_folder(made, cache.dtype, config.paths.cached_views)
         made = DiskCache(made, folder, cache.dtype, views=views)
     return MemoryCache(made, cache.memory_gib) if cache.memory_gib else made
+
+
+def _switch(config: DictConfig, key: str) -> bool:
+    if not isinstance(config[key], bool):
+        raise ConfigError(f"{key}={config[key]}: expected true or false")
+    return config[key]
 
 
 def _scales(given: Any, backbones: Sequence[str]) -> dict[str, float]:

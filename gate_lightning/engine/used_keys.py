@@ -22,6 +22,7 @@ __all__ = ["READS", "check_overrides", "keys_of_run", "keys_of_task", "keys_of_t
 
 _BRANCHES = ("backbone", "backbones", "technique", "techniques", "timestep", "layers", "separate_noises", "ensemble")
 _INPUTS = (*_BRANCHES, "cache", "seed", "datamodule")
+_ABLATIONS = ("edge_channels", "caption_channels", "ablation")
 _LABELS = ("datamodule",)
 #: component → top-level keys of the configuration, and other components, that it is made from
 READS: Mapping[str, tuple[str, ...]] = {
@@ -31,7 +32,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "backbone": ("backbone",),
     "required_inputs": _INPUTS,
     # a row of the controls study sets keys of the extractor
-    "extractor": (*_INPUTS, "noise", "posterior", "backbone_scale", "features", "edge_channels", "ablation"),
+    "extractor": (*_INPUTS, "noise", "posterior", "backbone_scale", "features", *_ABLATIONS),
     "amalgamation": ("amalgamation", "extractor"),
     "backbone_groups": ("amalgamation", "extractor"),
     "head": ("head", "amalgamation", "labels"),

@@ -25,7 +25,7 @@ TOOLS = sorted(path.stem for path in Path(config_folder(), "tool").glob("*.yaml"
 #: what generates or trains a part, and reads no features
 WITHOUT_FEATURES = ("autoencoder", "controlnet", "lora", "single_object", "unet")
 OF_FEATURES = ("techniques", "technique", "timestep", "layers", "noise", "ensemble", "cache", "features", "head")
-OF_FEATURES = (*OF_FEATURES, "loss", "amalgamation", "backbones", "edge_channels", "repeats")
+OF_FEATURES = (*OF_FEATURES, "loss", "amalgamation", "backbones", "edge_channels", "caption_channels", "repeats")
 
 
 @pytest.mark.parametrize("task", TASKS)
