@@ -136,3 +136,19 @@ def test_places_of_runs_are_one_group() -> None:
     assert node.hydra.run.dir.startswith("/x/2")
     assert node.hydra.sweep.dir.startswith("/y/2")
     assert node.paths.cached_views == "/x/cached_views"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "strides"),
+    [
+        ((), [16, 8, 4]),
+        (("task=label_scarce",), [1]),
+        (("task=nearest_pixels",), [1]),
+        (("task=label_scarce", "backbone.strides=[4]"), [4]),
+    ],
+)
+def test_heads_on_single_pixels_are_compared_with_the_pixel_itself(
+    overrides: tuple[str, ...], strides: list[int]
+) -> None:
+    # blended patches were 14 points below the pixel and its position on photographs of horses
+    assert composed("ablation=pixels", *overrides).backbone.strides == strides
