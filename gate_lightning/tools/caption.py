@@ -13,13 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from gate_lightning.backbones.weights.locate import (
-    check_weight_file,
-    find_weights,
-    folder_digest,
-    read_json,
-    weight_files,
-)
+from gate_lightning.backbones.weights.locate import check_weight_file, find_weights, folder_digest, weight_files
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.errors import ConfigError, DataError, WeightsError, first_line
 from gate_lightning.tools.devices import device_of, place
@@ -27,6 +21,7 @@ from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.files import append, claim, write_atomically
 from gate_lightning.utils.progress import Progress
+from gate_lightning.utils.text import read_json
 
 __all__ = ["Captioner", "caption"]
 
@@ -177,19 +172,25 @@ def caption(
 
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    read_json(folder / "config.json")
+    read_json(folder / "config.json", WeightsError)
     for file in weight_files(folder):
         check_weight_file(file)
     transformers_logging.disable_progress_bar()
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        network = AutoModelForImageTextToText.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=dtype
+        network, loaded = AutoModelForImageTextToText.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise WeightsError(
             f"{folder} is no captioning model of transformers, or lacks its processor: {first_line(error)}"
         ) from error
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise WeightsError(
+            f"{folder} lacks {len(missing)} tensors of its {type(network).__name__}, such as {', '.join(missing[:3])}, "
+            f"which would be random numbers; take a complete copy"
+        )
     return processor, network
 
 

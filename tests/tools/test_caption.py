@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -188,16 +190,26 @@ def test_a_broken_line_is_named(git: str, folder: Path, tmp_path: Path) -> None:
 
 
 def test_other_models_are_refused(tmp_path: Path, git: str) -> None:
-    with pytest.raises(WeightsError, match=r"config.json does not exist"):
+    with pytest.raises(WeightsError, match=r"config\.json cannot be read: No such file"):
         Captioner(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(WeightsError, match=r"no \*\.safetensors"):
+    with pytest.raises(WeightsError, match=r"no .*model\.safetensors"):
         Captioner(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes((Path(git) / "model.safetensors").read_bytes())
     with pytest.raises(WeightsError, match="no captioning model"):
         Captioner(str(tmp_path))
     with pytest.raises(WeightsError, match=r"tool\.model="):
         Captioner("no/where/at/all")
+
+
+def test_a_model_with_a_random_part_is_refused(tmp_path: Path, git: str) -> None:
+    broken = shutil.copytree(git, tmp_path / "git")
+    state = load_file(broken / "model.safetensors")
+    lost = next(name for name in state if name.endswith("mlp.fc1.weight"))
+    del state[lost]
+    save_file(state, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"lacks 1 tensors of its GitForCausalLM, such as .*fc1\.weight"):
+        Captioner(str(broken))
 
 
 @pytest.mark.parametrize("change", [{"max_new_tokens": 0}, {"dtype": "int8"}, {"batch_size": 0}, {"device": "gpu"}])

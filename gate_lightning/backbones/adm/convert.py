@@ -19,7 +19,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from gate_lightning.backbones.weights.checkpoints import misfits
+from gate_lightning.backbones.weights.networks import build_network, fill_network
 from gate_lightning.backbones.weights.original_names import original_names
 from gate_lightning.errors import ConfigError, WeightsError
 
@@ -93,30 +93,25 @@ class ADMArchitecture:
         }
 
 
-def adm_unet(state: State, head_channels: int = 64, image_size: int = 256) -> UNet2DModel:
+def adm_unet(
+    state: State, head_channels: int = 64, image_size: int = 256, dtype: torch.dtype = torch.float32
+) -> UNet2DModel:
     """Diffusers network with the weights of a guided-diffusion state dict, whose tensors it shares where possible.
 
     Args:
         state: guided-diffusion's state dict.
         head_channels: channels of an attention head (``num_head_channels``).
         image_size: side in pixels of the training images.
+        dtype: floating-point type to convert to.
 
     Raises:
         WeightsError: another kind of state dict.
         ConfigError: head channels that do not divide the attention's channels.
     """
-    architecture = read_architecture(state, head_channels, image_size)
-    with torch.device("meta"):
-        unet = UNet2DModel(**architecture.config)
+    config = read_architecture(state, head_channels, image_size).config
+    unet = build_network(lambda: UNet2DModel(**config), config, len(state), "its U-Net")
     converted = convert_adm(state, unet, head_channels)
-    wrong = misfits(unet, converted)
-    if wrong:
-        raise WeightsError(
-            f"the checkpoint does not fit the U-Net that its own keys describe; {len(wrong)} tensors differ: "
-            f"{'; '.join(wrong[:4])}. Expected one trained by guided-diffusion"
-        )
-    unet.load_state_dict(converted, assign=True)
-    return unet
+    return fill_network(unet, converted, dtype, "its U-Net", "Expected a checkpoint trained by guided-diffusion")
 
 
 def read_architecture(state: State, head_channels: int = 64, image_size: int = 256) -> ADMArchitecture:

@@ -13,19 +13,13 @@ from gate_lightning.backbones.adm.convert import ADMArchitecture, adm_unet
 from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.stable_diffusion.architectures import parameters_digest
 from gate_lightning.backbones.weights.checkpoints import read_checkpoint
-from gate_lightning.backbones.weights.locate import (
-    align_weights,
-    file_digest,
-    find_weights,
-    folder_digest,
-    open_part,
-    read_json,
-    weight_files,
-)
+from gate_lightning.backbones.weights.locate import file_digest, find_weights, folder_digest, weight_files
+from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
 from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES
+from gate_lightning.utils.text import read_json
 
 __all__ = ["ADM_ARCHITECTURES", "load_adm_backbone"]
 
@@ -79,9 +73,9 @@ def load_adm_backbone(
     else:
         path = find_weights(str(weights), revision, _PATTERNS, offline, _ADVICE)
         if path.is_dir():
-            backbone = _from_folder(path, str(weights), revision or "", native_size)
+            backbone = _from_folder(path, str(weights), revision or "", native_size, DTYPES[dtype])
         else:
-            backbone = _from_checkpoint(path, str(weights), head_channels, native_size)
+            backbone = _from_checkpoint(path, str(weights), head_channels, native_size, DTYPES[dtype])
         log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
     return backbone.finish(dtype, channels_last)
 
@@ -96,15 +90,16 @@ def _random(architecture: str, seed: int) -> ADMBackbone:
     )
 
 
-def _from_checkpoint(path: Path, name: str, head_channels: int, image_size: int) -> ADMBackbone:
+def _from_checkpoint(path: Path, name: str, head_channels: int, image_size: int, dtype: torch.dtype) -> ADMBackbone:
+    state = read_checkpoint(path)
     try:
-        unet = adm_unet(read_checkpoint(path), head_channels, image_size)
+        unet = adm_unet(state, head_channels, image_size, dtype)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    return ADMBackbone(align_weights(unet), DiffusionSchedule(ADM_SCHEDULE), Identity(name, "", file_digest(path)))
+    return ADMBackbone(unet, DiffusionSchedule(ADM_SCHEDULE), Identity(name, "", file_digest(path)))
 
 
-def _from_folder(folder: Path, name: str, revision: str, native_size: int) -> ADMBackbone:
+def _from_folder(folder: Path, name: str, revision: str, native_size: int, dtype: torch.dtype) -> ADMBackbone:
     autoencoder = [part for part in ("vqvae", "vae") if (folder / part).is_dir()]
     if autoencoder:
         raise WeightsError(f"{folder} has a {autoencoder[0]}: a latent diffusion model; expected one over pixels")
@@ -115,14 +110,14 @@ def _from_folder(folder: Path, name: str, revision: str, native_size: int) -> AD
             f"{folder} holds neither config.json nor unet/config.json (found: {found}); "
             f"expected an unconditional diffusers model, or name the checkpoint inside: backbone.weights=<file>"
         )
-    config = read_json(part / "config.json")
+    config = read_json(part / "config.json", WeightsError)
     check_unconditional(config)  # before gigabytes are read
     if native_size != config["sample_size"]:
         raise ConfigError(
             f"backbone.native_size={native_size}, but {name} was trained on images of {config['sample_size']} px; "
             f"set backbone.native_size={config['sample_size']}"
         )
-    unet = open_part(UNet2DModel, part, torch.float32)
+    unet = open_part(UNet2DModel, part, dtype)
     files = [*weight_files(part), part / "config.json"]
     schedule, places = ADM_SCHEDULE, (folder / "scheduler", folder)
     file = next(
@@ -131,6 +126,6 @@ def _from_folder(folder: Path, name: str, revision: str, native_size: int) -> AD
     if file is None:
         log.info("%s has no scheduler_config.json: linear betas from 1e-4 to 2e-2 over 1000 steps.", folder)
     else:
-        schedule = read_json(file)
+        schedule = read_json(file, WeightsError)
         files.append(file)
     return ADMBackbone(unet, DiffusionSchedule(schedule), Identity(name, revision, folder_digest(files, folder)))

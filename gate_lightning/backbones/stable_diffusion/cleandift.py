@@ -11,14 +11,16 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from gate_lightning.backbones.noise_schedule import CleanSchedule
 from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
-from gate_lightning.backbones.weights.checkpoints import misfits, read_checkpoint
-from gate_lightning.backbones.weights.locate import align_weights, file_digest, find_weights
+from gate_lightning.backbones.weights.checkpoints import read_checkpoint
+from gate_lightning.backbones.weights.locate import file_digest, find_weights
+from gate_lightning.backbones.weights.networks import fill_network
 from gate_lightning.errors import WeightsError
 from gate_lightning.structures import Identity
 from gate_lightning.utils.checks import number
@@ -148,18 +150,14 @@ def _replace_unet(unet: nn.Module, path: Path) -> float | None:
     state: Mapping[str, Tensor] = read_checkpoint(path)
     learned = None
     if any(name.startswith(_PREFIX) for name in state):
-        if "timestep" not in state or state["timestep"].numel() != 1:
-            raise WeightsError(f"{path} has {_PREFIX}* but no timestep, a single number; is it whole?")
-        learned = float(state["timestep"])
+        learned = _single_number(path, state.get("timestep"))
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
-    wrong = misfits(unet, state)
-    if wrong:
-        raise WeightsError(
-            f"{path} is no U-Net of the base model's architecture: {len(wrong)} tensors differ: "
-            f"{'; '.join(wrong[:4])}. First keys: {', '.join(list(state)[:4])}. Check that backbone.base is the model "
-            f"it was made from"
-        )
-    dtype = next(unet.parameters()).dtype
-    unet.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
-    align_weights(unet)
+    advice = "Check that backbone.base is the model it was made from"
+    fill_network(unet, state, next(unet.parameters()).dtype, str(path), advice)
     return learned
+
+
+def _single_number(path: Path, timestep: Tensor | None) -> float:
+    if timestep is None or timestep.numel() != 1 or not torch.isfinite(timestep.float()).all():
+        raise WeightsError(f"{path} has {_PREFIX}* but no timestep, a single number; is it whole?")
+    return float(timestep)

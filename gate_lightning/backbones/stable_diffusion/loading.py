@@ -10,26 +10,22 @@ from typing import Any, get_args
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from gate_lightning.backbones.stable_diffusion.architectures import assemble, build_random_backbone
 from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts
 from gate_lightning.backbones.stable_diffusion.compatibility import check_parts
 from gate_lightning.backbones.stable_diffusion.sdxl import SizeConditions
-from gate_lightning.backbones.stable_diffusion.single_file import VOCABULARY, load_single_file, vocabulary_files
+from gate_lightning.backbones.stable_diffusion.single_file import load_single_file
+from gate_lightning.backbones.stable_diffusion.tokenizers import read_tokenizer, tokenizer_files
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
-from gate_lightning.backbones.weights.locate import (
-    ASSET,
-    find_weights,
-    folder_digest,
-    open_part,
-    read_json,
-    weight_files,
-)
+from gate_lightning.backbones.weights.locate import ASSET, find_weights, folder_digest, weight_files
+from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
 from gate_lightning.utils.checks import check_choice, check_known
 from gate_lightning.utils.dtypes import DTYPES
+from gate_lightning.utils.text import read_json
 
 __all__ = ["load_unet_backbone"]
 
@@ -128,15 +124,15 @@ def _load_folder(
 ) -> UNetBackbone:
     parts, tokenizers = _check_folder(folder)
     # on the configs first: a model of another kind is refused before gigabytes are read
-    configs = {part: read_json(folder / part / "config.json") for part in parts}
-    read = [CLIPTokenizer.from_pretrained(folder / part, local_files_only=True) for part in tokenizers]
+    configs = {part: read_json(folder / part / "config.json", WeightsError) for part in parts}
+    read = [read_tokenizer(folder / part) for part in tokenizers]
     texts = [config for part, config in configs.items() if part.startswith("text_encoder")]
     check_parts(configs["unet"], configs["vae"], list(zip(texts, map(len, read), strict=True)))
     # SDXL's autoencoder overflows in half precision; those of SD 1.x and 2.x do not, although the default is true
     upcast = "text_encoder_2" in parts and configs["vae"].get("force_upcast", True)
     types = {part: torch.float32 if part == "vae" and upcast else dtype for part in parts}
     networks = {part: open_part(_KINDS[part], folder / part, types[part], variant) for part in parts}
-    schedule = read_json(folder / "scheduler" / "scheduler_config.json")
+    schedule = read_json(folder / "scheduler" / "scheduler_config.json", WeightsError)
     files = _identifying_files(folder, parts, tokenizers, variant)
     return assemble(networks, read, schedule, Identity(name, revision, folder_digest(files, folder)), sizes)
 
@@ -146,6 +142,8 @@ def _patterns(variant: str | None) -> list[str]:
     end = "safetensors" if variant is None else f"{variant}.safetensors"
     names = ["diffusion_pytorch_model", "model"]
     weights = [f"{part}/{name}{shard}.{end}" for part in _KINDS for name in names for shard in ("", "-?????-of-?????")]
+    if variant is not None:  # shards as transformers names them
+        weights += [f"{part}/{name}.{variant}-?????-of-?????.safetensors" for part in _KINDS for name in names]
     index = [f"{part}/*.safetensors.index*.json" for part in _KINDS]
     return [
         "model_index.json",
@@ -160,7 +158,7 @@ def _patterns(variant: str | None) -> list[str]:
 def _check_folder(folder: Path) -> tuple[list[str], list[str]]:
     """Folders of the networks and of the tokenizers, all of which are there."""
     config = folder / "unet" / "config.json"
-    two = config.is_file() and read_json(config).get("addition_embed_type") == "text_time"  # SDXL
+    two = config.is_file() and read_json(config, WeightsError).get("addition_embed_type") == "text_time"  # SDXL
     parts = [part for part in _KINDS if two or part != "text_encoder_2"]
     tokenizers = list(_TOKENIZERS[: 1 + two])
     missing = [name for name in (*parts, *tokenizers, "scheduler") if not (folder / name).is_dir()]
@@ -172,16 +170,15 @@ def _check_folder(folder: Path) -> tuple[list[str], list[str]]:
     if missing:
         seen = sorted(path.name for path in folder.iterdir())
         index = folder / "model_index.json"
-        made_for = f"; its model_index.json says {read_json(index).get('_class_name')}" if index.is_file() else ""
+        made_for = (
+            f"; its model_index.json says {read_json(index, WeightsError).get('_class_name')}"
+            if index.is_file()
+            else ""
+        )
         raise WeightsError(
             f"{folder} is no Stable Diffusion folder in diffusers format: no {', '.join(missing)} (found: {seen}"
             f"{made_for}). A single-file checkpoint is named itself: backbone.weights=<file>"
         )
-    for tokenizer in tokenizers:
-        if not any((folder / tokenizer / name).is_file() for name in VOCABULARY):
-            raise WeightsError(
-                f"{folder / tokenizer} holds none of {', '.join(VOCABULARY)}; copy the model's tokenizer there"
-            )
     return parts, tokenizers
 
 
@@ -189,5 +186,5 @@ def _identifying_files(
     folder: Path, parts: Sequence[str], tokenizers: Sequence[str], variant: str | None
 ) -> list[Path]:
     files = [path for part in parts for path in (*weight_files(folder / part, variant), folder / part / "config.json")]
-    vocabularies = [path for part in tokenizers for path in vocabulary_files(folder / part)]
-    return [*files, *vocabularies, folder / "scheduler" / "scheduler_config.json"]
+    read = [path for part in tokenizers for path in tokenizer_files(folder / part)]
+    return [*files, *read, folder / "scheduler" / "scheduler_config.json"]

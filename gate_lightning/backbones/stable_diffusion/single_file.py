@@ -32,19 +32,23 @@ from gate_lightning.backbones.stable_diffusion.architectures import (
     build_networks,
 )
 from gate_lightning.backbones.stable_diffusion.sdxl import SizeConditions
+from gate_lightning.backbones.stable_diffusion.tokenizers import (
+    VOCABULARY,
+    has_vocabulary,
+    read_tokenizer,
+    tokenizer_files,
+)
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
-from gate_lightning.backbones.weights.checkpoints import misfits, read_checkpoint
-from gate_lightning.backbones.weights.locate import align_weights, file_digest, find_weights
-from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.backbones.weights.checkpoints import read_checkpoint
+from gate_lightning.backbones.weights.locate import file_digest, find_weights
+from gate_lightning.backbones.weights.networks import fill_network
+from gate_lightning.errors import ConfigError, WeightsError, first_line
 from gate_lightning.structures import Identity
 from gate_lightning.utils.checks import check_choice
 
-__all__ = ["VOCABULARY", "load_single_file", "vocabulary_files"]
+__all__ = ["load_single_file"]
 
 log = logging.getLogger(__name__)
-
-#: a tokenizer's folder has one of them
-VOCABULARY = ("vocab.json", "tokenizer.json")
 
 _UNET = "model.diffusion_model."
 _EMA = "model_ema."
@@ -106,15 +110,10 @@ def load_single_file(
     return assemble(networks, tokenizers, schedule, Identity(name, "", digest.hexdigest()), size_conditions)
 
 
-def vocabulary_files(folder: Path) -> list[Path]:
-    """Files of a tokenizer's folder that determine its output."""
-    return sorted(path for path in folder.iterdir() if path.name in (*VOCABULARY, "merges.txt"))
-
-
 def _recognise(path: Path, state: Mapping[str, Tensor]) -> str:
     """Key of the architecture in STABLE_DIFFUSIONS, from the shapes of the U-Net's weights."""
     unet = [key for key in state if key.startswith(_UNET)]
-    widths = {state[key].shape[1] for key in unet if key.endswith("attn2.to_k.weight")}
+    widths = {state[key].shape[-1] for key in unet if key.endswith("attn2.to_k.weight") and state[key].ndim == 2}
     if not widths:
         shown = ", ".join(sorted(state)[:_SHOWN])
         raise WeightsError(
@@ -125,7 +124,7 @@ def _recognise(path: Path, state: Mapping[str, Tensor]) -> str:
     if "edm_mean" in state:
         raise WeightsError(f"{path} is Playground v2.5, whose noise levels (EDM) are not those of DDPM: not supported")
     found = [kind for kind, one in STABLE_DIFFUSIONS.items() if {one.unet["cross_attention_dim"]} == widths]
-    channels = state.get(f"{_UNET}input_blocks.0.0.weight", torch.empty(0, 0)).shape[1]
+    channels = (*state.get(f"{_UNET}input_blocks.0.0.weight", torch.empty(0)).shape, 0, 0)[1]
     if not found or channels != 4:
         known = {kind: one.unet["cross_attention_dim"] for kind, one in STABLE_DIFFUSIONS.items()}
         raise WeightsError(
@@ -160,13 +159,13 @@ def _tokenizers(
     files: list[Path] = []
     for number, pad in enumerate(architecture.pads):
         places = [folder / "tokenizer_2"] * (number == 1) + [folder / "tokenizer", folder]
-        place = next((one for one in places if any((one / name).is_file() for name in VOCABULARY)), None)
+        place = next(filter(has_vocabulary, places), None)
         if place is None:
             raise WeightsError(f"{folder} holds no tokenizer ({' or '.join(VOCABULARY)}). {advice}")
         # all have the same vocabulary, but a mark that prompts are filled up with is read otherwise in their midst too
-        read.append(CLIPTokenizer.from_pretrained(place, pad_token=pad, local_files_only=True))
+        read.append(read_tokenizer(place, pad_token=pad))
         read[-1].model_max_length = min(read[-1].model_max_length, CLIP_TOKENS)  # where its config is missing: 1e30
-        files += vocabulary_files(place)
+        files += tokenizer_files(place)
     return read, files
 
 
@@ -179,8 +178,9 @@ def _converted(path: Path, state: dict[str, Tensor], part: str, network: Any) ->
             made = convert_ldm_vae_checkpoint(_under(state, "first_stage_model."), network.config)
         else:
             made = _text_weights(state, part, network)
-    except (KeyError, AttributeError, IndexError) as error:  # of the conversion, on keys that are not there
-        raise WeightsError(f"{path}: its {part} is incomplete or of another layout (no {error})") from error
+    except Exception as error:  # of the conversion, on keys that are not there and tensors of other shapes
+        problem = f"no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise WeightsError(f"{path}: its {part} is incomplete or of another layout ({problem})") from error
     return {name: tensor for name, tensor in made.items() if tensor is not None}
 
 
@@ -211,14 +211,9 @@ def _under(state: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
 
 def _fill(path: Path, part: str, network: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
     """Load weights into a network on the meta device."""
-    wrong = misfits(network, weights)
-    if wrong:
-        vocabulary = [line for line in wrong if line.startswith(_TOKENS)]
-        hint = ". The tokenizer is of another model: name its own with backbone.tokenizer" if vocabulary else ""
-        raise WeightsError(f"{path}: its {part} does not fit ({len(wrong)} weights): {(vocabulary or wrong)[0]}{hint}")
-    network.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
-    for module in network.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta and name == "position_ids":  # counts tokens; not saved
-                module.register_buffer(name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
-    align_weights(network)
+    shapes = [(weights[name].shape, network.state_dict()[name].shape) for name in _TOKENS if name in weights]
+    known = all(given == wanted for given, wanted in shapes)
+    hint = (
+        "Take a complete copy" if known else "The tokenizer is of another model: name its own with backbone.tokenizer"
+    )
+    fill_network(network, weights, dtype, f"{path}: its {part}", hint)

@@ -23,7 +23,8 @@ from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts, tex
 from gate_lightning.backbones.stable_diffusion.compatibility import check_controlnet, check_parts
 from gate_lightning.backbones.stable_diffusion.layer_names import averaged_attention, unet_aliases
 from gate_lightning.backbones.stable_diffusion.layer_table import skip_paths, unet_layers
-from gate_lightning.backbones.weights.locate import PART_PATTERNS, find_weights, folder_digest, open_part, weight_files
+from gate_lightning.backbones.weights.locate import PART_PATTERNS, find_weights, folder_digest, weight_files
+from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
 

@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from gate_lightning.errors import WeightsError, first_line
+from gate_lightning.utils.text import read_json
 
 __all__ = [
     "ASSET",
     "PART_PATTERNS",
-    "align_weights",
     "check_weight_file",
     "file_digest",
     "find_weights",
     "folder_digest",
-    "open_part",
-    "read_json",
+    "variants",
     "weight_files",
 ]
 
@@ -41,10 +38,9 @@ _CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 #: files of one network in its folder, for downloads.
 PART_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
-_WHOLE = 64 * 2**20  # files up to 64 MiB are hashed whole
 _BLOCK = 2**20
-_BLOCKS = 64
-_ALIGNMENT = 64  # bytes; what torch itself allocates at
+#: names, without ending, under which diffusers and transformers save a network
+_STEMS = ("diffusion_pytorch_model", "model")
 
 
 def find_weights(
@@ -68,9 +64,9 @@ def find_weights(
         if not path.exists():
             raise WeightsError(f"{source}: the package has no {path}; reinstall it, or train it (experiment=tiny/…)")
         return path
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
+    there = _existing(source)
+    if there is not None:
+        return there
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith(_CHECKPOINTS):
         raise WeightsError(
             f"{source} does not exist; expected a folder, a file, or a hub id like owner/name"
@@ -78,6 +74,20 @@ def find_weights(
         )
     repo_id, _, named = source.partition("@")
     return _download(repo_id, named or revision, list(patterns), offline, advice)
+
+
+def _existing(source: str) -> Path | None:
+    """Path of that name, whether accents are written as one character or as two; None where there is none."""
+    for name in dict.fromkeys((source, *(unicodedata.normalize(form, source) for form in ("NFC", "NFD")))):
+        try:
+            path = Path(name).expanduser()
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError):  # a zero byte; ~ of nobody
+            continue
+        except OSError as error:
+            raise WeightsError(f"{source} cannot be read: {error.strerror or error}") from error
+        return path
+    return None
 
 
 def _download(repo_id: str, revision: str | None, patterns: list[str], offline: bool, advice: str) -> Path:
@@ -95,82 +105,92 @@ def _download(repo_id: str, revision: str | None, patterns: list[str], offline: 
 
 
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """Safetensors files of one part of a model, sorted.
-
-    Raises:
-        WeightsError: there are none of that variant.
-    """
-    found = sorted(folder.glob("*.safetensors"))
-    marked = [path for path in found if variant is not None and f".{variant}" in path.name]
-    plain = [path for path in found if path.name.count(".") == 1 and ".fp16" not in path.name]
-    chosen = marked if variant is not None else plain
-    if not chosen:
-        seen = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
-        wanted = "*.safetensors" if variant is None else f"*.{variant}.safetensors"
-        raise WeightsError(
-            f"{folder} holds no {wanted} (found: {seen}). Pickled weights (.bin, .ckpt) are not read: "
-            f"save them as safetensors"
-        )
-    return chosen
-
-
-def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
-    """Load one network of a diffusers or transformers folder, after checking its files.
+    """Safetensors files of one network: one file, or the shards that its index names.
 
     Args:
-        kind: the class whose ``from_pretrained`` reads it.
-        folder: holds config.json and the weights.
-        dtype: floating-point type to load as.
+        folder: holds them beside the network's config.json.
         variant: file name variant such as "fp16".
 
     Raises:
-        WeightsError: files missing, broken, or of another class or size.
+        WeightsError: there are none of that variant, or a shard is missing.
     """
-    config = read_json(folder / "config.json")
-    made_by = config.get("_class_name", kind.__name__)
-    if made_by != kind.__name__:
-        raise WeightsError(f"{folder} holds a {made_by}, expected a {kind.__name__}")
-    for path in weight_files(folder, variant):
-        check_weight_file(path)
-    transformers_logging.disable_progress_bar()  # a bar per network is noise; large ones take seconds
-    try:
-        network = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, variant=variant, dtype=dtype
+    mark = "" if variant is None else f".{variant}"
+    for stem in _STEMS:
+        whole = folder / f"{stem}{mark}.safetensors"
+        if whole.is_file():
+            return [whole]
+        index = folder / f"{stem}.safetensors.index{mark}.json"
+        if index.is_file():
+            return _shards(index)
+    seen = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
+    wanted = " or ".join(f"{stem}{mark}.safetensors" for stem in _STEMS)
+    raise WeightsError(f"{folder} holds no {wanted} (found: {seen}). {_other_files(folder, variant)}")
+
+
+def variants(folder: Path) -> list[str]:
+    """File name variants, such as "fp16", of the networks in a folder."""
+    marks = (path.name.split(".")[1:-1] for stem in _STEMS for path in folder.glob(f"{stem}*.safetensors"))
+    return sorted({mark[0].split("-")[0] for mark in marks if mark})
+
+
+def _other_files(folder: Path, variant: str | None) -> str:
+    """Advice for a folder without the wanted weights."""
+    others = [one for one in variants(folder) if one != variant]
+    if others:
+        return f"Its weights are of the variant {' or '.join(others)}: set backbone.variant={others[0]}"
+    if list(folder.glob("*-of-*.safetensors")):
+        return "The index of its shards (….safetensors.index.json) is missing: fetch it too"
+    return "Pickled weights (.bin, .ckpt) are not read: save them as safetensors"
+
+
+def _shards(index: Path) -> list[Path]:
+    places = read_json(index, WeightsError).get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise WeightsError(f"{index} names no shards; expected weight_map: {{tensor: file beside the index, …}}")
+    paths = [index.parent / name for name in sorted(set(names))]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise WeightsError(
+            f"{index} names {len(paths)} files, of which {len(missing)} are missing, such as {missing[0]}; fetch "
+            f"them too"
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"{folder} does not load as a {kind.__name__}: {first_line(error)}") from error
-    return align_weights(network)
-
-
-def align_weights(network: nn.Module) -> nn.Module:
-    """Copy memory-mapped weights at unaligned offsets into memory of their own, in place.
-
-    Matrix kernels choose their blocking by alignment, so that the length of a file's header would change last bits.
-    """
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
-            tensor.data = tensor.data.clone()
-    return network
+    return paths
 
 
 def check_weight_file(path: Path) -> dict[str, str]:
     """Metadata of a safetensors file, after comparing the size in its header with that of the file.
 
     Raises:
-        WeightsError: the file is missing, truncated, or no safetensors file (an HTML page, a git-LFS pointer).
+        WeightsError: the file is missing, truncated, no safetensors file (an HTML page, a git-LFS pointer), or names
+            a tensor twice.
     """
     if not path.is_file():
-        raise WeightsError(f"{path} does not exist")
+        raise WeightsError(f"{path} is a folder, expected a file" if path.is_dir() else f"{path} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except SafetensorError as error:
+            metadata = dict(file.metadata() or {})
+        with path.open("rb") as content:
+            length = int.from_bytes(content.read(8), "little")
+            json.loads(content.read(length), object_pairs_hook=_once)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
         with path.open("rb") as content:
             start = content.read(512)
         size = path.stat().st_size
         kind = _other_kind(start)
         problem = kind or f"no safetensors file, or its download is incomplete ({error}); fetch it again"
         raise WeightsError(f"{path} ({size} bytes) is {problem}") from error
+    return metadata
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, unless two have one name; for ``json.loads``."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("its header has a name twice")
+    return made
 
 
 def _other_kind(start: bytes) -> str:
@@ -186,21 +206,11 @@ def _other_kind(start: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's size and content.
-
-    Files above 64 MiB are sampled: 64 blocks of 1 MiB at even distances, first and last included. Training changes
-    every tensor, so that another checkpoint is recognised; an edit between the blocks is not.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    """SHA-256 (hex) of a file's size and content; about 0.7 s per GB."""
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
     with path.open("rb") as file:
-        if size <= _WHOLE:
-            for block in iter(lambda: file.read(_BLOCK), b""):
-                digest.update(block)
-            return digest.hexdigest()
-        for index in range(_BLOCKS):
-            file.seek((size - _BLOCK) * index // (_BLOCKS - 1))
-            digest.update(file.read(_BLOCK))
+        for block in iter(lambda: file.read(_BLOCK), b""):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -210,20 +220,3 @@ def folder_digest(paths: Iterable[Path], root: Path) -> str:
     for path in sorted(paths):
         digest.update(f"{path.relative_to(root).as_posix()} {file_digest(path)}\n".encode())
     return digest.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file with an object.
-
-    Raises:
-        WeightsError: the file is missing or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} does not exist") from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a JSON object")
-    return content

@@ -14,17 +14,20 @@ from diffusers import UNet2DConditionModel
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.stable_diffusion.layer_table import unet_layers
-from gate_lightning.backbones.weights.locate import read_json
-from gate_lightning.errors import ConfigError
+from gate_lightning.backbones.weights.networks import build_network
+from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.features.config.layer_presets import preset_names, resolve_layers
 from gate_lightning.tools.layers.costs import Costs, layer_costs
 from gate_lightning.utils.files import write_csv
+from gate_lightning.utils.text import read_json
 
 __all__ = ["layer_rows", "layers"]
 
 COLUMNS = ("layer", "kind", "channels", "stride", "shape", "gflop", "share", "module", "aliases")
 #: columns that are printed flush right
 _NUMBERS = ("channels", "stride", "gflop", "share")
+#: of a network whose weights are not read; SDXL's U-Net has 1,680
+_MOST_TENSORS = 5000
 
 
 def layers(
@@ -103,8 +106,8 @@ def _structure(network: Mapping[str, Any]) -> Backbone:
 
 
 def _is_structure_of(backbone: Backbone, config: Path) -> bool:
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(read_json(config))
+    content = read_json(config, WeightsError)
+    unet = build_network(lambda: UNet2DConditionModel.from_config(content), content, _MOST_TENSORS, str(config))
     return unet_layers(unet, backbone.latent_stride) == backbone.layers
 
 

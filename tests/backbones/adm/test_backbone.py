@@ -148,7 +148,7 @@ def test_a_truncated_file_is_recognised(tmp_path: Path, zipped: bool, kept: floa
     path = tmp_path / "model.pt"
     torch.save(random_oracle(**SMALL).state_dict(), path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(WeightsError, match=r"model\.pt is damaged or incomplete .*fetch it again"):
+    with pytest.raises(WeightsError, match=r"model\.pt is damaged or incomplete"):
         load_adm_backbone(str(path))
 
 

@@ -140,7 +140,7 @@ def test_head_channels_that_do_not_divide_are_refused() -> None:
 def test_a_missing_tensor_is_named(key: str) -> None:
     state = random_oracle().state_dict()
     del state[key]
-    with pytest.raises(WeightsError, match=r"1 tensors differ.*missing|3 tensors differ.*missing"):
+    with pytest.raises(WeightsError, match=r"not loaded in part: [13] missing, such as \w"):
         adm_unet(state, 16)
 
 
@@ -154,7 +154,7 @@ def test_a_missing_tensor_that_tells_the_shape_is_named(key: str) -> None:
 
 def test_an_unknown_tensor_is_named() -> None:
     state = {**random_oracle().state_dict(), "extra.weight": torch.zeros(2)}
-    with pytest.raises(WeightsError, match=r"1 tensors differ: extra\.weight is \(2,\), expected nothing"):
+    with pytest.raises(WeightsError, match=r"1 not expected, such as extra\.weight"):
         adm_unet(state, 16)
 
 
