@@ -114,7 +114,20 @@ def _block_outputs(backbone: Backbone) -> tuple[str, ...] | None:
     return tuple(layer for name, layer in backbone.aliases.items() if re.fullmatch(r"up_blocks\.\d+", name)) or None
 
 
-_DIFT_SEMANTIC = (_named("up_blocks[1]"), _named("output_blocks.4"))
+def _fine_up_block(backbone: Backbone) -> tuple[str, ...] | None:
+    """DIFT's layer for semantic correspondence, the output of the second up block; that of the third where the second's
+    grid has less than 16 × 16 positions at the native size.
+
+    The embedded model's has 8 × 8, and position alone finds as many points.
+    """
+    blocks = [backbone.aliases.get(f"up_blocks[{number}]") for number in (1, 2)]
+    layers = [layer for layer in blocks if layer is not None]
+    fine = (layer for layer in layers if backbone.native_size >= 16 * backbone.layers[layer].stride)
+    chosen = next(fine, layers[0] if layers else None)
+    return None if chosen is None else (chosen,)
+
+
+_DIFT_SEMANTIC = (_fine_up_block, _named("output_blocks.4"))
 _PRESETS: dict[str, tuple[Choice, ...]] = {
     # the output of every up block, with its upsampler where there is one
     "legacy": (_block_outputs,),

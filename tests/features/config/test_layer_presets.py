@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from gate_lightning.backbones.specs import LayerSpec
+from gate_lightning.backbones.stable_diffusion.architectures import STABLE_DIFFUSIONS
 from gate_lightning.backbones.stable_diffusion.layer_names import unet_aliases
 from gate_lightning.backbones.stable_diffusion.layer_table import unet_layers
 from gate_lightning.errors import ConfigError
@@ -62,16 +63,19 @@ PUBLISHED_ADM = {
 
 
 class NamedLayers:
-    """A backbone's names without its networks: Stable Diffusion XL's, or ADM's."""
+    """A backbone's names without its networks: Stable Diffusion's 1.x or XL's, or ADM's."""
 
     def __init__(self, family: str) -> None:
         self.family, self.identity, self.derived = family, Identity(family, "", ""), {}
+        self.native_size = {"sdxl": 1024, "adm": 256}.get(family, 512)
         if family == "adm":
             self.layers = {f"output_blocks.{block}": LayerSpec("", "output", 1, 1) for block in range(18)}
             self.aliases: dict[str, str] = {}
         else:
             with torch.device("meta"):
-                self.layers = unet_layers(UNet2DConditionModel(**XL), 8)
+                self.layers = unet_layers(
+                    UNet2DConditionModel(**(XL if family == "sdxl" else STABLE_DIFFUSIONS[family].unet)), 8
+                )
             self.aliases = unet_aliases(self.layers)
 
     def layer_id(self, name: str) -> str:
@@ -127,12 +131,18 @@ def test_aliases_stay_what_was_asked_for_and_are_no_second_layer() -> None:
     names = ["us3", "up_blocks.1", "attn", "vae-out", "practical"]
     assert resolve_layers(backbone, names)[:4] == tuple(names[:4])
     with pytest.raises(ConfigError, match="names up-level1-upsampler-out more than once"):
-        resolve_layers(backbone, ["us6", "dift"])
+        resolve_layers(backbone, ["us6", "up_blocks[1]"])
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_presets_are_the_published_layers(preset: str) -> None:
-    assert resolve_layers(build("tiny"), preset) == tuple(PUBLISHED[preset].split())
+    assert resolve_layers(named("sd15"), preset) == tuple(PUBLISHED[preset].split())
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_the_embedded_model_has_the_same_but_for_a_grid_too_coarse_for_correspondence(preset: str) -> None:
+    own = {"dift": "up-level2-upsampler-out", "dift_semantic": "up-level2-upsampler-out"}
+    assert resolve_layers(build("tiny"), preset) == tuple(own.get(preset, PUBLISHED[preset]).split())
 
 
 def test_legacy_ends_in_the_last_output_of_whatever_network() -> None:
@@ -156,7 +166,7 @@ def test_the_pixel_control_gives_its_whole_pyramid_for_any_preset() -> None:
 
 
 def test_ids_and_presets_may_be_mixed_in_the_order_wanted() -> None:
-    assert resolve_layers(build("tiny"), ["unet-in", "dift"]) == ("unet-in", "up-level1-upsampler-out")
+    assert resolve_layers(build("tiny"), ["unet-in", "dift"]) == ("unet-in", "up-level2-upsampler-out")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +175,7 @@ def test_ids_and_presets_may_be_mixed_in_the_order_wanted() -> None:
         ("up-level1-upsampler", r"did you mean up-level1-upsampler-out.*presets: legacy"),
         ("lagacy", r"no layer or preset 'lagacy'; did you mean legacy\?"),
         ("pixels", r"has no layers for the preset 'pixels'"),
-        (["dift", "up-level1-upsampler-out"], "more than once"),
+        (["dift", "up-level2-upsampler-out"], "more than once"),
         ([], "names no layer"),
     ],
 )
