@@ -2,7 +2,7 @@
 
 import sys
 
-from gate_lightning.engine.cli import eval_main
+from gate_lightning.utils.signals import run_command
 
 if __name__ == "__main__":
-    sys.exit(eval_main())
+    sys.exit(run_command("gate_lightning.engine.cli", "eval_main"))

@@ -2,7 +2,7 @@
 
 import sys
 
-from gate_lightning.engine.cli import train_main
+from gate_lightning.utils.signals import run_command
 
 if __name__ == "__main__":
-    sys.exit(train_main())
+    sys.exit(run_command("gate_lightning.engine.cli", "train_main"))

@@ -5,6 +5,8 @@ The entry points print these without a traceback; library users catch ``GateErro
 
 from __future__ import annotations
 
+import signal
+
 __all__ = [
     "CacheError",
     "ConfigError",
@@ -42,7 +44,19 @@ class ResumeError(GateError, RuntimeError):
 
 
 class Interrupted(GateError):  # noqa: N818 - nothing went wrong
-    """Training was stopped by a signal and its state is saved; the message says how to go on."""
+    """A run was stopped by a signal; the message says how to go on.
+
+    Args:
+        message: where it stopped, by which signal, and how to go on.
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal = signal.Signals(number)
+
+    def __reduce__(self) -> tuple[type, tuple[str, int]]:
+        return type(self), (str(self), int(self.signal))
 
 
 def first_line(error: BaseException) -> str:

@@ -28,6 +28,7 @@ from gate_lightning.engine.renamed import refuse_old_names
 from gate_lightning.errors import ConfigError, GateError, Interrupted
 from gate_lightning.utils.checks import did_you_mean
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.signals import Stop, say, stop_in, stopped_text, stopping
 
 __all__ = ["check_sweep", "eval_main", "train_main"]
 
@@ -54,7 +55,7 @@ def train_main() -> int:
                 metrics = train(config, list(hydra_config.overrides.task), folder)
         except Interrupted as error:
             if hydra_config.mode == RunMode.MULTIRUN:  # Hydra would start the next run
-                raise KeyboardInterrupt from error
+                raise Stop(error.signal) from error
             raise
         return metrics.get(config.monitor)
 
@@ -131,8 +132,8 @@ class _recorded:  # noqa: N801 - reads as a statement
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            return
+        if error is None or isinstance(error, KeyboardInterrupt):
+            return  # stopped before there was a run
         before = runs.read_json(self.folder / "status.json") or {}
         if before.get("status") in ("done", "interrupted") and not isinstance(error, Interrupted):
             return  # e.g. a resume that was refused must not mark a finished run as failed
@@ -151,17 +152,21 @@ def _guarded(job: Callable[..., Any]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     _hush_lightning()
     try:
-        refuse_old_names(sys.argv[1:])
-        job()
+        with stopping():
+            refuse_old_names(sys.argv[1:])
+            job()
     except (GateError, HydraException, OmegaConfBaseException) as error:
         # what Hydra wrapped says more than Hydra; an error of ours says all it has to
         wrapped = not isinstance(error, GateError) and isinstance(error.__cause__, GateError)
         detail = error.__cause__ if wrapped else error
-        sys.stderr.write(f"\n{type(detail).__name__}: {detail}{_hint(error)}\n")
-        return 130 if isinstance(detail, Interrupted) else 2
-    except KeyboardInterrupt as error:
-        sys.stderr.write(f"\n{error.__cause__ or 'aborted'}\n")
-        return 130
+        say(f"{type(detail).__name__}: {detail}{_hint(error)}")
+        return 128 + detail.signal if isinstance(detail, Interrupted) else 2
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = stop_in(error)
+        if number is None:
+            raise
+        say(f"{error.__cause__ or stopped_text(number)}")
+        return 128 + number
     return 0
 
 

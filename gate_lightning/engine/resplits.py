@@ -136,8 +136,8 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             train_one(one, inside, last if resumed else None)
         except Interrupted as error:
             runs.write_json(inside / "status.json", {"status": "interrupted", "message": str(error)})
-            again = f"python train.py {override('resume', folder)}"
-            raise Interrupted(f"{error} (this split), or with all splits: {again}") from error
+            text = f"{error} (this split), or with all splits: python train.py {override('resume', folder)}"
+            raise Interrupted(text, error.signal) from error
         except GateError as error:
             runs.write_json(inside / "status.json", {"status": "failed", "message": str(error)})
             raise

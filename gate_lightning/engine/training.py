@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ from gate_lightning.engine.resplits import repeats_of, require_same_splits, trai
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import Interrupted, ResumeError
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.lightning_private import count_last_step, leave_signals
+from gate_lightning.utils.signals import stop_in
 
 __all__ = ["train"]
 
@@ -43,8 +45,14 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
     Raises:
         ConfigError: if an override sets what the task does not read.
         ResumeError: if a resumed run's configuration or world size changed and ``allow_changes`` is off.
-        Interrupted: if a signal stopped the run; its state is saved.
+        Interrupted: if a signal stopped the run; the message says where, and how to go on.
     """
+    with _stoppable(run_folder, lambda: "before the first step"):
+        return _begun(config, overrides, run_folder)
+
+
+def _begun(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dict[str, float]:
+    """See `train`."""
     if config.resume is None:
         read = keys_of_task(config)
         check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
@@ -55,6 +63,9 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
         _once(runs.write_json, run_folder / "overrides.json", list(overrides))
     else:
         checkpoint, described = None, _resumed_config(config, overrides, run_folder)
+        finished = _results_of_finished(run_folder, described)
+        if finished is not None:
+            return finished
         components = Components(described, str(run_folder), training=True)
     if repeats_of(described) > 1:
         _once(runs.write_json, run_folder / "status.json", {"status": "running"})
@@ -91,9 +102,12 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
         # on purpose: a protocol without validation
         warnings.filterwarnings("ignore", message=".*passed in a `val_dataloader` but have no `validation_step`.*")
-        with _stoppable(run_folder, components.trainer):
-            components.trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
-    with _stoppable(run_folder, components.trainer):
+        trainer = components.trainer
+        leave_signals(trainer)
+        with _stoppable(run_folder, lambda: _where(trainer)):
+            trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
+    count_last_step(trainer)
+    with _stoppable(run_folder, lambda: "in the final evaluation"):
         metrics = _final_metrics(components, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})
@@ -103,35 +117,59 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
 
 
 @contextmanager
-def _stoppable(folder: Path, trainer: lightning.Trainer) -> Iterator[None]:
-    """Ctrl-C where there is no step to finish, or a second one: Lightning tears down and leaves with an exit status.
+def _stoppable(folder: Path, when: Callable[[], str]) -> Iterator[None]:
+    """A signal where there is no step to finish, or a second one: say how to go on.
+
+    Lightning tidies up behind a KeyboardInterrupt and leaves with an exit status.
+
+    Args:
+        folder: of the run. Where nothing has been written there is nothing to go on with, and the signal passes.
+        when: says where the run is.
 
     Raises:
-        Interrupted: instead of that.
+        Interrupted: instead of a KeyboardInterrupt, and of what Lightning makes of it.
     """
     own = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if own else None
     try:
         yield
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = stop_in(error)
+        if number is None or not (folder / "config.yaml").is_file():
             raise
         if handler is not None:
             signal.signal(signal.SIGINT, handler)  # Lightning switched it off
-        when = "in the final evaluation"
-        if trainer.state.fn == TrainerFn.FITTING:
-            step = trainer.global_step
-            when = f"at step {step}, which is not saved," if step else "before the first step"
-        raise Interrupted(
-            f"stopped {when} by SIGINT. Go on with: python train.py {override('resume', folder)}"
-        ) from None
+        if isinstance(error.__context__, Interrupted):
+            raise error.__context__ from None  # a second signal while the first one's stop was tidied up
+        again = f"python train.py {override('resume', folder)}"
+        raise Interrupted(f"stopped {when()} by {number.name}. Go on with: {again}", number) from None
+
+
+def _where(trainer: lightning.Trainer) -> str:
+    """Where a training is that was not stopped at the end of a step."""
+    if trainer.state.fn == TrainerFn.FITTING and trainer.global_step:
+        return f"at step {trainer.global_step}, which may not be saved,"
+    return "before the first step"
+
+
+def _results_of_finished(folder: Path, config: DictConfig) -> dict[str, float] | None:
+    """Metrics of a run that is done and is not to be changed; None where there is something left to do."""
+    status, metrics = runs.read_json(folder / "status.json"), runs.read_json(folder / "metrics.json")
+    if (status or {}).get("status") != "done" or metrics is None or config != runs.load_config(folder):
+        return None
+    log.info(
+        "%s is finished: its results are in %s. To train it further, raise trainer.max_steps and add "
+        "allow_changes=true; to measure it again: python eval.py %s",
+        *(folder, folder / "metrics.json", override("run", folder)),
+    )
+    return {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
 
 
 def _last_state(folder: Path) -> Path | None:
     """The checkpoint to go on from; None for a run that was stopped before it had written one."""
     status = (runs.read_json(folder / "status.json") or {}).get("status")
-    if status == "interrupted" and not (folder / "checkpoints").exists():
-        log.warning("%s was stopped before its first checkpoint: training begins from the start", folder)
+    if status != "done" and not (folder / "checkpoints" / "last.ckpt").is_file():
+        log.warning("%s was stopped before its first checkpoint: training begins again from its start", folder)
         return None
     return runs.checkpoint_of(folder, "last")
 

@@ -8,13 +8,40 @@ from __future__ import annotations
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-__all__ = ["is_attached", "log_training_step", "not_restarting", "set_logged_steps", "validation_follows"]
+__all__ = [
+    "count_last_step",
+    "is_attached",
+    "leave_signals",
+    "log_training_step",
+    "not_restarting",
+    "set_logged_steps",
+    "validation_follows",
+]
+
+
+def count_last_step(trainer: Trainer) -> None:
+    """Let loggers see the last step of a training that had no step left; its checkpoint was saved just before."""
+    set_logged_steps(trainer, max(trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped))
 
 
 def is_attached(module: LightningModule) -> bool:
     """Whether a trainer runs the module; the public ``trainer`` raises where none does."""
     return module._trainer is not None
+
+
+def leave_signals(trainer: Trainer) -> None:
+    """Keep Lightning from taking over the signals: its SIGTERM handler only notes that there was one.
+
+    Not where it starts the processes itself and hands the signal on to them.
+    """
+    if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+
+
+def _nothing() -> None:
+    pass
 
 
 def log_training_step(trainer: Trainer) -> None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 import gate_lightning
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine import training
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, GateError, ResumeError
@@ -105,6 +106,17 @@ def test_resume_equals_uninterrupted(trained: Path, tmp_path: Path) -> None:
     resumed = train(composed(*given), given, folder)
     reported = json.loads((trained / "metrics.json").read_text())
     assert {name: resumed[name] for name in reported} == pytest.approx(reported, abs=1e-7)
+
+
+def test_resuming_a_finished_run_says_so_and_measures_nothing(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "_train", None)
+    given, before = [f"resume={trained}"], (trained / "metrics.json").stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        assert train(composed(*given), given, trained) == json.loads((trained / "metrics.json").read_text())
+    assert f"{trained} is finished" in caplog.text
+    assert (trained / "metrics.json").stat().st_mtime_ns == before
 
 
 def test_resume_names_changed_keys(trained: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save the state, stop."""
+"""Ctrl-C, SIGTERM and their like: finish the step, save the state, stop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -15,16 +16,15 @@ from lightning.pytorch.callbacks import Checkpoint
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.ema import WeightAverage
 from gate_lightning.errors import ConfigError, Interrupted
+from gate_lightning.utils import signals
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.lightning_private import log_training_step, validation_follows
 
 __all__ = ["Interrupt"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class Interrupt(Checkpoint):
-    """Turns the first SIGINT or SIGTERM during training into a clean stop; a second one aborts at once.
+    """Turns the first signal of `signals.STOPPING` during training into a clean stop; a later Ctrl-C aborts at once.
 
     Training stops after the optimiser step it is in (all batches of an accumulated one), and writes ``last.ckpt`` at
     exactly that step. Validation is broken off; a resumed run does the whole of it. Only a validation after the very
@@ -39,17 +39,20 @@ class Interrupt(Checkpoint):
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
+        self._process = 0
         self._previous: dict[signal.Signals, Any] = {}
         self._step_before = -1
         self._broke_off = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals. (Lightning sets its own SIGTERM handler shortly before.)"""
+        """Take over the signals. (Lightning may have set its own SIGTERM handler shortly before.)"""
         self._checkpoint(trainer)
-        self._received, self._broke_off = None, False
+        self._received, self._broke_off = signals.received(), False
+        self._process = os.getpid()
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only, and lets no other one handle them
-        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        ours = [n for n in signals.STOPPING if n in (signal.SIGINT, signal.SIGTERM) or _is_free(n)]
+        self._previous = {number: signal.signal(number, self._receive) for number in ours}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the step before the batch."""
@@ -98,12 +101,18 @@ class Interrupt(Checkpoint):
         self._release()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a worker that was forked from this process
+        new = signals.note(number)
         if self._received is not None:
-            raise KeyboardInterrupt
+            if new and number == signal.SIGINT:  # a person; others cannot know whether saving is under way
+                raise signals.Stop(number)
+            return
         self._received = signal.Signals(number)
         # a handler may run inside any other code, also inside logging: only write
-        text = f"\n{self._received.name}: stopping after this step, then saving. Once more to abort at once.\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+        text = f"\n{self._received.name}: stopping after this step, then saving. Ctrl-C aborts at once.\n"
+        with suppress(OSError):  # the terminal may be gone
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
     def _asked(self, trainer: Trainer) -> bool:
         """Whether any process has received a signal; every process has to call it."""
@@ -116,7 +125,8 @@ class Interrupt(Checkpoint):
         name = self._received.name if self._received is not None else "a signal to another process"
         stopped = Interrupted(
             f"stopped at step {trainer.global_step} by {name}. "
-            f"Go on with: python train.py {override('resume', trainer.default_root_dir)}"
+            f"Go on with: python train.py {override('resume', trainer.default_root_dir)}",
+            self._received or signal.SIGTERM,
         )
         # saved here, not in on_exception: in forked and spawned processes Lightning does not call that
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -136,6 +146,11 @@ class Interrupt(Checkpoint):
             if isinstance(callback, RunCheckpoint):
                 return callback
         raise ConfigError("the Interrupt callback saves through RunCheckpoint; add that (conf/callbacks/default.yaml)")
+
+
+def _is_free(number: int) -> bool:
+    """Whether nothing else handles or ignores a signal, or `stopping` does."""
+    return signal.getsignal(number) in (signal.SIG_DFL, signals.raise_stop)
 
 
 def _is_last(trainer: Trainer) -> bool:

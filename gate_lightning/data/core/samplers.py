@@ -7,16 +7,19 @@ them alone: they shard by themselves.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.seeding import data_generator
+from gate_lightning.utils.signals import leave_to_parent
 
 __all__ = [
     "BatchLoader",
@@ -166,6 +169,13 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def _begin_worker(number: int) -> None:
+    """Start of a worker process. With a function of our own Lightning does not add its own, which seeds."""
+    leave_to_parent()
+    if int(os.environ.get("PL_SEED_WORKERS", "0")):
+        pl_worker_init_function(number)
+
+
 class BatchLoader(DataLoader[Any]):
     """A DataLoader over a sampler of batches.
 
@@ -175,7 +185,8 @@ class BatchLoader(DataLoader[Any]):
 
     # Keyword only: Lightning builds loaders for prediction anew, from recorded arguments and its own.
     def __init__(self, dataset: Dataset[Any], *, sampler: Any, **kwargs: Any) -> None:
-        super().__init__(dataset, **{"batch_size": None, "collate_fn": _as_is, **kwargs, "sampler": sampler})
+        own = {"batch_size": None, "collate_fn": _as_is, "worker_init_fn": _begin_worker}
+        super().__init__(dataset, **{**own, **kwargs, "sampler": sampler})
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: there is nothing to save."""

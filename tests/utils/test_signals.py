@@ -1,0 +1,91 @@
+"""Signals: one exception with its number, sent twice or not, and workers that leave it to their parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gate_lightning.utils import signals
+from tests.support.paths import REPOSITORY
+
+
+def send(number: signal.Signals) -> None:
+    """To this process; its handler has run when this returns."""
+    signal.raise_signal(number)
+    time.sleep(0)
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_a_signal_raises_with_its_number_and_handlers_are_given_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(signals.Stop) as caught, signals.stopping():
+        send(number)
+    assert caught.value.signal == number
+    assert signal.getsignal(number) == before
+    assert signals.received() is None
+
+
+def test_a_signal_that_comes_twice_is_one_and_a_later_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with signals.stopping():
+        with pytest.raises(signals.Stop):
+            send(signal.SIGTERM)
+        send(signal.SIGTERM)  # `timeout` sends it to the process and to its group
+        assert signals.received() == signal.SIGTERM
+        monkeypatch.setattr(signals, "SAME", -1.0)
+        with pytest.raises(signals.Stop) as caught:
+            send(signal.SIGINT)
+    assert caught.value.signal == signal.SIGTERM  # the first one is named
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.stopping():
+            send(signal.SIGHUP)
+            assert signals.received() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _worker(ready: multiprocessing.connection.Connection) -> None:
+    signals.leave_to_parent()
+    ready.send(True)
+    time.sleep(30)
+
+
+def test_a_worker_survives_the_groups_signals_and_obeys_its_parent() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("fork").Process(target=_worker, args=(theirs,), daemon=True)
+    worker.start()
+    assert ours.recv()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # from another process, as a group signal is
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_the_command_is_imported(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(30)\n")
+    code = "import sys; from gate_lightning.utils.signals import run_command; sys.exit(run_command('slow', 'main'))"
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert said.strip().splitlines() == [signals.stopped_text(number)]
