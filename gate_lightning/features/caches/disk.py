@@ -96,7 +96,7 @@ class DiskCache(WrappedExtractor):
     def _kept(self, name: str, key: str, features: Features) -> Features:
         self.store.write(name, key, features)
         return {
-            branch: {layer: value.to("cpu", self.store.dtype) for layer, value in layers.items()}
+            branch: {layer: value.to("cpu", self.store.dtype).contiguous() for layer, value in layers.items()}
             for branch, layers in features.items()
         }
 

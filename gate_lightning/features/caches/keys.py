@@ -43,11 +43,18 @@ def row(features: Features, index: int) -> Features:
 
 
 def batch(rows: Sequence[Features], like: Tensor) -> Features:
-    """Features (B, C, h, w) of B images, on the device and in the dtype of ``like``."""
+    """Features (B, C, h, w) of B images, on the device and in the dtype of ``like``, in the rows' memory format."""
     return {
-        branch: {layer: torch.stack([one[branch][layer] for one in rows]).to(like) for layer in layers}
+        branch: {layer: _stacked([one[branch][layer] for one in rows]).to(like) for layer in layers}
         for branch, layers in rows[0].items()
     }
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """``torch.stack`` that keeps channels last where the rows have them: convolutions round by the memory format."""
+    if all(one.dim() == 3 and not one.is_contiguous() and one.permute(1, 2, 0).is_contiguous() for one in rows):
+        return torch.stack([one.permute(1, 2, 0) for one in rows]).permute(0, 3, 1, 2)
+    return torch.stack(list(rows))
 
 
 def _add(digest: Any, name: str, value: object) -> None:
