@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,7 @@ class LoRA(Technique):
     Args:
         role: name of the adapter in the backbone, such as "moderate".
         weights: safetensors file (diffusers, PEFT, kohya or original format, see ``backbones.adapters.lora_files``),
-            ``asset:…`` of this package, or a mapping from roles to these.
+            its folder, a hub id, ``asset:…`` of this package, or a mapping from roles to these.
         scale: factor on top of the file's own alpha / rank.
 
     Raises:
@@ -41,7 +42,7 @@ class LoRA(Technique):
     def __post_init__(self) -> None:
         if not isinstance(self.role, str) or not self.role:
             raise ConfigError(f"lora.role={self.role!r}: expected a name, such as moderate")
-        own = self.weights.get(self.role) if isinstance(self.weights, Mapping) else self.weights
+        own = _of_role(self.weights, self.role) if isinstance(self.weights, Mapping) else self.weights
         object.__setattr__(self, "weights", None if not own else str(own))
         object.__setattr__(self, "scale", number(self.scale, "lora.scale"))
 
@@ -78,3 +79,9 @@ class LoRA(Technique):
     ) -> Conditioning:
         """Add the adapter to the conditioning."""
         return replace(conditioning, adapters=(*conditioning.adapters, (self.adapter, self.scale)))
+
+
+def _of_role(weights: Mapping[str, str | None], role: str) -> str | None:
+    """File of a role, whether accents are written as one character or as two."""
+    wanted = unicodedata.normalize("NFC", role)
+    return next((file for name, file in weights.items() if unicodedata.normalize("NFC", name) == wanted), None)

@@ -9,6 +9,7 @@ Files are ``.safetensors``, or ``.pt`` / ``.bin`` read without executing what is
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from gate_lightning.backbones.adapters.bank import Adapter
 from gate_lightning.backbones.adapters.lora_files import check_token_width
 from gate_lightning.backbones.adapters.lora_positions import is_numbered, numbered_tokens
-from gate_lightning.backbones.weights.checkpoints import read_tensors
+from gate_lightning.backbones.weights.checkpoints import check_stored, read_tensors
 from gate_lightning.backbones.weights.locate import file_digest
+from gate_lightning.backbones.weights.networks import check_numbers
 from gate_lightning.errors import WeightsError
 
 __all__ = ["read_learned_prompt", "read_learned_tokens"]
@@ -49,7 +51,10 @@ def read_learned_tokens(path: Path, networks: Mapping[str, nn.Module], source: s
             f"{', '.join(sorted(encoders))}, and each needs its own"
         )
     check_token_width(path, tokens, networks)
-    return Adapter(source or str(path), file_digest(path), {}, tokens)
+    # some files do not name their token: the file's own name, by which prompts call it, is part of what it does
+    called = sorted(f"{part} {token}" for part, learned in tokens.items() for token in learned)
+    digest = hashlib.sha256("\n".join((file_digest(path), *called)).encode()).hexdigest()
+    return Adapter(source or str(path), digest, {}, tokens)
 
 
 def read_learned_prompt(path: Path, networks: Mapping[str, nn.Module], source: str = "") -> Adapter:
@@ -63,8 +68,10 @@ def read_learned_prompt(path: Path, networks: Mapping[str, nn.Module], source: s
     if len(held) != 1 or not isinstance(held[0], Tensor):
         raise WeightsError(f"{path} holds {_seen(content)}; expected one tensor (T, C), the embeddings of a prompt")
     prompt = held[0].detach()
+    check_stored(prompt, "its prompt", path)
     if prompt.ndim == 3 and prompt.shape[0] == 1:
         prompt = prompt[0]
+    prompt = prompt.float() if prompt.element_size() == 1 and prompt.is_floating_point() else prompt
     if prompt.ndim != 2 or not prompt.shape[0] or not prompt.is_floating_point() or not prompt.isfinite().all():
         raise WeightsError(
             f"{path} holds a tensor {tuple(held[0].shape)} of {held[0].dtype}; expected (T, C) or (1, T, C), finite "
@@ -86,10 +93,11 @@ def _tokens(path: Path, content: Any, header: Mapping[str, str]) -> dict[str, di
         raise WeightsError(f"{path} holds {_seen(content)}; expected learned tokens")
     found: dict[str, dict[str, Any]]
     if is_numbered(content):
-        found = {"text_encoder": dict(numbered_tokens(content, header))}
+        found = {"text_encoder": dict(numbered_tokens(path, content, header))}
     elif "string_to_param" in content:
         name = str(content.get("name") or path.stem)
-        held = list(content["string_to_param"].values()) if hasattr(content["string_to_param"], "values") else []
+        given = content["string_to_param"]
+        held = list(given.values()) if isinstance(given, Mapping | nn.ParameterDict) else []
         found = {"text_encoder": {name: held[0] if len(held) == 1 else None}}
     elif "emb_params" in content:
         found = {"text_encoder": {path.stem: content["emb_params"]}}
@@ -100,15 +108,23 @@ def _tokens(path: Path, content: Any, header: Mapping[str, str]) -> dict[str, di
     for learned in found.values():
         for token, vectors in learned.items():
             fits = isinstance(vectors, Tensor) and vectors.ndim in (1, 2) and vectors.is_floating_point()
-            if not fits or not vectors.numel() or not str(token).strip():
+            if not fits or not vectors.numel() or not isinstance(token, str) or not token.strip():
                 raise WeightsError(
                     f"{path} is no file of learned tokens: it holds {_seen(content)}; expected vectors (C,) or (n, C) "
                     f"by token, string_to_param, emb_params, or clip_l and clip_g"
                 )
-            learned[token] = vectors.detach().reshape(-1, vectors.shape[-1])
+            learned[token] = _numbers(path, token, vectors)
     if not any(found.values()):
         raise WeightsError(f"{path} holds no learned tokens, only {_seen(content)}")
     return found
+
+
+def _numbers(path: Path, token: str, vectors: Tensor) -> Tensor:
+    """Vectors (n, C) of a token; numbers of 8 bits as 32: torch computes nothing in them."""
+    check_stored(vectors, token, path)
+    check_numbers(vectors, token, str(path))
+    vectors = vectors.detach().reshape(-1, vectors.shape[-1])
+    return vectors.float() if vectors.element_size() == 1 else vectors
 
 
 def _width(encoder: Any) -> int:

@@ -4,26 +4,32 @@ Formats: diffusers and PEFT (``unet.<path>.lora_A.weight``), old diffusers (``�
 ``….lora.down.weight``, ``….lora_linear_layer.down.weight``), kohya (``lora_unet_<path, underscores>.lora_down.weight``
 and ``.alpha``; convolutions as LoCon writes them, with or without a core ``lora_mid``), each for linear layers and
 convolutions, U-Net and text encoders; and the original numbered one (`lora_positions`), with its learned tokens.
+Settings of PEFT in the header or beside the file decide about the strength (`lora_settings`).
 """
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gate_lightning.backbones.adapters.bank import Adapter, LowRank
-from gate_lightning.backbones.adapters.lora_names import LayerNames, split_part
+from gate_lightning.backbones.adapters.lora_names import LayerNames, find_layer, hidden_prefix
 from gate_lightning.backbones.adapters.lora_positions import is_numbered, numbered_layers, numbered_tokens
+from gate_lightning.backbones.adapters.lora_settings import (
+    LoRASettings,
+    header_settings,
+    settings_beside,
+    settings_file,
+)
 from gate_lightning.backbones.weights.checkpoints import read_safetensors
 from gate_lightning.backbones.weights.locate import file_digest
+from gate_lightning.backbones.weights.networks import check_numbers
 from gate_lightning.errors import WeightsError
 
 __all__ = ["check_token_width", "read_adapter"]
@@ -67,13 +73,21 @@ def read_adapter(path: Path, networks: Mapping[str, nn.Module], source: str = ""
         WeightsError: the file is broken, of another method or format, or made for another architecture.
     """
     tensors, header = read_safetensors(path)
+    digest = file_digest(path)
     if is_numbered(tensors):
         parts = _numbered(path, tensors, header, networks)
-        tokens = {"text_encoder": numbered_tokens(tensors, header)}
+        tokens = {"text_encoder": numbered_tokens(path, tensors, header)}
         check_token_width(path, tokens, networks)
-    else:
-        parts, tokens = _named(path, tensors, header, networks), {}
-    return Adapter(source or str(path), file_digest(path), parts, tokens)
+        return Adapter(source or str(path), digest, parts, tokens)
+    settings, beside = header_settings(path, header), settings_file(path)
+    if beside is not None:
+        if settings:
+            raise WeightsError(
+                f"{path} has settings in its header and in {beside.name} beside it; delete the wrong ones"
+            )
+        settings = settings_beside(beside)
+        digest = hashlib.sha256(f"{digest} {file_digest(beside)}".encode()).hexdigest()
+    return Adapter(source or str(path), digest, _named(path, tensors, settings, networks))
 
 
 def check_token_width(
@@ -99,32 +113,46 @@ def _numbered(
     for part, layers in numbered_layers(path, tensors, header, networks).items():
         for name, (down, up) in layers.items():
             layer = networks[part].get_submodule(name)
-            parts.setdefault(part, {})[name] = _branch(path, layer, name, _Pair(down, up), {})
+            parts.setdefault(part, {})[name] = _branch(
+                path, layer, name, _Pair(*_both(path, part, name, down, up)), LoRASettings()
+            )
     return parts
 
 
+def _both(path: Path, part: str, name: str, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return _matrix(path, f"down of {part}.{name}", down), _matrix(path, f"up of {part}.{name}", up)
+
+
 def _named(
-    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str], networks: Mapping[str, nn.Module]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    settings: Mapping[str, LoRASettings],
+    networks: Mapping[str, nn.Module],
 ) -> dict[str, dict[str, LowRank]]:
-    settings = _settings(path, header)
     names = {part: LayerNames(network) for part, network in networks.items()}
     parts: dict[str, dict[str, LowRank]] = {}
     unknown: list[str] = []
     pairs = _pairs(path, tensors)
     for raw, pair in pairs.items():
-        part, name = split_part(raw)
-        found = names[part].find(name) if part in names else None
-        if found is None:
+        place = find_layer(raw, names)
+        if place is None:
             unknown.append(raw)
             continue
+        part, found = place
         if found in parts.get(part, {}):
             raise WeightsError(f"{path} holds {part}.{found} twice, once as {raw}; a merge of files went wrong")
         layer = networks[part].get_submodule(found)
-        parts.setdefault(part, {})[found] = _branch(path, layer, found, pair, settings.get(part, {}))
+        parts.setdefault(part, {})[found] = _branch(path, layer, found, pair, settings.get(part, LoRASettings()))
     if unknown:
+        prefix = hidden_prefix(unknown, names)
+        if prefix:
+            raise WeightsError(
+                f"{path} fits this backbone but for {prefix!r} in the names of {len(unknown)} of its {len(pairs)} "
+                f"layers, such as {unknown[0]}; save it again without"
+            )
         raise WeightsError(
             f"{path} is a LoRA for another architecture: {len(unknown)} of its {len(pairs)} layers "
-            f"are not in this backbone, such as {unknown[0]}. {_ADVICE}"
+            f"are not in this backbone, such as {unknown[0]:.200}. {_ADVICE}"
         )
     return parts
 
@@ -141,10 +169,10 @@ def _pairs(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Pair]:
             strange.append(key)
             continue
         pair = pairs.setdefault(match["name"], _Pair(key=key))
-        if match["alpha"]:
-            pair.alpha = float(tensor)
-        else:
-            setattr(pair, _ROLES.get(match["role"], match["role"]), tensor)
+        role = "alpha" if match["alpha"] else _ROLES.get(match["role"], match["role"])
+        if getattr(pair, role) is not None:
+            raise WeightsError(f"{path} holds two adapters in one: {key} and the same under another name; save one")
+        setattr(pair, role, _alpha(path, key, tensor) if role == "alpha" else _matrix(path, key, tensor))
     if strange or not pairs:
         shown = ", ".join(sorted(strange)[:_SHOWN]) + (f" … ({len(strange)} such keys)" if strange[_SHOWN:] else "")
         raise WeightsError(
@@ -154,7 +182,7 @@ def _pairs(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Pair]:
     return pairs
 
 
-def _branch(path: Path, layer: nn.Module, name: str, pair: _Pair, settings: Mapping[str, Any]) -> LowRank:
+def _branch(path: Path, layer: nn.Module, name: str, pair: _Pair, settings: LoRASettings) -> LowRank:
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     if pair.down is None or pair.up is None:
         raise WeightsError(f"{path} holds only half of a pair: {pair.key}; the file is incomplete")
@@ -175,9 +203,33 @@ def _branch(path: Path, layer: nn.Module, name: str, pair: _Pair, settings: Mapp
             f"{path} is a LoRA for another architecture: {name} is {tuple(weight.shape)} in this backbone, "
             f"{tuple(pair.down.shape)} and {tuple(pair.up.shape)} in the file. {_ADVICE}"
         )
-    if not (down.isfinite().all() and up.isfinite().all()):
-        raise WeightsError(f"{path} is broken: its {name} holds values that are not finite; take another checkpoint")
-    return LowRank(layer, down, up, _strength(down.shape[0], pair.alpha, name, settings))
+    for matrix in (down, up):
+        if not matrix.isfinite().all():
+            raise WeightsError(
+                f"{path} is broken: its {name} holds values that are not finite; take another checkpoint"
+            )
+        if not matrix.to(weight.dtype).isfinite().all():
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise WeightsError(
+                f"{path}: its {name} holds numbers too large for {kind}; set backbone.dtype=bfloat16 or float32"
+            )
+    return LowRank(layer, down, up, settings.strength(name, down.shape[0], pair.alpha))
+
+
+def _alpha(path: Path, key: str, tensor: Tensor) -> float:
+    if tensor.numel() != 1 or tensor.dtype == torch.bool or not tensor.float().isfinite().all():
+        raise WeightsError(f"{path}: {key} is {_values(tensor)}, expected one finite number")
+    return float(tensor)
+
+
+def _values(tensor: Tensor) -> str:
+    return f"{tensor.item()}" if tensor.numel() == 1 else f"a tensor {tuple(tensor.shape)}"
+
+
+def _matrix(path: Path, key: str, tensor: Tensor) -> Tensor:
+    """The tensor, numbers of 8 bits as 32: torch computes nothing in them."""
+    check_numbers(tensor, key, str(path))
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _as_layer(tensor: Tensor, layer: nn.Module) -> Tensor:
@@ -187,39 +239,3 @@ def _as_layer(tensor: Tensor, layer: nn.Module) -> Tensor:
     if isinstance(layer, nn.Conv2d) and tensor.ndim == 2:
         return tensor[:, :, None, None]
     return tensor
-
-
-def _strength(rank: int, alpha: float | None, name: str, settings: Mapping[str, Any]) -> float:
-    """alpha / rank: alpha from its tensor, else from the file's PEFT settings, else the rank itself."""
-    if alpha is None:
-        alpha = _by_pattern(settings.get("alpha_pattern") or {}, name, settings.get("lora_alpha", rank))
-    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-
-
-def _by_pattern(patterns: Mapping[str, float], name: str, default: float) -> float:
-    # PEFT's rule: a pattern is a regular expression that matches the end of the module path, at a dot
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
-
-
-def _settings(path: Path, header: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """PEFT settings by part, as diffusers writes them into the header; keys there are "<part>.<setting>"."""
-    text = header.get("lora_adapter_metadata")
-    if not text:
-        return {}
-    try:
-        given = dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{path}: lora_adapter_metadata in its header is no JSON object ({error})") from error
-    settings: dict[str, dict[str, Any]] = {"unet": {}, "text_encoder": {}, "text_encoder_2": {}}
-    for key, value in given.items():
-        part, _, setting = key.partition(".")
-        if part in settings and setting:
-            settings[part][setting] = value
-        else:
-            settings["unet"][key] = value  # a file of the U-Net alone
-    if any(one.get("use_dora") for one in settings.values()):
-        raise WeightsError(f"{path} is a DoRA file (its header says use_dora); expected LoRA: {_KNOWN_FORMATS}")
-    return settings

@@ -17,7 +17,6 @@ four layers of a self-attention: there the order is assumed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -26,10 +25,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from gate_lightning.errors import WeightsError
+from gate_lightning.utils.text import parse_json
 
 __all__ = ["is_numbered", "numbered_layers", "numbered_tokens"]
 
-_KEY = re.compile(r"^(?P<part>\w+):(?P<index>\d+):(?P<role>up|down)$")
+_KEY = re.compile(r"^(?P<part>\w+):(?P<index>[0-9]{1,6}):(?P<role>up|down)$")
 #: header entry of keys that are learned tokens
 _TOKEN = "<embed>"
 #: adapted classes where the header names none: the defaults of the original code
@@ -75,9 +75,16 @@ def numbered_layers(
     return found
 
 
-def numbered_tokens(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str, Tensor]:
-    """Learned tokens of the file, (n, C) each."""
+def numbered_tokens(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> dict[str, Tensor]:
+    """Learned tokens of the file, (n, C) each.
+
+    Raises:
+        WeightsError: a token that is no vectors of numbers.
+    """
     named = {key: tensor for key, tensor in tensors.items() if header.get(key) == _TOKEN}
+    wrong = [key for key, one in named.items() if not one.ndim or not one.numel() or not one.is_floating_point()]
+    if wrong:
+        raise WeightsError(f"{path} marks {wrong[0]} as a learned token, which holds no vectors of numbers")
     return {token: vectors.reshape(-1, vectors.shape[-1]) for token, vectors in named.items()}
 
 
@@ -95,6 +102,9 @@ def _entries(
         halves.setdefault(match["part"], {}).setdefault(int(match["index"]), {})[match["role"]] = tensor
     entries: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for part, numbered in halves.items():
+        flat = [index for index, pair in numbered.items() if any(one.ndim not in (2, 4) for one in pair.values())]
+        if flat:
+            raise WeightsError(f"{path}: {part}:{flat[0]} holds no matrices")
         whole = [index for index in sorted(numbered) if len(numbered[index]) == 2]
         if whole != list(range(len(numbered))):
             missing = min(set(range(max(numbered) + 1)) - set(whole))
@@ -105,10 +115,10 @@ def _entries(
 
 def _targets(path: Path, part: str, header: Mapping[str, str]) -> set[str]:
     """Today's names of the adapted classes."""
-    try:
-        named = json.loads(header[part]) if part in header else _DEFAULTS.get(part, ())
-    except ValueError as error:
-        raise WeightsError(f"{path}: its header names the classes of {part} as {header[part]!r}, no JSON") from error
+    where = f"{path}: the classes of {part} in its header"
+    named = parse_json(header[part], where, WeightsError, list) if part in header else _DEFAULTS.get(part, ())
+    if not all(isinstance(name, str) for name in named):
+        raise WeightsError(f"{where}: {named!r:.80}, expected names")
     unknown = sorted({*named} - _CLASSES.keys())
     if unknown:
         raise WeightsError(

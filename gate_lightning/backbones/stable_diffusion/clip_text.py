@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,9 @@ def _tokens(tokenizer: Any, prompt: str, learned: Mapping[str, Tensor]) -> list[
     """Tokens of the prompt without begin and end mark."""
     if not learned:
         return _ids(tokenizer, prompt)
+    # accents as one character, as the tokenizer itself reads them
+    learned = {unicodedata.normalize("NFC", token): vectors for token, vectors in learned.items()}
+    prompt = unicodedata.normalize("NFC", prompt)
     longest_first = sorted(learned, key=len, reverse=True)
     # a token that is a word must not be found inside other words
     pattern = "|".join(rf"(?<!\w){re.escape(token)}(?!\w)" for token in longest_first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -131,9 +131,12 @@ def _load_folder(
     # SDXL's autoencoder overflows in half precision; those of SD 1.x and 2.x do not, although the default is true
     upcast = "text_encoder_2" in parts and configs["vae"].get("force_upcast", True)
     types = {part: torch.float32 if part == "vae" and upcast else dtype for part in parts}
-    networks = {part: open_part(_KINDS[part], folder / part, types[part], variant) for part in parts}
+    weights = {part: weight_files(folder / part, variant) for part in parts}
+    networks = {part: open_part(_KINDS[part], folder / part, types[part], weights[part]) for part in parts}
     schedule = read_json(folder / "scheduler" / "scheduler_config.json", WeightsError)
-    files = _identifying_files(folder, parts, tokenizers, variant)
+    files = [path for part in parts for path in (*weights[part], folder / part / "config.json")]
+    files += [path for part in tokenizers for path in tokenizer_files(folder / part)]
+    files.append(folder / "scheduler" / "scheduler_config.json")
     return assemble(networks, read, schedule, Identity(name, revision, folder_digest(files, folder)), sizes)
 
 
@@ -180,11 +183,3 @@ def _check_folder(folder: Path) -> tuple[list[str], list[str]]:
             f"{made_for}). A single-file checkpoint is named itself: backbone.weights=<file>"
         )
     return parts, tokenizers
-
-
-def _identifying_files(
-    folder: Path, parts: Sequence[str], tokenizers: Sequence[str], variant: str | None
-) -> list[Path]:
-    files = [path for part in parts for path in (*weight_files(folder / part, variant), folder / part / "config.json")]
-    read = [path for part in tokenizers for path in tokenizer_files(folder / part)]
-    return [*files, *read, folder / "scheduler" / "scheduler_config.json"]

@@ -6,6 +6,7 @@ Stable Diffusion 1.x, 2.x, their fine-tunes and the embedded tiny model, all as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from gate_lightning.backbones.adapters.bank import AdapterBank
 from gate_lightning.backbones.adapters.learned_embeddings import read_learned_prompt, read_learned_tokens
 from gate_lightning.backbones.adapters.lora_files import read_adapter
+from gate_lightning.backbones.adapters.sources import ADAPTER_FILES, adapter_file
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.backbones.specs import AdapterKind, Adapters, LayerSpec, PromptEmbeds, Residuals
@@ -23,20 +25,14 @@ from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts, tex
 from gate_lightning.backbones.stable_diffusion.compatibility import check_controlnet, check_parts
 from gate_lightning.backbones.stable_diffusion.layer_names import averaged_attention, unet_aliases
 from gate_lightning.backbones.stable_diffusion.layer_table import skip_paths, unet_layers
-from gate_lightning.backbones.weights.locate import PART_PATTERNS, find_weights, folder_digest, weight_files
+from gate_lightning.backbones.weights.locate import PART_PATTERNS, find_weights, folder_digest, variants, weight_files
 from gate_lightning.backbones.weights.networks import open_part
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
 
 __all__ = ["UNetBackbone"]
 
 _READERS = {"lora": read_adapter, "tokens": read_learned_tokens, "prompt": read_learned_prompt}
-#: files to download for an adapter's hub id
-_ADAPTER_FILES: dict[AdapterKind, tuple[str, ...]] = {
-    "lora": ("*.safetensors",),
-    "tokens": ("learned_embeds.safetensors",),
-    "prompt": ("*.safetensors",),
-}
 
 
 class UNetBackbone(Backbone):
@@ -222,9 +218,11 @@ class UNetBackbone(Backbone):
                 f"name its folder or hub id: ++backbone.controlnets.{name}=<folder>"
             )
         advice = f"Name the ControlNet's folder: backbone.controlnets.{name}=<folder>"
-        folder = find_weights(self.controlnet_sources[name], None, PART_PATTERNS, self.offline, advice)
-        self.add_controlnet(name, open_part(ControlNetModel, folder, self.dtype))
-        self.controlnet_digests[name] = folder_digest(weight_files(folder), folder)
+        path = find_weights(self.controlnet_sources[name], None, PART_PATTERNS, self.offline, advice)
+        folder = path.parent if path.is_file() else path
+        files = _controlnet_files(path)
+        self.add_controlnet(name, open_part(ControlNetModel, folder, self.dtype, files))
+        self.controlnet_digests[name] = folder_digest([*files, folder / "config.json"], folder)
 
     def add_controlnet(self, name: str, controlnet: ControlNetModel) -> None:
         """Keep a ControlNet under ``name``, frozen.
@@ -251,10 +249,8 @@ class UNetBackbone(Backbone):
                 )
             return
         advice = f"Train a LoRA with experiment=lora and name its file: technique.lora.weights.{name}=<file>"
-        path = find_weights(source, None, _ADAPTER_FILES[kind], self.offline, advice if kind == "lora" else "")
-        if path.is_dir():
-            path = path / ("learned_embeds.safetensors" if kind == "tokens" else "pytorch_lora_weights.safetensors")
-        self.adapters.add(name, _READERS[kind](path, self.adapted_parts, source))
+        path = find_weights(source, None, ADAPTER_FILES[kind], self.offline, advice if kind == "lora" else "")
+        self.adapters.add(name, _READERS[kind](adapter_file(path, kind), self.adapted_parts, source))
 
     @property
     def description(self) -> dict[str, object]:
@@ -262,3 +258,17 @@ class UNetBackbone(Backbone):
         adapters = {name: self.adapters[name].digest for name in self.adapters.adapters}
         own = {"controlnets": dict(self.controlnet_digests), "adapters": adapters, "long_prompts": self.long_prompts}
         return {**super().description, **own}
+
+
+def _controlnet_files(path: Path) -> list[Path]:
+    """Weights of a ControlNet that is named by its folder, or by its file beside config.json."""
+    if not path.is_file():
+        marks = variants(path)
+        return weight_files(path, None if "" in marks or len(marks) != 1 else marks[0])
+    if path.suffix != ".safetensors" or not (path.parent / "config.json").is_file():
+        raise WeightsError(
+            f"{path} is a file, and a ControlNet is named by its folder in diffusers format: config.json and "
+            f"*.safetensors. One in the original layout is converted with diffusers first: "
+            f"ControlNetModel.from_single_file(…).save_pretrained(<folder>)"
+        )
+    return [path]

@@ -128,14 +128,14 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def variants(folder: Path) -> list[str]:
-    """File name variants, such as "fp16", of the networks in a folder."""
+    """File name variants, such as "fp16", of the networks in a folder; "" for files of none."""
     marks = (path.name.split(".")[1:-1] for stem in _STEMS for path in folder.glob(f"{stem}*.safetensors"))
-    return sorted({mark[0].split("-")[0] for mark in marks if mark})
+    return sorted({mark[0].split("-")[0] if mark else "" for mark in marks})
 
 
 def _other_files(folder: Path, variant: str | None) -> str:
     """Advice for a folder without the wanted weights."""
-    others = [one for one in variants(folder) if one != variant]
+    others = [one for one in variants(folder) if one and one != variant]
     if others:
         return f"Its weights are of the variant {' or '.join(others)}: set backbone.variant={others[0]}"
     if list(folder.glob("*-of-*.safetensors")):

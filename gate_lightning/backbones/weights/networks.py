@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,14 @@ _FORMATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _FORMATS |= {torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz}
 
 
-def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
+def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, files: Sequence[Path] = ()) -> Any:
     """One network of a diffusers or transformers folder, in evaluation mode.
 
     Args:
         kind: its class.
         folder: holds config.json and the weights.
         dtype: floating-point type to load as.
-        variant: file name variant such as "fp16".
+        files: its weights, see `weight_files`; empty for those without a variant.
 
     Raises:
         WeightsError: files missing or broken, of another class, or that do not cover the network.
@@ -56,7 +56,7 @@ def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | 
     made_by = config.get("_class_name", kind.__name__)
     if made_by != kind.__name__:
         raise WeightsError(f"{folder} holds a {made_by}, expected a {kind.__name__}")
-    weights = _read_files(weight_files(folder, variant))
+    weights = _read_files(files or weight_files(folder))
     if hasattr(kind, "from_config"):  # diffusers
         network = build_network(lambda: kind.from_config(config), config, len(weights), str(path))
     else:
@@ -64,7 +64,7 @@ def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, variant: str | 
     return fill_network(network, _todays_names(network.state_dict(), weights), dtype, str(folder)).eval()
 
 
-def _read_files(paths: list[Path]) -> dict[str, Tensor]:
+def _read_files(paths: Sequence[Path]) -> dict[str, Tensor]:
     """Tensors of the files of one network."""
     weights: dict[str, Tensor] = {}
     for path in paths:

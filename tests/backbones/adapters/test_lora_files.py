@@ -367,7 +367,10 @@ def test_settings_in_the_header_are_checked(backbone: UNetBackbone, tmp_path: Pa
     pairs = random_pairs(adapted_layers(backbone))
     state = {f"{name}.lora_A.weight": down for name, (down, _) in pairs.items()}
     state |= {f"{name}.lora_B.weight": up for name, (_, up) in pairs.items()}
-    for text, message in (('{"unet.use_dora": true}', "DoRA"), ("{", "no JSON object")):
+    for text, message in (
+        ('{"unet.use_dora": true}', "use_dora=True is not computed here"),
+        ("{", "header is no JSON"),
+    ):
         save_file(state, tmp_path / "a.safetensors", {"lora_adapter_metadata": text})
         with pytest.raises(WeightsError, match=message):
             backbone.require_adapter("a", str(tmp_path / "a.safetensors"))

@@ -73,6 +73,56 @@ def test_a_controlnet_is_loaded_when_asked_for(pipeline: Path) -> None:
     assert list(backbone.description["controlnets"]) == ["canny"]
 
 
+def test_a_controlnet_may_be_named_by_its_file(pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pipeline / "controlnet", tmp_path / "controlnet")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    names = {"folder": folder, "file": file, "gone": tmp_path / "no.safetensors", "alone": tmp_path / "c.safetensors"}
+    shutil.copy(file, names["alone"])
+    shutil.copy(file, tmp_path / "c.ckpt")
+    backbone = load_unet_backbone(str(pipeline), controlnets={name: str(path) for name, path in names.items()})
+    for name in ("folder", "file"):
+        backbone.require_controlnet(name)
+    one, other = (backbone.controlnets[name].state_dict() for name in ("folder", "file"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    digests = backbone.description["controlnets"]
+    assert digests["folder"] == digests["file"]
+    with pytest.raises(WeightsError, match=r"no\.safetensors does not exist"):
+        backbone.require_controlnet("gone")
+    with pytest.raises(WeightsError, match=r"is a file, and a ControlNet is named by its folder in diffusers format"):
+        backbone.require_controlnet("alone")
+
+
+def test_a_controlnets_digest_covers_its_config(pipeline: Path, tmp_path: Path) -> None:
+    digests = []
+    for eps in ("1e-05", "0.001"):
+        folder = shutil.copytree(pipeline / "controlnet", tmp_path / eps)
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace('"norm_eps": 1e-05', f'"norm_eps": {eps}'))
+        backbone = load_unet_backbone(str(pipeline), controlnets={"c": str(folder)})
+        backbone.require_controlnet("c")
+        digests.append(backbone.description["controlnets"]["c"])
+    assert digests[0] != digests[1]
+
+
+def test_a_controlnet_of_one_variant_is_read(pipeline: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(pipeline / "controlnet", tmp_path / "controlnet")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    file.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    backbone = load_unet_backbone(str(pipeline), controlnets={"c": str(folder)})
+    backbone.require_controlnet("c")
+    # beside a file without variant, that one is read
+    shutil.copy(folder / "diffusion_pytorch_model.fp16.safetensors", file)
+    again = load_unet_backbone(str(pipeline), controlnets={"c": str(folder)})
+    again.require_controlnet("c")
+    assert backbone.description["controlnets"] != again.description["controlnets"]  # files have names
+
+
+def test_the_digest_covers_the_settings_of_the_tokenizer(pipeline: Path, broken: Path) -> None:
+    config = broken / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 20}))
+    assert load_unet_backbone(str(broken)).identity.digest != load_unet_backbone(str(pipeline)).identity.digest
+
+
 def test_weights_are_computed_in_the_type_that_was_asked_for(pipeline: Path) -> None:
     backbone = load_unet_backbone(str(pipeline), dtype="bfloat16", channels_last=True)
     assert {parameter.dtype for parameter in backbone.parameters()} == {torch.bfloat16}

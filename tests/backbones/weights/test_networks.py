@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
 from gate_lightning.backbones.tiny.architecture import write_folder
-from gate_lightning.backbones.weights.locate import ASSET, find_weights
+from gate_lightning.backbones.weights.locate import ASSET, find_weights, weight_files
 from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.errors import WeightsError
 
@@ -186,11 +186,15 @@ def sharded(part: Path, variant: str = "") -> list[Path]:
 @pytest.mark.parametrize("variant", ["", ".fp16"])
 def test_shards_are_read_and_missing_ones_named(folder: Path, tiny: Path, variant: str) -> None:
     paths = sharded(folder / "unet", variant)
-    loaded = open_part(UNet2DConditionModel, folder / "unet", torch.float32, variant[1:] or None)
+    loaded = open_part(
+        UNet2DConditionModel, folder / "unet", torch.float32, weight_files(folder / "unet", variant[1:] or None)
+    )
     assert torch.equal(loaded.conv_out.weight, opened(tiny, "unet").conv_out.weight)
     paths[1].unlink()
     with pytest.raises(WeightsError, match=r"names 2 files, of which 1 are missing, such as .*00002-of-00002"):
-        open_part(UNet2DConditionModel, folder / "unet", torch.float32, variant[1:] or None)
+        open_part(
+            UNet2DConditionModel, folder / "unet", torch.float32, weight_files(folder / "unet", variant[1:] or None)
+        )
     next((folder / "unet").glob("*.index*")).unlink()
     with pytest.raises(WeightsError, match=r"index of its shards|variant=fp16"):
         opened(folder, "unet")
