@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -129,13 +130,15 @@ def test_all_groups_with_options_to_name_do_so() -> None:
     assert len(named_options()) > 12
 
 
-def test_places_of_runs_are_one_group() -> None:
+def test_places_of_runs_are_one_group(tmp_path: Path) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", ["paths.outputs=/x", "paths.multirun=/y"], return_hydra_config=True)
+        config = compose(
+            "train", [f"paths.outputs={tmp_path}/x", f"paths.multirun={tmp_path}/y"], return_hydra_config=True
+        )
     node = OmegaConf.masked_copy(config, ["hydra", "paths", "resume"])
-    assert node.hydra.run.dir.startswith("/x/2")
-    assert node.hydra.sweep.dir.startswith("/y/2")
-    assert node.paths.cached_views == "/x/cached_views"
+    assert node.hydra.run.dir.startswith(f"{tmp_path}/x/2")
+    assert node.hydra.sweep.dir.startswith(f"{tmp_path}/y/2")
+    assert node.paths.cached_views == f"{tmp_path}/x/cached_views"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.configuration import composed, config_folder
+from gate_lightning.engine.redaction import refuse_secrets
 from gate_lightning.engine.renamed import refuse_old_names
+from gate_lightning.engine.run_lock import occupied
 from gate_lightning.errors import ConfigError, GateError, Interrupted
 from gate_lightning.utils.checks import did_you_mean
 from gate_lightning.utils.commands import override
@@ -50,8 +52,10 @@ def train_main() -> int:
         if hydra_config.mode == RunMode.MULTIRUN:
             check_sweep(config)
             _sweeps[Path(hydra_config.sweep.dir).resolve()] = config.monitor
+        else:
+            check_processes(hydra_config.overrides.hydra, config.resume)
         try:
-            with _recorded(folder):
+            with occupied(folder), _recorded(folder):
                 metrics = train(config, list(hydra_config.overrides.task), folder)
         except Interrupted as error:
             if hydra_config.mode == RunMode.MULTIRUN:  # Hydra would start the next run
@@ -87,6 +91,22 @@ def check_sweep(config: DictConfig) -> None:
             f"a sweep with trainer.devices={devices} would start a sweep in every process: use trainer.devices=1, "
             "+trainer.strategy=ddp_fork (CPU), or torchrun with a fixed hydra.sweep.dir"
         )
+
+
+def check_processes(overrides: Sequence[str], resumed: str | None) -> None:
+    """Refuse processes of one job, started from outside, that would each make a run folder of their own.
+
+    Args:
+        overrides: those of Hydra's own settings.
+        resumed: folder of a run that is gone on with.
+
+    Raises:
+        ConfigError: torchrun or srun started several, and no folder is named.
+    """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    several = several or (int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ)
+    if several and resumed is None and not any(item.startswith("hydra.run.dir=") for item in overrides):
+        raise ConfigError("the processes of this job need one run folder: name it, hydra.run.dir=<folder>")
 
 
 def eval_main() -> int:
@@ -154,6 +174,7 @@ def _guarded(job: Callable[..., Any]) -> int:
     try:
         with stopping():
             refuse_old_names(sys.argv[1:])
+            refuse_secrets(sys.argv[1:])
             job()
     except (GateError, HydraException, OmegaConfBaseException) as error:
         # what Hydra wrapped says more than Hydra; an error of ours says all it has to

@@ -24,7 +24,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.extraction import MAIN, branches_of, extractor_of
-from gate_lightning.engine.run_folder import located
+from gate_lightning.engine.saved_paths import located
 from gate_lightning.engine.used_keys import READS
 from gate_lightning.engine.views import stored_views, view_count
 from gate_lightning.errors import ConfigError, GateError

@@ -7,10 +7,14 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.engine.run_lock import new_folder
+
 __all__ = ["composed", "config_folder"]
 
-# ${gate.first_set:a,b} in conf/ is a where a is set, else b
-OmegaConf.register_new_resolver("gate.first_set", lambda value, fallback: value or fallback, replace=True)
+# ${gate.run_folder:a,b} in conf/ is a, the folder of a resumed run, where that is set, else b, made anew
+OmegaConf.register_new_resolver(
+    "gate.run_folder", lambda resumed, wanted: resumed or new_folder(wanted), replace=True, use_cache=True
+)
 
 
 def config_folder() -> Path:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.run_lock import holder_of
 from gate_lightning.engine.tools import run_tool
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_tool
 from gate_lightning.errors import ConfigError
@@ -47,7 +48,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         run_tool(config, output, partial(_loaded, config, overrides))
         return {}
     measuring = not config.submission and config.input is None
-    if measuring and config.run is not None and runs.load_config(Path(config.run)).get("repeats", 1) > 1:
+    if measuring and config.run is not None and runs.read_config(Path(config.run)).get("repeats", 1) > 1:
         return _measure_splits(config, overrides, Path(config.run))
     run = _loaded(config, overrides)
     folder = run.folder
@@ -61,7 +62,17 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         target = Path(config.output) if config.output else folder / "predictions" / Path(config.input).stem
         _label(run, Path(config.input), target)
         return {}
-    return _measure(run, _split_of(run.task, config.split), Path(config.output) if config.output else folder)
+    return _measure(run, _split_of(run.task, config.split), _results_of(folder, config.output, output))
+
+
+def _results_of(folder: Path, chosen: str | None, output: Path) -> Path:
+    """Where tables and metrics go: into the run folder, unless training writes its own of the same names there."""
+    if chosen:
+        return Path(chosen)
+    if holder_of(folder) is None:
+        return folder
+    log.info("%s is being trained: tables and metrics of this evaluation go to %s", folder, output)
+    return output
 
 
 def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
@@ -75,12 +86,14 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     if config.run is None:
         raise ConfigError("nothing to evaluate: give run=<run folder>, or tool=<name> (see conf/tool/)")
     folder = Path(config.run)
-    saved = runs.load_config(folder)
+    trust = bool(config.get("trust"))
+    saved = runs.load_config(folder, trust)
     if saved.get("repeats", 1) > 1:
         inside = ", ".join(override("run", path) for path in split_folders(folder)) or "none yet"
         raise ConfigError(f"{folder} holds several re-splits, each with a model of its own; name one: {inside}")
     check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
     patched = runs.patch(saved, resolved, [item for item in overrides if not item.startswith("tool")])
+    runs.check_patched(patched, folder, resolved, trust=trust)
     for change in runs.changed_keys(saved, patched):
         log.warning("evaluated with a change: %s", change)
     lightning.seed_everything(patched.seed, workers=True, verbose=False)
@@ -125,6 +138,11 @@ def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) 
 
     if config.output is not None:
         raise ConfigError(f"{folder} holds several re-splits; their results stay there, leave out output")
+    if holder_of(folder) is not None:
+        raise ConfigError(
+            f"{folder} is being trained, and holds several re-splits; evaluate one that is done: "
+            f"{override('run', folder / 'split0')}, or wait"
+        )
     for inside in split_folders(folder):
         log.info("%s", inside)
         one = OmegaConf.merge(config, {"run": str(inside)})

@@ -23,13 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.callbacks.loggers import close_dashboards
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.errors import ConfigError, GateError, Interrupted, ResumeError
+from gate_lightning.engine.run_lock import occupied
+from gate_lightning.errors import ConfigError, GateError, Interrupted
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.files import write_csv
 from gate_lightning.utils.units import duration
 
-__all__ = ["of_split", "repeats_of", "require_same_splits", "split_folders", "summarize", "train_repeats"]
+__all__ = ["of_split", "repeats_of", "split_folders", "summarize", "train_repeats"]
 
 log = logging.getLogger(__name__)
 
@@ -80,29 +81,6 @@ def split_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
-def require_same_splits(config: DictConfig, folder: Path) -> None:
-    """Refuse a folder whose splits have other settings: those that are done would be taken for this protocol's.
-
-    Args:
-        config: resolved configuration of the protocol that is about to begin.
-        folder: of the protocol.
-
-    Raises:
-        ResumeError: names what differs.
-    """
-    if repeats_of(config) == 1 or config.get("allow_changes"):
-        return
-    for inside in split_folders(folder):
-        changes = runs.changed_keys(runs.load_config(inside), of_split(config, int(inside.name[5:])))
-        differs = [change for change in changes if change.split(":")[0] not in runs.INVOCATION_KEYS]
-        if differs:
-            listed = "\n  ".join(differs)
-            raise ResumeError(
-                f"{inside} was trained with other settings (there → now):\n  {listed}\n"
-                f"Use another hydra.run.dir, or go on with what is there: python train.py {override('resume', folder)}"
-            )
-
-
 def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, train_one: TrainOne) -> dict[str, float]:
     """Run the splits one after another; finished ones are skipped, an interrupted one is resumed.
 
@@ -128,19 +106,20 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             continue
         log.info("split %d of %d: %s", number + 1, repeats, inside)
         started, last = time.monotonic(), inside / "checkpoints" / "last.ckpt"
-        runs.save_config(one, inside)
-        kept = [item for item in overrides if not item.startswith("seed=")]
-        runs.write_json(inside / "overrides.json", [*kept, f"seed={config.seed}.{number}"])
         resumed = last.is_file()
-        try:
-            train_one(one, inside, last if resumed else None)
-        except Interrupted as error:
-            runs.write_json(inside / "status.json", {"status": "interrupted", "message": str(error)})
-            text = f"{error} (this split), or with all splits: python train.py {override('resume', folder)}"
-            raise Interrupted(text, error.signal) from error
-        except GateError as error:
-            runs.write_json(inside / "status.json", {"status": "failed", "message": str(error)})
-            raise
+        kept = [item for item in overrides if not item.startswith("seed=")]
+        with occupied(inside):  # it can be resumed by itself, too
+            runs.save_config(one, inside)
+            runs.save_overrides([*kept, f"seed={config.seed}.{number}"], inside)
+            try:
+                train_one(one, inside, last if resumed else None)
+            except Interrupted as error:
+                runs.write_json(inside / "status.json", {"status": "interrupted", "message": str(error)})
+                text = f"{error} (this split), or with all splits: python train.py {override('resume', folder)}"
+                raise Interrupted(text, error.signal) from error
+            except GateError as error:
+                runs.write_json(inside / "status.json", {"status": "failed", "message": str(error)})
+                raise
         close_dashboards()
         gc.collect()  # a trainer and its components are a cycle; the next split needs their memory
         if not resumed:
@@ -168,13 +147,13 @@ def summarize(folder: Path, metrics_name: str = "metrics.json") -> dict[str, flo
     for inside in split_folders(folder):
         metrics = runs.read_json(inside / metrics_name)
         if metrics is not None:
-            config = runs.load_config(inside)
+            config = runs.read_config(inside)
             seeds = {key: OmegaConf.select(config, key) for key in SEEDS}
             rows.append({"split": inside.name, **{k: v for k, v in seeds.items() if v is not None}, **metrics})
     names = sorted({key for row in rows for key in row if "/" in key})
     together: dict[str, float] = {}
     for name in names:
-        values = [row[name] for row in rows if name in row and not math.isnan(row[name])]
+        values = [row[name] for row in rows if row.get(name) is not None]  # null: there is nothing to measure
         if values:
             together[name] = mean(values)
         if len(values) > 1:

@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -23,29 +25,38 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gate_lightning.engine.redaction import HIDDEN, hidden_keys, redacted, redacted_override
+from gate_lightning.engine.saved_config import read_saved
+from gate_lightning.engine.saved_parts import check_parts
+from gate_lightning.engine.saved_paths import INSIDE, check_writes, located
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.utils.files import differences, write_atomically
+from gate_lightning.utils.text import read_json as read_json_file
 from gate_lightning.version import __version__
 
 __all__ = [
     "INSIDE",
     "changed_keys",
+    "check_patched",
     "checkpoint_of",
     "load_config",
     "located",
     "patch",
+    "read_config",
     "read_json",
     "resolve",
     "save_config",
+    "save_overrides",
     "write_json",
 ]
 
 #: overrides that steer this invocation and are no part of a run's description
 INVOCATION_KEYS = frozenset(
-    {"resume", "run", "allow_changes", "input", "control_images", "output", "checkpoint", "split", "submission", "tool"}
+    {
+        *("resume", "run", "allow_changes", "trust", "input", "control_images", "output", "checkpoint", "split"),
+        *("submission", "tool"),
+    }
 )
-#: prefix, in a configuration, of paths inside the run folder, so that a run folder can be moved
-INSIDE = "run:"
 #: a run's task is fixed: re-composing with another data set would flip it silently
 FIXED_GROUPS = frozenset({"task"})
 #: groups whose choice sets many values: a saved run has its own
@@ -55,21 +66,27 @@ OLDEST = (0, 2, 0)
 PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "torchmetrics", "numpy")
 
 
-def located(place: str | None, folder: str | Path) -> str | None:
-    """A path of a configuration, ``run:name`` resolved inside the run folder (None where there is no run folder)."""
-    if place is None or not place.startswith(INSIDE):
-        return place
-    return str(Path(folder) / place.removeprefix(INSIDE)) if str(folder) else None
-
-
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, as `write_atomically` does."""
-    write_atomically(path, f"{json.dumps(value, indent=2, sort_keys=True)}\n".encode())
+    """Write a JSON file, as `write_atomically` does; a number that is not finite is ``null``, a secret ``***``."""
+    text = json.dumps(_finite(redacted(value)), indent=2, sort_keys=True, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file of a run, or None where there is none.
+
+    Raises:
+        ResumeError: it is damaged, or no ``kind``.
+    """
+    return read_json_file(path, ResumeError, kind) if path.is_file() else None
 
 
 def resolve(config: DictConfig) -> DictConfig:
@@ -84,17 +101,62 @@ def resolve(config: DictConfig) -> DictConfig:
 
 
 def save_config(config: DictConfig, folder: Path) -> None:
-    """Write ``config.yaml`` and ``environment.json`` of a new run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "config.yaml")
+    """Write ``config.yaml`` and ``environment.json`` of a new run; secrets are left out."""
+    text = OmegaConf.to_yaml(OmegaConf.create(redacted(OmegaConf.to_container(config))))
+    write_atomically(folder / "config.yaml", text.encode())
     write_json(folder / "environment.json", environment())
 
 
-def load_config(folder: Path) -> DictConfig:
-    """The resolved configuration of a run folder.
+def save_overrides(overrides: Sequence[str], folder: Path) -> None:
+    """Write ``overrides.json``; secrets are left out."""
+    write_json(folder / "overrides.json", [redacted_override(item) for item in overrides])
+
+
+def load_config(folder: Path, trust: bool = False) -> DictConfig:
+    """The resolved configuration of a run folder, of which parts may be built.
+
+    Args:
+        folder: run folder; others may have made it.
+        trust: build also parts that are not of this package.
 
     Raises:
-        ConfigError: ``folder`` is no run folder, or one of a version whose configurations are not read.
+        ConfigError: as `read_config` does; or parts that are not of this package.
+    """
+    config = read_config(folder)
+    if not trust:
+        check_parts(OmegaConf.to_container(config), folder / "config.yaml")
+    return config
+
+
+def check_patched(
+    config: DictConfig, folder: Path, said: DictConfig | None, *, trust: bool = False, training: bool = False
+) -> None:
+    """Check what a run folder's configuration, with the command line's changes, would do.
+
+    Args:
+        config, folder, said, training: see `check_writes`.
+        trust: let it write outside the run folder.
+
+    Raises:
+        ConfigError: it would; or a value is missing because it is a secret, which is not saved.
+    """
+    if not trust:
+        check_writes(config, folder, said, training)
+    hidden = hidden_keys(OmegaConf.to_container(config))
+    # an evaluation builds no logger
+    missing = [key for key in hidden if training or key.split(".")[0] != "logger"]
+    if missing:
+        raise ConfigError(
+            f"{folder}: {', '.join(missing)} has {HIDDEN} for a secret, which is not saved; give it again, by the name "
+            f"of an environment variable: '{missing[0]}=${{oc.env:<VARIABLE>}}'"
+        )
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The resolved configuration of a run folder, to be read: nothing of it may be built (see `load_config`).
+
+    Raises:
+        ConfigError: ``folder`` is no run folder, one of a version whose configurations are not read, or damaged.
     """
     path = folder / "config.yaml"
     if not path.is_file():
@@ -104,13 +166,13 @@ def load_config(folder: Path) -> DictConfig:
             "Give the folder that train.py wrote, e.g. run=outputs/2026-01-01/12-00-00"
         )
     _check_version(folder)
-    loaded = OmegaConf.load(path)
-    assert isinstance(loaded, DictConfig)
-    return loaded
+    return read_saved(path)
 
 
 def _check_version(folder: Path) -> None:
     written = (read_json(folder / "environment.json") or {}).get("version")
+    if written is not None and not re.fullmatch(r"\d{1,9}(\.\d{1,9}){2}", str(written)):
+        raise ConfigError(f"{folder / 'environment.json'}: version is {written!r}, expected one like {__version__}")
     found = tuple(int(part) for part in (written or "0.1.0").split("."))
     now = tuple(int(part) for part in __version__.split("."))
     if found < OLDEST:
@@ -154,8 +216,8 @@ def patch(saved: DictConfig, composed: DictConfig, overrides: Sequence[str]) -> 
 
 
 def changed_keys(before: DictConfig, after: DictConfig) -> list[str]:
-    """Dotted keys whose values differ, as ``key: old → new``."""
-    return differences(OmegaConf.to_container(before), OmegaConf.to_container(after))
+    """Dotted keys whose values differ, as ``key: old → new``; of secrets that cannot be told."""
+    return differences(redacted(OmegaConf.to_container(before)), redacted(OmegaConf.to_container(after)))
 
 
 def checkpoint_of(folder: Path, which: str = "best") -> Path:
@@ -188,7 +250,7 @@ def environment() -> dict[str, Any]:
     """Command, versions and commit that a result depends on."""
     return {
         "version": __version__,
-        "command": sys.argv,
+        "command": [redacted_override(word) for word in sys.argv],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -142,17 +142,23 @@ def _pixels(what: str, image: Image) -> np.ndarray:
     return array
 
 
-def load_run(folder: str | Path, checkpoint: str = "best", allow_changes: bool = False) -> TrainedRun:
+def load_run(
+    folder: str | Path, checkpoint: str = "best", allow_changes: bool = False, trust: bool = False
+) -> TrainedRun:
     """A trained run, ready to predict.
 
     Args:
         folder: run folder.
         checkpoint: ``best``, ``last`` or a path.
         allow_changes: see `TrainedRun`; for a caption file that has grown, say.
+        trust: build parts that the folder names although they are not of this package, and write where it says. They
+            can be any program: for folders that are your own, or of somebody you trust.
 
     Raises:
-        ConfigError: if the folder is no run folder.
+        ConfigError: if the folder is no run folder, or needs ``trust``.
         ResumeError: if it has no such checkpoint, or one made with other frozen weights.
     """
     folder = Path(folder)
-    return TrainedRun(folder, runs.load_config(folder), checkpoint, allow_changes)
+    config = runs.load_config(folder, trust)
+    runs.check_patched(config, folder, None, trust=trust)
+    return TrainedRun(folder, config, checkpoint, allow_changes)

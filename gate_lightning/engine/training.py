@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
-from gate_lightning.engine.resplits import repeats_of, require_same_splits, train_repeats
+from gate_lightning.engine.resplits import repeats_of, train_repeats
+from gate_lightning.engine.run_lock import require_new
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import Interrupted, ResumeError
 from gate_lightning.utils.commands import override
@@ -54,13 +55,13 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
 def _begun(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dict[str, float]:
     """See `train`."""
     if config.resume is None:
+        _once(require_new, run_folder)
         read = keys_of_task(config)
         check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
         components = Components(recorded(runs.resolve(config), read), str(run_folder), training=True)
         checkpoint, described = None, components.record_card()
-        require_same_splits(described, run_folder)
         _once(runs.save_config, described, run_folder)
-        _once(runs.write_json, run_folder / "overrides.json", list(overrides))
+        _once(runs.save_overrides, overrides, run_folder)
     else:
         checkpoint, described = None, _resumed_config(config, overrides, run_folder)
         finished = _results_of_finished(run_folder, described)
@@ -155,7 +156,7 @@ def _where(trainer: lightning.Trainer) -> str:
 def _results_of_finished(folder: Path, config: DictConfig) -> dict[str, float] | None:
     """Metrics of a run that is done and is not to be changed; None where there is something left to do."""
     status, metrics = runs.read_json(folder / "status.json"), runs.read_json(folder / "metrics.json")
-    if (status or {}).get("status") != "done" or metrics is None or config != runs.load_config(folder):
+    if (status or {}).get("status") != "done" or metrics is None or runs.changed_keys(runs.read_config(folder), config):
         return None
     log.info(
         "%s is finished: its results are in %s. To train it further, raise trainer.max_steps and add "
@@ -175,9 +176,11 @@ def _last_state(folder: Path) -> Path | None:
 
 
 def _resumed_config(config: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
-    saved = runs.load_config(folder)
+    trust = bool(config.get("trust"))
+    saved, said = runs.load_config(folder, trust), runs.resolve(config)
     check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
-    patched = runs.patch(saved, runs.resolve(config), overrides)
+    patched = runs.patch(saved, said, overrides)
+    runs.check_patched(patched, folder, said, trust=trust, training=True)
     changes = runs.changed_keys(saved, patched)
     if changes and not config.allow_changes:
         listed = "\n  ".join(changes)
@@ -192,7 +195,7 @@ def _resumed_config(config: DictConfig, overrides: Sequence[str], folder: Path) 
 
 def _check_world_size(components: Components, folder: Path, *, resuming: bool, allowed: bool) -> None:
     path = folder / "world_size.json"
-    now, before = components.trainer.world_size, runs.read_json(path)
+    now, before = components.trainer.world_size, runs.read_json(path, int)
     if resuming and before is not None and before != now and not allowed:
         raise ResumeError(
             f"{folder} was trained with {before} processes and would go on with {now}: the batches would differ. "

@@ -45,7 +45,11 @@ READS: Mapping[str, tuple[str, ...]] = {
 #: what every run of train.py reads
 _TRAINING = ("task", "datamodule", "trainer", "callbacks", "logger", "seed", "monitor")
 #: what steers an invocation, or sets keys that are checked themselves
-_ALWAYS = frozenset({"hydra", "resume", "allow_changes", "experiment", "local", "debug", "paths", "tool", "trained_on"})
+_ALWAYS = frozenset(
+    {"hydra", "resume", "allow_changes", "experiment", "local", "debug", "paths", "tool", "trained_on", "trust"}
+)
+#: of these, what a run folder does not record
+_UNSAVED = frozenset({"tool", "trust"})
 _REFERENCE = re.compile(r"\$\{(?:[a-z_.]+:)?\.*([a-z_]+)")
 
 
@@ -107,7 +111,7 @@ def check_overrides(overrides: Sequence[str], read: Iterable[str], reader: str) 
 
 def recorded(config: DictConfig, read: Iterable[str]) -> DictConfig:
     """The configuration without what nothing reads, for the run folder."""
-    kept = {*read} | (_ALWAYS - {"tool"})
+    kept = {*read} | (_ALWAYS - _UNSAVED)
     made = OmegaConf.masked_copy(config, [str(key) for key in config if key in kept])
     OmegaConf.set_struct(made, False)
     return made

@@ -67,6 +67,7 @@ def test_another_number_of_processes_is_refused_before_training_goes_on(trained:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     (folder / "world_size.json").write_text(json.dumps(2))
+    (folder / "status.json").write_text('{"status": "interrupted"}')
     given = [f"resume={folder}"]
     with pytest.raises(ResumeError, match=r"trained with 2 processes and would go on with 1.*allow_changes=true"):
         train(composed(*given), given, folder)

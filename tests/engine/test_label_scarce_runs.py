@@ -42,8 +42,8 @@ def run(folder: Path, *overrides: str) -> dict[str, float]:
     return train(composed(*given), given, folder)
 
 
-def resume(folder: Path) -> dict[str, float]:
-    given = [f"resume={folder}"]
+def resume(folder: Path, *overrides: str) -> dict[str, float]:
+    given = [f"resume={folder}", *overrides]
     return train(composed(*given), given, folder)
 
 
@@ -186,16 +186,18 @@ def test_images_are_labelled_by_one_split(protocol: Path, tmp_path: Path) -> Non
         evaluate(composed(f"run={protocol}", "input=x", name="eval"), [f"run={protocol}"], tmp_path)
 
 
-def test_the_same_command_in_the_same_folder_trains_nothing_again(protocol: Path) -> None:
+def test_resuming_a_finished_protocol_trains_nothing_again(protocol: Path) -> None:
     before = (protocol / "split0/checkpoints/last.ckpt").stat().st_mtime_ns
-    assert run(protocol, "repeats=2") == json.loads((protocol / "metrics.json").read_text())
+    assert resume(protocol) == json.loads((protocol / "metrics.json").read_text())
     assert (protocol / "split0/checkpoints/last.ckpt").stat().st_mtime_ns == before
 
 
 def test_splits_of_other_settings_are_not_taken_for_one_s_own(protocol: Path) -> None:
     written = (protocol / "config.yaml").read_text()
-    with pytest.raises(ResumeError, match=r"split0 was trained with other settings(?s:.)*task\.patience: 4 → 9"):
+    with pytest.raises(ResumeError, match=r"holds a run already.*resume="):
         run(protocol, "repeats=2", "task.patience=9")
+    with pytest.raises(ResumeError, match=r"(?s)the configuration differs.*task\.patience: 4 → 9"):
+        resume(protocol, "++task.patience=9")
     assert (protocol / "config.yaml").read_text() == written
 
 

@@ -65,7 +65,7 @@ def test_resolve_names_a_missing_value() -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     runs.save_config(SAVED, tmp_path)
-    assert runs.load_config(tmp_path) == SAVED
+    assert runs.read_config(tmp_path) == SAVED
     assert runs.read_json(tmp_path / "environment.json")["packages"]["torch"] != "absent"
 
 

@@ -33,7 +33,7 @@ def test_every_key_is_read_or_refused(task: str) -> None:
     config = composed(f"task={task}")
     read = keys_of_task(config)
     for key in map(str, config):
-        if key in ("resume", "allow_changes", "paths"):  # of the invocation
+        if key in ("resume", "allow_changes", "trust", "paths"):  # of the invocation
             continue
         override = f"{key}=x"
         if key in read:

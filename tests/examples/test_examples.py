@@ -63,7 +63,9 @@ def test_a_technique_is_found_through_hydras_search_path_and_trained_with(tmp_pa
     branches = "techniques=[{name: plain},{name: steered, techniques: [prompt, suffix, controlnet], timestep: 100}]"
     metrics = trained(tmp_path, *DATA, *own, branches)
     assert math.isfinite(metrics["val/mIoU"])
-    saved = runs.load_config(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"technique\.suffix\._target_ is 'tests.*trust=true"):
+        runs.load_config(tmp_path / "run")
+    saved = runs.load_config(tmp_path / "run", trust=True)
     steered = Components(saved, "").branches[1]  # evaluation needs no search path
     assert [one.kind for one in steered.techniques] == ["prompt", "suffix", "controlnet"]
     assert Suffix("a sketch").description in steered.description["techniques"]  # type: ignore[operator]

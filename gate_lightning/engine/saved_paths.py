@@ -1,0 +1,84 @@
+"""Where a run folder may make its reader write: into the folder itself, unless the reader names the place too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gate_lightning.engine.saved_config import nodes_of
+from gate_lightning.errors import ConfigError
+from gate_lightning.utils.commands import override
+
+__all__ = ["INSIDE", "check_writes", "located"]
+
+#: prefix, in a configuration, of paths inside the run folder, so that a run folder can be moved
+INSIDE = "run:"
+#: settings that name a folder that is written into, by whoever reads features or data
+_FOLDERS = ("cache.folder", "dataset.cache", "task.data.cache")
+#: … and by training alone
+_OF_TRAINING = ("task.store_folder", "callbacks.export.folder")
+#: arguments of callbacks, loggers and the trainer that name one
+_NAMES = ("folder", "run_folder", "output", "dirpath", "save_dir", "log_dir", "default_root_dir", "root_dir")
+
+
+def located(place: str | None, folder: str | Path) -> str | None:
+    """A path of a configuration, ``run:name`` resolved inside the run folder (None where there is no run folder)."""
+    if place is None or not place.startswith(INSIDE):
+        return place
+    return str(Path(folder) / place.removeprefix(INSIDE)) if str(folder) else None
+
+
+def check_writes(config: DictConfig, folder: Path, said: DictConfig | None, training: bool) -> None:
+    """Refuse a saved configuration by which files outside the run folder would be written.
+
+    A folder of features that is there already, and is one, may be gone on with: it refuses those of other settings.
+
+    Args:
+        config: of the run folder, with what the command line changed.
+        folder: the run folder.
+        said: what the reader's own command line and conf/ say; None in Python. A place that they name too is theirs.
+        training: whether the run is to be trained on.
+
+    Raises:
+        ConfigError: names the key, the place and what to say.
+    """
+    plain = OmegaConf.to_container(config)
+    own = {} if said is None else dict(nodes_of(OmegaConf.to_container(said)))
+    for key, place in _places(plain, training):
+        if place is None or (key in own and own[key] == place) or _is_inside(place, folder):
+            continue
+        if key == "cache.folder" and isinstance(place, str) and (Path(place).expanduser() / "manifest.json").is_file():
+            continue
+        raise ConfigError(
+            f"{folder / 'config.yaml'}: {key} is {place!r}, outside the run folder, and files would be written there. "
+            f"If you mean it, say so: {override(key, place)} (or another place, or null), or trust=true; in Python, "
+            "load_run(…, trust=True)"
+        )
+
+
+def _places(plain: Any, training: bool) -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of what names a place to write to."""
+    values = dict(nodes_of(plain))
+    keys = [*_FOLDERS, *(_OF_TRAINING if training else ())]
+    if training and values.get("cache.augmented_views") and values.get("cache.folder") is None:
+        keys.append("paths.cached_views")
+    yield from ((key, values[key]) for key in keys if key in values)
+    for key, value in values.items():
+        group, name = key.split(".")[0], key.rsplit(".", 1)[-1]
+        if group in ("callbacks", "logger", "trainer") and name in _NAMES and key not in _OF_TRAINING:
+            yield key, value
+    named = values.get("task.name")
+    if isinstance(named, str) and Path(named).name != named:  # of a file
+        yield "task.name", f"../{named}"
+
+
+def _is_inside(place: Any, folder: Path) -> bool:
+    if not isinstance(place, str):
+        return False
+    root, target = folder.resolve(), Path(located(place, folder) or "").expanduser().resolve()
+    if root.name.removeprefix("split").isdigit() and (root.parent / "config.yaml").is_file():
+        root = root.parent  # a re-split, which shares features with its siblings
+    return target.is_relative_to(root) and target != root
