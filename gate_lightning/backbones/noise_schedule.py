@@ -15,7 +15,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.errors import ConfigError, WeightsError, first_line
 from gate_lightning.utils.checks import check_choice
 
 __all__ = ["CleanSchedule", "DiffusionSchedule", "FlowSchedule", "NoiseSchedule", "PredictionType"]
@@ -25,6 +25,9 @@ PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 #: keys of a scheduler's config that belong to the model; the others (clipping, spacing, solver) are a sampler's choice
 _BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+
+
+_MOST_TIMESTEPS = 100_000
 
 
 class NoiseSchedule(ABC):
@@ -112,8 +115,7 @@ class DiffusionSchedule(NoiseSchedule):
                 f"the scheduler ({kind or 'of no class'}) names no betas: its noise levels are not those of DDPM "
                 f"(Playground v2.5 and flow-matching models load no U-Net)"
             )
-        with torch.device("cpu"):  # numbers even where networks are built without
-            scheduler = DDPMScheduler.from_config({key: config[key] for key in _BETAS if key in config})
+        betas, alphas_cumprod = _betas(config)
         prediction_type = config.get("prediction_type", "epsilon")
         if prediction_type not in get_args(PredictionType) or prediction_type == "flow":
             raise WeightsError(
@@ -121,10 +123,8 @@ class DiffusionSchedule(NoiseSchedule):
             )
         self.config = dict(config)
         self.prediction_type = prediction_type
-        self.betas: list[float] = scheduler.betas.tolist()
-        self.length = len(self.betas)
-        # python floats: a half-precision module must not round the schedule
-        alphas_cumprod = scheduler.alphas_cumprod.double().tolist()
+        self.betas = betas
+        self.length = len(betas)
         self._levels = [(math.sqrt(alpha), math.sqrt(1.0 - alpha)) for alpha in alphas_cumprod]
         if not config.get("set_alpha_to_one", True):
             self.last = self._levels[0]
@@ -133,6 +133,26 @@ class DiffusionSchedule(NoiseSchedule):
     def level(self, timestep: int) -> tuple[float, float]:
         """(√ᾱ, √(1 - ᾱ))."""
         return self._levels[timestep]
+
+
+def _betas(config: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """β and ᾱ of each timestep, as python floats: a half-precision module must not round the schedule."""
+    length = config.get("num_train_timesteps", 1000)
+    if isinstance(length, bool) or not isinstance(length, int) or not 0 < length <= _MOST_TIMESTEPS:
+        raise WeightsError(
+            f"the scheduler has num_train_timesteps={length!r:.40}, expected a whole number from 1 to {_MOST_TIMESTEPS}"
+        )
+    try:
+        with torch.device("cpu"):  # numbers even where networks are built without
+            scheduler = DDPMScheduler.from_config({key: config[key] for key in _BETAS if key in config})
+        betas, alphas_cumprod = scheduler.betas.tolist(), scheduler.alphas_cumprod.double().tolist()
+    except Exception as error:  # diffusers checks little, and each value in its own way
+        raise WeightsError(f"the scheduler's betas cannot be computed ({first_line(error)})") from error
+    if not isinstance(betas, list) or not betas or not all(0 <= value <= 1 for value in (*betas, *alphas_cumprod)):
+        raise WeightsError(
+            "the scheduler's betas are not between 0 and 1; take the scheduler_config.json of the weights"
+        )
+    return betas, alphas_cumprod
 
 
 class FlowSchedule(NoiseSchedule):

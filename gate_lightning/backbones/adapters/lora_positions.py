@@ -54,9 +54,9 @@ _SIBLINGS = (
 _TRANSFORMER = (("attn1", "ff", "attn2"), ("attn1", "attn2", "ff"))
 
 
-def is_numbered(keys: Iterable[str]) -> bool:
+def is_numbered(keys: Iterable[object]) -> bool:
     """True if a file with these keys is of this format."""
-    return any(_KEY.match(key) for key in keys)
+    return any(isinstance(key, str) and _KEY.match(key) for key in keys)
 
 
 def numbered_layers(

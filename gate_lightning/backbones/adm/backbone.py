@@ -97,7 +97,8 @@ def check_unconditional(config: Mapping[str, Any]) -> None:
         wrong.append(f"its time embedding is {config['time_embedding_type']} (expected positional, as DDPM's)")
     if config.get("center_input_sample"):
         wrong.append("it reads images in [0, 1]")
-    if config.get("sample_size") is None:
+    sides = config.get("sample_size")
+    if not isinstance(sides, int) and not (isinstance(sides, list | tuple) and sides and isinstance(sides[0], int)):
         wrong.append("its config has no sample_size, the side of the images it was trained on")
     if wrong:
         raise WeightsError(f"no unconditional pixel-space diffusion model: {'; '.join(wrong)}")

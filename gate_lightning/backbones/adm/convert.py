@@ -28,6 +28,7 @@ __all__ = ["ADMArchitecture", "adm_unet", "convert_adm", "read_architecture"]
 State = Mapping[str, Tensor]
 
 _GROUPS = 32
+_OUTPUT = re.compile(r"output_blocks\.([0-9]{1,4})\.")
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ def adm_unet(
 def read_architecture(state: State, head_channels: int = 64, image_size: int = 256) -> ADMArchitecture:
     """Architecture of a guided-diffusion state dict; arguments and errors as for ``adm_unet``."""
     _refuse_others(state)
-    count = 1 + max(int(match[1]) for key in state if (match := re.match(r"output_blocks\.(\d+)\.", key)))
+    count = 1 + max(int(match[1]) for key in state if (match := _OUTPUT.match(key)))
     # behind residual block and attention: what goes up
-    up = re.compile(r"output_blocks\.(\d+)\.[12]\.(in_layers\.0|conv)\.weight")
+    up = re.compile(r"output_blocks\.([0-9]{1,4})\.[12]\.(in_layers\.0|conv)\.weight")
     ends = sorted({int(match[1]) for key in state if (match := up.fullmatch(key))})
     levels = len(ends) + 1
     repeats = count // levels
@@ -129,21 +130,21 @@ def read_architecture(state: State, head_channels: int = 64, image_size: int = 2
             f"equally many blocks"
         )
     first = [repeats * (levels - 1 - level) for level in range(levels)]  # of each level's output blocks, finest first
-    channels = tuple(len(_get(state, f"output_blocks.{block}.0.out_layers.3.weight")) for block in first)
-    embedding = _get(state, "time_embed.0.weight").shape[1]
+    channels = tuple(_get(state, f"output_blocks.{block}.0.out_layers.3.weight") for block in first)
+    embedding = _get(state, "time_embed.0.weight", 1)
     if embedding != channels[0]:
         raise WeightsError(
             f"the time embedding has {embedding} channels, the finest level {channels[0]}; only models where both are "
             f"equal can be converted (all published ones but those for 512 pixels)"
         )
-    time = len(_get(state, "output_blocks.0.0.emb_layers.1.weight"))
+    time = _get(state, "output_blocks.0.0.emb_layers.1.weight")
     return ADMArchitecture(
         channels=channels,
         attention=tuple(f"output_blocks.{block}.1.qkv.weight" in state for block in first),
         res_blocks=repeats - 1,
         head_channels=head_channels,
-        in_channels=_get(state, "input_blocks.0.0.weight").shape[1],
-        out_channels=len(_get(state, "out.2.weight")),
+        in_channels=_get(state, "input_blocks.0.0.weight", 1),
+        out_channels=_get(state, "out.2.weight"),
         scale_shift=time == 2 * channels[-1],
         residual_resampling=not any(re.fullmatch(r"output_blocks\.\d+\.[12]\.conv\.weight", key) for key in state),
         image_size=image_size,
@@ -176,30 +177,35 @@ def convert_adm(state: State, unet: UNet2DModel, head_channels: int) -> dict[str
 
 def _split_heads(fused: Tensor, head_channels: int) -> list[Tensor]:
     """Queries, keys and values (heads · head_channels, …) of a fused tensor (heads · 3 · head_channels, …)."""
-    if len(fused) % (3 * head_channels):  # the shapes are compared, and named, later
-        return list(fused.chunk(3))
+    if not fused.ndim or len(fused) % (3 * head_channels):  # the shapes are compared, and named, later
+        return [fused] * 3
     grouped = fused.unflatten(0, (-1, 3, head_channels))
     return [grouped[:, part].flatten(0, 1).contiguous() for part in range(3)]
 
 
-def _get(state: State, key: str) -> Tensor:
+def _get(state: State, key: str, axis: int = 0) -> int:
+    """Size of a tensor along an axis."""
     if key not in state:
         raise WeightsError(f"no {key} in the checkpoint, which looks like guided-diffusion's otherwise; is it whole?")
-    return state[key]
+    if state[key].ndim <= axis:
+        raise WeightsError(f"{key} is {tuple(state[key].shape)}, of fewer axes than guided-diffusion's")
+    return state[key].shape[axis]
 
 
 def _refuse_others(state: State) -> None:
     """Raise WeightsError unless these are the keys of an unconditional guided-diffusion U-Net over RGB images."""
-    if not any(key.startswith("output_blocks.") for key in state):
+    if not any(_OUTPUT.match(key) for key in state):
+        prefix = next((key[: key.index("output_blocks.")] for key in state if "output_blocks." in key), "")
+        hint = f" They fit behind {prefix!r}: save them without" if prefix else ""
         raise WeightsError(
             f"no guided-diffusion U-Net: none of its {len(state)} keys starts with output_blocks. "
-            f"First keys: {', '.join(list(state)[:6])}"
+            f"First keys: {', '.join(list(state)[:6])}.{hint}"
         )
     if "label_emb.weight" in state:
         raise WeightsError(
-            f"a class-conditional model ({len(state['label_emb.weight'])} classes); expected an unconditional one, for "
-            f"ImageNet 256x256_diffusion_uncond.pt"
+            f"a class-conditional model ({_get(state, 'label_emb.weight')} classes); expected an unconditional one, "
+            f"for ImageNet 256x256_diffusion_uncond.pt"
         )
-    channels = _get(state, "input_blocks.0.0.weight").shape[1]
+    channels = _get(state, "input_blocks.0.0.weight", 1)
     if channels != 3:
         raise WeightsError(f"the model reads {channels} channels (6: an upsampler); expected 3, an RGB image")

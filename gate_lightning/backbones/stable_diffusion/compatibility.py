@@ -36,7 +36,10 @@ def check_parts(
                 f"the tokenizer has {tokens} tokens, the text encoder {vocabulary}: the tokenizer's files are missing "
                 f"or belong to another model. Expected tokenizer/ with vocab.json and merges.txt, or tokenizer.json"
             )
-    width, expected = sum(config.get("hidden_size", 0) for config, _ in text_encoders), unet.get("cross_attention_dim")
+    _check_values(unet, vae)
+    widths = [config.get("hidden_size", 0) for config, _ in text_encoders]
+    width = sum(one for one in widths if isinstance(one, int))
+    expected = unet.get("cross_attention_dim")
     if width != expected:
         raise WeightsError(
             f"the text encoder{'s give' if len(text_encoders) > 1 else ' gives'} {width} channels, the U-Net reads "
@@ -55,6 +58,29 @@ def check_parts(
         )
 
 
+def _check_values(unet: Mapping[str, Any], vae: Mapping[str, Any]) -> None:
+    """Raise WeightsError unless numbers that no tensor's shape tells are numbers."""
+    sides = unet.get("sample_size", 64)
+    sides = list(sides) if isinstance(sides, list | tuple) else [sides]
+    values = {
+        "the U-Net's sample_size": bool(sides) and all(_number(side) and side >= 1 for side in sides),
+        "the autoencoder's scaling_factor": _number(vae.get("scaling_factor", 1)) and vae.get("scaling_factor", 1) > 0,
+        "the autoencoder's shift_factor": vae.get("shift_factor") is None or _number(vae["shift_factor"]),
+        "the autoencoder's latent_channels": isinstance(vae.get("latent_channels", 4), int),
+        "the autoencoder's out_channels": isinstance(vae.get("out_channels", 3), int),
+        "the autoencoder's force_upcast": isinstance(vae.get("force_upcast", True), bool | int | None),
+    }
+    wrong = [name for name, fits in values.items() if not fits]
+    if wrong:
+        raise WeightsError(
+            f"{', '.join(wrong)} in its config.json cannot be; take the config that the weights came with"
+        )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
+
+
 def check_controlnet(
     name: str, controlnet: ControlNetModel, unet: UNet2DConditionModel, latent_stride: int, backbone: str
 ) -> None:
@@ -62,7 +88,8 @@ def check_controlnet(
     own, other = unet.config, controlnet.config
     keys = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
     wrong = [f"{key} {other[key]} (U-Net: {own[key]})" for key in keys if _plain(own[key]) != _plain(other[key])]
-    stride = 2 ** (len(other["conditioning_embedding_out_channels"]) - 1)
+    stages = other["conditioning_embedding_out_channels"]
+    stride = 2 ** (len(stages) - 1)
     if stride != latent_stride:
         wrong.append(f"control images reduced by {stride} (latents: {latent_stride})")
     if wrong:

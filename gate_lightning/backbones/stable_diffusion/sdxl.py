@@ -189,7 +189,7 @@ def _last_but_one(encoder: Any) -> Iterator[list[Tensor]]:
 def _reads_score(unet: UNet2DConditionModel, text_encoder_2: CLIPTextModelWithProjection) -> bool:
     """True if the U-Net reads an aesthetic score (five numbers) instead of a target size (six)."""
     width, per_number = unet.config.projection_class_embeddings_input_dim, unet.config.addition_time_embed_dim
-    count = (width - text_encoder_2.config.projection_dim) / per_number
+    count = (width - text_encoder_2.config.projection_dim) / per_number if width and per_number else 0
     if count not in (5, 6):
         raise WeightsError(
             f"the U-Net reads {width} numbers besides the text, of which the second text encoder gives "

@@ -115,6 +115,9 @@ def _recognise(path: Path, state: Mapping[str, Tensor]) -> str:
     unet = [key for key in state if key.startswith(_UNET)]
     widths = {state[key].shape[-1] for key in unet if key.endswith("attn2.to_k.weight") and state[key].ndim == 2}
     if not widths:
+        hidden = next((key.partition(_UNET)[0] for key in state if not key.startswith(_UNET) and _UNET in key), "")
+        if hidden:
+            raise WeightsError(f"{path}: the names of its tensors begin with {hidden!r}; save them again without")
         shown = ", ".join(sorted(state)[:_SHOWN])
         raise WeightsError(
             f"{path} is no Stable Diffusion 1.x, 2.x or XL checkpoint in the original layout: expected keys such as "

@@ -41,7 +41,9 @@ def read_tokenizer(folder: Path, **settings: Any) -> CLIPTokenizer:
     if not has_vocabulary(folder):
         raise WeightsError(f"{folder} holds none of {', '.join(VOCABULARY)}; copy the model's tokenizer there")
     for path in tokenizer_files(folder):
-        read_text(path, WeightsError) if path.name == _MERGES else read_json(path, WeightsError)
+        content: Any = read_text(path, WeightsError) if path.name == _MERGES else read_json(path, WeightsError)
+        if path.name == "vocab.json" and not all(isinstance(number, int) for number in content.values()):
+            raise WeightsError(f"{path} is no vocabulary; expected tokens and their numbers")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **settings)
         empty = tokenizer("").input_ids

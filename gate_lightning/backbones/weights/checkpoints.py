@@ -35,6 +35,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not plain:
         seen = ", ".join(list(map(str, content))[:6]) if isinstance(content, dict) else type(content).__name__
         raise WeightsError(f"{path} holds no state dict, names and tensors alone; it holds: {seen:.200}")
+    wrapped = next((name for name in content if name.startswith("module.") or "_orig_mod." in name), None)
+    if wrapped is not None:
+        raise WeightsError(
+            f"{path} was saved from a wrapped network ({wrapped}): save its tensors without module. (DataParallel) and "
+            f"_orig_mod. (torch.compile) in their names"
+        )
     for name, value in content.items():
         check_stored(value, name, path)
     return content

@@ -78,6 +78,8 @@ def find_weights(
 
 def _existing(source: str) -> Path | None:
     """Path of that name, whether accents are written as one character or as two; None where there is none."""
+    if not source:
+        return None
     for name in dict.fromkeys((source, *(unicodedata.normalize(form, source) for form in ("NFC", "NFD")))):
         try:
             path = Path(name).expanduser()
