@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import csv
 import gc
 import logging
 import math
@@ -24,10 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.callbacks.loggers import close_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.run_lock import occupied
-from gate_lightning.errors import ConfigError, GateError, Interrupted
+from gate_lightning.errors import ConfigError, DataError, GateError, Interrupted
+from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.files import write_csv
+from gate_lightning.utils.text import read_csv
 from gate_lightning.utils.units import duration
 
 __all__ = ["of_split", "repeats_of", "split_folders", "summarize", "train_repeats"]
@@ -145,7 +146,7 @@ def summarize(folder: Path, metrics_name: str = "metrics.json") -> dict[str, flo
     """
     rows: list[dict[str, Any]] = []
     for inside in split_folders(folder):
-        metrics = runs.read_json(inside / metrics_name)
+        metrics = metrics_of(inside / metrics_name)
         if metrics is not None:
             config = runs.read_config(inside)
             seeds = {key: OmegaConf.select(config, key) for key in SEEDS}
@@ -153,7 +154,7 @@ def summarize(folder: Path, metrics_name: str = "metrics.json") -> dict[str, flo
     names = sorted({key for row in rows for key in row if "/" in key})
     together: dict[str, float] = {}
     for name in names:
-        values = [row[name] for row in rows if row.get(name) is not None]  # null: there is nothing to measure
+        values = [row[name] for row in rows if name in row]
         if values:
             together[name] = mean(values)
         if len(values) > 1:
@@ -182,18 +183,33 @@ def _write_classes(folder: Path) -> None:
     for inside in split_folders(folder):
         path = inside / "classes_test.csv"
         if path.is_file():
-            with path.open(newline="") as file:
-                tables.append({row["class"]: row for row in csv.DictReader(file)})
+            tables.append(_class_table(path))
     if not tables:
         return
-    columns = [name for name in next(iter(tables[0].values())) if name != "class"]
+    columns = list(next(iter(tables[0].values()), {}))
     lines = []
     for label in tables[0]:
         line: list[Any] = [label]
         for name in columns:
-            values = [float(table[label][name]) for table in tables if label in table]
+            values = [table[label].get(name, math.nan) for table in tables if label in table]
             values = [value for value in values if not math.isnan(value)]
             line += [mean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan]
         lines.append(line)
     titles = ["class", *(title for name in columns for title in (name, f"{name} std"))]
     write_csv(folder / "classes_test.csv", titles, lines)
+
+
+def _class_table(path: Path) -> dict[str, dict[str, float]]:
+    """Class → column → value.
+
+    Raises:
+        DataError: the table is damaged.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in read_csv(path, columns=("class",)):
+        label = row.pop("class")
+        try:
+            found[label] = {name: float(cell) for name, cell in row.items()}
+        except ValueError as error:
+            raise DataError(f"{path}: class {label} has {error}, expected numbers") from error
+    return found

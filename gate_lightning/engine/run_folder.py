@@ -86,7 +86,12 @@ def read_json(path: Path, kind: type = dict) -> Any:
     Raises:
         ResumeError: it is damaged, or no ``kind``.
     """
-    return read_json_file(path, ResumeError, kind) if path.is_file() else None
+    try:
+        return read_json_file(path, ResumeError, kind) if path.is_file() else None
+    except ResumeError as error:
+        raise ResumeError(
+            f"{error}. Restore it from a copy of the run, or delete it, which makes it unknown"
+        ) from error
 
 
 def resolve(config: DictConfig) -> DictConfig:

@@ -23,6 +23,7 @@ from gate_lightning.engine.resplits import repeats_of, train_repeats
 from gate_lightning.engine.run_lock import require_new
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import Interrupted, ResumeError
+from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.lightning_private import count_last_step, leave_signals
 from gate_lightning.utils.signals import stop_in
@@ -155,7 +156,7 @@ def _where(trainer: lightning.Trainer) -> str:
 
 def _results_of_finished(folder: Path, config: DictConfig) -> dict[str, float] | None:
     """Metrics of a run that is done and is not to be changed; None where there is something left to do."""
-    status, metrics = runs.read_json(folder / "status.json"), runs.read_json(folder / "metrics.json")
+    status, metrics = runs.read_json(folder / "status.json"), metrics_of(folder / "metrics.json")
     if (status or {}).get("status") != "done" or metrics is None or runs.changed_keys(runs.read_config(folder), config):
         return None
     log.info(
@@ -163,7 +164,7 @@ def _results_of_finished(folder: Path, config: DictConfig) -> dict[str, float] |
         "allow_changes=true; to measure it again: python eval.py %s",
         *(folder, folder / "metrics.json", override("run", folder)),
     )
-    return {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
+    return metrics
 
 
 def _last_state(folder: Path) -> Path | None:

@@ -110,3 +110,24 @@ def test_a_run_without_best_checkpoint_names_the_last_one(tmp_path: Path) -> Non
 
     with pytest.raises(ResumeError, match=r"no best checkpoint.*checkpoint=last"):
         runs.checkpoint_of(tmp_path, "best")
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.json", "world_size.json", "environment.json"])
+@pytest.mark.parametrize("content", ["", "{", "\xff", "[" * 100_000, '"a"', "NaN"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="latin-1")
+    with pytest.raises(ResumeError, match=rf"{tmp_path / name}.*delete it"):
+        runs.read_json(tmp_path / name)
+
+
+def test_json_files_hold_json(tmp_path: Path) -> None:
+    runs.write_json(tmp_path / "metrics.json", {"a": float("nan"), "b": [float("inf"), 1.0], "c": {"d": -1}})
+    assert runs.read_json(tmp_path / "metrics.json") == {"a": None, "b": [None, 1.0], "c": {"d": -1}}
+
+
+@pytest.mark.parametrize("version", ["abc", 3, [], "1.2", "0.2.0rc1", "9" * 5000 + ".0.0"])
+def test_a_version_that_is_none_is_named(tmp_path: Path, version: object) -> None:
+    runs.save_config(SAVED, tmp_path)
+    runs.write_json(tmp_path / "environment.json", {"version": version})
+    with pytest.raises(ConfigError, match=r"environment\.json: version is"):
+        runs.read_config(tmp_path)

@@ -1,21 +1,20 @@
 """One table over many runs: mean ± standard deviation over seeds, and differences paired by seed.
 
-Runs that differ only in ``seed`` are one row. A run that failed stays in the table, with its message.
+Runs that differ only in ``seed`` are one row. A run that failed, or whose files are damaged, stays in the table, with
+the reason.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any
 
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.tools.comparison.grid import grid_of, write_grid
+from gate_lightning.tools.comparison.run_files import column_of, metrics_of, overrides_of, status_of
 from gate_lightning.utils.files import write_csv
 from gate_lightning.visualization.charts import comparison_chart
 
@@ -26,6 +25,8 @@ UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_chan
 #: default baseline: the first of these labels among the rows
 BASELINES = ("techniques=none", "ablation=plain")
 
+#: status of a run whose files cannot be read
+BROKEN = "broken"
 #: what `callbacks.throughput` logs during training
 PACE = "train/images_per_second"
 
@@ -38,8 +39,8 @@ class ComparedRun:
         folder: run folder.
         label: its overrides without seed, bookkeeping and what all runs share, ``defaults`` if there are none.
         seed: differences are taken between runs of equal seed.
-        status: done, failed, interrupted or running.
-        message: why it failed or stopped.
+        status: done, failed, interrupted, running or broken.
+        message: why it failed or stopped, or which of its files is damaged.
         metrics: final metrics by name (fractions), and the median of images per second where the run logged it.
         settings: its overrides without seed and bookkeeping.
     """
@@ -95,7 +96,7 @@ def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", ba
     if finished:
         values = [list(row.values.values()) for row in finished]
         comparison_chart([row.label for row in finished], values, metric, target / "comparison.png")
-    grid = grid_of([(run.settings, run.metrics.get(metric)) for run in found])
+    grid = grid_of([(run.settings, run.metrics.get(metric)) for run in found if run.status != BROKEN])
     if grid is not None:
         write_grid(grid, metric, target)
     return f"{metric} of {len(found)} runs (written to {target}/comparison.*)\n{_text(rows)}"
@@ -123,7 +124,8 @@ def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
 
 def _labelled(found: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Runs labelled by the settings that not all of them share."""
-    shared = set.intersection(*(set(run.settings) for run in found))
+    known = [set(run.settings) for run in found if run.status != BROKEN]  # of the others nobody knows
+    shared = set.intersection(*known) if known else set()
     labels = [" ".join(item for item in run.settings if item not in shared) for run in found]
     return [replace(run, label=label or run.label) for run, label in zip(found, labels, strict=True)]
 
@@ -175,26 +177,24 @@ def _natural(path: Path) -> tuple[int, str]:
     return (int(path.name), "") if path.name.isdigit() else (1 << 30, str(path))
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
 def _read(folder: Path) -> ComparedRun:
-    status = _json(folder / "status.json") or {"status": "running"}
-    overrides: list[str] = _json(folder / "overrides.json") or []
+    """A run folder; one with a damaged file must not stop the table of all."""
+    try:
+        return _described(folder)
+    except GateError as error:
+        return ComparedRun(folder, folder.name, "default", BROKEN, str(error))
+
+
+def _described(folder: Path) -> ComparedRun:
+    status, message = status_of(folder)
+    overrides = overrides_of(folder)
     seed = next((item.split("=", 1)[1] for item in overrides if item.startswith("seed=")), "default")
     kept = [item for item in overrides if item.split("=", 1)[0].lstrip("+~").split(".")[0] not in UNLABELLED]
-    label = " ".join(kept) or ("defaults" if overrides or status["status"] == "done" else folder.name)
-    metrics = {**_pace(folder / "metrics.csv"), **(_json(folder / "metrics.json") or {})}
-    return ComparedRun(folder, label, seed, status["status"], status.get("message", ""), metrics, tuple(kept))
-
-
-def _pace(path: Path) -> dict[str, float]:
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        paces = [float(row[PACE]) for row in csv.DictReader(file) if row.get(PACE)]
-    return {PACE: median(paces)} if paces else {}
+    label = " ".join(kept) or ("defaults" if overrides or status == "done" else folder.name)
+    paces = column_of(folder / "metrics.csv", PACE)
+    pace = {PACE: median(paces)} if paces else {}
+    metrics = pace | (metrics_of(folder / "metrics.json") or {})
+    return ComparedRun(folder, label, seed, status, message, metrics, tuple(kept))
 
 
 def _spread(values: Sequence[float]) -> str:

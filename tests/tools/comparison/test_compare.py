@@ -93,3 +93,33 @@ def test_unknown_baseline_names_the_rows(sweep: Path) -> None:
 def test_no_runs(tmp_path: Path, place: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         find_runs([tmp_path / place])
+
+
+NO_JSON = ("", "{", "\xff", "[" * 100_000)
+DAMAGED = {
+    "status.json": (*NO_JSON, "[1]", "{}", '{"status": "well"}', '{"status": "done", "message": 3}'),
+    "metrics.json": (*NO_JSON, '{"val/mIoU": "x"}', '{"val/mIoU": NaN}', '{"a": [1]}', '{"a": 1e999}', '{"a": true}'),
+    "overrides.json": (*NO_JSON, "{}", "[1]", '[["a=1"]]', '{"a": 1}'),
+    "metrics.csv": ("", "step,train/images_per_second\n1,fast\n", "step,train/images_per_second\n1\n", "a,a\n1,2\n"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, text) for name, texts in DAMAGED.items() for text in texts])
+def test_a_damaged_run_is_named_and_the_others_are_compared(
+    name: str, content: str, sweep: Path, tmp_path: Path
+) -> None:
+    whole = {row.label: row.values for row in group_runs(find_runs([sweep]), "val/mIoU")}
+    make_run(sweep / "11", ["techniques=none", "seed=2"], 0.5)
+    (sweep / "11" / name).write_text(content, encoding="latin-1")
+    text = compare(runs=str(sweep), output=str(tmp_path / "out"))
+    assert {row.label: row.values for row in group_runs(find_runs([sweep]), "val/mIoU")} == {**whole, "11": {}}
+    (line,) = (line for line in text.splitlines() if "broken: " in line)
+    assert str(sweep / "11" / name) in line
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        (row,) = (row for row in csv.DictReader(file) if row["status"] == "broken")
+    assert str(sweep / "11" / name) in row["message"]
+
+
+def test_a_metric_without_a_value_is_left_out(sweep: Path) -> None:
+    (sweep / "0" / "metrics.json").write_text('{"val/mIoU": null, "val/aAcc": 0.5}')
+    assert find_runs([sweep / "0"])[0].metrics == {"val/aAcc": 0.5}
