@@ -25,7 +25,8 @@ from gate_lightning.backbones.adm.loading import load_adm_backbone
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
 from gate_lightning.backbones.weights.checkpoints import read_checkpoint
 from gate_lightning.data.files.captions import CaptionFile, read_captions
-from gate_lightning.data.files.images import image_size, read_image, size_of_mask
+from gate_lightning.data.files.images import image_size, read_image
+from gate_lightning.data.files.mask_values import mask_header
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import read_classes
 from gate_lightning.data.files.palette import read_palette
@@ -154,7 +155,7 @@ def _read_masks(folder: Path) -> None:
     _text(folder / "palette.txt", _PALETTE)
     reader = MaskReader(("sky", "horse"), LabelMap(2), read_palette(folder / "palette.txt"))
     for path in _any(folder, "a.*"):
-        size_of_mask(path)
+        mask_header(path)
         reader.read(path)
 
 

@@ -15,13 +15,14 @@ from transformers.utils import logging as transformers_logging
 
 from gate_lightning.backbones.weights.locate import check_weight_file, find_weights, folder_digest, weight_files
 from gate_lightning.data.core.prediction import ImageSource
+from gate_lightning.data.files.names import inner_path
 from gate_lightning.errors import ConfigError, DataError, WeightsError, first_line
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.files import append, claim, write_atomically
 from gate_lightning.utils.progress import Progress
-from gate_lightning.utils.text import read_json
+from gate_lightning.utils.text import parse_json, read_json, read_text
 
 __all__ = ["Captioner", "caption"]
 
@@ -199,21 +200,22 @@ def _known(path: Path, torn: bool = False) -> dict[str, str]:
     known: dict[str, str] = {}
     if not path.exists():
         return known
-    content = path.read_text(encoding="utf-8", errors="replace" if torn else "strict")
-    if torn and not content.endswith("\n"):
-        content = content[: content.rfind("\n") + 1]
-        write_atomically(path, content.encode())
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            known[str(entry["image"])] = str(entry["caption"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}, line {number}: {line[:60]!r} is no caption; expected "
-                '{"image": "a/b.jpg", "caption": "…"}. Mend or delete the line'
-            ) from error
+    if torn:
+        whole = path.read_bytes()
+        if not whole.endswith(b"\n"):
+            write_atomically(path, whole[: whole.rfind(b"\n") + 1])
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            entry = parse_json(line, where)
+            image, sentence = entry.get("image"), entry.get("caption")
+            if not isinstance(image, str) or not isinstance(sentence, str):
+                raise DataError(
+                    f"{where}: {line[:60]!r} is no caption; expected "
+                    '{"image": "a/b.jpg", "caption": "…"}. Mend or delete the line'
+                )
+            inner_path(image, where)
+            known[image] = sentence
     return known
 
 

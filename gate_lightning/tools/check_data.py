@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gate_lightning.data.core.datamodule import ImageDataModule
-from gate_lightning.data.files.checks import DataReport
+from gate_lightning.data.files.report import DataReport
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.utils.files import write_atomically
 

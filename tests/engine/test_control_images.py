@@ -105,17 +105,17 @@ def test_a_run_can_be_measured_where_its_control_images_were_moved(trained: Path
     labelled(trained, f"output={tmp_path / 'before'}")
     shutil.copytree(source, tmp_path / "moved")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gate_lightning.data.core.required_inputs.images_in", only_below(tmp_path / "moved"))
+        patch.setattr("gate_lightning.data.core.required_inputs.list_files", only_below(tmp_path / "moved"))
         labelled(trained, f"output={tmp_path / 'after'}", f"control_images={{depth: {tmp_path / 'moved'}}}")
     before, after = ((tmp_path / name / "metrics_val.json").read_text() for name in ("before", "after"))
     assert before == after
 
 
 def only_below(folder: Path) -> object:
-    from gate_lightning.data.files.pairing import images_in
+    from gate_lightning.data.files.listing import Listing, list_files
 
-    def looked(root: Path) -> list[Path]:
+    def looked(root: Path) -> Listing:
         assert root == folder
-        return images_in(root)
+        return list_files(root)
 
     return looked

@@ -19,7 +19,7 @@ from gate_lightning.data.core.prediction import ImageSource, PredictionDataModul
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, TrainingBatches, group_by_size
-from gate_lightning.data.files.checks import DataReport, SplitReport
+from gate_lightning.data.files.report import DataReport, SplitReport
 from gate_lightning.data.samples import BatchDataset, Collate, Sample, SampleSource, Transform, collate_images
 from gate_lightning.data.transforms.basic import Compose, Resize
 from gate_lightning.errors import ConfigError, ResumeError

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from gate_lightning.data.core.required_inputs import RequiredInputs, check_control_size
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
 from gate_lightning.data.files.captions import read_captions
-from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_size, read_image
-from gate_lightning.data.files.pairing import images_in
+from gate_lightning.data.files.images import IMAGE_SUFFIXES, Header, image_header, read_image
+from gate_lightning.data.files.listing import Listing, describe_left_out, list_files
 from gate_lightning.data.samples import BatchDataset, Sample, SampleRequest, Transform, collate_images
 from gate_lightning.data.transforms.basic import Resize, resize_bicubic, resize_image
 from gate_lightning.errors import DataError
@@ -55,15 +55,19 @@ class ImageSource:
 
     def __init__(self, images: str | Path, root: Path | None = None) -> None:
         path = Path(images).expanduser()
-        folder, self.paths = _found(path)
-        self.root = root or folder
+        listing = _found(path)
+        self.paths, self.root = list(listing.files), root or listing.root
         if not self.paths:
-            raise DataError(f"input {path} holds no images; expected files with {', '.join(IMAGE_SUFFIXES)}")
+            expected = f"expected files with {', '.join(IMAGE_SUFFIXES)}"
+            left_out = describe_left_out(listing.root, listing.left_out)
+            raise DataError(f"input {path} holds no images; {left_out or expected}")
+        listing.say()
         self.names = [file.relative_to(self.root).with_suffix("").as_posix() for file in self.paths]
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
             raise DataError(f"input {path} has two images called {twice[0]!r}; their results would have one name")
         own = root is None and not path.is_file()
+        self._headers: dict[int, Header] = {}
         self.captions: Sequence[str] | None = read_captions(self.root, "", self.names) if own else None
 
     def __len__(self) -> int:
@@ -80,21 +84,32 @@ class ImageSource:
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
         """((height, width),) of image ``index``."""
-        return (image_size(self.paths[index]),)
+        return (self._header(index).size,)
+
+    @property
+    def orientations(self) -> Mapping[str, int]:
+        """EXIF orientation of the images that have one, by sample id."""
+        return {self.sample_id(i): self._header(i).turn for i in range(len(self)) if self._header(i).turn != 1}
+
+    def _header(self, index: int) -> Header:
+        if index not in self._headers:
+            self._headers[index] = image_header(self.paths[index])
+        return self._headers[index]
 
 
-def _found(path: Path) -> tuple[Path, list[Path]]:
-    """Folder that names are relative to, and image files."""
+def _found(path: Path) -> Listing:
+    """Image files; the listing's root is what names are relative to."""
     if path.is_dir():
-        return path, images_in(path)
+        return list_files(path)
     if path.exists():
-        return path.parent, [path]
+        return Listing(path.parent, (path,), ())
     wild = next((number for number, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), None)
     if wild is None:
         raise DataError(f"input {path} does not exist (= {path.resolve()}); give an image or a folder of images")
     root = Path(*path.parts[:wild])
-    matches = sorted(root.glob("/".join(path.parts[wild:])))
-    return root, [file for file in matches if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES]
+    if not root.is_dir():
+        raise DataError(f"input {path}: the folder {root} (= {root.resolve()}) does not exist")
+    return list_files(root, path.parts[wild:])
 
 
 class _ImageViews(Dataset[PredictionBatch]):

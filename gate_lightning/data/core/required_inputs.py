@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_size, read_image
-from gate_lightning.data.files.pairing import images_in
+from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_header, read_image
+from gate_lightning.data.files.listing import list_files
 from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.data.samples import Sample, SampleSource, Subset
 from gate_lightning.errors import DataError
 
 __all__ = ["ControlledSource", "RequiredInputs", "check_control_size"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,18 @@ class ControlledSource(Subset):
         super().__init__([(source, index) for index in range(len(source))])
         self._tables = {name: _table(name, folder) for name, folder in folders.items()}
         sample_ids = [source.sample_id(index) for index in range(len(source))]
+        turns = _orientations(source)
         for name, table in self._tables.items():
             table.check(sample_ids)
+            unclear = []
             for index, sample_id in enumerate(sample_ids):
-                path = self._path(name, index)
-                check_control_size(name, path, image_size(path), sample_id, source.sizes(index)[0])
+                path, size = self._path(name, index), source.sizes(index)[0]
+                header, turn = image_header(path), turns.get(sample_id, 1)
+                check_control_size(name, path, header.size, sample_id, size)
+                if turn != 1 and header.turn == 1 and (turn <= 4 or size[0] == size[1]):
+                    unclear.append(sample_id)
+            if unclear:
+                log.warning("%s", _unclear(name, unclear))
 
     def load(self, index: int) -> Sample:
         """The image with its control images, uint8 (H, W, 3) RGB as `read_image` reads them."""
@@ -84,12 +94,31 @@ def _table(name: str, folder: str) -> PathTable[Path]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"the folder of {name} control images {root} (= {root.resolve()}) does not exist")
-    entries = {path.relative_to(root).as_posix(): path for path in images_in(root)}
+    listing = list_files(root)
+    listing.say()
+    entries = {path.relative_to(root).as_posix(): path for path in listing.files}
     advice = (
         f"every image needs one at its own path below that folder ({', '.join(IMAGE_SUFFIXES)}); a trained run "
         f"finds those of other images where control_images={{{name}: <folder>}} says"
     )
     return PathTable(entries, str(root), f"{name} control image", advice)
+
+
+def _orientations(source: SampleSource) -> Mapping[str, int]:
+    """EXIF orientation of the images of files that have one, by sample id."""
+    if not isinstance(source, Subset):
+        found: Mapping[str, int] = getattr(source, "orientations", {})
+        return found
+    parts = {id(part): part for part, _ in source.places}
+    return {name: turn for part in parts.values() for name, turn in _orientations(part).items()}
+
+
+def _unclear(name: str, sample_ids: Sequence[str]) -> str:
+    return (
+        f"{len(sample_ids)} images are turned or mirrored by their EXIF orientation (first {sample_ids[0]!r}), and "
+        f"nothing tells whether their {name} control images were made from them as they are shown or as their pixels "
+        "are stored; taken as shown. Give those made from stored pixels the same orientation"
+    )
 
 
 def check_control_size(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gate_lightning.data.files.listing import list_files
+from gate_lightning.data.files.names import inner_path, same_name
 from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.utils.seeding import data_generator
+from gate_lightning.utils.text import parse_json, read_csv, read_json, read_text
 
-__all__ = ["CaptionFile", "caption_beside", "derangement", "read_captions"]
+__all__ = ["CaptionFile", "derangement", "read_captions"]
 
 FORMS = """.jsonl ({"image": "a.jpg", "caption": "…"} a line), .json ({"a.jpg": "…"} or a list of such objects), \
 .csv or .tsv (columns image and caption), .txt (`a.jpg<TAB>…` a line), or a folder of a.txt files"""
@@ -40,8 +43,7 @@ class CaptionFile:
             raise DataError(f"the caption file {self.path} (= {self.path.resolve()}) does not exist; expected {FORMS}")
         entries: dict[str, str] = {}
         for where, image, caption in _entries(self.path):
-            key = PurePosixPath(image.replace("\\", "/")).as_posix()
-            if entries.setdefault(key, caption) != caption:
+            if entries.setdefault(inner_path(image, where), caption) != caption:
                 raise DataError(f"{where}: a second caption for {image!r}, and another one; keep one of them")
         self.table: PathTable[str] = PathTable(entries, str(self.path), "caption", _ADVICE)
         #: hash of the captions; the same for every form of file
@@ -64,37 +66,38 @@ def read_captions(root: Path, split: str, names: Sequence[str], kind: str = "cap
         One caption per name, or None if there are no captions for this split.
 
     Raises:
-        DataError: captions for some images only, or a line without tab. The first one is named.
+        DataError: captions for some images only, two for one, or a line without tab. The first one is named.
     """
     folder, table = root / kind / split, root / f"{kind}.txt"
     if folder.is_dir() and table.is_file():
         raise DataError(f"there are captions in {folder} and in {table}; keep one of them")
-    source, found = folder, {}
+    found: dict[str, str] = {}
     if folder.is_dir():
-        found = {image: caption for _, image, caption in _entries(folder)}
+        found = {same_name(image): caption for _, image, caption in _entries(folder)}
     elif table.is_file():
-        source, prefix = table, f"{split}/" if split else ""
-        for _, image, caption in _entries(table):
-            if image.startswith(prefix):
-                name = image.removeprefix(prefix).strip()
-                found[name] = caption
-                found.setdefault(Path(name).with_suffix("").as_posix(), caption)
+        found = _of_split(table, f"{split}/" if split else "")
     if not found:
         return None
-    missing = [name for name in names if name not in found]
+    source = folder if folder.is_dir() else table
+    missing = [name for name in names if same_name(name) not in found]
     if missing:
         where = f" of {split}" if split else ""
         raise DataError(
             f"{source} has no caption for {missing[0]!r}{where} ({len(missing)} of {len(names)} are missing); "
             "every image needs one, an empty one counts"
         )
-    return [found[name] for name in names]
+    return [found[same_name(name)] for name in names]
 
 
-def caption_beside(image: Path) -> str | None:
-    """Caption of ``a.jpg`` from ``a.txt`` in its folder, or None without that file."""
-    path = image.with_suffix(".txt")
-    return _text(path).strip() if path.exists() else None
+def _of_split(table: Path, prefix: str) -> dict[str, str]:
+    """Captions of a table's images below ``prefix``, by their paths with and without suffix."""
+    found: dict[str, str] = {}
+    for where, image, caption in _entries(table):
+        path = inner_path(image, where)
+        name = path.removeprefix(prefix)
+        if path.startswith(prefix) and found.setdefault(name, caption) != caption:
+            raise DataError(f"{where}: a second caption for {image!r}, and another one; keep one of them")
+    return {Path(name).with_suffix("").as_posix(): caption for name, caption in found.items()} | found
 
 
 def derangement(length: int, *key: object) -> np.ndarray:
@@ -119,17 +122,16 @@ def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
     """(place, image, caption) in the order of the file."""
     form = path.suffix.lower()
     if path.is_dir():
-        for file in sorted(path.rglob("*.txt")):
-            yield str(file), file.relative_to(path).with_suffix("").as_posix(), _text(file).strip()
+        for file in list_files(path, suffixes=(".txt",)).files:
+            yield str(file), file.relative_to(path).with_suffix("").as_posix(), read_text(file).strip()
     elif form in (".jsonl", ".ndjson"):
         for where, line in _lines(path):
-            yield _pair(_loaded(line, where), where)
+            yield _pair(parse_json(line, where), where)
     elif form == ".json":
         yield from _json(path)
     elif form in (".csv", ".tsv"):
-        reader = csv.DictReader(_text(path).splitlines(keepends=True), delimiter="," if form == ".csv" else "\t")
-        for row in reader:
-            yield _pair(row, f"{path}, line {reader.line_num}")
+        for number, row in enumerate(read_csv(path, delimiter="," if form == ".csv" else "\t"), start=1):
+            yield _pair(row, f"{path}, row {number}")
     elif form == ".txt":
         for where, line in _lines(path):
             yield _tabbed(line, where)
@@ -137,16 +139,10 @@ def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
         raise DataError(f"{path} is no caption file of a known form; expected {FORMS}")
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text ({error}); save it as UTF-8") from error
-
-
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """(place, line) of the lines that are not blank."""
-    lines = enumerate(_text(path).splitlines(), start=1)
+    # not splitlines, which also splits at signs that captions may hold
+    lines = enumerate(re.split(r"\r\n?|\n", read_text(path)), start=1)
     return ((f"{path}, line {number}", line) for number, line in lines if line.strip())
 
 
@@ -161,24 +157,15 @@ def _tabbed(line: str, where: str) -> tuple[str, str, str]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, str, str]]:
-    value = _loaded(_text(path), str(path))
+    value = read_json(path, kind=(dict, list))
     if isinstance(value, Mapping):
         for image, caption in value.items():
             if not isinstance(caption, str):
                 raise DataError(f"{path}: the caption of {image!r} is a {type(caption).__name__}; expected a text")
             yield str(path), image, caption.strip()
-    elif isinstance(value, list):
+    else:
         for number, item in enumerate(value):
             yield _pair(item, f"{path}, entry {number}")
-    else:
-        raise DataError(f"{path} holds a {type(value).__name__}; expected {FORMS}")
-
-
-def _loaded(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} is no JSON ({error}); expected {FORMS}") from error
 
 
 def _pair(item: Any, where: str) -> tuple[str, str, str]:

@@ -1,128 +1,33 @@
-"""Sanity check of a data set folder."""
+"""Sanity checks of image files, and of images with masks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.files.images import image_size, read_image, size_of_mask
+from gate_lightning.data.files.images import IMAGE_SUFFIXES, Header, image_header, inspect_image
+from gate_lightning.data.files.listing import describe_left_out
+from gate_lightning.data.files.mask_values import MASK_SUFFIXES, mask_header
 from gate_lightning.data.files.masks import MaskReader
 from gate_lightning.data.files.pairing import Pair, SplitFiles
+from gate_lightning.data.files.report import SplitReport
 from gate_lightning.errors import DataError
 from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.progress import Progress
 
-__all__ = ["LEVELS", "DataReport", "SplitReport", "check_split", "count_pixels"]
+__all__ = ["LEVELS", "ORIENTATIONS", "check_images", "check_split", "count_pixels", "mask_turn", "too_few_classes"]
 
 #: quick: all headers, and some masks and images of every split; full: everything is decoded
 LEVELS = ("quick", "full")
 QUICK_SAMPLES = 32
-#: folders that hold masks, by the layouts' names
-MASK_FOLDERS = frozenset({"masks", "annotations", "gtFine"})
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """Result of the check of a split.
-
-    Attributes:
-        split: its name.
-        count: images with masks.
-        inspected: how many of them were decoded.
-        errors, warnings: sentences that name the file, in the order of the files.
-        pixels: int64 (K + 1,) labelled pixels of every class and, last, ignored ones, of the decoded masks.
-        sizes: (height, width) → number of images.
-    """
-
-    split: str
-    count: int
-    inspected: int
-    errors: tuple[str, ...]
-    warnings: tuple[str, ...]
-    pixels: np.ndarray
-    sizes: Mapping[tuple[int, int], int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """Result of a check; printing it gives the report.
-
-    Attributes:
-        name: data set or folder.
-        classes: names.
-        splits: one report each.
-        notes: further tables, printed below.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    splits: tuple[SplitReport, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def errors(self) -> tuple[str, ...]:
-        """Errors of all splits, in the order of files."""
-        return tuple(error for split in self.splits for error in split.errors)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings of all splits."""
-        seen = tuple(warning for split in self.splits for warning in split.warnings)
-        return seen + _class_warnings(self.classes, self.splits)
-
-    def raise_if_broken(self) -> None:
-        """Raise the first error.
-
-        Raises:
-            DataError: its message names the first broken file and counts the other errors.
-        """
-        if self.errors:
-            more = len(self.errors) - 1
-            rest = f"\n({more} more; all of them: python eval.py tool=check_data dataset=…)" if more else ""
-            raise DataError(f"{self.errors[0]}{rest}")
-
-    def __str__(self) -> str:
-        lines = [f"{self.name}: {len(self.classes)} classes" if self.classes else self.name]
-        for split in self.splits:
-            common = ", ".join(f"{w}×{h}" for (h, w), _ in Counter(split.sizes).most_common(3))
-            sizes = f", {len(split.sizes)} size(s): {common}" if split.sizes else ""
-            lines.append(f"  {split.split}: {split.count} images, {split.inspected} decoded{sizes}")
-        lines += [*(_table(self.classes, self.splits) if self.classes else ()), *self.notes]
-        for title, entries in (("errors", self.errors), ("warnings", self.warnings)):
-            lines.append(f"  {len(entries)} {title}")
-            lines += [f"    {entry}" for entry in entries[:50]]
-            if len(entries) > 50:
-                lines.append(f"    … and {len(entries) - 50} more")
-        return "\n".join(lines)
-
-
-def _table(classes: Sequence[str], splits: Sequence[SplitReport]) -> list[str]:
-    """Share of the labelled pixels per class and split."""
-    width = max(len(name) for name in (*classes, "(ignored)"))
-    lines = [f"  {'class':<{width + 4}}" + "".join(f"{split.split:>10}" for split in splits)]
-    for number, name in enumerate((*classes, "(ignored)")):
-        shares = [split.pixels[number] / max(int(split.pixels.sum()), 1) for split in splits]
-        index = f"{number:>3} " if number < len(classes) else "    "
-        lines.append(f"  {index}{name:<{width}}" + "".join(f"{share:>10.2%}" for share in shares))
-    return lines
-
-
-def _class_warnings(classes: Sequence[str], splits: Sequence[SplitReport]) -> tuple[str, ...]:
-    found = []
-    for split in splits:
-        empty = [f"{name!r} ({number})" for number, name in enumerate(classes) if not split.pixels[number]]
-        if empty and split.inspected:
-            looked = (
-                "" if split.inspected == split.count else f" that were looked at ({split.inspected} of {split.count})"
-            )
-            shown = ", ".join(empty[:8]) + (f" and {len(empty) - 8} more classes" if len(empty) > 8 else "")
-            found.append(f"{split.split}: no pixel of {shown} in the masks{looked}")
-    return tuple(found)
+#: view of an image with an EXIF orientation that its mask was drawn on: as it is shown, or as its pixels are stored
+ORIENTATIONS = ("shown", "stored")
 
 
 def count_pixels(masks: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
@@ -135,12 +40,18 @@ def count_pixels(masks: Iterable[np.ndarray], num_classes: int) -> np.ndarray:
     return counts
 
 
+def mask_turn(image: Header, mask_orientation: str | None) -> int:
+    """EXIF orientation that the mask of an image is turned by, unless it has one of its own."""
+    return image.turn if mask_orientation == "stored" else 1
+
+
 def check_split(
     files: SplitFiles,
     reader: MaskReader,
     level: str = "quick",
     too_small: Callable[[int, int], str | None] | None = None,
     same_size: bool = True,
+    mask_orientation: str | None = None,
 ) -> SplitReport:
     """Check one split of a folder.
 
@@ -150,52 +61,127 @@ def check_split(
         level: ``quick`` or ``full``.
         too_small: says for a (height, width) why it is too small, or None.
         same_size: masks must have the size of their images; else only the same shape.
+        mask_orientation: see ``ORIENTATIONS``; None: ``shown``, with a warning where nothing tells.
 
     Raises:
         ConfigError: unknown level.
     """
     check_choice(level, "level", LEVELS)
     errors, warnings = _pairing(files)
-    count = len(files.pairs)
-    step = 1 if level == "full" else max(1, -(-count // QUICK_SAMPLES))
-    sizes: Counter[tuple[int, int]] = Counter()
-    pixels = np.zeros(len(reader.classes) + 1, dtype=np.int64)
-    unknown = _UnknownLabels(reader)
-    inspected = 0
+    masks = _Masks(reader)
+    images = _Images(files.split, len(files.pairs), level)
+    unclear, left = [], []
     for number, pair in enumerate(files.pairs):
         try:
-            sizes[_check_sizes(pair, too_small, same_size)] += 1
-            if number % step == 0:
-                inspected += 1
-                read_image(pair.image)
-                labels = unknown.inspect(pair.mask, place=len(errors))
-                pixels += count_pixels([labels], len(reader.classes))
+            header, mask = image_header(pair.image), mask_header(pair.mask)
+            turn = mask_turn(header, mask_orientation)
+            _check_sizes(pair, header, mask, turn, too_small, same_size)
+            unclear += [pair.image] if _unclear(header, mask, mask_orientation) else []
+            if images.look(number, pair.image, header):
+                masks.look(pair.mask, turn, place=len(errors))
+            else:
+                left.append((pair.mask, turn))
         except DataError as error:
             errors.append(str(error))
-    errors[unknown.place : unknown.place] = unknown.sentences(inspected)
-    return SplitReport(files.split, count, inspected, tuple(errors), tuple(warnings), pixels, dict(sizes))
+    errors[masks.place : masks.place] = masks.sentences(images.inspected)
+    if not errors:
+        errors += masks.too_few(files.split, left)
+    report = images.report(errors, [*warnings, *_turned(files.split, unclear)])
+    return replace(report, pixels=masks.pixels)
 
 
-class _UnknownLabels:
-    """Collector of unknown mask values; all masks together give one error, which names the first."""
+def check_images(split: str, paths: Sequence[Path], level: str = "quick") -> SplitReport:
+    """Check images without masks: all headers, and some of them or (``full``) all decoded.
+
+    Raises:
+        ConfigError: unknown level.
+    """
+    check_choice(level, "level", LEVELS)
+    images, errors = _Images(split, len(paths), level), []
+    for number, path in enumerate(paths):
+        try:
+            images.look(number, path, image_header(path))
+        except DataError as error:
+            errors.append(str(error))
+    return images.report(errors, [])
+
+
+def too_few_classes(split: str, classes: Sequence[str], pixels: np.ndarray, masks: int) -> str:
+    """Beginning of a sentence about masks of which nothing can be learned; empty where two classes or more are in them.
+
+    Args:
+        split: name.
+        classes: K names.
+        pixels: (K + 1,) pixels of every class and, last, ignored ones.
+        masks: number of masks.
+    """
+    present = np.flatnonzero(pixels[:-1])
+    if len(present) > 1:
+        return ""
+    if not len(present):
+        return f"{split}: every pixel of its {masks} masks is ignored, so nothing can be learned or measured"
+    beside = f" beside ignored pixels ({pixels[-1] / pixels.sum():.1%})" if pixels[-1] else ""
+    name = f"{classes[present[0]]!r} ({present[0]})"
+    return f"{split}: its {masks} masks hold no class but {name}{beside}, so nothing can be learned or measured"
+
+
+@dataclass
+class _Images:
+    """Looks at the images of a split one after another, and counts."""
+
+    split: str
+    count: int
+    level: str
+    inspected: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    dim: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.step = 1 if self.level == "full" else max(1, -(-self.count // QUICK_SAMPLES))
+        self.progress = Progress(self.count, 0, 1, f"check of {self.split}")
+
+    def look(self, number: int, path: Path, header: Header) -> bool:
+        """Count an image, and decode it if it is one of those; whether it is."""
+        self.sizes[header.size] += 1
+        self.progress.step(1, 0)
+        if number % self.step:
+            return False
+        self.inspected += 1
+        note = inspect_image(path)[1]
+        self.dim += [f"{path}: {note}"] if note else []
+        return True
+
+    def report(self, errors: Sequence[str], warnings: Sequence[str]) -> SplitReport:
+        """The report, without pixels of classes."""
+        more = f" ({len(self.dim)} of {self.inspected} images looked at)" if len(self.dim) > 1 else ""
+        told = (*warnings, *(f"{note}{more}" for note in self.dim[:1]))
+        nothing = np.zeros(1, dtype=np.int64)
+        return SplitReport(self.split, self.count, self.inspected, tuple(errors), told, nothing, dict(self.sizes))
+
+
+class _Masks:
+    """Looks at masks, counts their pixels, and collects their unknown values to one error, which names the first."""
 
     def __init__(self, reader: MaskReader) -> None:
         self.reader = reader
+        self.pixels = np.zeros(len(reader.classes) + 1, dtype=np.int64)
         self.first: tuple[Path, dict[Any, int]] | None = None
         self.total: Counter[Any] = Counter()
-        self.files = 0
-        self.place = 0
+        self.files = self.looked = self.place = 0
 
-    def inspect(self, path: Path, place: int) -> np.ndarray:
-        labels, unknown = self.reader.inspect(path)
+    def look(self, path: Path, turn: int, place: int = 0) -> None:
+        """Count one mask; ``place`` is where in a list of errors one about its values belongs."""
+        labels, unknown = self.reader.inspect(path, turn)
+        self.looked += 1
+        self.pixels += count_pixels([labels], len(self.reader.classes))
         if unknown:
             if self.first is None:
                 self.first, self.place = (path, unknown), place
             self.files += 1
             self.total.update(unknown)
-        return labels
 
     def sentences(self, inspected: int) -> list[str]:
+        """The error about unknown values, if there were any."""
         if self.first is None:
             return []
         path, unknown = self.first
@@ -205,26 +191,51 @@ class _UnknownLabels:
             others = f" ({self.files} of {inspected} masks looked at hold such values: {values})"
         return [f"{path}: {self.reader.describe(unknown, self.total)}{others}"]
 
+    def too_few(self, split: str, left: Sequence[tuple[Path, int]]) -> list[str]:
+        """The error about a split without two classes; masks not looked at yet are read until there are two."""
+        pixels, progress = self.pixels.copy(), Progress(len(left), 0, 1, f"search for a second class in {split}")
+        for path, turn in left:
+            if np.count_nonzero(pixels[:-1]) > 1:
+                break
+            try:
+                pixels += count_pixels([self.reader.read(path, turn)], len(self.reader.classes))
+            except DataError as error:
+                return [str(error)]
+            progress.step(1, 0)
+        found = too_few_classes(split, self.reader.classes, pixels, self.looked + len(left))
+        present = np.flatnonzero(pixels[:-1])
+        if not found or (split == "test" and len(present)):
+            return []  # one class can still be measured
+        return [f"{found}. {self._advice([int(label) for label in present], bool(pixels[-1]))}"]
+
+    def _advice(self, present: Sequence[int], ignored: bool) -> str:
+        if not ignored and len(self.reader.classes) == 1:
+            return "Name what is around it in classes.txt as a second class, and draw it in the masks"
+        if not ignored:
+            return "Are these the right masks? Choose images that show other classes too"
+        if self.reader.palette is not None:
+            return "Look at the colours that the palette file calls unlabelled"
+        return self.reader.label_map.advice_on_ignored(present)
+
 
 def _pairing(files: SplitFiles) -> tuple[list[str], list[str]]:
     errors = [
         f"{group[0]}: {len(group)} files of one name ({', '.join(path.name for path in group)}); keep one"
         for group in files.doubles
     ]
-    lossy = [
-        path
-        for path in files.other
-        if path.suffix.lower() in (".jpg", ".jpeg", ".webp") and MASK_FOLDERS.intersection(path.parts)
-    ]
+    lossy = [path for path in files.other_masks if path.suffix.lower() in set(IMAGE_SUFFIXES) - {".gif"}]
     errors += [
         f"{path}: a mask saved with loss has wrong labels at every edge; save masks as PNG" for path in lossy[:1]
     ]
     if not lossy:
         errors += _alone(files.without_mask, "image", "mask", files.split, files.mask_place)
     errors += _alone(files.without_image, "mask", "image", files.split, files.image_place)
-    rest = [path for path in files.other if path not in lossy]
-    warnings = [f"{path}: no image, left out ({len(rest)} such files)" for path in rest[:1]]
-    return errors, warnings
+    rest = [path for path in files.other_masks if path not in lossy]
+    told = (
+        describe_left_out(files.images, files.other, IMAGE_SUFFIXES),
+        describe_left_out(files.masks, rest, MASK_SUFFIXES),
+    )
+    return errors, [text for text in told if text]
 
 
 def _alone(paths: Sequence[Path], what: str, partner: str, split: str, place: str) -> list[str]:
@@ -234,17 +245,30 @@ def _alone(paths: Sequence[Path], what: str, partner: str, split: str, place: st
     return [f"{paths[0]}: {what} without {partner}{total}; expected {place} of the same path and name"]
 
 
-def _check_sizes(pair: Pair, too_small: Callable[[int, int], str | None] | None, same_size: bool) -> tuple[int, int]:
-    """(height, width) of an image whose mask fits.
+def _check_sizes(
+    pair: Pair,
+    image: Header,
+    mask: Header,
+    turn: int,
+    too_small: Callable[[int, int], str | None] | None,
+    same_size: bool,
+) -> None:
+    """Check that the mask of an image fits, and that the image is large enough.
 
     Raises:
-        DataError: it has not, or the image is too small.
+        DataError: it does not, or it is too small.
     """
-    size, mask_size = image_size(pair.image), size_of_mask(pair.mask)
+    size = image.size
+    mask_size = _swapped(mask.size) if mask.turn == 1 and turn > 4 else mask.size
     fits = size == mask_size if same_size else size[0] * mask_size[1] == size[1] * mask_size[0]
     if not fits:
-        turned = size == mask_size[::-1]
-        hint = "the mask does not follow the EXIF rotation of the image" if turned else "one of them was resized"
+        hint = "one of them was resized"
+        if image.turn > 4 and size == _swapped(mask_size):
+            other = "shown" if turn > 4 else "stored"
+            hint = (
+                "the mask does not follow the EXIF rotation of the image; if masks were drawn on images as they are "
+                f"{other}, say dataset.mask_orientation={other}"
+            )
         raise DataError(
             f"{pair.image}: image is {size[1]}×{size[0]} (width × height), its mask {pair.mask} "
             f"{mask_size[1]}×{mask_size[0]}; {hint}"
@@ -252,4 +276,24 @@ def _check_sizes(pair: Pair, too_small: Callable[[int, int], str | None] | None,
     reason = too_small(*size) if too_small else None
     if reason:
         raise DataError(f"{pair.image}: {reason}")
-    return size
+
+
+def _unclear(image: Header, mask: Header, mask_orientation: str | None) -> bool:
+    """Whether an image has an orientation and nothing tells which view of it the mask was drawn on."""
+    if mask_orientation is not None or image.turn == 1 or mask.turn != 1:
+        return False
+    return image.turn <= 4 or image.size[0] == image.size[1]
+
+
+def _turned(split: str, unclear: Sequence[Path]) -> list[str]:
+    if not unclear:
+        return []
+    return [
+        f"{split}: {len(unclear)} images are turned or mirrored by their EXIF orientation (first {unclear[0]}), and "
+        "nothing tells whether their masks were drawn on the image as it is shown or as its pixels are stored; taken "
+        "as shown. Say which: dataset.mask_orientation=shown or stored"
+    ]
+
+
+def _swapped(size: tuple[int, int]) -> tuple[int, int]:
+    return size[1], size[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.files.images import read_mask_values
+from gate_lightning.data.files.mask_values import read_mask_values
 from gate_lightning.data.files.palette import Palette
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["LabelMap", "MaskReader"]
 
@@ -27,8 +28,8 @@ class LabelMap:
         num_classes: K.
         ignore_index: file value of unlabelled pixels, or None if there is none.
         reduce_zero_label: ADE20K's habit: 0 is unlabelled and every class is stored one too high.
-        label_map: file value → label, for files that number otherwise; replaces the identity. Values it does not
-            mention are unknown.
+        label_map: file value → label, for files that number otherwise; replaces the identity, and for its values the
+            ignored one. Values it does not mention are unknown.
 
     Raises:
         ConfigError: a rule that contradicts another one or leaves the range.
@@ -40,15 +41,16 @@ class LabelMap:
     label_map: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.ignore_index is not None and not 0 <= self.ignore_index < _TABLE:
-            raise ConfigError(f"ignore_index is {self.ignore_index}; expected a value masks can hold, or null")
+        if self.ignore_index is not None:
+            whole_number(self.ignore_index, "dataset.ignore_index", 0, _TABLE - 1, optional="no such value")
+        if not isinstance(self.label_map, Mapping):
+            raise ConfigError(f"label_map is {self.label_map!r}; expected {{file value: class index, …}}")
         if self.reduce_zero_label and self.label_map:
             raise ConfigError("reduce_zero_label and label_map both renumber labels; use one of them")
-        bad = {key: value for key, value in self.label_map.items() if not 0 <= int(value) < self.num_classes}
-        if bad:
-            raise ConfigError(f"label_map sends {bad} outside the classes 0 … {self.num_classes - 1}")
-        if any(not 0 <= int(key) < _TABLE for key in self.label_map):
-            raise ConfigError(f"label_map has file values {sorted(self.label_map)}; expected 0 to {_TABLE - 1}")
+        for value, label in self.label_map.items():
+            whole_number(value, "a file value of dataset.label_map", 0, _TABLE - 1)
+            if not 0 <= whole_number(label, f"dataset.label_map[{value}]") < self.num_classes:
+                raise ConfigError(f"label_map sends {value} to {label}, outside the classes 0 … {self.num_classes - 1}")
 
     @property
     def known(self) -> dict[int, int]:
@@ -59,7 +61,7 @@ class LabelMap:
             known = {label + int(self.reduce_zero_label): label for label in range(self.num_classes)}
         if self.reduce_zero_label:
             known[0] = IGNORE_INDEX
-        if self.ignore_index is not None:
+        if self.ignore_index is not None and self.ignore_index not in self.label_map:
             known[self.ignore_index] = IGNORE_INDEX
         return known
 
@@ -101,6 +103,25 @@ class LabelMap:
             return f"If {value} means unlabelled use dataset.ignore_index={value}{also}; else add it to classes.txt"
         return "Add the missing names to classes.txt, or renumber with dataset.label_map={file value: class index, …}"
 
+    def advice_on_ignored(self, present: Sequence[int]) -> str:
+        """Advice where so much is ignored that one class is left, or none: the reading that would make sense.
+
+        Args:
+            present: the classes that are left.
+        """
+        if self.reduce_zero_label:
+            return "If 0 is a class and not unlabelled use dataset.reduce_zero_label=false"
+        ignored = self.ignore_index
+        if ignored is None or ignored in self.label_map:
+            return "Choose masks with labels"
+        if len(present) != 1 or self.num_classes > 2:
+            return f"If {ignored} is a class say which: 'dataset.label_map={{file value: class index, …}}'"
+        (label,) = present
+        given = self.label_map or {label: label}
+        reading = dict(sorted({**given, ignored: 1 - label}.items()))
+        words = f"If {ignored} is the other class and not unlabelled use 'dataset.label_map={reading}'"
+        return words if self.num_classes == 2 else f"{words}, with both names in classes.txt"
+
 
 @dataclass(frozen=True)
 class MaskReader:
@@ -121,8 +142,12 @@ class MaskReader:
         "one with dataset.palette=…"
     )
 
-    def inspect(self, path: Path) -> tuple[np.ndarray, dict[Any, int]]:
+    def inspect(self, path: Path, turn: int = 1) -> tuple[np.ndarray, dict[Any, int]]:
         """Labels of a mask and its unknown values.
+
+        Args:
+            path: the mask.
+            turn: see `read_mask_values`.
 
         Returns:
             uint8 (H, W) labels, and unknown values (or colours) with their numbers of pixels, ignored in the labels.
@@ -130,20 +155,20 @@ class MaskReader:
         Raises:
             DataError: missing, damaged, or RGB without a palette file.
         """
-        values = read_mask_values(path)
+        values = read_mask_values(path, turn)
         if values.ndim == 2:
             return self.label_map.apply(values)
         if self.palette is None:
             raise DataError(f"{path} is an RGB mask and {self.colour_advice}")
         return self.palette.decode(values, self.classes)
 
-    def read(self, path: Path) -> np.ndarray:
+    def read(self, path: Path, turn: int = 1) -> np.ndarray:
         """Labels of a mask, uint8 (H, W) with 255 for ignored.
 
         Raises:
             DataError: as `inspect`, and for an unknown value.
         """
-        labels, unknown = self.inspect(path)
+        labels, unknown = self.inspect(path, turn)
         if unknown:
             raise DataError(f"{path}: {self.describe(unknown)}")
         return labels

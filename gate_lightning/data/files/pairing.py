@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gate_lightning.data.card import check_classes
-from gate_lightning.data.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES
+from gate_lightning.data.files.images import IMAGE_SUFFIXES
+from gate_lightning.data.files.listing import describe_left_out, list_files
+from gate_lightning.data.files.mask_values import MASK_SUFFIXES
+from gate_lightning.data.files.names import same_name
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.utils.text import read_text
 
-__all__ = ["LAYOUT", "Pair", "SplitFiles", "images_in", "pair_files", "read_classes", "require_root", "scan_split"]
+__all__ = ["LAYOUT", "Pair", "SplitFiles", "pair_files", "read_classes", "require_root", "scan_split"]
 
 LAYOUT = "images/{train,val[,test]}, masks/{train,val[,test]}, classes.txt"
 
@@ -20,7 +24,7 @@ class Pair:
     """An image and its mask.
 
     Attributes:
-        name: path below the folder of the split's images without suffix, with forward slashes.
+        name: path below the folder of the split's images without suffix, with forward slashes, as `same_name` has it.
         image: file.
         mask: file.
         sample_id: path of the image relative to the root, with forward slashes.
@@ -40,16 +44,20 @@ class SplitFiles:
         split: train, val, test.
         pairs: sorted by name.
         without_mask, without_image: files without partner.
-        other: files of unknown kind.
+        images, masks: folders.
+        other, other_masks: files of other kinds in them.
         doubles: groups of files with one name and several suffixes, of which none is in ``pairs``.
         image_place, mask_place: where an image or mask without partner was expected, for messages.
     """
 
     split: str
     pairs: tuple[Pair, ...]
+    images: Path
+    masks: Path
     without_mask: tuple[Path, ...] = ()
     without_image: tuple[Path, ...] = ()
     other: tuple[Path, ...] = ()
+    other_masks: tuple[Path, ...] = ()
     doubles: tuple[tuple[Path, ...], ...] = field(default_factory=tuple)
     image_place: str = ""
     mask_place: str = ""
@@ -69,6 +77,8 @@ def require_root(root: str | Path, layout: str = LAYOUT, inside: str = "images")
     folder = Path(root).expanduser()
     looked = f"looked for {layout} in {folder} (= {folder.resolve()})"
     if not folder.is_dir():
+        if folder.exists():
+            raise DataError(f"dataset.root is a file: {looked}; unpack it where it is an archive, and name the folder")
         parent = folder.parent
         beside = sorted(path.name for path in parent.iterdir() if path.is_dir())[:8] if parent.is_dir() else None
         there = f"{parent} holds the folders {beside}" if beside is not None else f"{parent} does not exist either"
@@ -88,14 +98,9 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; write one class name a line, the first line names value 0")
     try:
-        return check_classes(path.read_text(encoding="utf-8-sig").rstrip().splitlines(), path)
+        return check_classes(read_text(path).rstrip().splitlines(), path)
     except ConfigError as error:
         raise DataError(str(error)) from error
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Image files below ``folder``, sorted."""
-    return [path for path in _files(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def scan_split(root: Path, split: str) -> SplitFiles:
@@ -141,7 +146,9 @@ def pair_files(
         other_images, other_masks = [file for file in other_images if file in other_masks], []
     if not images:
         kind = f"*{endings[0]}" if endings[0] else "files"
-        raise DataError(f"{root / image_folder} holds no images; expected {kind} with {', '.join(IMAGE_SUFFIXES)}")
+        left_out = describe_left_out(root / image_folder, other_images)
+        expected = f"expected {kind} with {', '.join(IMAGE_SUFFIXES)}"
+        raise DataError(f"{root / image_folder} holds no images; {left_out or expected}")
     doubles = [tuple(files) for group in (images, masks) for files in group.values() if len(files) > 1]
     pairs = [
         Pair(name, files[0], masks[name][0], files[0].relative_to(root).as_posix())
@@ -151,36 +158,26 @@ def pair_files(
     return SplitFiles(
         split=split,
         pairs=tuple(sorted(pairs, key=lambda pair: pair.name)),
+        images=root / image_folder,
+        masks=root / mask_folder,
         without_mask=_alone(images, masks),
         without_image=_alone(masks, images),
-        other=tuple(sorted((*other_images, *other_masks))),
+        other=tuple(other_images),
+        other_masks=tuple(other_masks),
         doubles=tuple(doubles),
         image_place=f"{image_folder}/…{endings[0]}",
         mask_place=f"{mask_folder}/…{endings[1]}",
     )
 
 
-def _files(folder: Path) -> list[Path]:
-    """Files below a folder, without hidden ones."""
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-
-
 def _by_name(folder: Path, suffixes: Sequence[str], ending: str = "") -> tuple[dict[str, list[Path]], list[Path]]:
+    listing = list_files(folder, suffixes=suffixes)
     groups: dict[str, list[Path]] = {}
-    other: list[Path] = []
-    for path in _files(folder):
-        if not path.stem.endswith(ending):
-            continue
-        if path.suffix.lower() in suffixes:
+    for path in listing.files:
+        if path.stem.endswith(ending):
             name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
-            groups.setdefault(name, []).append(path)
-        else:
-            other.append(path)
-    return groups, other
+            groups.setdefault(same_name(name), []).append(path)
+    return groups, [path for path in listing.left_out if path.stem.endswith(ending)]
 
 
 def _alone(files: dict[str, list[Path]], partners: Iterable[str]) -> tuple[Path, ...]:

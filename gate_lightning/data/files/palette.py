@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from gate_lightning.data.card import IGNORE_INDEX, RGB
 from gate_lightning.errors import DataError
+from gate_lightning.utils.text import read_text
 
 __all__ = ["IGNORED_NAMES", "Palette", "default_palette", "read_palette"]
 
@@ -95,11 +97,11 @@ def read_palette(path: Path) -> Palette:
         raise DataError(f"palette file {path} does not exist; expected text with `r g b name` on every line")
     names: list[str] = []
     colours: list[RGB] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         fields = line.split(maxsplit=3)
-        values = [int(value) for value in fields[:3] if value.isdigit()]
+        values = [int(value) for value in fields[:3] if re.fullmatch("[0-9]{1,3}", value)]
         if len(fields) < 4 or len(values) < 3 or max(values) > 255:
             raise DataError(f"{path}, line {number}: {line.strip()!r}; expected `r g b name`, e.g. `128 64 128 road`")
         colour = (values[0], values[1], values[2])

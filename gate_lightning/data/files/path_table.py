@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 from gate_lightning.data.files.images import IMAGE_SUFFIXES
+from gate_lightning.data.files.names import same_name
 from gate_lightning.errors import DataError
 
 __all__ = ["PathTable", "without_suffix"]
@@ -28,14 +30,17 @@ class PathTable(Generic[Entry]):
         advice: what to do about an image without entry, for errors.
 
     Raises:
-        DataError: no entries.
+        DataError: no entries, or two of one name.
     """
 
     def __init__(self, entries: Mapping[str, Entry], source: str, what: str, advice: str) -> None:
         if not entries:
             raise DataError(f"{source} holds no {what}; {advice}")
         self.source, self.what, self.advice = source, what, advice
-        self._entries = dict(entries)
+        self._entries = {same_name(key): entry for key, entry in entries.items()}
+        if len(self._entries) < len(entries):
+            twice = next(key for key, count in Counter(map(same_name, entries)).items() if count > 1)
+            raise DataError(f"{source} has {twice!r} twice, with accents in two encodings; keep one of them")
         self._keys: dict[str, list[str]] = {}
         for key in self._entries:
             self._keys.setdefault(without_suffix(key), []).append(key)
@@ -68,9 +73,9 @@ class PathTable(Generic[Entry]):
 
     def missing(self, sample_ids: Sequence[str], total: int) -> DataError:
         """Error about images without an entry: name of the first, number, and the most similar entry."""
-        near = difflib.get_close_matches(without_suffix(sample_ids[0]), [*self._keys][:20_000], n=1, cutoff=0.5)
-        tail = PurePosixPath(without_suffix(sample_ids[0])).name
-        near = near or difflib.get_close_matches(tail, [*self._keys][:20_000], n=1, cutoff=0.5)
+        wanted, known = without_suffix(same_name(sample_ids[0])), [*self._keys][:20_000]
+        near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
+        near = near or difflib.get_close_matches(PurePosixPath(wanted).name, known, n=1, cutoff=0.5)
         hint = f"the nearest is {self._keys[near[0]][0]!r}" if near else f"it has e.g. {next(iter(self._entries))!r}"
         return DataError(
             f"{self.source} has no {self.what} for {sample_ids[0]!r} ({len(sample_ids)} of {total} images have none; "
@@ -78,7 +83,7 @@ class PathTable(Generic[Entry]):
         )
 
     def _key(self, sample_id: str) -> str | None:
-        for tail in _tails(sample_id):
+        for tail in _tails(same_name(sample_id)):
             if tail in self._entries:
                 return tail
             keys = self._keys.get(without_suffix(tail), [])

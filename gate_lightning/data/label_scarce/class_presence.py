@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gate_lightning.data.files.checks import DataReport, SplitReport, count_pixels
+from gate_lightning.data.files.checks import count_pixels
+from gate_lightning.data.files.report import DataReport, SplitReport
 
 __all__ = ["ClassPresence", "over_splits", "pixels_by_image", "rare_classes", "with_presence"]
 

@@ -20,7 +20,8 @@ from lightning import Trainer
 from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches
-from gate_lightning.data.files.checks import DataReport, SplitReport
+from gate_lightning.data.files.checks import too_few_classes
+from gate_lightning.data.files.report import DataReport, SplitReport
 from gate_lightning.data.label_scarce.class_presence import ClassPresence, over_splits, pixels_by_image, with_presence
 from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels, PixelSampler
 from gate_lightning.data.label_scarce.pool import Pool, not_square
@@ -143,13 +144,22 @@ class LabelScarceDataModule(SegmentationDataModule):
         """Find and check the images.
 
         Raises:
-            DataError: broken data.
+            DataError: broken data, or labelled images that show fewer than two classes.
         """
         self.source("test")
         if stage not in ("fit", None) or self._looked:
             return
-        self.masks("test")  # decodes all of them: a broken one must not be found when training has been paid for
-        missing = self.presence("train").missing("train")
+        # decodes all of them: a broken one must not be found when training has been paid for
+        presence = self.presence("train", "test")
+        for split, advice in (
+            ("train", "take more images (task.data.labelled) or another split (task.data.split_seed)"),
+            ("test", "choose other test images"),
+        ):
+            pixels = presence.pixels[split].sum(axis=0)
+            found = too_few_classes(split, self.labels.classes, pixels, len(presence.pixels[split]))
+            if found and (split == "train" or not pixels[:-1].any()):
+                raise DataError(f"{found}; {advice}")
+        missing = presence.missing("train")
         self._looked = True
         if missing:
             log.warning(

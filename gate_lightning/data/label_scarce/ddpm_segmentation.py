@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gate_lightning.data.card import IGNORE_INDEX, ClassLabels, DatasetCard
-from gate_lightning.data.files.checks import SplitReport
-from gate_lightning.data.files.images import ARRAY_SUFFIX
+from gate_lightning.data.files.mask_values import ARRAY_SUFFIX
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import SplitFiles, pair_files, require_root
+from gate_lightning.data.files.report import SplitReport
 from gate_lightning.data.segmentation.benchmark import class_file
 from gate_lightning.data.segmentation.image_files import FileDataModule
 from gate_lightning.data.transforms.square_resize import Square

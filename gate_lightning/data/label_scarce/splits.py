@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gate_lightning.data.files.names import same_name
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.files import write_atomically
 from gate_lightning.utils.seeding import data_generator
+from gate_lightning.utils.text import read_json
 
 __all__ = ["Split", "random_split", "read_split", "shipped_split", "write_split"]
 
@@ -92,27 +94,23 @@ def read_split(path: str | Path, names: Sequence[str]) -> Split:
         DataError: missing, of another form, of images that are not there, or with an image twice.
     """
     file = Path(path).expanduser()
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"split_file {file} cannot be read: {error}") from error
-    except ValueError as error:
-        raise DataError(f"split_file {file} is no JSON ({error})") from error
-    parts = {part: content.get(part, []) if isinstance(content, dict) else None for part in ("train", "test", "unused")}
+    content = read_json(file)
+    parts = {part: content.get(part, []) for part in ("train", "test", "unused")}
     if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in parts.values()):
         raise DataError(f'split_file {file}: expected {{"train": [sample id, …], "test": [sample id, …]}}')
     if not parts["train"] or not parts["test"]:
         raise DataError(f"split_file {file} names no {'test' if parts['train'] else 'train'} images")
-    places = {name: place for place, name in enumerate(names)}
-    unknown = [name for part in parts.values() for name in part or () if name not in places]
+    parts = {part: [same_name(name) for name in given] for part, given in parts.items()}
+    places = {same_name(name): place for place, name in enumerate(names)}
+    unknown = [name for part in parts.values() for name in part if name not in places]
     if unknown:
         raise DataError(
             f"split_file {file} names {len(unknown)} images that the data set does not have, first {unknown[0]!r}; "
             f"its images are called like {names[0]!r}"
         )
-    counts = Counter(name for part in parts.values() for name in part or ())
+    counts = Counter(name for part in parts.values() for name in part)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
         raise DataError(f"split_file {file} names {twice[0]!r} more than once; training and test must not share images")
-    train, test, unused = (tuple(places[name] for name in part or ()) for part in parts.values())
+    train, test, unused = (tuple(places[name] for name in part) for part in parts.values())
     return Split(train, test, unused)

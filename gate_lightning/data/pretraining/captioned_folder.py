@@ -1,118 +1,29 @@
-"""Images with captions in several styles, for LoRA training: kohya's folder layout, or that of a data set."""
+"""Squares of captioned images, for LoRA training."""
 
 from __future__ import annotations
 
-import re
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from gate_lightning.data.files.captions import caption_beside, read_captions
-from gate_lightning.data.files.images import IMAGE_SUFFIXES, read_image
+from gate_lightning.data.files.checks import check_images
+from gate_lightning.data.files.images import read_image
+from gate_lightning.data.files.report import DataReport
 from gate_lightning.data.pretraining.batches import CaptionedBatch
+from gate_lightning.data.pretraining.captioned_files import CaptionedImage, found_captioned
 from gate_lightning.data.pretraining.datamodule import BatchSource, PretrainingDataModule, stacked
 from gate_lightning.data.samples import SampleRequest
-from gate_lightning.errors import DataError
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.seeding import data_generator
 
-__all__ = ["CaptionedFolder", "CaptionedImage", "CaptionedImages", "list_captioned"]
+__all__ = ["CaptionedFolder", "CaptionedImages"]
 
-_REPEATS = re.compile(r"^(\d+)_.+$")
-_CAPTIONS = re.compile(r"^captions(_\w+)?(\.txt)?$")
-
-
-@dataclass(frozen=True)
-class CaptionedImage:
-    """One entry: an image file, its text and how often it counts in a pass."""
-
-    path: Path
-    caption: str
-    repeats: int
-
-
-def list_captioned(root: str | Path | None, styles: Sequence[str] | None = None) -> list[CaptionedImage]:
-    """Images of a folder with their captions, sorted; an image is there once for each caption it has.
-
-    * Sub-folders ``<repeats>_<style>`` (``10_tags``), and images directly in ``root`` (one repeat): the caption of
-      ``a.jpg`` is in ``a.txt`` beside it; without that file it is empty.
-    * A data set in the layout of ``dataset=folder``: images in ``images/train`` (or ``images``), with captions of
-      several styles in ``captions/train/<name>.txt``, ``captions_tags/train/<name>.txt``, … or in ``captions.txt``,
-      ``captions_tags.txt``, … (see `read_captions`). Without any, captions are in ``a.txt`` beside ``a.jpg``, or
-      empty.
-
-    Args:
-        root: the folder.
-        styles: of the second layout, which captions: ``empty`` (none), ``captions``, or the ``tags`` of
-            ``captions_tags``. None: ``empty`` and all there are.
-
-    Raises:
-        DataError: the folder is missing or holds no image, or a style is not there for every image.
-    """
-    folder = Path(root) if root is not None else None
-    if folder is None or not folder.is_dir():
-        raise DataError(f"{root} is not a folder. Give a folder of images, e.g. dataset.root=data/my_images.")
-    if (folder / "images").is_dir():
-        entries = _in_styles(folder, styles)
-    elif styles is not None:
-        raise DataError(f"styles={list(styles)} needs images in {folder / 'images'}; found {_inside(folder)}.")
-    else:
-        entries = _beside([(folder, 1), *_repeated(folder)])
-    if not any(entry.repeats for entry in entries):
-        raise DataError(
-            f"No image in {folder}. Expected {', '.join(IMAGE_SUFFIXES)} files there, in images/train, or "
-            f"in sub-folders named <repeats>_<style>, e.g. 10_empty, 10_tags, 10_sentences, each with captions in .txt "
-            f"files beside them; found {_inside(folder)}."
-        )
-    return entries
-
-
-def _repeated(root: Path) -> list[tuple[Path, int]]:
-    folders = [(folder, _REPEATS.match(folder.name)) for folder in sorted(root.iterdir()) if folder.is_dir()]
-    return [(folder, int(match.group(1))) for folder, match in folders if match]
-
-
-def _beside(folders: Sequence[tuple[Path, int]]) -> list[CaptionedImage]:
-    return [
-        CaptionedImage(path, caption_beside(path) or "", repeats)
-        for folder, repeats in folders
-        for path in _images(sorted(folder.iterdir()), folder)
-    ]
-
-
-def _in_styles(root: Path, styles: Sequence[str] | None) -> list[CaptionedImage]:
-    split = "train" if (root / "images" / "train").is_dir() else ""
-    base = root / "images" / split
-    paths = _images(sorted(base.rglob("*")), base)
-    names = [path.relative_to(base).with_suffix("").as_posix() for path in paths]
-    found = {path.stem.removeprefix("captions_") for path in root.iterdir() if _CAPTIONS.match(path.name)}
-    captions: list[list[str]] = []
-    for style in styles if styles is not None else ("empty", *sorted(found)):
-        kind = style if style == "captions" else f"captions_{style}"
-        read = [""] * len(paths) if style == "empty" else read_captions(root, split, names, kind)
-        if read is None:
-            raise DataError(
-                f"style {style!r}: {root} has neither {kind}/{split} nor {kind}.txt; expected empty"
-                f"{''.join(f', {name}' for name in sorted(found))}"
-            )
-        captions.append(read)
-    texts = [caption_beside(path) for path in paths]
-    if styles is None and not found and any(texts):
-        captions = [[text or "" for text in texts]]
-    return [CaptionedImage(path, text, 1) for read in captions for path, text in zip(paths, read, strict=True)]
-
-
-def _images(paths: Sequence[Path], base: Path) -> list[Path]:
-    """The image files that are not hidden, nor in a hidden folder below ``base``."""
-    shown = (path for path in paths if not any(part.startswith(".") for part in path.relative_to(base).parts))
-    return [path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES]
-
-
-def _inside(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())[:8]
+log = logging.getLogger(__name__)
 
 
 class CaptionedFolder(BatchSource):
@@ -196,11 +107,39 @@ class CaptionedImages(PretrainingDataModule):
         self.root, self.size, self.flip, self.random_crop = root, whole_number(size, "size", 1), flip, random_crop
         self.val_length, self.styles = whole_number(val_length, "val_length", 1), styles
 
+    @cached_property
+    def entries(self) -> list[CaptionedImage]:
+        """The images, checked."""
+        entries, left_out = found_captioned(self.root, self.styles)
+        report = self._checked(entries, left_out, "quick")
+        for warning in report.warnings:
+            log.warning("%s", warning)
+        report.raise_if_broken()
+        return entries
+
     def make_source(self, split: str) -> CaptionedFolder:
-        """Lists the files."""
-        entries = list_captioned(self.root, self.styles)
+        """The images of ``train``, or those of ``val`` to follow the loss on.
+
+        Raises:
+            DataError: see `list_captioned`; or a broken image, which is named.
+        """
         if split == "train":
-            return CaptionedFolder(entries, self.size, self.flip, self.random_crop, self.seed)
-        repeated = [entry for entry in entries for _ in range(entry.repeats)]
+            return CaptionedFolder(self.entries, self.size, self.flip, self.random_crop, self.seed)
+        repeated = [entry for entry in self.entries for _ in range(entry.repeats)]
         chosen = np.linspace(0, len(repeated) - 1, min(self.val_length, len(repeated))).round().astype(int)
         return CaptionedFolder([replace(repeated[index], repeats=1) for index in chosen], self.size)
+
+    def check(self, level: str = "full") -> DataReport:
+        """Check the images without a run; errors are in the report, not raised.
+
+        Args:
+            level: ``quick`` or ``full``.
+
+        Raises:
+            DataError: see `list_captioned`.
+        """
+        return self._checked(*found_captioned(self.root, self.styles), level)
+
+    def _checked(self, entries: Sequence[CaptionedImage], left_out: Sequence[str], level: str) -> DataReport:
+        report = check_images("train", list(dict.fromkeys(entry.path for entry in entries)), level)
+        return DataReport(str(self.root), (), (replace(report, warnings=(*left_out, *report.warnings)),))

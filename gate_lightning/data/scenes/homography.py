@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, first_line
 
 # Smallest homogeneous weight that still counts as "in front of the camera".
 _NEAREST = 1e-6
@@ -19,10 +19,15 @@ def check_transform(transform: np.ndarray | None) -> np.ndarray | None:
     """
     if transform is None:
         return None
-    matrix = np.asarray(transform, dtype=np.float64)
+    try:
+        matrix = np.asarray(transform, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"transform must be a finite (3, 3) matrix: {first_line(error)}") from error
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
         raise ConfigError(f"transform must be a finite (3, 3) matrix, got shape {matrix.shape}: {matrix.tolist()}")
-    if abs(matrix[2, 2]) < 1e-9 or abs(np.linalg.det(matrix / matrix[2, 2])) < 1e-9:
+    corner = abs(matrix[2, 2])
+    # beside entries that are larger by far, the division leaves no finite number
+    if corner < max(1e-9, np.abs(matrix).max() * 1e-15) or abs(np.linalg.det(matrix / matrix[2, 2])) < 1e-9:
         raise ConfigError(f"transform must be invertible with a non-zero lower right entry, got {matrix.tolist()}")
     matrix = matrix / matrix[2, 2]
     return None if np.array_equal(matrix, np.eye(3)) else matrix

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
-from gate_lightning.data.files.checks import DataReport
 from gate_lightning.data.files.masks import LabelMap, MaskReader
+from gate_lightning.data.files.report import DataReport
 from gate_lightning.data.segmentation.benchmark import OfficialDataModule, class_file
 
 __all__ = ["ADE20KDataModule", "card", "class_labels"]

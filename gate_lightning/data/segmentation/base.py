@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.datamodule import ImageDataModule
-from gate_lightning.data.files.checks import DataReport, SplitReport, count_pixels
+from gate_lightning.data.files.checks import count_pixels
+from gate_lightning.data.files.report import DataReport, SplitReport
 from gate_lightning.data.samples import Collate, collate_masks
 from gate_lightning.structures import SegmentationBatch
 

@@ -45,7 +45,7 @@ class FolderDataModule(FileDataModule):
         ratio_range, cat_max_ratio, flip, photometric: see `gate_lightning.data.transforms.basic`.
         prompt_simple, prompt_fine: prompts of the card; None names the classes.
         check_level: sanity check at start: ``quick`` or ``full``.
-        loading: `FileDataModule`'s further arguments: ``subset`` and `SegmentationDataModule`'s.
+        loading: `FileDataModule`'s further arguments: ``mask_orientation``, ``subset`` and `SegmentationDataModule`'s.
 
     Raises:
         DataError: the folder or its class list is missing or contradicts itself.

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from gate_lightning.data.files.captions import derangement, read_captions
-from gate_lightning.data.files.checks import LEVELS, DataReport, SplitReport, check_split
-from gate_lightning.data.files.images import image_size, read_image, size_of_mask
+from gate_lightning.data.files.checks import LEVELS, ORIENTATIONS, check_split, mask_turn
+from gate_lightning.data.files.images import image_header, read_image
+from gate_lightning.data.files.mask_values import mask_header
 from gate_lightning.data.files.masks import MaskReader
 from gate_lightning.data.files.pairing import Pair, SplitFiles
+from gate_lightning.data.files.report import DataReport, SplitReport
 from gate_lightning.data.samples import SegmentationSample
 from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.errors import ConfigError, DataError
@@ -40,6 +42,10 @@ class FileSource:
         captions: one per pair, or None.
         ram_bytes: keep decoded images if all of them together need at most this.
         same_size: masks have the size of their images.
+        mask_orientation: see `FileDataModule`.
+
+    Attributes:
+        orientations: EXIF orientation of the images that have one, by sample id.
     """
 
     def __init__(
@@ -49,9 +55,15 @@ class FileSource:
         captions: Sequence[str] | None = None,
         ram_bytes: int = 0,
         same_size: bool = True,
+        mask_orientation: str | None = None,
     ) -> None:
         self.pairs, self.reader, self.captions, self.same_size = tuple(pairs), reader, captions, same_size
-        self._sizes = [image_size(pair.image) for pair in self.pairs]
+        headers = [image_header(pair.image) for pair in self.pairs]
+        self._sizes = [header.size for header in headers]
+        self._mask_turns = [mask_turn(header, mask_orientation) for header in headers]
+        self.orientations = {
+            pair.sample_id: header.turn for pair, header in zip(self.pairs, headers, strict=True) if header.turn != 1
+        }
         self._keep = sum(height * width for height, width in self._sizes) * 4 <= ram_bytes
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -69,7 +81,10 @@ class FileSource:
             DataError: a file that does not decode, or an unknown label.
         """
         pair = self.pairs[index]
-        image, mask = self._kept.get(index) or (read_image(pair.image), self.reader.read(pair.mask))
+        image, mask = self._kept.get(index) or (
+            read_image(pair.image),
+            self.reader.read(pair.mask, self._mask_turns[index]),
+        )
         if self._keep:
             self._kept[index] = image, mask
         caption = None if self.captions is None else self.captions[index]
@@ -78,7 +93,11 @@ class FileSource:
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
         """(height, width) of the image and of its mask."""
         size = self._sizes[index]
-        return size, size if self.same_size else size_of_mask(self.pairs[index].mask)
+        if self.same_size:
+            return size, size
+        mask = mask_header(self.pairs[index].mask)
+        swapped = mask.turn == 1 and self._mask_turns[index] > 4
+        return size, (mask.size[1], mask.size[0]) if swapped else mask.size
 
 
 class FileDataModule(SegmentationDataModule):
@@ -91,6 +110,8 @@ class FileDataModule(SegmentationDataModule):
         captions: ``fine`` (the files, if there are any), ``coarse`` (``prompt_simple``) or ``shuffled`` (the control:
             every image gets another one's).
         check_level: sanity check at start: ``quick`` or ``full``.
+        mask_orientation: what the masks of images with an EXIF orientation were drawn on: ``shown`` (the turned image)
+            or ``stored`` (its pixels as they are in the file); None: ``shown``, with a warning where nothing tells.
         subset: take at most so many images of every split, spread evenly over its sorted names; or split → number,
             for some splits; None for all. Always the same ones, so they can be compared, resumed and cached.
         loading: `SegmentationDataModule`'s arguments.
@@ -108,13 +129,17 @@ class FileDataModule(SegmentationDataModule):
         self,
         captions: str = "fine",
         check_level: str = "quick",
+        mask_orientation: str | None = None,
         subset: int | Mapping[str, int] | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
         check_choice(captions, "captions", CAPTIONS)
         check_choice(check_level, "dataset.check_level", LEVELS)
+        if mask_orientation is not None:
+            check_choice(mask_orientation, "dataset.mask_orientation", ORIENTATIONS)
         self.captions, self.check_level, self.subset = captions, check_level, _per_split(subset)
+        self.mask_orientation = mask_orientation
 
     @abstractmethod
     def scan(self, split: str) -> SplitFiles:
@@ -136,7 +161,7 @@ class FileDataModule(SegmentationDataModule):
             log.warning("%s", warning)
         report.raise_if_broken()
         captions = self._captions_of(split, _names(files))
-        return FileSource(files.pairs, self.reader, captions, RAM_BYTES, self.same_size)
+        return FileSource(files.pairs, self.reader, captions, RAM_BYTES, self.same_size, self.mask_orientation)
 
     def check(self, level: str = "full") -> DataReport:
         """Check all splits without a run; errors are in the report, not raised.
@@ -151,7 +176,7 @@ class FileDataModule(SegmentationDataModule):
         return DataReport(str(self.root), self.labels.classes, reports)
 
     def _check(self, files: SplitFiles, level: str) -> SplitReport:
-        report = check_split(files, self.reader, level, self._too_small, self.same_size)
+        report = check_split(files, self.reader, level, self._too_small, self.same_size, self.mask_orientation)
         try:
             self._captions_of(files.split, _names(files))
         except DataError as error:

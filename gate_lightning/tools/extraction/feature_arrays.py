@@ -19,6 +19,7 @@ from gate_lightning.structures import BranchFeatures
 from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.dtypes import DTYPES, storable
 from gate_lightning.utils.files import claim, clean_leftovers, write_atomically
+from gate_lightning.utils.text import read_json
 
 __all__ = ["ArrayFolder", "ArrayLayout"]
 
@@ -56,11 +57,11 @@ class ArrayFolder:
     def holds(self, name: str, key: str) -> bool:
         """Whether all files of the image with that key exist and have the length recorded for them."""
         try:
-            record = json.loads(self._record(name).read_text(encoding="utf-8"))
+            record = read_json(self._record(name))
             if (record["description"], record["image"]) != (self.digest, key):
                 return False
             return all((self.folder / path).stat().st_size == size for path, (size, _) in record["files"].items())
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # DataError among them
             return False
 
     def write(self, name: str, key: str, features: Mapping[str, BranchFeatures]) -> int:

@@ -15,9 +15,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,10 @@ from PIL import Image
 
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.files.images import read_image
-from gate_lightning.errors import DataError
+from gate_lightning.data.files.names import inner_path, path_inside
+from gate_lightning.errors import DataError, first_line
 from gate_lightning.utils.files import write_atomically
+from gate_lightning.utils.text import read_csv, read_json
 from gate_lightning.visualization.heat import heat_map
 from gate_lightning.visualization.overlay import overlay, write_mask
 from gate_lightning.visualization.palette import IGNORED_COLOUR
@@ -80,8 +83,13 @@ class LabelledFolder:
         return self._record(name).is_file()
 
     def entry(self, name: str) -> Entry:
-        """What is known of an image that is there."""
-        return Entry(**json.loads(self._record(name).read_text(encoding="utf-8")))
+        """What is known of an image that is there.
+
+        Raises:
+            DataError: its record is damaged.
+        """
+        path = self._record(name)
+        return _entry(read_json(path), f"{path}")
 
     def write(
         self,
@@ -141,26 +149,46 @@ class LabelledFolder:
         """All images, the most uncertain first.
 
         Raises:
-            DataError: there is no table: no labels, or not all images are labelled yet.
+            DataError: there is no table: no labels, or not all images are labelled yet; or it is damaged, or names
+                files outside the folder.
         """
         path = self.folder / TABLE
         if not path.is_file():
             raise DataError(f"{path} does not exist; eval.py tool=pseudo_label writes it once all images are labelled")
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [
-            Entry(
-                uncertainty=float(row["uncertainty"]),
-                mean_divergence=float(row["mean_divergence"]),
-                image=row["image"],
-                name=row["name"],
-                classes=row["classes"],
-            )
-            for row in rows
-        ]
+        columns = [field.name for field in fields(Entry)]
+        return [_entry(row, f"{path}, row {row['name']!r}") for row in read_csv(path, columns)]
+
+    def files_of(self, entry: Entry) -> tuple[Path, Path]:
+        """Image and mask of a row, in the layout ``folder``.
+
+        Raises:
+            DataError: one is missing, or lies outside the folder.
+        """
+        places = (("images/train", entry.image), ("masks/train", f"{entry.name}.png"))
+        image, mask = (path_inside(self.folder / place, name, f"{self.folder / TABLE}") for place, name in places)
+        for path in (image, mask):
+            if not path.is_file():
+                raise DataError(f"{path} does not exist, but {TABLE} tells of it; label that image again")
+        return image, mask
 
     def _record(self, name: str) -> Path:
         return self.folder / ".records" / f"{name}.json"
+
+
+def _entry(row: Mapping[str, Any], where: str) -> Entry:
+    """A row of the table, or an image's record."""
+    try:
+        uncertainty, divergence = float(row["uncertainty"]), float(row["mean_divergence"])
+        image, name, classes = (row[key] for key in ("image", "name", "classes"))
+    except (KeyError, ValueError, TypeError) as error:
+        reason = first_line(error)
+        raise DataError(f"{where} is damaged ({reason}); label the images again in another folder") from error
+    texts = all(isinstance(text, str) for text in (image, name, classes))
+    if not texts or not math.isfinite(uncertainty + divergence):
+        raise DataError(f"{where} is damaged: {dict(row)}; label the images again in another folder")
+    for text in (image, name):
+        inner_path(text, where)
+    return Entry(uncertainty, divergence, image, name, classes)
 
 
 def write_class_files(folder: Path, class_labels: ClassLabels) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from gate_lightning.tools.labelling.labelled_folder import (
     write_png,
 )
 from gate_lightning.utils.files import claim, write_atomically
+from gate_lightning.utils.text import read_json
 from gate_lightning.visualization.overlay import write_mask
 
 __all__ = ["kept", "student_set"]
@@ -97,10 +97,7 @@ def student_set(
     claim(folder / "manifest.json", description, "images", (folder / "images").is_dir)
     write_class_files(folder, class_labels)
     for entry in chosen:
-        image, mask = source.folder / "images/train" / entry.image, source.folder / f"masks/train/{entry.name}.png"
-        for path in (image, mask):
-            if not path.is_file():
-                raise DataError(f"{path} does not exist, but {TABLE} tells of it; label that image again")
+        image, mask = source.files_of(entry)
         link_or_copy(image, folder / "images/train" / entry.image)
         # a copy, and a fresh one in every call: masks are there to be corrected
         write_atomically(folder / f"masks/train/{entry.name}.png", mask.read_bytes())
@@ -112,7 +109,9 @@ def student_set(
 
 
 def _check_numbers(manifest: Path, classes: int) -> None:
-    description = json.loads(manifest.read_text(encoding="utf-8"))["description"] if manifest.is_file() else {}
+    description = read_json(manifest).get("description") if manifest.is_file() else {}
+    if not isinstance(description, dict):
+        raise DataError(f"{manifest} is damaged; label the images again in another folder")
     if description.get("layout") != "folder" or description.get("values") != list(range(classes)):
         raise ConfigError(
             f"{manifest.parent} is labelled in another layout or numbering than a student needs; label the images "

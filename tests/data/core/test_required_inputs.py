@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gate_lightning.data.core.prediction import PredictionDataModule
 from gate_lightning.data.core.required_inputs import RequiredInputs
@@ -80,6 +81,23 @@ def test_another_size_is_refused_in_words(root: Path) -> None:
     write(root.parent / "copies/val/001.png", np.zeros((20, 30, 3), np.uint8))
     with pytest.raises(DataError, match=r"val/001\.png has 30×20 pixels .*'images/val/001\.png' has 20×30"):
         module(root).source("val")
+
+
+def test_an_orientation_that_a_control_image_may_lack_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path, copy = root / "images/val/001.png", root.parent / "copies/val/001.png"
+    for name in ("images/val/001.png", "masks/val/001.png"):
+        image = Image.open(root / name).copy()
+        image.save(root / name, exif=exif)
+    module(root).source("val")
+    assert "1 images are turned or mirrored by their EXIF orientation (first 'images/val/001.png')" in caplog.text
+    assert "their copy control images were made" in caplog.text
+    caplog.clear()
+    copy.write_bytes(path.read_bytes())  # both have one
+    sample = module(root).source("val").load(0)
+    assert (sample.controls["copy"] == sample.image).all()
+    assert not caplog.text
 
 
 def test_a_missing_control_image_is_named_with_their_number(root: Path) -> None:

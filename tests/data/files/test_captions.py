@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gate_lightning.data.files.captions import CaptionFile, caption_beside, derangement, read_captions
+from gate_lightning.data.files.captions import CaptionFile, derangement, read_captions
 from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.errors import ConfigError, DataError
 from tests.support.folders import SIZES, make_folder
@@ -110,9 +110,13 @@ def test_a_folder_of_texts(tmp_path: Path) -> None:
         ("a.jsonl", '{"image": "a.png", "caption": null}', "line 1: found"),
         ("a.jsonl", "", "holds no caption"),
         ("a.jsonl", '{"image":"a","caption":"x"}\n{"image":"a","caption":"y"}', r"line 2: a second caption for 'a'"),
-        ("a.json", '"text"', "holds a str"),
+        ("a.json", '"text"', "holds a text, expected an object"),
+        ("a.csv", "image,caption\na.png,a cat, sitting\n", "line 2: 3 cells, expected 2"),
+        ("a.jsonl", '{"image": "../a.png", "caption": "x"}', r"line 1: the path '\.\./a\.png' leaves its folder"),
+        ("a.txt", "/data/a.png\tx", "line 1: the path '/data/a.png' leaves its folder"),
+        ("a.txt", "C:\\a.png\tx", "leaves its folder"),
         ("a.json", '{"a.png": ["x", "y"]}', "caption of 'a.png' is a list"),
-        ("a.csv", "name,words\na,b\n", r"line 2: found \['name', 'words'\]"),
+        ("a.csv", "name,words\na,b\n", r"row 1: found \['name', 'words'\]"),
         ("a.txt", "a photo of a horse\n", r"line 1: 'a photo of a horse'.*the prompt technique's text"),
         ("a.xlsx", "x", r"no caption file of a known form; expected \.jsonl"),
     ],
@@ -127,20 +131,37 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl .*does not exist"):
         CaptionFile(tmp_path / "none.jsonl")
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "captions.txt").write_bytes(b"a\t\xff")
-    for read in (
-        lambda: CaptionFile(tmp_path / "a.txt"),
-        lambda: read_captions(tmp_path, "", ["a"]),
-        lambda: caption_beside(tmp_path / "a.jpg"),
-    ):
-        with pytest.raises(DataError, match=r"\.txt is no UTF-8 text .*save it as UTF-8"):
-            read()
+    (tmp_path / "captions.txt").write_bytes("a\tone\nb\tKäfer".encode("cp1252"))
+    with pytest.raises(DataError, match=r"a\.txt is encoded as UTF-16; save it as UTF-8"):
+        CaptionFile(tmp_path / "a.txt")
+    with pytest.raises(DataError, match=r"captions\.txt, line 2: .*save the file as UTF-8"):
+        read_captions(tmp_path, "", ["a"])
 
 
-def test_a_caption_beside_its_image(tmp_path: Path) -> None:
-    (tmp_path / "a.v2.txt").write_text("\ufeff one\n", encoding="utf-8")
-    assert caption_beside(tmp_path / "a.v2.jpg") == "one"
-    assert caption_beside(tmp_path / "a.jpg") is None
+def test_two_captions_of_one_image_in_a_table_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a.png\tone\na.png\ttwo\n")
+    with pytest.raises(DataError, match=r"line 2: a second caption for 'a\.png'"):
+        read_captions(tmp_path, "", ["a"])
+
+
+def test_a_line_ends_where_lines_end(tmp_path: Path) -> None:
+    """Not at signs that Python's splitlines knows besides, which JSON and captions may hold."""
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "one\u2028two\x85three"}\r\n', encoding="utf-8")
+    assert CaptionFile(tmp_path / "a.jsonl").table.get("a.png") == "one\u2028two\x85three"
+
+
+def test_accents_in_two_encodings_are_one_name(tmp_path: Path) -> None:
+    """macOS stores é as e and an accent."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    (tmp_path / "captions.txt").write_text(f"{apart}.png\tone\n", encoding="utf-8")
+    assert read_captions(tmp_path, "", [composed]) == ["one"]
+    (tmp_path / "captions.txt").unlink()
+    (tmp_path / "captions").mkdir()
+    (tmp_path / f"captions/{apart}.txt").write_text("two")
+    assert read_captions(tmp_path, "", [composed]) == ["two"]
+    assert table(composed).get(f"x/{apart}.png") == composed
+    with pytest.raises(DataError, match="twice, with accents in two encodings"):
+        table(composed, apart)
 
 
 def table(*keys: str) -> PathTable[str]:

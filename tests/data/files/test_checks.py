@@ -43,8 +43,8 @@ def test_empty_classes_and_strange_files_are_warnings(tmp_path: Path) -> None:
     (root / "images/train/.hidden").write_text("x")
     report = FolderDataModule(str(root), crop_size=16).check("full")
     assert report.errors == ()
-    assert [warning.split(": ")[1] for warning in report.warnings] == [
-        "no image, left out (1 such files)",
+    assert [warning.split(": ", 1)[1].split(". What")[0] for warning in report.warnings] == [
+        "1 left out: 1 .txt (notes.txt)",
         "no pixel of 'unicorn' (3) in the masks",
         "no pixel of 'unicorn' (3) in the masks",
     ]

@@ -18,7 +18,8 @@ def slow_apply(rule: LabelMap, values: np.ndarray) -> tuple[np.ndarray, dict[int
     labels = np.full(values.shape, 255, dtype=np.uint8)
     unknown: dict[int, int] = {}
     for place, value in np.ndenumerate(values):
-        if value == rule.ignore_index or (rule.reduce_zero_label and value == 0):
+        renumbered = int(value) in rule.label_map
+        if (value == rule.ignore_index and not renumbered) or (rule.reduce_zero_label and value == 0):
             continue
         label = rule.label_map.get(int(value), -1) if rule.label_map else int(value) - int(rule.reduce_zero_label)
         if 0 <= label < rule.num_classes:
@@ -36,6 +37,7 @@ def slow_apply(rule: LabelMap, values: np.ndarray) -> tuple[np.ndarray, dict[int
         LabelMap(5, ignore_index=2),
         LabelMap(5, reduce_zero_label=True),
         LabelMap(3, ignore_index=9, label_map={0: 1, 7: 0, 3: 2, 4: 2}),
+        LabelMap(2, label_map={0: 0, 255: 1}),
     ],
 )
 @pytest.mark.parametrize("values", [[0, 1, 2, 3, 4], list(range(12)), [255, 0, 1], [70000, -3, 1, 1, 70000], [65535]])
@@ -51,9 +53,12 @@ def test_label_map_against_a_loop(rule: LabelMap, values: list[int]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"ignore_index": -1}, "ignore_index is -1"),
+        ({"ignore_index": -1}, "dataset.ignore_index=-1: expected a whole number"),
         ({"reduce_zero_label": True, "label_map": {0: 1}}, "use one of them"),
         ({"label_map": {7: 3}}, "outside the classes 0 … 2"),
+        ({"label_map": {"a": 1}}, "file value of dataset.label_map='a'"),
+        ({"label_map": {0: 0.5}}, r"dataset.label_map\[0\]=0.5"),
+        ({"label_map": [0, 1]}, r"label_map is \[0, 1\]; expected"),
     ],
 )
 def test_contradicting_rules_are_refused(arguments: dict[str, object], named: str) -> None:
@@ -75,6 +80,22 @@ def test_advice_fits_the_mistake(tmp_path: Path, num_classes: int, value: int, a
     reader = MaskReader(tuple("abc"[:num_classes]), LabelMap(num_classes, ignore_index=None))
     with pytest.raises(DataError, match=rf"m.png: unknown label values: {value} in 3 pixels; .*{advice}"):
         reader.read(write(tmp_path / "m.png", mask))
+
+
+@pytest.mark.parametrize(
+    ("rule", "present", "advice"),
+    [
+        (LabelMap(2), [0], "'dataset.label_map={0: 0, 255: 1}'"),
+        (LabelMap(2), [1], "'dataset.label_map={1: 1, 255: 0}'"),
+        (LabelMap(1), [0], "'dataset.label_map={0: 0, 255: 1}', with both names in classes.txt"),
+        (LabelMap(2, ignore_index=9, label_map={3: 1, 4: 1}), [1], "'dataset.label_map={3: 1, 4: 1, 9: 0}'"),
+        (LabelMap(3), [0], "'dataset.label_map={file value: class index, …}'"),
+        (LabelMap(2, reduce_zero_label=True), [], "dataset.reduce_zero_label=false"),
+        (LabelMap(2, ignore_index=None), [], "Choose masks with labels"),
+    ],
+)
+def test_advice_where_too_much_is_ignored(rule: LabelMap, present: list[int], advice: str) -> None:
+    assert advice in rule.advice_on_ignored(present)
 
 
 def test_many_unknown_values_are_summed_up(tmp_path: Path) -> None:

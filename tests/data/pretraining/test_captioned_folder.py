@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gate_lightning.data.pretraining.captioned_folder import CaptionedFolder, CaptionedImages, list_captioned
+from gate_lightning.data.pretraining.captioned_files import list_captioned
+from gate_lightning.data.pretraining.captioned_folder import CaptionedFolder, CaptionedImages
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import DataError
 
@@ -73,10 +74,32 @@ def test_images_are_read_as_everywhere_else(tmp_path: Path) -> None:
     whole = write(tmp_path / "set", "images/train/a.png", "images/train/.thumbs/a.png", "images/train/b.png")
     broken = whole / "images/train/b.png"
     broken.write_bytes(broken.read_bytes()[:-30])
-    entries = list_captioned(whole)
-    assert len(entries) == 2
-    with pytest.raises(DataError, match=r"b\.png"):
-        CaptionedFolder(entries, 8)[[SampleRequest(1)]]
+    assert len(list_captioned(whole)) == 2
+    with pytest.raises(DataError, match=r"b\.png does not decode"):  # at the start, not when its turn comes
+        CaptionedImages(whole, size=8).setup()
+    assert [error.split()[0] for error in CaptionedImages(whole, size=8).check().errors] == [str(broken)]
+
+
+def test_what_is_left_out_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "3_tags/a.png", "3_tags/a.txt=a cat", "3_tags/b.txt=no image", "3_tags/a.caption=x")
+    write(tmp_path, "cats/c.png", "3_tags/deep/d.png", "3_tags/x.heic=x")
+    data = CaptionedImages(tmp_path, size=8)
+    assert [(entry.path.name, entry.caption, entry.repeats) for entry in data.entries] == [("a.png", "a cat", 3)]
+    left_out, elsewhere = data.check().warnings
+    assert "3 left out: 1 .caption (a.caption), 1 .txt (b.txt), 1 .heic (x.heic)." in left_out
+    assert "2 images left out that are in sub-folders not named <repeats>_<style> (3_tags/deep/d.png, …)" in elsewhere
+
+
+def test_accents_in_two_encodings_are_one_name(tmp_path: Path) -> None:
+    write(tmp_path, "1_tags/caf\u00e9.png", "1_tags/cafe\u0301.txt=a cup")
+    assert listed(tmp_path) == [("caf\u00e9.png", "a cup")]
+
+
+def test_captions_that_are_not_utf8_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes("ein\nKäfer".encode("cp1252"))
+    with pytest.raises(DataError, match=r"a\.txt, line 2: .*save the file as UTF-8"):
+        list_captioned(tmp_path)
 
 
 def test_repeats_squares_and_the_images_that_the_loss_is_followed_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gate_lightning.data.segmentation.folder import FolderDataModule
 from gate_lightning.errors import ConfigError, DataError
@@ -272,6 +272,7 @@ def test_captions_to_shuffle_must_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        ({"mask_orientation": "up"}, "dataset.mask_orientation='up': expected one of shown, stored"),
         ({"captions": "noisy"}, "captions='noisy': expected one of fine, coarse, shuffled"),
         ({"check_level": "no"}, "dataset.check_level='no'"),
         ({"subset": 0}, "dataset.subset is 0; expected a number of images"),
@@ -290,6 +291,146 @@ def test_captions_to_shuffle_must_exist(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(tmp_path: Path, arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         folder(make_folder(tmp_path), **arguments)
+
+
+def masks_of(root: Path, split: str, value: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Write every mask of a split anew."""
+    for path in sorted((root / "masks" / split).rglob("*.png")):
+        write(path, value(np.array(Image.open(path))).astype(np.uint8))
+
+
+def two_classes(root: Path, *splits: str) -> Path:
+    """Two classes; masks hold 0 and 255 in ``splits``, 0 and 1 in others."""
+    (root / "classes.txt").write_text("background\nobject\n")
+    for split in ("train", "val"):
+        foreground = 255 if split in splits else 1
+        masks_of(root, split, lambda mask, value=foreground: (mask == 1) * value)
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_255_that_is_the_other_class_is_not_ignored_in_silence(tmp_path: Path, split: str) -> None:
+    root = two_classes(make_folder(tmp_path), split)
+    named = rf"{split}: its \d masks hold no class but 'background' \(0\) beside ignored pixels \(\d+\.\d%\), .*"
+    with pytest.raises(DataError, match=named + r"use 'dataset\.label_map=\{0: 0, 255: 1\}'"):
+        folder(root).setup("fit")
+
+
+def test_the_reading_that_is_offered_works(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    expected = [mask == 1 for mask in loaded(folder(root))]
+    module = folder(two_classes(root, "train", "val"), label_map={0: 0, 255: 1})
+    module.setup("fit")
+    assert all((mask == own).all() for mask, own in zip(loaded(module), expected, strict=True))
+
+
+def test_255_beside_all_classes_stays_ignored(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    masks_of(root, "train", lambda mask: np.where(np.arange(mask.shape[1]) < 3, 255, mask))
+    module = folder(root)
+    module.setup("fit")
+    assert (loaded(module)[0][:, :3] == 255).all()
+
+
+def test_a_split_without_labels_or_with_one_class_is_refused(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    masks_of(root, "val", lambda mask: np.full_like(mask, 255))
+    with pytest.raises(DataError, match=r"val: every pixel of its 2 masks is ignored, .*If 255 is a class say which"):
+        folder(root).setup("fit")
+    masks_of(root, "val", lambda mask: np.ones_like(mask))
+    with pytest.raises(DataError, match=r"val: its 2 masks hold no class but 'road' \(1\), so .*Are these the right"):
+        folder(root).setup("fit")
+    shutil.copytree(root / "images/val", root / "images/test")
+    shutil.copytree(root / "masks/val", root / "masks/test")
+    folder(root).setup("test")  # one class can be measured
+    masks_of(root, "test", lambda mask: np.full_like(mask, 255))
+    with pytest.raises(DataError, match="test: every pixel of its 2 masks is ignored"):
+        folder(root).setup("test")
+
+
+def test_the_second_class_is_looked_for_in_all_masks(tmp_path: Path) -> None:
+    """Where those looked at have one class, the others are read until there is another."""
+    root = make_folder(tmp_path, {"train": [(16, 16)] * 70, "val": [(16, 16)]})
+    masks_of(root, "train", lambda mask: mask * 0)
+    with pytest.raises(DataError, match="train: its 70 masks hold no class but"):
+        folder(root).setup("fit")
+    last = sorted((root / "masks/train").glob("*.png"))[-2]
+    write(last, make_mask(16, 16))
+    module = folder(root)
+    assert module.check("quick").splits[0].pixels.tolist()[1:] == [0, 0, 0]  # it is not among those
+    module.setup("fit")
+
+
+def turned_folder(root: Path, turn: int, size: tuple[int, int], shown: bool) -> Path:
+    """Images with an EXIF orientation; masks of the view that is shown, or of the stored pixels. Red is class 1."""
+    shape = size[::-1] if turn > 4 else size
+    make_folder(root, {"train": [size] * 2, "val": [size]})
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    for path in sorted((root / "images").rglob("*.png")):
+        stored = np.zeros((*size, 3), np.uint8)
+        stored[: size[0] // 3, : size[1] // 4] = (200, 0, 0)
+        Image.fromarray(stored).save(path, exif=exif)
+        view = np.array(ImageOps.exif_transpose(Image.open(path))) if shown else stored
+        assert view.shape[:2] == (shape if shown else size)
+        write(root / "masks" / path.relative_to(root / "images"), (view[..., 0] > 100).astype(np.uint8))
+    return root
+
+
+@pytest.mark.parametrize("shown", [True, False])
+@pytest.mark.parametrize(("turn", "size"), [(3, (24, 32)), (2, (24, 32)), (6, (24, 24)), (7, (20, 32))])
+def test_masks_follow_the_orientation_of_their_images_as_one_says(
+    tmp_path: Path, turn: int, size: tuple[int, int], shown: bool
+) -> None:
+    root = turned_folder(tmp_path, turn, size, shown)
+    module = folder(root, mask_orientation="shown" if shown else "stored")
+    for split in ("train", "val"):
+        sample = module.source(split).load(0)
+        assert ((sample.image[..., 0] > 100) == (sample.mask == 1)).all()
+    assert not any("EXIF" in warning for warning in module.check().warnings)
+
+
+@pytest.mark.parametrize(("turn", "size"), [(3, (24, 32)), (6, (24, 24))])
+def test_an_orientation_that_sizes_do_not_reveal_is_told(tmp_path: Path, turn: int, size: tuple[int, int]) -> None:
+    warnings = folder(turned_folder(tmp_path, turn, size, True)).check().warnings
+    told = [warning for warning in warnings if "EXIF" in warning]
+    assert [warning.split()[:2] for warning in told] == [["train:", "2"], ["val:", "1"]]
+    assert "first " + str(tmp_path / "images/train/001.png") in told[0]
+    assert "dataset.mask_orientation=shown or stored" in told[0]
+
+
+def test_an_orientation_of_the_mask_itself_goes_before(tmp_path: Path) -> None:
+    root = turned_folder(tmp_path, 3, (24, 32), False)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for path in (root / "masks").rglob("*.png"):
+        mask = Image.open(path).copy()
+        mask.save(path, exif=exif)
+    module = folder(root)
+    sample = module.source("train").load(0)
+    assert ((sample.image[..., 0] > 100) == (sample.mask == 1)).all()
+    assert not any("EXIF" in warning for warning in module.check().warnings)
+
+
+def test_accents_in_two_encodings_are_one_name(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, captions="table")
+    (root / "images/train/001.png").rename(root / "images/train/caf\u00e9.png")
+    (root / "masks/train/001.png").rename(root / "masks/train/cafe\u0301.png")
+    text = (root / "captions.txt").read_text().replace("train/001", "train/cafe\u0301")
+    (root / "captions.txt").write_text(text, encoding="utf-8")
+    source = folder(root).source("train")
+    assert [source.sample_id(index) for index in range(4)][2] == "images/train/caf\u00e9.png"
+    assert source.load(2).caption == "a road of train 1, really."
+
+
+def test_masks_of_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    path = root / "masks/train/002.png"
+    Image.open(path).save(path.with_suffix(".gif"))
+    path.unlink()
+    report = folder(root).check()
+    assert "1 left out: 1 .gif (002.gif). What is read: .png, .bmp, .tif, .tiff" in report.warnings[0]
+    assert "002.png: image without mask" in report.errors[0]
 
 
 def test_ignored_value_of_the_files_becomes_255(tmp_path: Path) -> None:
