@@ -82,6 +82,23 @@ def test_backbones_by_name() -> None:
         gate_lightning.load_backbone("tiny", wieghts="x")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"controlnets": 3},
+        {"controlnets": [1]},
+        {"controlnets": {"a": {"b": 1}}},
+        {"size_conditions": 3, "weights": "random", "architecture": "sdxl"},
+        {"dtype": ["float32"]},
+        {"weights": object()},
+        {"_target_": "os.system"},
+    ],
+)
+def test_settings_of_other_types_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        gate_lightning.load_backbone("sdxl" if "size_conditions" in settings else "tiny", **settings)
+
+
 def test_a_backbone_takes_new_keys_of_its_mappings() -> None:
     given = {"depth": "asset:tiny/controlnet"}
     backbone = gate_lightning.load_backbone("tiny", weights="random", controlnets=given)

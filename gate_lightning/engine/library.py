@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.configuration import composed, config_folder
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, first_line
 
 __all__ = ["load_backbone"]
 
@@ -30,7 +31,12 @@ def load_backbone(name: str = "tiny", **settings: Any) -> Backbone:
     if name not in names:
         raise ConfigError(f"there is no backbone {name!r}; expected one of {', '.join(names)}")
     node = composed(name=f"backbone/{name}").backbone
-    unknown = sorted(settings.keys() - node.keys())
+    known = sorted(key for key in node if not key.startswith("_"))
+    unknown = sorted(settings.keys() - set(known))
     if unknown:
-        raise ConfigError(f"backbone {name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(node))}")
-    return Components(OmegaConf.create({"backbone": OmegaConf.merge(node, settings)}), run_folder="").backbone
+        raise ConfigError(f"backbone {name} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
+    try:
+        merged = OmegaConf.create({"backbone": OmegaConf.merge(node, settings)})
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"backbone {name}: {', '.join(settings)} cannot be set so: {first_line(error)}") from error
+    return Components(merged, run_folder="").backbone

@@ -50,7 +50,7 @@ def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf
 
 def check_choice(value: Any, name: str, choices: Collection[str]) -> None:
     """Raise ConfigError unless ``value`` is one of ``choices``; the message has all of them and the nearest."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:  # a list cannot be looked up
         raise ConfigError(f"{name}={value!r}: {did_you_mean(value, choices)}expected one of {', '.join(choices)}")
 
 

@@ -84,7 +84,7 @@ def load_unet_backbone(
     """
     check_choice(dtype, "backbone.dtype", DTYPES)
     check_choice(long_prompts, "backbone.long_prompts", get_args(LongPrompts))
-    sizes = _size_conditions(size_conditions)
+    sizes, sources = _size_conditions(size_conditions), _controlnet_sources(controlnets)
     if weights == "random":
         backbone = build_random_backbone(architecture, seed, size_conditions=sizes)
     else:
@@ -98,7 +98,7 @@ def load_unet_backbone(
             backbone = _load_folder(path, str(weights), revision or "", variant, DTYPES[dtype], sizes)
         log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
         backbone.check_native_size(native_size)
-    backbone.controlnet_sources.update({name: source for name, source in (controlnets or {}).items() if source})
+    backbone.controlnet_sources.update(sources)
     backbone.offline = offline
     backbone.long_prompts = long_prompts
     return backbone.finish(dtype, channels_last)
@@ -115,8 +115,19 @@ def _refuse_for_folders(weights: str, tokenizer: str | None, prediction_type: st
 def _size_conditions(settings: Mapping[str, Any] | None) -> SizeConditions | None:
     if settings is None:
         return None
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"backbone.size_conditions={settings!r}: expected keys and values, such as {{crop: [0, 0]}}")
     check_known(settings, [field.name for field in fields(SizeConditions)], "backbone.size_conditions")
     return SizeConditions(**settings)
+
+
+def _controlnet_sources(controlnets: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Names and sources of those ControlNets that have one."""
+    given = {} if controlnets is None else controlnets
+    plain = isinstance(given, Mapping) and all(isinstance(source, str | Path | None) for source in given.values())
+    if not plain:
+        raise ConfigError(f"backbone.controlnets={given!r}: expected names and folders, such as {{canny: <folder>}}")
+    return {name: str(source) for name, source in given.items() if source}
 
 
 def _load_folder(
