@@ -315,13 +315,13 @@ def call_with(function: Callable[..., Any], **available: Any) -> Any:
 
 
 def _built(node: Any, **arguments: Any) -> Any:
-    """The object that a node describes. An error of ours keeps its type and message; Hydra would wrap it."""
+    """The object that a node describes. An error of ours keeps its type and message, which Hydra would wrap."""
     try:
         return instantiate(node, _convert_="all", **arguments)
     except InstantiationException as error:
         if isinstance(error.__cause__, GateError):
             raise error.__cause__ from None
-        raise
+        raise ConfigError(" ".join(str(error).replace("full_key:", "of key").split())) from error
 
 
 def _first_line(documented: type) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, GateError, first_line
 from gate_lightning.utils.text import read_text
 
-__all__ = ["nodes_of", "read_saved"]
+__all__ = ["nodes_of", "of_saved", "read_saved"]
+
+log = logging.getLogger(__name__)
 
 #: far above any that train.py writes, far below what Python's recursion or a memory minds
 _DEEPEST = 40
@@ -51,6 +55,25 @@ def read_saved(path: Path) -> DictConfig:
     _check_shape(path, plain)
     assert isinstance(config, DictConfig)
     return config
+
+
+@contextmanager
+def of_saved(folder: Path) -> Iterator[None]:
+    """Building from the configuration of a run folder, which is foreign: whatever it makes Python or a library raise.
+
+    Raises:
+        ConfigError: in its place, with the folder; errors of ours pass.
+    """
+    try:
+        yield
+    except GateError:
+        raise
+    except Exception as error:
+        log.debug("building from %s", folder, exc_info=error)
+        raise ConfigError(
+            f"the configuration of {folder} cannot be built: {type(error).__name__}: {first_line(error)}. A key was "
+            "changed to what does not fit, or config.yaml is damaged (hydra.verbose=true says where it happened)"
+        ) from error
 
 
 def nodes_of(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from gate_lightning.data.files.images import read_image
 from gate_lightning.data.samples import Sample
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.saved_config import of_saved
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.config.required_inputs import control_images_of
 from gate_lightning.structures import Conditions
@@ -52,12 +53,13 @@ class TrainedRun:
     ) -> None:
         self.folder = folder
         self.config = config
-        if checkpoint == "best" and not config.get("trainer", {}).get("limit_val_batches", 1.0):
+        if checkpoint == "best" and not (config.get("trainer") or {}).get("limit_val_batches", 1.0):
             checkpoint = "last"  # without validation there is no best one
         self.checkpoint = runs.checkpoint_of(folder, checkpoint)
         self.components = Components(config, str(folder), control_folders=control_folders)
-        self._needed_besides(self.components.control_folders)
-        task: Any = self.components.task
+        with of_saved(folder):
+            self._needed_besides(self.components.control_folders)
+            task: Any = self.components.task
         task.allowed_changes = frozenset({"frozen"} if allow_changes else ())
         self.task = task
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)

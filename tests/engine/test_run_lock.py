@@ -12,12 +12,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
-from gate_lightning.engine import run_lock
-from gate_lightning.engine.configuration import composed
+from gate_lightning.engine import cli, run_lock
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.evaluation import _results_of
 from gate_lightning.engine.run_lock import holder_of, new_folder, occupied, require_new
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, ResumeError
+from tests.support.composition import SMALL, composed
 from tests.support.paths import REPOSITORY
 
 HOLDING = """
@@ -153,3 +156,41 @@ def test_ranks_are_read_as_lightning_reads_them() -> None:
     from lightning.fabric.utilities import rank_zero
 
     assert str(run_lock._RANKS) in inspect.getsource(rank_zero._get_rank).replace('"', "'")
+
+
+def test_a_run_that_goes_on_is_neither_resumed_nor_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    runs.save_config(runs.resolve(composed(*SMALL)), folder)
+    runs.write_json(folder / "status.json", {"status": "running"})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = start(folder)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    for words in ((f"resume={folder}",), (*SMALL, f"hydra.run.dir={folder}")):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        assert cli.train_main() == 2
+        assert f"process {other.pid} on" in capfd.readouterr().err
+    assert _results_of(folder, None, tmp_path / "own") == tmp_path / "own"
+    assert _results_of(folder, "chosen", tmp_path / "own") == Path("chosen")
+    other.communicate("")
+    assert _results_of(folder, None, tmp_path / "own") == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "train.log"} == before
+
+
+def test_the_default_folder_of_a_command_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Hydra's configuration is asked again, as Lightning does for the other processes of a job."""
+    seen: list[tuple[str, str]] = []
+
+    def noted(config: object, overrides: object, folder: Path) -> dict[str, float]:
+        seen.append((str(folder), str(Path(HydraConfig.get().run.dir).resolve())))
+        return {}
+
+    monkeypatch.setattr("gate_lightning.engine.training.train", noted)
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["train.py", f"paths.outputs={tmp_path}"])
+        assert cli.train_main() == 0
+    assert all(folder == asked for folder, asked in seen)
+    assert {Path(folder) for folder, _ in seen} == set(tmp_path.glob("*/*"))
+    assert len(set(seen)) == 2

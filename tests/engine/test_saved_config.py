@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.saved_config import read_saved
 from gate_lightning.engine.saved_paths import check_writes
-from gate_lightning.errors import ConfigError
+from gate_lightning.engine.trained_run import load_run
+from gate_lightning.errors import ConfigError, GateError
+from tests.support.composition import SMALL, composed
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
 TASK = "task: {_target_: x}\n"
@@ -140,3 +142,21 @@ def test_a_name_of_a_file_is_no_path(tmp_path: Path) -> None:
     for name in ("../x", "a/b", "/x"):
         with pytest.raises(ConfigError, match=r"task\.name"):
             check_writes(OmegaConf.create({"task": {"name": name}}), tmp_path, None, training=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("head", {}), ("layers", 1.5), ("trained_on", {}), ("cache.memory_gib", "x"), ("task.auxiliary_weight", {})),
+        *(("dataset._target_", 1), ("amalgamation._partial_", 3), ("backbone.controlnets", ["a"]), ("backbones", 1)),
+    ],
+)
+def test_values_that_do_not_fit_name_the_folder(key: str, value: object, tmp_path: Path) -> None:
+    config = runs.resolve(composed(*SMALL, "techniques=none"))
+    OmegaConf.update(config, key, value, merge=False)
+    runs.save_config(config, tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best.ckpt").touch()
+    with pytest.raises(GateError) as error:
+        load_run(tmp_path)
+    assert str(tmp_path) in str(error.value) or key.split(".")[0] in str(error.value)
