@@ -13,6 +13,7 @@ __all__ = [
     "DataError",
     "GateError",
     "Interrupted",
+    "NotFiniteError",
     "ResumeError",
     "WeightsError",
     "first_line",
@@ -41,6 +42,10 @@ class WeightsError(GateError, ValueError):
 
 class ResumeError(GateError, RuntimeError):
     """A run cannot go on as asked: changed configuration, world size or checkpoint."""
+
+
+class NotFiniteError(GateError, ArithmeticError):
+    """Features, a loss, gradients, weights or predictions hold NaN or infinite values."""
 
 
 class Interrupted(GateError):  # noqa: N818 - nothing went wrong

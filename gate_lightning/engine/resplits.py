@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.callbacks.loggers import close_dashboards
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.errors import ConfigError, DataError, GateError, Interrupted
 from gate_lightning.tools.comparison.run_files import metrics_of
@@ -113,7 +114,7 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             runs.save_config(one, inside)
             runs.save_overrides([*kept, f"seed={config.seed}.{number}"], inside)
             try:
-                train_one(one, inside, last if resumed else None)
+                train_one(one, inside, require_sound(last) if resumed else None)
             except Interrupted as error:
                 runs.write_json(inside / "status.json", {"status": "interrupted", "message": str(error)})
                 text = f"{error} (this split), or with all splits: python train.py {override('resume', folder)}"

@@ -16,6 +16,7 @@ from gate_lightning.data.core.required_inputs import check_control_size
 from gate_lightning.data.files.images import read_image
 from gate_lightning.data.samples import Sample
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.saved_config import of_saved
 from gate_lightning.errors import ConfigError, DataError
@@ -55,7 +56,7 @@ class TrainedRun:
         self.config = config
         if checkpoint == "best" and not (config.get("trainer") or {}).get("limit_val_batches", 1.0):
             checkpoint = "last"  # without validation there is no best one
-        self.checkpoint = runs.checkpoint_of(folder, checkpoint)
+        self.checkpoint = require_sound(runs.checkpoint_of(folder, checkpoint))
         self.components = Components(config, str(folder), control_folders=control_folders)
         with of_saved(folder):
             self._needed_besides(self.components.control_folders)

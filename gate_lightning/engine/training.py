@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.resplits import repeats_of, train_repeats
 from gate_lightning.engine.run_lock import require_new
@@ -173,7 +174,7 @@ def _last_state(folder: Path) -> Path | None:
     if status != "done" and not (folder / "checkpoints" / "last.ckpt").is_file():
         log.warning("%s was stopped before its first checkpoint: training begins again from its start", folder)
         return None
-    return runs.checkpoint_of(folder, "last")
+    return require_sound(runs.checkpoint_of(folder, "last"))
 
 
 def _resumed_config(config: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
@@ -216,6 +217,8 @@ def _final_metrics(components: Components, folder: Path) -> dict[str, float]:
         best: Path | None = runs.checkpoint_of(folder, "best")
     except ResumeError:
         best = None
+    if best is not None:
+        require_sound(best)
     evaluate: dict[str, Any] = {"val": trainer.validate, "test": trainer.test}
     for split in task.final_splits:
         if split not in datamodule.splits:

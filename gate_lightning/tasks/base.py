@@ -19,10 +19,11 @@ from torch.optim import Optimizer
 
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.resume import batches_per_epoch
-from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.errors import ConfigError, NotFiniteError, ResumeError
 from gate_lightning.structures import Extractor, ImageBatch
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
 from gate_lightning.utils.files import differences, plain_json
+from gate_lightning.utils.finite import all_finite, not_finite_in
 from gate_lightning.utils.lightning_private import is_attached
 from gate_lightning.utils.processes import gathered
 
@@ -107,6 +108,8 @@ class BaseTask(LightningModule):
         self.allowed_changes: frozenset[str] = frozenset()
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self._random_state: dict[str, Any] | None = None
+        self._loss: Tensor | None = None
+        self._batch: Any = None
         # the frozen parts' weights are not in the file; `on_load_checkpoint` checks all others
         self.strict_loading = False
 
@@ -147,18 +150,56 @@ class BaseTask(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Restore the stream of random numbers to the end of the last training step."""
+        self._batch = batch
         if self._random_state is not None:
             restore_random_state(self._random_state, self.device)
 
     def on_after_backward(self) -> None:
-        """Save the stream of random numbers; training draws none after the backward pass."""
+        """Save the stream of random numbers (training draws none after the backward pass), and check the step."""
         self._random_state = capture_random_state(self.device)
+        loss, self._loss = self._loss, None
+        # loss scaling (trainer.precision=16-mixed) leaves out steps of infinite gradients by itself
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        groups = [] if scaled else [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        gradients = [one.grad for group in groups for one in group["params"] if one.grad is not None]
+        if not all_finite([*([] if loss is None else [loss]), *gradients]):
+            raise self._diverged(loss)
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Keep the loss for the check behind the backward pass."""
+        self._loss = loss.detach()
+
+    def _diverged(self, loss: Tensor | None) -> NotFiniteError:
+        """Why training cannot go on: before the optimiser has stepped, so that weights and checkpoints are whole."""
+        what = f"the loss is {float(loss)}" if loss is not None and not all_finite((loss,)) else ""
+        named = (name for name, one in self.named_parameters() if one.grad is not None and not all_finite((one.grad,)))
+        what = what or f"the gradient of {next(named, 'a weight')} is not finite"
+        optimizer: Any = self.trainer.optimizers[0]
+        precision = self.trainer.precision
+        lower = "" if precision == "32-true" else f"; of precisions, 32-true in place of {precision}"
+        names = getattr(getattr(self._batch, "conditions", None), "sample_ids", getattr(self._batch, "captions", ()))
+        of = f" (images {', '.join(names[:4])}{' …' if len(names) > 4 else ''})" if names else ""
+        return NotFiniteError(
+            f"step {self.trainer.global_step + 1}: {what}{of}; nothing of this step is saved. "
+            f"Lower optimizer.lr ({optimizer.param_groups[0]['lr']:g} now), or set trainer.gradient_clip_val=1.0{lower}"
+        )
 
     # checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drop frozen weights; add their description and the random state of every process."""
+        """Drop frozen weights; add their description and the random state of every process.
+
+        Raises:
+            NotFiniteError: weights or moments of the optimiser are not finite: such a state is never written.
+        """
         checkpoint["state_dict"] = dict(self._saved_tensors(checkpoint["state_dict"]))
+        trained = {"state_dict": checkpoint["state_dict"], "optimizer_states": checkpoint.get("optimizer_states", [])}
+        bad = list(not_finite_in(trained))
+        if bad:
+            raise NotFiniteError(
+                f"step {checkpoint.get('global_step')}: {len(bad)} of the trained tensors are not finite, first "
+                f"{bad[0]}; no checkpoint of it is written. Lower optimizer.lr, or set trainer.gradient_clip_val=1.0"
+            )
         checkpoint["frozen"] = plain_json(self.frozen_description())
         state = self._random_state or capture_random_state(self.device)
         checkpoint["random_state"] = gathered(state)

@@ -20,6 +20,7 @@ from gate_lightning.ops.padding import padded_size
 from gate_lightning.structures import Conditions, Extractor, ImageBatch, Pyramid, SegmentationBatch
 from gate_lightning.tasks.evaluation import DenseTask, branch_weights
 from gate_lightning.tasks.inference import Inference, height_width
+from gate_lightning.utils.finite import check_outputs
 
 __all__ = ["SegmentationTask"]
 
@@ -142,7 +143,9 @@ class SegmentationTask(DenseTask):
 
     def label_maps(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
         """Label maps (B, *size) int64 of images (B, 3, H, W); logits are resized, not labels."""
-        return self.infer(images, conditions, size).argmax(dim=1)
+        logits = self.infer(images, conditions, size)
+        check_outputs(logits, "predictions", conditions.sample_ids)
+        return logits.argmax(dim=1)
 
     def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
         """Loss of a batch: head + auxiliary head + the amalgamation's regularization."""
@@ -182,6 +185,7 @@ class SegmentationTask(DenseTask):
     def _evaluate(self, batch: SegmentationBatch, split: str) -> Tensor:
         masks = _masks(batch)
         logits = self.infer(batch.images, batch.conditions, height_width(masks))
+        check_outputs(logits, "predictions", batch.conditions.sample_ids)
         # weighted by labelled pixels: the mean over the split, whatever the batches, and ignored padding counts nothing
         labelled = int((masks != self.labels.ignore_index).sum())
         self.log(f"{split}/loss", self.loss(logits, masks), batch_size=labelled, on_epoch=True, sync_dist=True)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import Adapters, PromptEmbeds
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, NotFiniteError
 from gate_lightning.utils.checks import check_choice, whole_number
+from gate_lightning.utils.finite import all_finite, other_precision, shares
 from gate_lightning.utils.seeding import torch_generator
 
 __all__ = ["Control", "Sampling", "image_side", "sample_images"]
@@ -114,9 +115,21 @@ def sample_images(
         generators = [torch_generator("image", how.seed, first + row) for row in rows]
         own = None if control is None else Control(control.name, control.images[rows], control.scale)
         latents = _denoised(backbone, [prompts[row] for row in rows], generators, how, own)
-        decoded = backbone.decode(latents.to(backbone.dtype)).float().clamp(-1, 1)
+        _check_finite(backbone, latents, [prompts[row] for row in rows])
+        decoded = backbone.decode(latents.to(backbone.dtype)).float()
+        _check_finite(backbone, decoded, [prompts[row] for row in rows])
+        decoded = decoded.clamp(-1, 1)
         images[rows] = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return images
+
+
+def _check_finite(backbone: Backbone, value: Tensor, prompts: Sequence[str]) -> None:
+    """Raise NotFiniteError rather than write black images."""
+    if not all_finite((value,)):
+        raise NotFiniteError(
+            f"generated images are not finite ({shares(value)}), of {prompts[0]!r} and {len(prompts) - 1} more "
+            f"prompts; {backbone.identity.name}, {other_precision(backbone.dtype, value.device)}"
+        )
 
 
 def _denoised(

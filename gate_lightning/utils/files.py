@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ __all__ = [
     "differences",
     "digest_of",
     "plain_json",
+    "publish",
     "write_atomically",
     "write_csv",
     "write_image",
+    "writing",
 ]
 
 #: seconds after which a temporary file of another machine counts as left over: a write takes seconds
@@ -47,17 +49,45 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".{_owner()}.{hashlib.sha256(path.name.encode()).hexdigest()[:16]}{_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # a disk that is full may say so only here
-        temporary.replace(path)
-    except OSError as error:
-        raise CacheError(_reason(path, len(content), error)) from error
+        with writing(path, len(content)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # a disk that is full may say so only here
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):  # there only if something failed or was interrupted
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int = 0) -> Iterator[None]:
+    """Context in which ``path`` is written, of ``size`` bytes if that is known.
+
+    Raises:
+        CacheError: instead of an OSError, with what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(_reason(path, size, error)) from error
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a file that is complete its name, once its content is on the disk; the name is, when this returns.
+
+    Raises:
+        OSError: the disk is full, or gone.
+    """
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -80,14 +110,12 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         CacheError: the file cannot be written; a part of ``content`` may be there.
     """
-    try:
+    with writing(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise CacheError(_reason(path, len(content), error)) from error
 
 
 def clean_leftovers(folder: Path) -> int:
@@ -187,7 +215,8 @@ def _left_over(path: Path) -> bool:
 
 def _reason(path: Path, size: int, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = f"the disk is full ({size / 1e6:.1f} MB were to be written): free space or choose another folder"
+        wanted = f" ({size / 1e6:.1f} MB were to be written)" if size else ""
+        advice = f"the disk is full{wanted}: free space or choose another folder"
     else:
         advice = f"{error.strerror or error}: choose a folder that can be written"
     return f"{path} cannot be written; {advice}. What was written before is whole; the same command goes on there"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gate_lightning.callbacks.state.ema import with_average
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import CacheError, ConfigError, NotFiniteError
 from gate_lightning.utils.checks import check_choice, whole_number
+from gate_lightning.utils.files import publish, writing
 from gate_lightning.utils.lightning_private import validation_follows
 
 __all__ = ["RunCheckpoint"]
@@ -47,7 +52,9 @@ class RunCheckpoint(Checkpoint):
         self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find ``best.ckpt`` in the run folder, which may have moved."""
+        """Find ``best.ckpt`` in the run folder, which may have moved; write checkpoints where they belong."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = _InPlace()
         best = self.folder(trainer) / "best.ckpt"
         self.best_model_path = str(best) if best.is_file() else ""
 
@@ -103,7 +110,12 @@ class RunCheckpoint(Checkpoint):
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise ConfigError(f"monitor={monitor}: no such metric after validation; there are: {known}")
         score = float(trainer.callback_metrics[monitor])
-        if math.isnan(score) or (self.best_score is not None and not self._better(score, self.best_score)):
+        if not math.isfinite(score):
+            raise NotFiniteError(
+                f"{monitor} is {score} after validation at step {trainer.global_step}: nothing was measured, or what "
+                "was is no number. Are the validation masks labelled? Another metric: monitor=<name>"
+            )
+        if self.best_score is not None and not self._better(score, self.best_score):
             return
         self.best_score, self.best_step = score, trainer.global_step
         with with_average(trainer, pl_module):  # the weights that validation measured
@@ -115,6 +127,18 @@ class RunCheckpoint(Checkpoint):
         return score > than if self.mode == "max" else score < than
 
 
+class _InPlace(TorchCheckpointIO):
+    """Writes a checkpoint where it is to be; Lightning's takes the way over the folder for temporary files, which may
+    be small, and where a process that is killed leaves them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("wb") as file:
+            file.write(content.getbuffer())
+
+
 def _is_trial(trainer: Trainer) -> bool:
     """Whether this is Lightning's ``fast_dev_run``, which leaves no files."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
@@ -122,7 +146,13 @@ def _is_trial(trainer: Trainer) -> bool:
 
 def _save(trainer: Trainer, path: Path, weights_only: bool) -> Path:
     partial = path.with_name(f".{path.name}.part")
-    trainer.save_checkpoint(partial, weights_only=weights_only)
-    if trainer.is_global_zero:
-        partial.replace(path)
+    try:
+        with writing(path):
+            trainer.save_checkpoint(partial, weights_only=weights_only)
+            if trainer.is_global_zero:
+                publish(partial, path)
+    except CacheError:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
     return path

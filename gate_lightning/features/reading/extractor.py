@@ -14,7 +14,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.kernels.dispatch import fast_ops
 from gate_lightning.backbones.specs import PromptEmbeds
-from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.errors import ConfigError, DataError, NotFiniteError
 from gate_lightning.features.branch import Branch, check_names
 from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
@@ -25,6 +25,7 @@ from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
 from gate_lightning.utils.checks import check_choice, whole_number
+from gate_lightning.utils.finite import all_finite, damaged_weights, other_precision, shares
 
 __all__ = ["FeatureExtractor"]
 
@@ -122,6 +123,7 @@ class FeatureExtractor(nn.Module):
 
         Raises:
             DataError: images of an impossible size, or conditions that do not fit them.
+            NotFiniteError: features with NaN or infinite values; names layer, branch, image, and what to try.
         """
         if len(conditions) != len(images):
             raise DataError(f"{len(images)} images, but conditions for {len(conditions)}; give one entry per image")
@@ -153,7 +155,33 @@ class FeatureExtractor(nn.Module):
                 passed = run_pass(self.backbone, group, sources)
             for one, features in zip(group, passed, strict=True):
                 gathered[one.branch.name].add(one, features)
-        return {name: features.result(images.dtype) for name, features in gathered.items()}
+        read = {name: features.result(images.dtype) for name, features in gathered.items()}
+        if not all_finite(value for layers in read.values() for value in layers.values()):
+            raise self._not_finite(read, conditions)
+        return read
+
+    def _not_finite(self, read: Features, conditions: Conditions) -> NotFiniteError:
+        """Which layer of which branch and image, and why."""
+        first = next(
+            (branch, layer, row, value[row])
+            for branch, layers in read.items()
+            for layer, value in layers.items()
+            for row in range(len(value))
+            if not all_finite((value[row],))
+        )
+        branch, layer, row, value = first
+        broken = damaged_weights(self.backbone)
+        reason = other_precision(self.backbone.dtype, value.device)
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            reason = (
+                f"{reason}. The weights themselves are not finite: {broken[0]}{more}; another precision will not help, "
+                "take a file that is whole"
+            )
+        return NotFiniteError(
+            f"features are not finite: layer {layer} of branch {branch!r}, image {conditions.sample_ids[row]!r} "
+            f"({shares(value)}); {self.backbone.identity.name}, {reason}"
+        )
 
     def _steer(
         self, branch: Branch, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions

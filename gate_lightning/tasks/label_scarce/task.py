@@ -28,6 +28,7 @@ from gate_lightning.tasks.inference import height_width
 from gate_lightning.tasks.label_scarce.features import StoreSettings, check_room, labelled_features
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.dtypes import DTYPES
+from gate_lightning.utils.finite import check_outputs
 
 __all__ = ["LabelScarceTask"]
 
@@ -201,7 +202,10 @@ class LabelScarceTask(DenseTask):
         maps = [group_maps(features, self.backbone_groups, row, dtype) for row in range(len(images))]
         with self.members.whole():
             weight = self.head.first_weight
-            return [self.head.dense(self.amalgamation.dense(one, weight, size)) for one in maps]
+            found = [self.head.dense(self.amalgamation.dense(one, weight, size)) for one in maps]
+        for logits, name in zip(found, conditions.sample_ids, strict=True):
+            check_outputs(logits, "predictions", (name,))
+        return found
 
     def ensemble(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Labels (B, *size) int64 of the ensemble, and its uncertainty (B, *size): Jensen-Shannon divergence in nats.

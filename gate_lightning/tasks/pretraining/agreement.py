@@ -27,6 +27,7 @@ from gate_lightning.data.scenes.world import COLORS, KINDS
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.techniques.sampling import Sampling, sample_images
 from gate_lightning.utils.files import write_atomically
+from gate_lightning.utils.finite import check_outputs
 from gate_lightning.utils.seeding import torch_generator
 
 __all__ = ["KindColorNet", "SingleObjectTask", "agreement", "judge", "load_classifier"]
@@ -85,6 +86,7 @@ class SingleObjectTask(BaseTask):
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Accuracy of kind, colour and both on held-out rendered images (both: those with an object)."""
         kind, color = self.net(batch.images)
+        check_outputs(kind, "predicted kinds")
         has = batch.labels["kind"] != NOTHING
         right_kind, right_color = kind.argmax(1) == batch.labels["kind"], color.argmax(1) == batch.labels["color"]
         self.log("val/kind", right_kind.float().mean(), sync_dist=True, batch_size=len(kind))

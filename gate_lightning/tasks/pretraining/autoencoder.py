@@ -16,6 +16,7 @@ from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.backbones.tiny.architecture import fold_latent_statistics, write_folder
 from gate_lightning.data.pretraining.batches import LabelledBatch
 from gate_lightning.tasks.base import BaseTask
+from gate_lightning.utils.finite import check_outputs
 from gate_lightning.utils.seeding import torch_generator
 
 __all__ = ["AutoencoderTask"]
@@ -71,6 +72,7 @@ class AutoencoderTask(BaseTask):
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Mean square error of the reconstruction from the posterior mean, by domain (0 source, 1 target)."""
         decoded = self.autoencoder.decode(self.autoencoder.encode(batch.images).latent_dist.mean).sample
+        check_outputs(decoded, "reconstructed images")
         error = (decoded.float() - batch.images).square().mean(dim=(1, 2, 3))
         for name, index in (("source", 0), ("target", 1)):
             chosen = error[batch.labels["domain"] == index]

@@ -20,6 +20,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.techniques.schedule import noise_schedule
 from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.finite import check_outputs
 from gate_lightning.utils.seeding import torch_generator
 
 __all__ = ["TRAINED", "DenoisingTask", "Weighting", "loss_weights", "spread_timesteps"]
@@ -158,6 +159,7 @@ class DenoisingTask(BaseTask):
             given = (noisy[rows], timesteps[rows], prompts)
             residuals = None if control is None else backbone.control_residuals(TRAINED, *given, control[rows])
             prediction = backbone.denoise(*given, residuals)
+            check_outputs(prediction, "predictions of the denoiser", [captions[row] for row in rows])
             errors[rows] = (prediction.float() - target[rows].float()).square().flatten(1).mean(dim=1)
         return errors
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from lightning import Callback
 
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.ema import WeightAverage
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import CacheError, ConfigError
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
 
@@ -69,7 +70,7 @@ def test_final_state_is_written_whatever_the_interval(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "values", "best"),
-    [("max", (0.2, 0.5, 0.5, 0.1), 4), ("min", (0.5, 0.2, 0.1, 0.3), 6), ("max", (float("nan"), 0.1, 0.05, 0.0), 4)],
+    [("max", (0.2, 0.5, 0.5, 0.1), 4), ("min", (0.5, 0.2, 0.1, 0.3), 6), ("max", (0.1, 0.05, 0.0, -0.1), 2)],
 )
 def test_best_is_the_best(tmp_path: Path, mode: str, values: tuple[float, ...], best: int) -> None:
     keeper = RunCheckpoint(3, "score", mode)
@@ -116,13 +117,14 @@ def test_a_failed_write_leaves_the_last_file_alone(tmp_path: Path, monkeypatch: 
         written.append(path)
         if len(written) == 2:
             Path(path).write_bytes(b"half")
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, "no space left")
         save(path, **kwargs)
 
     monkeypatch.setattr(trainer, "save_checkpoint", broken_second_time)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(CacheError, match=r"last\.ckpt cannot be written; the disk is full"):
         trainer.fit(make_task(), FakeData())
     assert load(tmp_path, "last")["global_step"] == 2
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_unknown_monitor_names_what_there_is(tmp_path: Path) -> None:

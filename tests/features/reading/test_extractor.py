@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
-from gate_lightning.errors import ConfigError, DataError, WeightsError
+from gate_lightning.errors import ConfigError, DataError, NotFiniteError, WeightsError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.ops.edges import canny
@@ -337,6 +338,35 @@ def test_its_state_dict_is_empty_and_loads_strictly(backbone: UNetBackbone) -> N
     del state["head.bias"]
     with pytest.raises(RuntimeError, match=r"head\.bias"):
         model.load_state_dict(state)
+
+
+def test_features_that_are_not_finite_name_layer_branch_image_and_reason(backbone: UNetBackbone) -> None:
+    branches = [Branch("a", layers=list(PATHS)[:2], timestep=50), Branch("b", layers=list(PATHS)[2:], timestep=50)]
+    extractor = FeatureExtractor(backbone, branches)
+    images, given = random_images(2), conditions(2)
+    unet, first = backbone.unet, next(iter(PATHS))
+    spoil = unet.get_submodule(PATHS[first]).register_forward_hook(
+        lambda m, i, o: o.index_fill(0, torch.tensor(1), math.inf)
+    )
+    try:
+        with pytest.raises(
+            NotFiniteError, match=rf"layer {first} of branch 'a', image '{given.sample_ids[1]}'"
+        ) as caught:
+            extractor(images, given)
+    finally:
+        spoil.remove()
+    assert "computed in float32" in str(caught.value)
+    weight = unet.conv_in.weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.view(-1)[0] = float("nan")
+        with pytest.raises(NotFiniteError, match=r"weights themselves are not finite: unet\.conv_in\.weight"):
+            extractor(images, given)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert extractor(images, given)
 
 
 def test_features_have_the_images_type_and_no_gradient(backbone: UNetBackbone) -> None:
