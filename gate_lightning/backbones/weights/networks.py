@@ -6,12 +6,13 @@ that is larger than these, and nothing keeps the values it was initialised with.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ _ALIGNMENT = 64  # bytes; what torch itself allocates at
 _SHOWN = 3  # tensors that a message names
 #: parameters of a network beyond those of its file, up to which what is missing is listed
 _SPARE = 1000
+_KINDS: Mapping[Any, str] = {float: "a number", bool: "true or false"}
 #: names that wrappers of networks put before or between those of the layers
 _WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DataParallel or DistributedDataParallel"}
 #: last module name of attention layers in files of diffusers before 0.13 → today's
@@ -58,6 +60,7 @@ def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, files: Sequence
         raise WeightsError(f"{folder} holds a {made_by}, expected a {kind.__name__}")
     weights = _read_files(files or weight_files(folder))
     if hasattr(kind, "from_config"):  # diffusers
+        _check_types(kind, config, str(path))
         network = build_network(lambda: kind.from_config(config), config, len(weights), str(path))
     else:
         network = build_network(lambda: kind(kind.config_class.from_dict(config)), config, len(weights), str(path))
@@ -74,6 +77,21 @@ def _read_files(paths: Sequence[Path]) -> dict[str, Tensor]:
             raise WeightsError(f"{path} holds {min(twice)}, and another file of {path.parent} holds it too")
         weights |= tensors
     return weights
+
+
+def _check_types(kind: type[Any], config: Mapping[str, Any], where: str) -> None:
+    """Raise WeightsError for texts and the like where a diffusers network takes a number or true and false.
+
+    No shape tells of these: a wrong one fails in the first pass, or, as a text "false", is taken for true.
+    """
+    for name, expected in get_type_hints(kind.__init__).items():
+        value = config.get(name)
+        fits = {
+            float: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+            bool: isinstance(value, bool),
+        }
+        if value is not None and not fits.get(expected, True):
+            raise WeightsError(f"{where}: {name}={value!r:.40}, expected {_KINDS[expected]}")
 
 
 def build_network(make: Callable[[], Any], config: Mapping[str, Any], tensors: int, where: str) -> Any:

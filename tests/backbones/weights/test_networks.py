@@ -18,6 +18,7 @@ from transformers import CLIPTextModel
 
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
 from gate_lightning.backbones.tiny.architecture import write_folder
+from gate_lightning.backbones.weights import networks
 from gate_lightning.backbones.weights.locate import ASSET, find_weights, weight_files
 from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.errors import WeightsError
@@ -237,6 +238,9 @@ def test_a_whole_model_with_a_random_part_is_not_loaded(folder: Path) -> None:
         ("unet", {"attention_head_dim": None}),
         ("unet", {"down_block_types": {"a": 1}}),
         ("unet", {"act_fn": 3}),
+        ("unet", {"norm_eps": "small"}),
+        ("unet", {"upcast_attention": "false"}),
+        ("vae", {"scaling_factor": [1]}),
         ("vae", {"layers_per_block": 10**9}),
         ("vae", {"latent_channels": -4}),
         ("text_encoder", {"num_hidden_layers": 10**9}),
@@ -254,6 +258,18 @@ def test_an_impossible_config_is_refused_before_it_is_built(folder: Path, part: 
     with pytest.raises(WeightsError, match=part):
         opened(folder, part)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("model", ["sd-v1-4", "sd-2-1", "sd-2-1-base", "sdxl-base-1.0"])
+def test_released_configs_are_accepted(shared_dir: Path, model: str) -> None:
+    folder = shared_dir / "data" / "hf_layouts" / model
+    if not folder.is_dir():
+        pytest.skip("no released configs")
+    for part, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        config = json.loads((folder / part / "config.json").read_text())
+        networks._check_types(kind, config, part)
+        built = networks.build_network(lambda kind=kind, config=config: kind.from_config(config), config, 1700, part)
+        assert len(built.state_dict()) > 200
 
 
 def test_folders_are_written_and_read_in_full(tmp_path: Path, tiny: Path) -> None:
