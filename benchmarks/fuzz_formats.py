@@ -29,7 +29,7 @@ from gate_lightning.data.files.images import image_size, read_image
 from gate_lightning.data.files.mask_values import mask_header
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.pairing import read_classes
-from gate_lightning.data.files.palette import read_palette
+from gate_lightning.data.files.palette import Palette, read_palette
 from gate_lightning.data.label_scarce.ddpm_segmentation import DDPMSegmentationDataModule
 from gate_lightning.data.label_scarce.splits import random_split, read_split, write_split
 from gate_lightning.data.pretraining.captioned_folder import CaptionedImages
@@ -151,9 +151,7 @@ def _any(folder: Path, pattern: str) -> list[Path]:
 
 
 def _read_masks(folder: Path) -> None:
-    (folder / "palette.txt").unlink(missing_ok=True)
-    _text(folder / "palette.txt", _PALETTE)
-    reader = MaskReader(("sky", "horse"), LabelMap(2), read_palette(folder / "palette.txt"))
+    reader = MaskReader(("sky", "horse"), LabelMap(2), Palette(("sky", "horse"), ((0, 0, 0), (255, 0, 0))))
     for path in _any(folder, "a.*"):
         mask_header(path)
         reader.read(path)

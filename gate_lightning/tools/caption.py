@@ -201,7 +201,10 @@ def _known(path: Path, torn: bool = False) -> dict[str, str]:
     if not path.exists():
         return known
     if torn:
-        whole = path.read_bytes()
+        try:
+            whole = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
         if not whole.endswith(b"\n"):
             write_atomically(path, whole[: whole.rfind(b"\n") + 1])
     for number, line in enumerate(read_text(path).split("\n"), start=1):

@@ -170,7 +170,7 @@ def _manifest(path: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {"digest": found["digest"], "description": found["description"]}, ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return None, type(error).__name__
 
 

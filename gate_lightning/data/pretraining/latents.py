@@ -15,7 +15,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gate_lightning.data.pretraining.batches import CaptionedBatch
@@ -25,10 +25,12 @@ from gate_lightning.data.scenes.captions import caption, single_object_prompts
 from gate_lightning.data.scenes.layout import sample_scene
 from gate_lightning.data.scenes.render import render
 from gate_lightning.data.scenes.world import SceneSpec
+from gate_lightning.errors import CacheError, first_line
 from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.files import write_atomically
 from gate_lightning.utils.seeding import data_generator
 
-__all__ = ["CAPTION_SHARES", "Encoder", "SceneLatents", "build_cache", "wordings"]
+__all__ = ["CAPTION_SHARES", "Encoder", "SceneLatents", "build_cache", "read_latents", "wordings"]
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +83,7 @@ class _CachedLatents(BatchSource):
     @cached_property
     def content(self) -> tuple[Tensor, list[str]]:
         """Latents (N, c, h, w) float16 and the captions of all, in their wordings."""
-        tensors = load_file(self.data.path(self.split))
-        return tensors["latents"], bytes(tensors["captions"].numpy()).decode().split("\n")
+        return read_latents(self.data.path(self.split), len(self), len(self._bounds))
 
     def __len__(self) -> int:
         return len(self.data.scenes[self.split])
@@ -169,11 +170,36 @@ class SceneLatents(PretrainingDataModule):
         return self.cache / f"scenes-{len(seeds)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
 
 
+def read_latents(path: Path, scenes: int, wordings: int) -> tuple[Tensor, list[str]]:
+    """Latents (N, c, h, w) float16 and N × ``wordings`` captions of a file that `build_cache` wrote.
+
+    Raises:
+        CacheError: missing, damaged, or of another number of scenes.
+    """
+    try:
+        tensors = load_file(path)
+        latents, captions = tensors["latents"], bytes(tensors["captions"].numpy()).decode().split("\n")
+    except Exception as error:  # of safetensors, and of what a damaged file leads to
+        reason = first_line(error)
+        raise CacheError(f"{path} is no cache of latents ({reason}); delete it, it is built again") from error
+    if latents.ndim != 4 or not latents.is_floating_point() or len(latents) != scenes:
+        found = f"latents {latents.dtype} {tuple(latents.shape)}"
+        raise CacheError(f"{path} holds {found}, expected those of {scenes} scenes; delete it, it is built again")
+    if len(captions) != scenes * wordings:
+        raise CacheError(
+            f"{path} holds {len(captions)} captions, expected {wordings} of each of {scenes} scenes; delete it, it is "
+            "built again"
+        )
+    if not latents.isfinite().all():
+        raise CacheError(f"{path} holds latents that are not finite; delete it, it is built again")
+    return latents, captions
+
+
 def build_cache(path: Path, encoder: Encoder, seeds: range, size: int = 64, processes: int | None = None) -> None:
     """Render, caption and encode scenes into one file.
 
-    It holds ``latents`` (N, 4, h, w) float16 and ``captions``, all wordings as UTF-8 lines. It is written under a
-    temporary name and renamed, so an interrupted build leaves nothing that looks finished.
+    It holds ``latents`` (N, 4, h, w) float16 and ``captions``, all wordings as UTF-8 lines. It is there only when it is
+    whole.
 
     Args:
         path: result.
@@ -181,8 +207,10 @@ def build_cache(path: Path, encoder: Encoder, seeds: range, size: int = 64, proc
         seeds: of the scenes.
         size: side of the rendered images in pixels.
         processes: worker processes, one thread each; 1 works in this process, None takes every core.
+
+    Raises:
+        CacheError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     ranges = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
     workers = min(processes or os.cpu_count() or 1, len(ranges))
     latents: list[Tensor] = []
@@ -193,9 +221,8 @@ def build_cache(path: Path, encoder: Encoder, seeds: range, size: int = 64, proc
         if len(latents) % 20 == 0 or len(latents) == len(ranges):
             log.info("latent cache: %d of %d scenes", min(len(latents) * _CHUNK, len(seeds)), len(seeds))
     lines = torch.frombuffer(bytearray("\n".join(captions).encode()), dtype=torch.uint8)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"latents": torch.cat(latents), "captions": lines}, temporary, metadata={"encoder": encoder.identity})
-    temporary.replace(path)
+    tensors = {"latents": torch.cat(latents), "captions": lines}
+    write_atomically(path, save(tensors, metadata={"encoder": encoder.identity}))
 
 
 def _encode_all(

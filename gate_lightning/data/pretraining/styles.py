@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import cv2
+from PIL import Image
 
 from gate_lightning.data.scenes.captions import caption
 from gate_lightning.data.scenes.layout import sample_scene
 from gate_lightning.data.scenes.render import render
 from gate_lightning.data.scenes.world import SceneSpec
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.files import write_atomically, write_image
 
 log = logging.getLogger(__name__)
 
@@ -44,19 +45,17 @@ def write_style_set(
         repeats: how often each image counts in a pass.
 
     Raises:
-        ConfigError: a number below 1, an unknown domain, or an image that cannot be written.
+        ConfigError: a number below 1, or an unknown domain.
+        CacheError: a file cannot be written.
     """
     if count < 1 or repeats < 1:
         raise ConfigError(f"count is {count} and repeats {repeats}; expected at least 1 each.")
     for seed in range(first_seed, first_seed + count):
         spec = sample_scene(seed, domain=domain)
-        image = render(spec, size=size).image[..., ::-1]
+        image = render(spec, size=size).image
         texts = {"empty": "", "tags": tags(spec), "sentences": caption(spec, "fine", wording="full")}
         for style, text in texts.items():
             folder = Path(output) / f"{repeats}_{style}"
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{seed}.png"
-            if not cv2.imwrite(str(path), image):
-                raise ConfigError(f"{path} cannot be written; check that the folder is writable.")
-            path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+            write_image(folder / f"{seed}.png", Image.fromarray(image))
+            write_atomically(folder / f"{seed}.txt", f"{text}\n".encode())
     log.info("%d images in three caption styles: %s", count, output)

@@ -47,6 +47,16 @@ def ids(data: LabelScarceDataModule, split: str) -> list[str]:
     return [source.sample_id(index) for index in range(len(source))]
 
 
+def test_labelled_images_of_one_class_are_refused(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, {"train": [(16, 16)] * 4, "val": [(16, 16)] * 2})
+    for path in sorted((root / "masks/train").rglob("*.png"))[:3]:
+        write(path, np.zeros((16, 16), np.uint8))
+    data = LabelScarceDataModule(FolderDataModule(str(root), crop_size=16), split_seed=None, labelled=3, **SMALL)
+    with pytest.raises(DataError, match=r"train: its 3 masks hold no class but 'sky' \(0\).*task\.data\.labelled"):
+        data.setup("fit")
+    LabelScarceDataModule(FolderDataModule(str(root), crop_size=16), split_seed=None, **SMALL).setup("fit")
+
+
 def test_training_and_test_images_are_pooled_and_split_anew() -> None:
     plain = scenes(split_seed=None)
     assert ids(plain, "train") == ids_of(plain.dataset, "train")

@@ -224,6 +224,20 @@ def test_a_student_s_data_set(trained, images, tmp_path: Path) -> None:
         source, expected = read.source(split), pool.source(own)
         assert len(source) == len(expected)
         assert contents(source) == contents(expected)
+    table, text = labelled / "uncertainty.csv", (labelled / "uncertainty.csv").read_text()
+    for name, message in (("../../../x.png", "leaves its folder"), ("/x.png", "leaves its folder")):
+        table.write_text(text.replace("deep/3.png", name))
+        with pytest.raises(DataError, match=rf"uncertainty\.csv, row 'deep/3': the path '{name}' {message}"):
+            student_set(trained, labelled, tmp_path / "other")
+    table.write_text(text)
+    secret, image = write(tmp_path / "secret.png", make_image(4, 4)), labelled / "images/train/deep/3.png"
+    kept_image = image.read_bytes()
+    image.unlink()
+    image.symlink_to(secret)
+    with pytest.raises(DataError, match=r"'deep/3\.png' is a link out of .*secret\.png"):
+        student_set(trained, labelled, tmp_path / "other")
+    image.unlink()
+    image.write_bytes(kept_image)
     # a mask corrected in the meantime is taken over
     Image.fromarray(np.full((20, 20), 1, np.uint8)).save(labelled / "masks/train/2.png")
     student_set(trained, labelled, out, drop_uncertain=0.25)
