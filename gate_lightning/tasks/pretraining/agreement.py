@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.weights.checkpoints import read_safetensors
+from gate_lightning.backbones.weights.networks import fill_network
 from gate_lightning.data.pretraining.batches import LabelledBatch
 from gate_lightning.data.pretraining.datamodule import NOTHING, stacked
 from gate_lightning.data.scenes.captions import single_object_prompts
@@ -101,9 +103,13 @@ class SingleObjectTask(BaseTask):
 
 
 def load_classifier(path: str | Path) -> KindColorNet:
-    """The trained classifier from its file."""
-    net = KindColorNet()
-    net.load_state_dict(load_file(path))
+    """The trained classifier from its file.
+
+    Raises:
+        WeightsError: the file is missing, broken, or of another network.
+    """
+    weights, _ = read_safetensors(Path(path))
+    net: KindColorNet = fill_network(KindColorNet(), weights, torch.float32, str(path))
     return net.eval().requires_grad_(False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from gate_lightning.backbones.tiny.architecture import (
     build_unet,
 )
 from gate_lightning.backbones.tiny.tokenizer import EXTRA_WORDS, build_tokenizer
+from gate_lightning.backbones.weights.locate import folder_digest
+from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.data.scenes.captions import VOCABULARY
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
@@ -64,7 +65,7 @@ class FolderEncoder:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of the autoencoder's weights.
+        """Hash of the autoencoder's weights and config.
 
         Raises:
             ConfigError: there are none.
@@ -75,7 +76,7 @@ class FolderEncoder:
                 f"No autoencoder at {weights}. Train it first (`python train.py experiment=tiny/autoencoder`) or give "
                 f"the folder of a model that has one."
             )
-        return hashlib.sha256(weights.read_bytes()).hexdigest()
+        return folder_digest([weights, weights.with_name("config.json")], self.folder)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
@@ -85,5 +86,5 @@ class FolderEncoder:
     @cached_property
     def _autoencoder(self) -> AutoencoderKL:
         # The weights on disk are rounded to half precision; computing with exactly these keeps training and use alike.
-        load: dict[str, Any] = {"torch_dtype": torch.float32, "local_files_only": True}
-        return AutoencoderKL.from_pretrained(self.folder, subfolder="vae", **load).eval().requires_grad_(False)
+        autoencoder: AutoencoderKL = open_part(AutoencoderKL, self.folder / "vae", torch.float32)
+        return autoencoder.requires_grad_(False)

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gate_lightning.data.pretraining.datamodule import NOTHING, SingleObjectImages
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.data.scenes.layout import sample_scene
 from gate_lightning.data.scenes.render import render
 from gate_lightning.data.scenes.world import COLORS, KINDS
+from gate_lightning.errors import WeightsError
 from gate_lightning.tasks.pretraining.agreement import (
     KindColorNet,
     SingleObjectTask,
@@ -58,6 +60,9 @@ def test_classifier_survives_the_disk(tmp_path: Path) -> None:
     loaded = load_classifier(tmp_path / "single_object.safetensors")
     assert isinstance(loaded, KindColorNet)
     torch.testing.assert_close(loaded(pixels)[0], task.net(pixels)[0])
+    save_file({"more": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"other\.safetensors does not fit KindColorNet"):
+        load_classifier(tmp_path / "other.safetensors")
 
 
 def test_the_tool_writes_its_measurement(tmp_path: Path) -> None:
