@@ -6,6 +6,7 @@ This module and ``reports/dashboards.py`` are the only ones that know the dashbo
 from __future__ import annotations
 
 import csv
+import errno
 import importlib.util
 import io
 import netrc
@@ -20,7 +21,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.utils.files import write_csv
+from gate_lightning.utils.files import write_atomically, write_csv, writing
 
 __all__ = ["RunLog", "close_dashboards", "tensorboard_logger", "wandb_logger"]
 
@@ -93,9 +94,15 @@ class RunLog(Logger):
     def _put_row(self) -> None:
         line = io.StringIO(newline="")
         csv.DictWriter(line, self._columns).writerow(self._row)
-        with self.path.open("r+b") as file:
+        with writing(self.path), self.path.open("r+b", buffering=0) as file:
             self._offset = file.seek(0, io.SEEK_END) if self._offset is None else file.seek(self._offset)
-            file.write(line.getvalue().encode())
+            content = line.getvalue().encode()
+            try:
+                if file.write(content) < len(content):  # what fits
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(self._offset)  # no half row
+                raise
             file.truncate()
 
     def _read(self) -> list[dict[str, Any]]:
@@ -168,8 +175,7 @@ def _require(package: str) -> None:
 def _run_id(folder: Path) -> str:
     path = folder / "wandb_id.txt"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{uuid.uuid4().hex[:12]}\n")
+        write_atomically(path, f"{uuid.uuid4().hex[:12]}\n".encode())
     return path.read_text().strip()
 
 

@@ -5,12 +5,14 @@ torch, lightning and diffusers take seconds to import: they are imported by the 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from gate_lightning.engine.configuration import composed, config_folder
 from gate_lightning.engine.redaction import refuse_secrets
 from gate_lightning.engine.renamed import refuse_old_names
 from gate_lightning.engine.run_lock import occupied
-from gate_lightning.errors import ConfigError, GateError, Interrupted
+from gate_lightning.errors import CacheError, ConfigError, GateError, Interrupted
 from gate_lightning.utils.checks import did_you_mean
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.signals import Stop, say, stop_in, stopped_text, stopping
@@ -36,6 +38,8 @@ __all__ = ["check_sweep", "eval_main", "train_main"]
 
 log = logging.getLogger(__name__)
 
+#: what Hydra and libraries meet on disks that are full and in folders that are read-only
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 #: sweep folder → metric to compare by, of the sweeps this process ran
 _sweeps: dict[Path, str] = {}
 
@@ -158,12 +162,16 @@ class _recorded:  # noqa: N801 - reads as a statement
         if before.get("status") in ("done", "interrupted") and not isinstance(error, Interrupted):
             return  # e.g. a resume that was refused must not mark a finished run as failed
         if isinstance(error, Interrupted):
-            runs.write_json(self.folder / "status.json", {"status": "interrupted", "message": str(error)})
+            self._write("interrupted", str(error))
             return
         message = f"{type(error).__name__}: {error}"
-        runs.write_json(self.folder / "status.json", {"status": "failed", "message": message})
+        self._write("failed", message)
         if not isinstance(error, GateError):
             log.error("run %s failed: %s", self.folder, message, exc_info=error)
+
+    def _write(self, status: str, message: str) -> None:
+        with suppress(CacheError):  # the disk is full, say: what went wrong first is what is said
+            runs.write_json(self.folder / "status.json", {"status": status, "message": message})
 
 
 def _guarded(job: Callable[..., Any]) -> int:
@@ -171,6 +179,7 @@ def _guarded(job: Callable[..., Any]) -> int:
     # else Hydra prints a traceback of its own and exits before the message below
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     _hush_lightning()
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for tracebacks
     try:
         with stopping():
             refuse_old_names(sys.argv[1:])
@@ -182,6 +191,11 @@ def _guarded(job: Callable[..., Any]) -> int:
         detail = error.__cause__ if wrapped else error
         say(f"{type(detail).__name__}: {detail}{_hint(error)}")
         return 128 + detail.signal if isinstance(detail, Interrupted) else 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        say(f"{error.filename or 'a file'} cannot be written: {error.strerror}. Free space, or choose another folder")
+        return 2
     except (KeyboardInterrupt, SystemExit) as error:
         number = stop_in(error)
         if number is None:

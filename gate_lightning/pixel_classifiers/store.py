@@ -6,6 +6,7 @@ resolution in half precision they take 1.9 GB, and interpolating only the pixels
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -239,6 +240,8 @@ def _allocated(counts: Sequence[int], dtype: torch.dtype, folder: Path | None) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".pixel_store.") as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk says so now, not by SIGBUS when a page is written
+                os.posix_fallocate(file.fileno(), 0, max(sum(counts) * dtype.itemsize, 1))
             # mapped, then unlinked: the file does not outlive this process, even if it is killed
             whole = torch.from_file(file.name, shared=True, size=sum(counts), dtype=dtype)
     except (OSError, RuntimeError) as error:

@@ -219,4 +219,5 @@ def _reason(path: Path, size: int, error: OSError) -> str:
         advice = f"the disk is full{wanted}: free space or choose another folder"
     else:
         advice = f"{error.strerror or error}: choose a folder that can be written"
-    return f"{path} cannot be written; {advice}. What was written before is whole; the same command goes on there"
+    again = "What was written before is whole: go on with the same command (a training: resume=)"
+    return f"{path} cannot be written; {advice}. {again}"

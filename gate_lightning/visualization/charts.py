@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.files import write_atomically
 
 __all__ = ["comparison_chart", "confusion_image", "heat_chart"]
 
@@ -159,5 +161,6 @@ def _shortened(label: str, most: int = 70) -> str:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path))
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    write_atomically(path, content.getvalue())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from gate_lightning.backbones.tiny.tokenizer import MAX_TOKENS
+from gate_lightning.utils.files import publish, write_atomically, writing
 
 log = logging.getLogger(__name__)
 
@@ -208,11 +210,15 @@ def write_folder(folder: Path, dtype: torch.dtype = torch.float16, **parts: Any)
         if isinstance(part, nn.Module):
             # nn.Module's own `to`: diffusers' warns about an empty list of modules
             part = nn.Module.to(copy.deepcopy(part), "cpu", dtype)
-        part.save_pretrained(folder / name)
-        if isinstance(part, nn.Module):
-            _mend(folder / name / "config.json", single_precision=isinstance(part, CLIPTextModel))
+        with writing(folder / name), tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}.") as beside:
+            part.save_pretrained(beside)
+            if isinstance(part, nn.Module):
+                _mend(Path(beside) / "config.json", single_precision=isinstance(part, CLIPTextModel))
+            (folder / name).mkdir(exist_ok=True)
+            for file in sorted(Path(beside).iterdir()):  # under their names only when they are whole
+                publish(file, folder / name / file.name)
     if (folder / "unet").is_dir():
-        (folder / "model_index.json").write_text(json.dumps(_PIPELINE, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / "model_index.json", f"{json.dumps(_PIPELINE, indent=2)}\n".encode())
     log.info("Wrote %s to %s as %s.", ", ".join(parts), folder, dtype)
 
 

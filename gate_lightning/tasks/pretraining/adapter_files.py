@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from gate_lightning.utils.files import write_atomically
 
 _METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers looks for the adapter's settings; without them it assumes alpha = rank."""
@@ -64,8 +65,5 @@ def write_kohya(path: Path, parts: Mapping[str, nn.Module], alpha: float, dtype:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     plain = {key: value.detach().to("cpu", dtype).contiguous() for key, value in tensors.items()}
-    save_file(plain, temporary, metadata={"format": "pt", **metadata})
-    temporary.replace(path)
+    write_atomically(path, save(plain, metadata={"format": "pt", **metadata}))

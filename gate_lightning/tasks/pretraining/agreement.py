@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -98,8 +98,8 @@ class SingleObjectTask(BaseTask):
 
     def export(self, folder: Path) -> None:
         """Write ``single_object.safetensors``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.net.state_dict().items()}, folder / "single_object.safetensors")
+        content = save({k: v.contiguous() for k, v in self.net.state_dict().items()})
+        write_atomically(folder / "single_object.safetensors", content)
 
 
 def load_classifier(path: str | Path) -> KindColorNet:

@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,7 +27,7 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.files.images import read_image
 from gate_lightning.data.files.names import inner_path, path_inside
 from gate_lightning.errors import DataError, first_line
-from gate_lightning.utils.files import write_atomically
+from gate_lightning.utils.files import write_atomically, writing
 from gate_lightning.utils.text import read_csv, read_json
 from gate_lightning.visualization.heat import heat_map
 from gate_lightning.visualization.overlay import overlay, write_mask
@@ -213,10 +212,9 @@ def link_or_copy(source: Path, target: Path) -> None:
     """The same file under another name where the disk allows it, else a copy. What is there is left alone."""
     if target.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source.resolve(), target)
     except OSError:
-        partial = target.with_name(f".{target.name}.part")
-        shutil.copyfile(source, partial)
-        partial.replace(target)
+        write_atomically(target, source.read_bytes())
