@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 from gate_lightning.callbacks.state.ema import averaged_weights
 from gate_lightning.data.core.required_inputs import check_control_size
-from gate_lightning.data.files.images import read_image
+from gate_lightning.data.files.images import pixels_of, read_image
 from gate_lightning.data.samples import Sample
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.checkpoints import require_sound
@@ -138,7 +138,7 @@ def _pixels(what: str, image: Image) -> np.ndarray:
     """uint8 (H, W, 3) RGB."""
     if isinstance(image, str | Path):
         return read_image(Path(image))
-    array = np.asarray(image.convert("RGB")) if isinstance(image, PILImage.Image) else image
+    array = pixels_of(image, what) if isinstance(image, PILImage.Image) else image
     if not isinstance(array, np.ndarray) or array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ConfigError(f"{what} is {found}; expected a file, a PIL image, or uint8 (height, width, 3) RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,12 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
-from gate_lightning.data.core.required_inputs import RequiredInputs, check_control_size
+from gate_lightning.data.core.required_inputs import (
+    RequiredInputs,
+    check_control_size,
+    turn_is_unclear,
+    unclear_turns,
+)
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
 from gate_lightning.data.files.captions import read_captions
 from gate_lightning.data.files.images import IMAGE_SUFFIXES, Header, image_header, read_image
@@ -25,6 +31,8 @@ from gate_lightning.structures import Conditions, ImageBatch
 from gate_lightning.utils.checks import check_choice
 
 __all__ = ["ImageSource", "PredictionBatch", "PredictionDataModule", "read_images"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -201,7 +209,7 @@ def read_images(
     texts = [None] * len(files) if captions is None else list(captions)
     samples = [Sample(path.name, read_image(path), text) for path, text in zip(files, texts, strict=True)]
     for name, places in (control_images or {}).items():
-        samples = _with_controls(samples, name, places)
+        samples = _with_controls(samples, files, name, places)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         resized = resize_bicubic if interpolation == "bicubic" else resize_image
@@ -215,14 +223,21 @@ def read_images(
     return batch.images, batch.conditions
 
 
-def _with_controls(samples: Sequence[Sample], name: str, files: str | Path | Sequence[str | Path]) -> list[Sample]:
+def _with_controls(
+    samples: Sequence[Sample], images: Sequence[Path], name: str, files: str | Path | Sequence[str | Path]
+) -> list[Sample]:
     """The images, each with its control image of that name."""
     given = [files] if isinstance(files, str | Path) else files
     if len(given) != len(samples):
         raise DataError(f"control_images {name!r}: {len(given)} files for {len(samples)} images; give one for each")
-    made = []
-    for sample, file in zip(samples, given, strict=True):
+    made, unclear = [], []
+    for sample, path, file in zip(samples, images, given, strict=True):
+        image = image_header(path)
+        if turn_is_unclear(image.turn, image.size, image_header(Path(file))):
+            unclear.append(sample.sample_id)
         control = read_image(Path(file))
         check_control_size(name, file, control.shape[:2], sample.sample_id, sample.image.shape[:2])
         made.append(replace(sample, controls={**sample.controls, name: control}))
+    if unclear:
+        log.warning("%s", unclear_turns(name, unclear))
     return made

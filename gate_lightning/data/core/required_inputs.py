@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gate_lightning.data.files.images import IMAGE_SUFFIXES, image_header, read_image
+from gate_lightning.data.files.images import IMAGE_SUFFIXES, Header, image_header, read_image
 from gate_lightning.data.files.listing import list_files
 from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.data.samples import Sample, SampleSource, Subset
 from gate_lightning.errors import DataError
 
-__all__ = ["ControlledSource", "RequiredInputs", "check_control_size"]
+__all__ = ["ControlledSource", "RequiredInputs", "check_control_size", "turn_is_unclear", "unclear_turns"]
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +70,10 @@ class ControlledSource(Subset):
                 path, size = self._path(name, index), source.sizes(index)[0]
                 header, turn = image_header(path), turns.get(sample_id, 1)
                 check_control_size(name, path, header.size, sample_id, size)
-                if turn != 1 and header.turn == 1 and (turn <= 4 or size[0] == size[1]):
+                if turn_is_unclear(turn, size, header):
                     unclear.append(sample_id)
             if unclear:
-                log.warning("%s", _unclear(name, unclear))
+                log.warning("%s", unclear_turns(name, unclear))
 
     def load(self, index: int) -> Sample:
         """The image with its control images, uint8 (H, W, 3) RGB as `read_image` reads them."""
@@ -113,7 +113,13 @@ def _orientations(source: SampleSource) -> Mapping[str, int]:
     return {name: turn for part in parts.values() for name, turn in _orientations(part).items()}
 
 
-def _unclear(name: str, sample_ids: Sequence[str]) -> str:
+def turn_is_unclear(turn: int, size: Sequence[int], control: Header) -> bool:
+    """Whether an image of that EXIF orientation and (height, width) may have been turned after its control image."""
+    return turn != 1 and control.turn == 1 and (turn <= 4 or size[0] == size[1])
+
+
+def unclear_turns(name: str, sample_ids: Sequence[str]) -> str:
+    """Sentence about control images of which `turn_is_unclear`."""
     return (
         f"{len(sample_ids)} images are turned or mirrored by their EXIF orientation (first {sample_ids[0]!r}), and "
         f"nothing tells whether their {name} control images were made from them as they are shown or as their pixels "

@@ -22,6 +22,7 @@ __all__ = [
     "image_size",
     "inspect_image",
     "opened",
+    "pixels_of",
     "raw_mode",
     "read_image",
     "refuse_pages",
@@ -134,22 +135,39 @@ def inspect_image(path: Path) -> tuple[np.ndarray, str]:
         DataError: as `read_image`.
     """
     with opened(path) as image:
-        _refuse(path, image)
-        turn, deep = turn_of(image), raw_mode(image).endswith(_SIXTEEN)
-        turned = ImageOps.exif_transpose(image) if turn != 1 else image
-        turned.load()
-        if turn == 1 and _late_turn(image) != 1:
-            raise DataError(
-                f"{path} has its EXIF orientation behind the pixels, where few look; save it again, upright"
-            )
-        if turned.mode.startswith("I"):
-            values = np.asarray(turned)
-            return _from_sixteen_bits(path, values), _range_note(int(values.min()), int(values.max()))
-        if turned.mode in ("LA", "PA", "RGBA") or "transparency" in turned.info:
-            opaque = Image.new("RGBA", turned.size, (255, 255, 255, 255))
-            turned = Image.alpha_composite(opaque, turned.convert("RGBA"))
-        pixels = np.array(turned.convert("RGB"))
-        return pixels, _range_note(int(pixels.min()) * 257, int(pixels.max()) * 257) if deep else ""
+        return _decoded(path, image)
+
+
+def pixels_of(image: Image.Image, where: str) -> np.ndarray:
+    """An open image as `read_image` gives its file; ``where`` names it in messages.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    try:
+        return _decoded(where, image)[0]
+    except GateError:
+        raise
+    except Exception as error:  # a lazily opened file is read here
+        raise DataError(f"{where} does not decode ({first_line(error)}); it is damaged or cut off") from error
+
+
+def _decoded(path: Path | str, image: Image.Image) -> tuple[np.ndarray, str]:
+    """See `inspect_image`."""
+    _refuse(path, image)
+    turn, deep = turn_of(image), raw_mode(image).endswith(_SIXTEEN)
+    turned = ImageOps.exif_transpose(image) if turn != 1 else image
+    turned.load()
+    if turn == 1 and _late_turn(image) != 1:
+        raise DataError(f"{path} has its EXIF orientation behind the pixels, where few look; save it again, upright")
+    if turned.mode.startswith("I"):
+        values = np.asarray(turned)
+        return _from_sixteen_bits(path, values), _range_note(int(values.min()), int(values.max()))
+    if turned.mode in ("LA", "PA", "RGBA") or "transparency" in turned.info:
+        opaque = Image.new("RGBA", turned.size, (255, 255, 255, 255))
+        turned = Image.alpha_composite(opaque, turned.convert("RGBA"))
+    pixels = np.array(turned.convert("RGB"))
+    return pixels, _range_note(int(pixels.min()) * 257, int(pixels.max()) * 257) if deep else ""
 
 
 def header_of(image: Image.Image) -> Header:
@@ -186,7 +204,7 @@ def raw_mode(image: Image.Image) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _refuse(path: Path, image: Image.Image) -> None:
+def _refuse(path: Path | str, image: Image.Image) -> None:
     refuse_pages(path, image)
     if image.mode == "CMYK":
         raise DataError(f"{path} is CMYK, made for printing; convert it to RGB with its colour profile first")
@@ -194,7 +212,7 @@ def _refuse(path: Path, image: Image.Image) -> None:
         raise DataError(f"{path} has colour mode {image.mode}; save it as 8-bit RGB or grey")
 
 
-def refuse_pages(path: Path, image: Image.Image) -> None:
+def refuse_pages(path: Path | str, image: Image.Image) -> None:
     """Raise DataError for an animation and for several pages: which one is meant is not guessed."""
     # Telephones store a preview as second image of a JPEG (MPO); the first is the photograph.
     frames = getattr(image, "n_frames", 1)
@@ -202,7 +220,7 @@ def refuse_pages(path: Path, image: Image.Image) -> None:
         raise DataError(f"{path} holds {frames} images ({image.format}); save the one you mean by itself")
 
 
-def _from_sixteen_bits(path: Path, values: np.ndarray) -> np.ndarray:
+def _from_sixteen_bits(path: Path | str, values: np.ndarray) -> np.ndarray:
     if values.min() < 0 or values.max() > 65535:
         raise DataError(f"{path} holds values from {values.min()} to {values.max()}; expected 16 bits: 0 to 65535")
     grey = np.rint(values / 257.0).astype(np.uint8)

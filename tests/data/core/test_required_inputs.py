@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gate_lightning.data.core.prediction import PredictionDataModule
+from gate_lightning.data.core.prediction import PredictionDataModule, read_images
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.samples import BatchDataset, SampleRequest, collate_masks
 from gate_lightning.data.scenes.dataset import ScenesDataModule
@@ -93,6 +93,9 @@ def test_an_orientation_that_a_control_image_may_lack_is_told(root: Path, caplog
     module(root).source("val")
     assert "1 images are turned or mirrored by their EXIF orientation (first 'images/val/001.png')" in caplog.text
     assert "their copy control images were made" in caplog.text
+    caplog.clear()
+    read_images(path, control_images={"copy": copy})
+    assert "1 images are turned or mirrored by their EXIF orientation (first '001.png')" in caplog.text
     caplog.clear()
     copy.write_bytes(path.read_bytes())  # both have one
     sample = module(root).source("val").load(0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gate_lightning.data.files.images import image_header, image_size, inspect_image, read_image
+from gate_lightning.data.files.images import image_header, image_size, inspect_image, pixels_of, read_image
 from gate_lightning.data.files.mask_values import mask_header, read_mask_values
 from gate_lightning.errors import DataError
 from tests.support.folders import make_image
@@ -115,6 +115,19 @@ def test_every_orientation_is_applied_to_images_and_masks(tmp_path: Path, form: 
         assert (read_mask_values(path) == shown[..., 0]).all()
         assert (read_mask_values(path, turn=3) == (shown if turn != 1 else stored[::-1, ::-1])[..., 0]).all()
         assert mask_header(path) == (shown.shape[:2], turn)
+
+
+def test_an_open_image_is_read_as_its_file(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgba = np.dstack([RGB, np.linspace(0, 255, 60).astype(np.uint8).reshape(6, 10)])
+    sixteen = Image.fromarray(np.linspace(0, 65535, 60).astype(np.uint16).reshape(6, 10))
+    for image in (Image.fromarray(RGB), Image.fromarray(rgba), sixteen):
+        path = saved(tmp_path, image, exif=exif)
+        assert (pixels_of(Image.open(path), "source") == read_image(path)).all()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match="source does not decode"):
+        pixels_of(Image.open(path), "source")
 
 
 def test_an_orientation_behind_the_pixels_is_refused(tmp_path: Path) -> None:
