@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import ControlNetModel, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -228,14 +228,17 @@ def _of_weights() -> Iterator[Format]:
     peft = {f"base_model.model.{key.removeprefix('unet.')}": value for key, value in tensors.items()}
     yield Format("lora", 5, lambda f: shutil.copy(LORA, f / "lora.safetensors"), _read_lora)  # type: ignore[arg-type]
     yield Format("lora-of-peft", 5, lambda f: _make_peft(f, peft), _read_peft)
+    yield Format("lora-of-kohya", 3, lambda f: _make_kohya(f, tensors), _read_lora)
     yield Format("checkpoint-pt", 4, _make_checkpoint, lambda f: read_checkpoint(f / "a.pt"))
     yield Format("checkpoint-safetensors", 2, _make_plain, lambda f: read_checkpoint(f / "a.safetensors"))
     yield Format("learned-tokens-pt", 3, _make_tokens, lambda f: read_learned_tokens(f / "a.pt", _parts()))
     yield Format("learned-prompt", 2, _make_prompt, lambda f: read_learned_prompt(f / "a.safetensors", _parts()))
     yield Format("diffusers-folder", 4, _copy_tiny, lambda f: load_unet_backbone(weights=str(f)))
     yield Format("controlnet", 3, lambda f: _copy(TINY / "controlnet", f), _read_controlnet)
+    yield Format("controlnet-of-shards", 3, _make_shards, _read_controlnet)
     yield Format("single-file", 2, _make_single, _read_single, whole=False)
     yield Format("adm-folder", 2, _make_adm, lambda f: load_adm_backbone(weights=str(f), native_size=16))
+    yield Format("adm-checkpoint", 2, _make_adm_checkpoint, lambda f: load_adm_backbone(weights=str(f / "a.pt")), False)
 
 
 @cache
@@ -259,6 +262,17 @@ def _copy_tiny(folder: Path) -> None:
 
 def _read_lora(folder: Path) -> None:
     read_adapter(folder / "lora.safetensors", _parts())
+
+
+def _make_kohya(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """The same LoRA under kohya's names, with an alpha for every layer."""
+    renamed: dict[str, torch.Tensor] = {}
+    for key, value in tensors.items():
+        layer, _, kind = key.removesuffix(".weight").removeprefix("unet.").rpartition(".lora_")
+        name = "lora_unet_" + layer.replace(".", "_")
+        renamed[f"{name}.lora_{'down' if kind == 'A' else 'up'}.weight"] = value
+        renamed[f"{name}.alpha"] = torch.tensor(float(min(value.shape)))
+    save_file(renamed, folder / "lora.safetensors", {"ss_network_module": "networks.lora"})
 
 
 def _make_peft(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -305,6 +319,10 @@ def _read_controlnet(folder: Path) -> None:
     backbone.require_controlnet("fuzzed")
 
 
+def _make_shards(folder: Path) -> None:
+    ControlNetModel.from_pretrained(TINY / "controlnet").save_pretrained(folder, max_shard_size="2MB")
+
+
 def _make_single(folder: Path) -> None:
     unet = "model.diffusion_model."
     names = {
@@ -328,6 +346,11 @@ def _make_adm(folder: Path) -> None:
         attention_head_dim=8,
     )
     unet.save_pretrained(folder)
+
+
+def _make_adm_checkpoint(folder: Path) -> None:
+    names = {"input_blocks.0.0.weight": (32, 3, 3, 3), "time_embed.0.weight": (128, 32), "out.2.weight": (6, 32, 3, 3)}
+    torch.save({name: torch.ones(shape) for name, shape in names.items()}, folder / "a.pt")
 
 
 # features
