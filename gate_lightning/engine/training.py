@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.components import Components
@@ -212,7 +213,10 @@ def _final_metrics(components: Components, folder: Path) -> dict[str, float]:
     task, trainer, datamodule = components.task, components.trainer, components.datamodule
     metrics: dict[str, float] = {}
     if not task.final_splits:
-        return {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
+        measured = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
+        # of a resumed run that had no step left, what it had measured before
+        keepers = (one for one in trainer.callbacks if isinstance(one, RunCheckpoint))  # type: ignore[attr-defined]
+        return measured or next((dict(one.metrics) for one in keepers), {})
     try:
         best: Path | None = runs.checkpoint_of(folder, "best")
     except ResumeError:

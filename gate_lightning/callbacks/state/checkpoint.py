@@ -48,6 +48,7 @@ class RunCheckpoint(Checkpoint):
         self.best_score: float | None = None
         self.best_step: int | None = None
         self.best_model_path = ""
+        self.metrics: dict[str, float] = {}
         self._due = False
         self._saved_step = -1
 
@@ -95,15 +96,17 @@ class RunCheckpoint(Checkpoint):
         """Write ``last.ckpt`` now; to be called by all processes."""
         self._due = False
         self._saved_step = trainer.global_step
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
         return _save(trainer, self.folder(trainer) / "last.ckpt", weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far, for checkpoints."""
-        return {"best_score": self.best_score, "best_step": self.best_step}
+        """The best score so far, for checkpoints, and the metrics, which a run with no step left has from here."""
+        return {"best_score": self.best_score, "best_step": self.best_step, "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best score so far."""
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+        self.metrics = dict(state_dict.get("metrics", {}))
 
     def _keep_best(self, trainer: Trainer, pl_module: LightningModule, monitor: str) -> None:
         if monitor not in trainer.callback_metrics:

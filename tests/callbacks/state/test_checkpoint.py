@@ -150,3 +150,13 @@ def test_trial_runs_leave_no_files(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         RunCheckpoint(**settings)
+
+
+def test_a_run_with_no_step_left_has_its_metrics_from_the_checkpoint(tmp_path: Path) -> None:
+    make_trainer(tmp_path, Scripted(0.5), RunCheckpoint(1, "score"), max_steps=4).fit(make_task(), FakeData())
+    keeper = RunCheckpoint(1, "score")
+    trainer = make_trainer(tmp_path, Scripted(), keeper, max_steps=4)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    trainer.fit(make_task(), FakeData(), ckpt_path=last, weights_only=True)
+    assert keeper.metrics["val/mIoU"] == load(tmp_path, "last")["callbacks"]["RunCheckpoint"]["metrics"]["val/mIoU"]
+    assert "val/mIoU" not in trainer.callback_metrics
