@@ -23,12 +23,17 @@ HIDDEN = "***"
 #: last part of a key: passwords, keys of services, their tokens (those of a text, like pad_token, are none)
 _KEY = re.compile(
     r"(?:.*_)?(?:password|passwd|passphrase|secret|secrets|credential|credentials|api_?key|access_?key|private_?key"
-    r"|secret_?key)|token|(?:.*_)?(?:hf|hub|huggingface|wandb|github|gitlab|aws|api|auth|access|bearer|refresh|session)"
+    r"|secret_?key)|authorization|token|(?:.*_)?(?:hf|hub|huggingface|wandb|github|gitlab|aws|api|auth|access|bearer|refresh|session)"
     r"_token",
     re.IGNORECASE,
 )
-#: user:password@ in an address, and the tokens of two services
-_VALUE = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|\bhf_[A-Za-z0-9]{20,}|\bgh[a-z]_[A-Za-z0-9]{20,}")
+#: user:password@ in an address, and the tokens of two services, behind what tells them
+_VALUE = re.compile(
+    r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|(?<=\bhf_)[A-Za-z0-9]{20,}|(?<=\bgh[a-z]_)[A-Za-z0-9]{20,}"
+    r"|(?<=\bgithub_pat_)\w{20,}"
+)
+#: what is left of these; asterisks elsewhere are somebody's words
+_LEFT = re.compile(r"(?:://|\bhf_|\bgh[a-z]_|\bgithub_pat_)\*\*\*")
 #: key and value in an override, or in a mapping inside one
 _PAIR = re.compile(r"([\w.]+)['\"]?\s*[=:]\s*(\"[^\"]*\"|'[^']*'|\$\{[^}]*\}|\[[^\]]*\]|[^,{}\[\]]*)")
 #: values that give nothing away
@@ -83,7 +88,8 @@ def redacted_override(override: str) -> str:
 
 def hidden_keys(plain: Any) -> list[str]:
     """Dotted keys whose values were left out of a saved configuration."""
-    return [key for key, value in nodes_of(plain) if isinstance(value, str) and HIDDEN in value]
+    texts = ((key, value) for key, value in nodes_of(plain) if isinstance(value, str))
+    return [key for key, value in texts if (value == HIDDEN and _is_secret(key)) or _LEFT.search(value)]
 
 
 class HideSecrets(Callback):

@@ -20,7 +20,7 @@ TYPED = (
     *(f"+logger.mine.api_key={SECRET}", f"++hydra.job.env_set.WANDB_API_KEY={SECRET}", f"+a.password='{SECRET}'"),
     *(f"+logger.mine={{_target_: x, token: {SECRET}}}", f"+a={{b: {{hf_token: {SECRET}}}}}", f"+a.apikey=x,{SECRET}"),
     *(f"dataset.root=https://me:{SECRET}@host/x", f"+client_secret=[{SECRET}]", f"+aws_secret_access_key={SECRET}"),
-    *("+note=hf_abcdefghijklmnopqrstuvwxyz", "+a.password=1234"),
+    *("+note=hf_abcdefghijklmnopqrstuvwxyz", "+a.password=1234", f"+a={{Authorization: 'Bearer {SECRET}'}}"),
 )
 HARMLESS = (
     *("+logger.mine.api_key=${oc.env:KEY}", "+a={token: '${oc.env:KEY}'}", "+a.password=null", "+a.api_key="),
@@ -56,6 +56,13 @@ def test_nested_values_are_redacted() -> None:
         "lr": 1.0,
     }
     assert hidden_keys(redacted(given)) == ["a[0].api_key", "a[0].url"]
+
+
+def test_asterisks_in_a_text_hide_nothing() -> None:
+    """A run with such a prompt was trained and could then be neither evaluated nor resumed."""
+    given = {"text": "a hotel of *** stars", "other": "***", "note": "see hf_abcdefghijklmnopqrstuvwxyz"}
+    assert redacted(given) == {**given, "note": "see hf_***"}
+    assert hidden_keys(redacted(given)) == ["note"]
 
 
 def files_with(text: str, folder: Path) -> list[str]:
