@@ -7,14 +7,28 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.engine.run_folder import require_run
 from gate_lightning.engine.run_lock import new_folder
+from gate_lightning.engine.saved_paths import check_links
 
 __all__ = ["composed", "config_folder"]
 
-# ${gate.run_folder:a,b} in conf/ is a, the folder of a resumed run, where that is set, else b, made anew
-OmegaConf.register_new_resolver(
-    "gate.run_folder", lambda resumed, wanted: resumed or new_folder(wanted), replace=True, use_cache=True
-)
+
+def _run_folder(resumed: str | None, wanted: str, trust: bool = False) -> str:
+    """Where a run is: ``resumed``, the folder of a run that is gone on with, where that is set, else ``wanted``, made.
+
+    Raises:
+        ConfigError: there is no run in the resumed folder, or Hydra's log and the lock would be written through links.
+    """
+    if resumed is None:
+        return new_folder(wanted)
+    require_run(Path(resumed))  # Hydra would make the folder
+    if not trust:
+        check_links(Path(resumed), training=True)
+    return str(resumed)
+
+
+OmegaConf.register_new_resolver("gate.run_folder", _run_folder, replace=True, use_cache=True)
 
 
 def config_folder() -> Path:

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gate_lightning.engine.redaction import HIDDEN, hidden_keys, redacted, redacted_override
 from gate_lightning.engine.saved_config import read_saved
 from gate_lightning.engine.saved_parts import check_parts
-from gate_lightning.engine.saved_paths import INSIDE, check_writes, located
+from gate_lightning.engine.saved_paths import INSIDE, check_links, check_writes, located
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.utils.files import differences, write_atomically
 from gate_lightning.utils.text import read_json as read_json_file
@@ -44,6 +44,7 @@ __all__ = [
     "patch",
     "read_config",
     "read_json",
+    "require_run",
     "resolve",
     "save_config",
     "save_overrides",
@@ -146,6 +147,7 @@ def check_patched(
         ConfigError: it would; or a value is missing because it is a secret, which is not saved.
     """
     if not trust:
+        check_links(folder, training)
         check_writes(config, folder, said, training)
     hidden = hidden_keys(OmegaConf.to_container(config))
     # an evaluation builds no logger
@@ -163,15 +165,19 @@ def read_config(folder: Path) -> DictConfig:
     Raises:
         ConfigError: ``folder`` is no run folder, one of a version whose configurations are not read, or damaged.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
+    require_run(folder)
+    _check_version(folder)
+    return read_saved(folder / "config.yaml")
+
+
+def require_run(folder: Path) -> None:
+    """Raise ConfigError unless there is a run in the folder."""
+    if not (folder / "config.yaml").is_file():
         inside = sorted(child.name for child in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
         raise ConfigError(
             f"{folder} is no run folder: it has no config.yaml (found: {inside}). "
             "Give the folder that train.py wrote, e.g. run=outputs/2026-01-01/12-00-00"
         )
-    _check_version(folder)
-    return read_saved(path)
 
 
 def _check_version(folder: Path) -> None:

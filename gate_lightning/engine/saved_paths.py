@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from gate_lightning.engine.saved_config import nodes_of
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.commands import override
 
-__all__ = ["INSIDE", "check_writes", "located"]
+__all__ = ["INSIDE", "check_links", "check_writes", "located"]
 
 #: prefix, in a configuration, of paths inside the run folder, so that a run folder can be moved
 INSIDE = "run:"
@@ -59,6 +60,32 @@ def check_writes(config: DictConfig, folder: Path, said: DictConfig | None, trai
         )
 
 
+def check_links(folder: Path, training: bool) -> None:
+    """Refuse a run folder with symbolic links by which files outside it would be overwritten.
+
+    Args:
+        folder: the run folder.
+        training: whether the run is to be trained on. An evaluation writes no checkpoints, and may read linked ones.
+
+    Raises:
+        ConfigError: names the first link, its target and what to do.
+    """
+    root = _root(folder)
+    for above, folders, files in os.walk(folder):
+        here = Path(above)
+        for name in sorted((*folders, *files)):
+            path = here / name
+            unwritten = not training and (name == "checkpoints" or here.name == "checkpoints")
+            if not path.is_symlink() or unwritten or path.resolve().is_relative_to(root):
+                continue
+            raise ConfigError(
+                f"{path} is a link out of the run folder, to {path.readlink()}, and files would be written there. If "
+                "the link is yours, or you trust who made the folder, add trust=true, else delete it; in Python, "
+                "load_run(…, trust=True)"
+            )
+        folders[:] = [name for name in folders if name != "wandb"]  # which links to logs of its own
+
+
 def _places(plain: Any, training: bool) -> Iterator[tuple[str, Any]]:
     """Dotted key and value of what names a place to write to."""
     values = dict(nodes_of(plain))
@@ -78,7 +105,12 @@ def _places(plain: Any, training: bool) -> Iterator[tuple[str, Any]]:
 def _is_inside(place: Any, folder: Path) -> bool:
     if not isinstance(place, str):
         return False
-    root, target = folder.resolve(), Path(located(place, folder) or "").expanduser().resolve()
-    if root.name.removeprefix("split").isdigit() and (root.parent / "config.yaml").is_file():
-        root = root.parent  # a re-split, which shares features with its siblings
+    root, target = _root(folder), Path(located(place, folder) or "").expanduser().resolve()
     return target.is_relative_to(root) and target != root
+
+
+def _root(folder: Path) -> Path:
+    """The run folder, or that of all re-splits, which share features."""
+    root = folder.resolve()
+    is_split = root.name.removeprefix("split").isdigit() and (root.parent / "config.yaml").is_file()
+    return root.parent if is_split else root

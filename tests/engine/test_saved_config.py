@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from gate_lightning.engine import cli
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.saved_config import read_saved
-from gate_lightning.engine.saved_paths import check_writes
+from gate_lightning.engine.saved_paths import check_links, check_writes
 from gate_lightning.engine.trained_run import load_run
 from gate_lightning.errors import ConfigError, GateError
 from tests.support.composition import SMALL, composed
@@ -116,6 +118,45 @@ def test_a_folder_that_leads_outside_is_outside(tmp_path: Path) -> None:
     (tmp_path / "run/features").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match="outside"):
         check_writes(at(OUTSIDE["cache.folder"], "run:features/x"), tmp_path / "run", None, training=False)
+
+
+@pytest.mark.parametrize("name", ["train.log", "lock.json", "images", "predictions/masks", "checkpoints", "wandb"])
+def test_links_out_of_a_run_folder_are_not_written_through(name: str, tmp_path: Path) -> None:
+    """Hydra's log and the lock were: any file of the reader's."""
+    place = tmp_path / "run" / name
+    place.parent.mkdir(parents=True)
+    (place.parent / "inside").symlink_to(tmp_path / "run")
+    place.symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=re.escape(f"{place} is a link out of the run folder")):
+        check_links(tmp_path / "run", training=True)
+    if name == "checkpoints":
+        check_links(tmp_path / "run", training=False)
+
+
+def test_a_resumed_folder_is_looked_at_before_hydra_writes_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["train.py", f"resume={run}"])
+    assert cli.train_main() == 2
+    assert "is no run folder" in capfd.readouterr().err
+    assert not run.exists()
+    run.mkdir()
+    (run / "config.yaml").write_text(TASK)
+    mine.write_text("mine\n")
+    for name in ("train.log", "lock.json"):
+        (run / name).symlink_to(mine)
+    assert cli.train_main() == 2
+    assert f"{run / 'lock.json'} is a link out of the run folder, to {mine}" in capfd.readouterr().err
+    assert mine.read_text() == "mine\n"
+
+
+def test_links_that_stay_inside_and_those_of_wandb_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "run/wandb/run-1").mkdir(parents=True)
+    (tmp_path / "run/wandb/run-1/core.log").symlink_to(tmp_path / "home/cache/wandb.log")
+    (tmp_path / "run/wandb/latest-run").symlink_to("run-1")
+    (tmp_path / "run/last").symlink_to("wandb")
+    check_links(tmp_path / "run", training=True)
 
 
 def test_splits_share_features_with_each_other_only(tmp_path: Path) -> None:
