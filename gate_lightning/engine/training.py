@@ -214,9 +214,9 @@ def _final_metrics(components: Components, folder: Path) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if not task.final_splits:
         measured = {key: float(value) for key, value in trainer.callback_metrics.items() if "/" in key}
-        # of a resumed run that had no step left, what it had measured before
+        # of a resumed run, what it had measured before and not again
         keepers = (one for one in trainer.callbacks if isinstance(one, RunCheckpoint))  # type: ignore[attr-defined]
-        return measured or next((dict(one.metrics) for one in keepers), {})
+        return next((one.metrics for one in keepers), {}) | measured
     try:
         best: Path | None = runs.checkpoint_of(folder, "best")
     except ResumeError:

@@ -96,7 +96,8 @@ class RunCheckpoint(Checkpoint):
         """Write ``last.ckpt`` now; to be called by all processes."""
         self._due = False
         self._saved_step = trainer.global_step
-        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+        # a resumed run has those of its checkpoint until it measures anew; an undisturbed trainer keeps them itself
+        self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
         return _save(trainer, self.folder(trainer) / "last.ckpt", weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:

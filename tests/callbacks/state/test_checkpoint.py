@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,3 +161,15 @@ def test_a_run_with_no_step_left_has_its_metrics_from_the_checkpoint(tmp_path: P
     trainer.fit(make_task(), FakeData(), ckpt_path=last, weights_only=True)
     assert keeper.metrics["val/mIoU"] == load(tmp_path, "last")["callbacks"]["RunCheckpoint"]["metrics"]["val/mIoU"]
     assert "val/mIoU" not in trainer.callback_metrics
+
+
+def test_a_resumed_run_keeps_metrics_that_it_has_not_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"val/mIoU": 0.5, "train/loss": 2.0}
+    keeper = RunCheckpoint(1, "val/mIoU")
+    keeper.load_state_dict({"best_score": 0.5, "best_step": 3, "metrics": before})
+    monkeypatch.setattr("gate_lightning.callbacks.state.checkpoint._save", lambda *given, **named: tmp_path)
+    trainer: Any = SimpleNamespace(global_step=4, callback_metrics={"train/loss": 1.0}, default_root_dir=str(tmp_path))
+    keeper.save_last(trainer)
+    assert keeper.state_dict()["metrics"] == {"val/mIoU": 0.5, "train/loss": 1.0}
