@@ -92,15 +92,22 @@ class LabelMap:
     def advice(self, unknown: Mapping[int, int]) -> str:
         """Advice on unknown values: the most likely mistake and its remedy."""
         values = set(unknown)
-        if values == {255} and self.num_classes == 2:
-            return (
-                "If 255 is foreground use 'dataset.label_map={0: 0, 255: 1}', if it is ignored dataset.ignore_index=255"
-            )
         if len(values) == 1:
             (value,) = values
+            if self.num_classes == 2 and value > 2:
+                return (
+                    f"If {value} is foreground use 'dataset.label_map={{0: 0, {value}: 1}}', if it is ignored "
+                    f"dataset.ignore_index={value}"
+                )
+            follows = value == self.num_classes + int(self.reduce_zero_label) and not self.label_map
             shifted = value == self.num_classes and not self.reduce_zero_label
             also = ", or if 0 is ignored and classes start at 1 dataset.reduce_zero_label=true" if shifted else ""
-            return f"If {value} means unlabelled use dataset.ignore_index={value}{also}; else add it to classes.txt"
+            named = (
+                "add it to classes.txt"
+                if follows
+                else "say its class: 'dataset.label_map={file value: class index, …}'"
+            )
+            return f"If {value} means unlabelled use dataset.ignore_index={value}{also}; else {named}"
         return "Add the missing names to classes.txt, or renumber with dataset.label_map={file value: class index, …}"
 
     def advice_on_ignored(self, present: Sequence[int]) -> str:

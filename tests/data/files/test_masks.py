@@ -70,12 +70,13 @@ def test_contradicting_rules_are_refused(arguments: dict[str, object], named: st
     ("num_classes", "value", "advice"),
     [
         (3, 3, r"If 3 means unlabelled use dataset.ignore_index=3, .* dataset.reduce_zero_label=true; else add it"),
-        (3, 200, r"If 200 means unlabelled use dataset.ignore_index=200; else add it"),
+        (3, 200, r"If 200 means unlabelled use dataset.ignore_index=200; else say its class: 'dataset.label_map="),
+        (2, 65535, r"If 65535 is foreground use 'dataset.label_map=\{0: 0, 65535: 1\}', if it is ignored"),
         (2, 255, r"If 255 is foreground use 'dataset.label_map=\{0: 0, 255: 1\}', if it is ignored"),
     ],
 )
 def test_advice_fits_the_mistake(tmp_path: Path, num_classes: int, value: int, advice: str) -> None:
-    mask = np.zeros((4, 5), dtype=np.uint8)
+    mask = np.zeros((4, 5), dtype=np.uint8 if value < 256 else np.uint16)
     mask[1, :3] = value
     reader = MaskReader(tuple("abc"[:num_classes]), LabelMap(num_classes, ignore_index=None))
     with pytest.raises(DataError, match=rf"m.png: unknown label values: {value} in 3 pixels; .*{advice}"):
