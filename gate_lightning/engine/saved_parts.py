@@ -64,7 +64,7 @@ def check_parts(plain: Any, path: Path) -> None:
         path: of its file, for messages.
 
     Raises:
-        ConfigError: names the first key and target.
+        ConfigError: names the first key and target; or one with arguments without names.
     """
     for key, target in _targets(plain):
         if not _is_part(target):
@@ -73,6 +73,15 @@ def check_parts(plain: Any, path: Path) -> None:
                 "run any program by such a name. If the part is yours, or you trust who made the folder, add "
                 "trust=true; in Python, load_run(…, trust=True)"
             )
+    unnamed = next(
+        (f"{key}._args_" for key, node in nodes_of(plain) if isinstance(node, dict) and "_args_" in node), None
+    )
+    if unnamed is not None:
+        raise ConfigError(
+            f"{path}: {unnamed} gives arguments without names, of which nothing tells whether they are places to write "
+            "to. If the part is yours, or you trust who made the folder, add trust=true; in Python, "
+            "load_run(…, trust=True)"
+        )
 
 
 def _targets(plain: Any) -> Iterator[tuple[str, Any]]:

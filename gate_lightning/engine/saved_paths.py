@@ -22,7 +22,9 @@ _FOLDERS = ("cache.folder", "dataset.cache", "task.data.cache")
 #: … and by training alone
 _OF_TRAINING = ("task.store_folder", "callbacks.export.folder")
 #: arguments of callbacks, loggers and the trainer that name one
-_NAMES = ("folder", "run_folder", "output", "dirpath", "save_dir", "log_dir", "default_root_dir", "root_dir")
+_NAMES = ("folder", "output")
+#: … and that name one of whatever part, wherever it stands
+_ANYWHERE = ("run_folder", "dirpath", "save_dir", "log_dir", "default_root_dir", "root_dir", "cache", "store_folder")
 
 
 def located(place: str | None, folder: str | Path) -> str | None:
@@ -95,7 +97,8 @@ def _places(plain: Any, training: bool) -> Iterator[tuple[str, Any]]:
     yield from ((key, values[key]) for key in keys if key in values)
     for key, value in values.items():
         group, name = key.split(".")[0], key.rsplit(".", 1)[-1]
-        if group in ("callbacks", "logger", "trainer") and name in _NAMES and key not in _OF_TRAINING:
+        own = group in ("callbacks", "logger", "trainer") and name in _NAMES
+        if (own or (name in _ANYWHERE and isinstance(value, str))) and key not in _OF_TRAINING:
             yield key, value
     named = values.get("task.name")
     if isinstance(named, str) and Path(named).name != named:  # of a file

@@ -81,6 +81,8 @@ OUTSIDE: dict[str, dict[str, Any]] = {
     "callbacks.mine.run_folder": {"callbacks": {"mine": {"run_folder": "OUT"}}},
     "logger.csv.run_folder": {"logger": {"csv": {"run_folder": "OUT"}}},
     "trainer.default_root_dir": {"trainer": {"default_root_dir": "OUT"}},
+    "head.decode.run_folder": {"head": {"decode": {"run_folder": "OUT"}}},
+    "dataset.inner.cache": {"cache": {"folder": None}, "dataset": {"inner": {"cache": "OUT"}}},
     "trainer.profiler.dirpath": {"trainer": {"profiler": {"dirpath": "OUT"}}},
 }
 OF_TRAINING: dict[str, dict[str, Any]] = {

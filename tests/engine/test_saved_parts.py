@@ -126,6 +126,14 @@ def test_nothing_else_is_called(target: str, flags: dict[str, Any], tmp_path: Pa
     assert not sentinel.exists()
 
 
+def test_arguments_without_names_are_refused(tmp_path: Path) -> None:
+    """A logger of this package, say, that is given its folder so: no name tells that it is one to write to."""
+    node = {"_target_": "gate_lightning.callbacks.loggers.RunLog", "_args_": [str(tmp_path / "elsewhere")]}
+    folder = planted(node, "logger.csv", tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"logger\.csv\._args_ gives arguments without names.*trust=true"):
+        load_run(folder)
+
+
 @pytest.mark.parametrize(
     "target", [1, None, ["os.system"], {"a": 1}, "os", "os:system", "os.system\n", " torch.optim.SGD"]
 )
