@@ -36,6 +36,8 @@ _WITHOUT_EFFECT = (
 #: ways of drawing the first matrices that leave the network itself as it is
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 _NAME = re.compile(r"[\w.-]+")
+#: far above the layers of any network; every layer is compared with every name
+_MOST_NAMES = 10_000
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ def _pattern(given: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     pattern = given.get(key) or {}
     if not isinstance(pattern, Mapping):
         raise WeightsError(f"{where}: {key} is a {type(pattern).__name__}, expected names of layers and numbers")
+    if len(pattern) > _MOST_NAMES:
+        raise WeightsError(f"{where}: {key} has {len(pattern):,} names of layers, more than {_MOST_NAMES:,}")
     made: dict[str, Any] = {}
     for name, value in pattern.items():
         literal = name.removeprefix("^").removesuffix("$").replace("\\.", ".")

@@ -179,6 +179,9 @@ def pair(**changed: Any) -> dict[str, Tensor]:
 
 HOSTILE = {
     "backtracking": json.dumps({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"(.*.*.*.*.*)*x": 3}}),
+    "many": json.dumps(
+        {"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {f"x{i}.to_q": 3 for i in range(10**5)}}
+    ),
     "nested": '{"unet.r": ' + "[" * 50_000 + "]" * 50_000 + "}",
     "nan": '{"unet.r": 2, "unet.lora_alpha": NaN}',
     "infinite": '{"unet.r": 2, "unet.lora_alpha": 1e999}',
