@@ -193,7 +193,8 @@ def _described(folder: Path) -> ComparedRun:
     label = " ".join(kept) or ("defaults" if overrides or status == "done" else folder.name)
     paces = column_of(folder / "metrics.csv", PACE)
     pace = {PACE: median(paces)} if paces else {}
-    metrics = pace | (metrics_of(folder / "metrics.json") or {})
+    # of a finished run that was gone on with and has not finished again, the file is an old one
+    metrics = pace | ((metrics_of(folder / "metrics.json") if status == "done" else None) or {})
     return ComparedRun(folder, label, seed, status, message, metrics, tuple(kept))
 
 

@@ -123,3 +123,21 @@ def test_a_damaged_run_is_named_and_the_others_are_compared(
 def test_a_metric_without_a_value_is_left_out(sweep: Path) -> None:
     (sweep / "0" / "metrics.json").write_text('{"val/mIoU": null, "val/aAcc": 0.5}')
     assert find_runs([sweep / "0"])[0].metrics == {"val/aAcc": 0.5}
+
+
+def test_old_metrics_of_a_run_that_was_gone_on_with_are_not_its_result(tmp_path: Path) -> None:
+    """It had finished, was resumed for more steps, and stopped: its file is of the steps before."""
+    for number, steps in enumerate((100, 200)):
+        for layer in ("mid", "us9"):
+            folder = tmp_path / f"{number}{layer}"
+            folder.mkdir()
+            (folder / "overrides.json").write_text(json.dumps([f"layers={layer}", f"timestep={steps}"]))
+            (folder / "metrics.json").write_text(json.dumps({"val/mIoU": 0.5}))
+            state = "interrupted" if folder.name == "1us9" else "done"
+            (folder / "status.json").write_text(json.dumps({"status": state, "message": "stopped"}))
+    text = compare(str(tmp_path), str(tmp_path / "out"))
+    assert "interrupted: stopped" in text
+    with (tmp_path / "out/comparison.csv").open() as file:
+        assert [row["val/mIoU"] for row in csv.DictReader(file)] == ["0.5", "0.5", "0.5", ""]
+    with (tmp_path / "out/comparison_grid.csv").open() as file:
+        assert sorted(cell for row in csv.reader(file) for cell in row[1:]).count("0.5") == 3
