@@ -137,7 +137,13 @@ def variants(folder: Path) -> list[str]:
 
 def _other_files(folder: Path, variant: str | None) -> str:
     """Advice for a folder without the wanted weights."""
-    others = [one for one in variants(folder) if one and one != variant]
+    there = variants(folder)
+    if variant is not None and "" in there:
+        return (
+            f"This part has files without variant only: copy them, with .{variant} in their names, so that all parts "
+            f"have the same, or leave backbone.variant at null where the others have such files too"
+        )
+    others = [one for one in there if one and one != variant]
     if others:
         return f"Its weights are of the variant {' or '.join(others)}: set backbone.variant={others[0]}"
     if list(folder.glob("*-of-*.safetensors")):

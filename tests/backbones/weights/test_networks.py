@@ -220,6 +220,20 @@ def test_a_folder_of_one_variant_names_the_key(folder: Path) -> None:
     assert load_unet_backbone(str(folder), variant="fp16").dtype == torch.float32
 
 
+def test_a_folder_of_two_variants_says_how_to_make_it_one(folder: Path) -> None:
+    """The advice is followed: first the key, then the copy."""
+    whole = folder / "unet/diffusion_pytorch_model.safetensors"
+    whole.rename(whole.with_suffix(".fp16.safetensors"))
+    with pytest.raises(WeightsError, match=r"set backbone\.variant=fp16"):
+        load_unet_backbone(str(folder))
+    for part in ("vae", "text_encoder"):
+        with pytest.raises(WeightsError, match=rf"{part} holds no .*without variant only: copy them, with \.fp16 in"):
+            load_unet_backbone(str(folder), variant="fp16")
+        (plain,) = (folder / part).glob("*.safetensors")
+        shutil.copy(plain, plain.with_suffix(".fp16.safetensors"))
+    load_unet_backbone(str(folder), variant="fp16")
+
+
 def test_a_whole_model_with_a_random_part_is_not_loaded(folder: Path) -> None:
     edit(folder / "text_encoder", lambda state: {"_orig_mod." + key: state[key] for key in state})
     with pytest.raises(WeightsError, match=r"text_encoder fits CLIPTextModel but for '_orig_mod\.'"):
