@@ -111,7 +111,10 @@ def _found(path: Path) -> Listing:
         return list_files(path)
     if path.exists():
         return Listing(path.parent, (path,), ())
-    wild = next((number for number, part in enumerate(path.parts) if any(sign in part for sign in "*?[")), None)
+    signs = (number for number, part in enumerate(path.parts) if any(sign in part for sign in "*?["))
+    wild = next(
+        (number for number in signs if not Path(*path.parts[: number + 1]).exists()), None
+    )  # "my [1]" is a name
     if wild is None:
         raise DataError(f"input {path} does not exist (= {path.resolve()}); give an image or a folder of images")
     root = Path(*path.parts[:wild])

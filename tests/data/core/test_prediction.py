@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gate_lightning.data.core.prediction import PredictionBatch, PredictionDataModule
+from gate_lightning.data.core.prediction import ImageSource, PredictionBatch, PredictionDataModule
 from gate_lightning.data.samples import Sample
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.errors import DataError
@@ -81,3 +81,10 @@ def test_what_cannot_be_predicted_is_named(images: Path, tmp_path: Path) -> None
     write(images / "b.bmp", make_image(4, 4))
     with pytest.raises(DataError, match="two images called 'b'"):
         PredictionDataModule(images)
+
+
+def test_a_folder_with_brackets_in_its_name_is_no_pattern(tmp_path: Path) -> None:
+    write(tmp_path / "my [1]" / "a.png", make_image(8, 8, seed=1))
+    write(tmp_path / "my 1" / "b.png", make_image(8, 8, seed=1))
+    assert ImageSource(str(tmp_path / "my [1]/*.png")).names == ["a"]
+    assert ImageSource(str(tmp_path / "my ?/*.png")).names == ["my 1/b"]
