@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gate_lightning.errors import DataError, GateError
 
-__all__ = ["parse_json", "read_csv", "read_json", "read_text"]
+__all__ = ["lines_of", "parse_json", "read_csv", "read_json", "read_text"]
 
 _NAMES: dict[type, str] = {dict: "an object {…}", list: "a list […]", str: "a text"}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -41,6 +43,12 @@ def read_text(path: Path, error: type[GateError] = DataError) -> str:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise error(f"{path}, line {line}: a zero byte, so this is no text in UTF-8 (UTF-16?); save the file as UTF-8")
     return text
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text. ``str.splitlines`` splits also at signs that may stand inside one (U+2028, form feed)."""
+    lines = re.split(r"\r\n?|\n", text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def read_json(path: Path, error: type[GateError] = DataError, kind: type | tuple[type, ...] = dict) -> Any:
@@ -92,7 +100,8 @@ def read_csv(
     Raises:
         error: as `read_text` does; a column is missing or named twice; a row has more or fewer cells than the header.
     """
-    reader = csv.reader(read_text(path, error).splitlines(keepends=True), delimiter=delimiter)
+    # strict: a quote that is left open would swallow the rows behind it
+    reader = csv.reader(io.StringIO(read_text(path, error), newline=""), delimiter=delimiter, strict=True)
     rows: list[dict[str, str]] = []
     header: list[str] | None = None
     try:
@@ -108,7 +117,10 @@ def read_csv(
             else:
                 rows.append(dict(zip(header, cells, strict=True)))
     except csv.Error as reason:
-        raise error(f"{path}, line {reader.line_num}: {reason}") from reason
+        raise error(
+            f"{path}, line {reader.line_num}: {reason}; a cell that begins with a quote ends with one, and quotes "
+            'inside are doubled: "a ""word"" in quotes"'
+        ) from reason
     if header is None:
         raise error(f"{path} is empty, expected a table with a header line")
     return rows

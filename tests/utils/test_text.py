@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gate_lightning.errors import ConfigError, DataError, GateError
-from gate_lightning.utils.text import parse_json, read_csv, read_json, read_text
+from gate_lightning.utils.text import lines_of, parse_json, read_csv, read_json, read_text
 
 
 def written(folder: Path, content: bytes, name: str = "file") -> Path:
@@ -72,6 +72,15 @@ def test_tables_are_read_by_column(tmp_path: Path) -> None:
     assert read_csv(path, ["name"]) == [{"name": "a", "note": "two\nlines"}, {"name": "b", "note": ""}]
 
 
+def test_lines_end_where_editors_end_them(tmp_path: Path) -> None:
+    """Not at a form feed, NEL or U+2028, where a list of classes became longer and a caption two rows."""
+    assert lines_of("a\r\nb\u2028c\rd\x0ce\n\nf") == ["a", "b\u2028c", "d\x0ce", "", "f"]
+    assert lines_of("") == []
+    assert lines_of("a\n") == ["a"]
+    path = written(tmp_path, "name,x\r\na,b\u2028c\x85\r\n".encode())
+    assert read_csv(path) == [{"name": "a", "x": "b\u2028c\x85"}]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -81,6 +90,8 @@ def test_tables_are_read_by_column(tmp_path: Path) -> None:
         (b"name,x\n1\n", "line 2: 1 cells, expected 2"),
         (b"name,x\n1,2,3\n", "line 2: 3 cells"),
         (b"name\n" + b"x" * 200_000, "field larger"),
+        (b'name,x\na,"left open\nb,2\n', "line 3: unexpected end of data; a cell that begins with a quote"),
+        (b'name,x\na,"quoted" and more\n', "line 2: .*; a cell that begins with a quote"),
     ],
 )
 def test_broken_tables_are_refused_with_their_line(tmp_path: Path, content: bytes, says: str) -> None:

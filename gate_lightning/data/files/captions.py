@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from gate_lightning.data.files.names import inner_path, same_name
 from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.utils.seeding import data_generator
-from gate_lightning.utils.text import parse_json, read_csv, read_json, read_text
+from gate_lightning.utils.text import lines_of, parse_json, read_csv, read_json, read_text
 
 __all__ = ["CaptionFile", "derangement", "read_captions"]
 
@@ -141,8 +140,7 @@ def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """(place, line) of the lines that are not blank."""
-    # not splitlines, which also splits at signs that captions may hold
-    lines = enumerate(re.split(r"\r\n?|\n", read_text(path)), start=1)
+    lines = enumerate(lines_of(read_text(path)), start=1)
     return ((f"{path}, line {number}", line) for number, line in lines if line.strip())
 
 

@@ -12,7 +12,7 @@ from gate_lightning.data.files.listing import describe_left_out, list_files
 from gate_lightning.data.files.mask_values import MASK_SUFFIXES
 from gate_lightning.data.files.names import same_name
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.utils.text import read_text
+from gate_lightning.utils.text import lines_of, read_text
 
 __all__ = ["LAYOUT", "Pair", "SplitFiles", "pair_files", "read_classes", "require_root", "scan_split"]
 
@@ -98,7 +98,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; write one class name a line, the first line names value 0")
     try:
-        return check_classes(read_text(path).rstrip().splitlines(), path)
+        return check_classes(lines_of(read_text(path).rstrip()), path)
     except ConfigError as error:
         raise DataError(str(error)) from error
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gate_lightning.data.card import IGNORE_INDEX, RGB
 from gate_lightning.errors import DataError
-from gate_lightning.utils.text import read_text
+from gate_lightning.utils.text import lines_of, read_text
 
 __all__ = ["IGNORED_NAMES", "Palette", "default_palette", "read_palette"]
 
@@ -97,7 +97,7 @@ def read_palette(path: Path) -> Palette:
         raise DataError(f"palette file {path} does not exist; expected text with `r g b name` on every line")
     names: list[str] = []
     colours: list[RGB] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         fields = line.split(maxsplit=3)
