@@ -283,7 +283,9 @@ def storage_bytes(tensors: Sequence[Tensor]) -> int:
 
 def live_tensor_bytes() -> int:
     """Bytes of all tensors alive in the process, each storage once."""
-    return storage_bytes([thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)])
+    return storage_bytes(
+        [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor) and thing.layout == torch.strided]
+    )
 
 
 def report(settings: Sequence[Setting], options: argparse.Namespace, bench: Bench) -> None:

@@ -135,7 +135,7 @@ def test_places_of_runs_are_one_group(tmp_path: Path) -> None:
         config = compose(
             "train", [f"paths.outputs={tmp_path}/x", f"paths.multirun={tmp_path}/y"], return_hydra_config=True
         )
-    node = OmegaConf.masked_copy(config, ["hydra", "paths", "resume"])
+    node = OmegaConf.masked_copy(config, ["hydra", "paths", "resume", "trust"])
     assert node.hydra.run.dir.startswith(f"{tmp_path}/x/2")
     assert node.hydra.sweep.dir.startswith(f"{tmp_path}/y/2")
     assert node.paths.cached_views == f"{tmp_path}/x/cached_views"

@@ -24,12 +24,16 @@ def send(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", signals.STOPPING)
 def test_a_signal_raises_with_its_number_and_handlers_are_given_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(signals.Stop) as caught, signals.stopping():
-        send(number)
-    assert caught.value.signal == number
-    assert signal.getsignal(number) == before
-    assert signals.received() is None
+    handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, handler)  # under nohup SIGHUP is ignored, and stays so
+    try:
+        with pytest.raises(signals.Stop) as caught, signals.stopping():
+            send(number)
+        assert caught.value.signal == number
+        assert signal.getsignal(number) == handler
+        assert signals.received() is None
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_signal_that_comes_twice_is_one_and_a_later_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
