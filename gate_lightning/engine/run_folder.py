@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gate_lightning.engine.redaction import HIDDEN, hidden_keys, redacted, redacted_override
 from gate_lightning.engine.saved_config import read_saved
 from gate_lightning.engine.saved_parts import check_parts
-from gate_lightning.engine.saved_paths import INSIDE, check_links, check_writes, located
+from gate_lightning.engine.saved_paths import INSIDE, check_links, check_writes, located, typed
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.utils.files import differences, write_atomically
 from gate_lightning.utils.text import read_json as read_json_file
@@ -155,7 +155,7 @@ def check_patched(
     if missing:
         raise ConfigError(
             f"{folder}: {', '.join(missing)} has {HIDDEN} for a secret, which is not saved; give it again, by the name "
-            f"of an environment variable: '{missing[0]}=${{oc.env:<VARIABLE>}}'"
+            f"of an environment variable: '{typed(missing[0], said)}=${{oc.env:<VARIABLE>}}'"
         )
 
 

@@ -13,7 +13,7 @@ from gate_lightning.engine.saved_config import nodes_of
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.commands import override
 
-__all__ = ["INSIDE", "check_links", "check_writes", "located"]
+__all__ = ["INSIDE", "check_links", "check_writes", "located", "typed"]
 
 #: prefix, in a configuration, of paths inside the run folder, so that a run folder can be moved
 INSIDE = "run:"
@@ -57,9 +57,15 @@ def check_writes(config: DictConfig, folder: Path, said: DictConfig | None, trai
             continue
         raise ConfigError(
             f"{folder / 'config.yaml'}: {key} is {place!r}, outside the run folder, and files would be written there. "
-            f"If you mean it, say so: {override(key, place)} (or another place, or null), or trust=true; in Python, "
-            "load_run(…, trust=True)"
+            f"If you mean it, say so: {override(typed(key, said), place)} (or another place, or null), or "
+            "trust=true; in Python, load_run(…, trust=True)"
         )
+
+
+def typed(key: str, said: DictConfig | None) -> str:
+    """A saved key as it is typed on a command line that composes ``said``: ``++`` where that has no such key."""
+    missing = said is not None and key not in dict(nodes_of(OmegaConf.to_container(said)))
+    return f"++{key}" if missing else key
 
 
 def check_links(folder: Path, training: bool) -> None:

@@ -122,6 +122,18 @@ def test_a_folder_that_leads_outside_is_outside(tmp_path: Path) -> None:
         check_writes(at(OUTSIDE["cache.folder"], "run:features/x"), tmp_path / "run", None, training=False)
 
 
+def test_advice_is_typed_as_hydra_takes_it(tmp_path: Path) -> None:
+    """A key of the saved configuration that conf/ does not compose by itself is added, with ++."""
+    said = composed(*SMALL)
+    config = at({"callbacks": {"export": {"folder": "OUT"}}, "cache": {"folder": "OUT"}}, str(tmp_path))
+    for keys, advice in ((["cache"], "so: cache.folder=/"), (["callbacks"], r"so: \+\+callbacks.export.folder=/")):
+        with pytest.raises(ConfigError, match=advice):
+            check_writes(OmegaConf.masked_copy(config, keys), tmp_path / "run", said, training=True)
+    hidden = OmegaConf.create({"callbacks": {"mine": {"api_key": "***"}}})
+    with pytest.raises(ConfigError, match=r"'\+\+callbacks\.mine\.api_key=\$"):
+        runs.check_patched(hidden, tmp_path / "run", said)
+
+
 @pytest.mark.parametrize("name", ["train.log", "lock.json", "images", "predictions/masks", "checkpoints", "wandb"])
 def test_links_out_of_a_run_folder_are_not_written_through(name: str, tmp_path: Path) -> None:
     """Hydra's log and the lock were: any file of the reader's."""
