@@ -213,8 +213,22 @@ def _text(rows: Sequence[Row]) -> str:
         signed = _spread(row.differences) if row.differences else ""
         difference = f"{'+' if row.differences and mean(row.differences) >= 0 else ''}{signed}"
         lines.append(f"{row.label:<{width}}  {value:<18}  {difference}".rstrip())
+        lines += [f"{'':<{width}}  {text}" for text in _repeated(row)]
         lines += [f"{'':<{width}}  {run.status}: {run.message or 'no message'} ({run.folder})" for run in row.failures]
     return "\n".join(lines)
+
+
+def _repeated(row: Row) -> list[str]:
+    """Sentences about runs of equal settings and seed, of which one counts."""
+    folders: dict[str, list[Path]] = {}
+    for run in row.runs:
+        if run.status == "done":
+            folders.setdefault(run.seed, []).append(run.folder)
+    return [
+        f"{len(same)} finished runs have seed {seed} and these settings; the last one counts ({same[-1]})"
+        for seed, same in folders.items()
+        if len(same) > 1
+    ]
 
 
 def _write_runs(found: Sequence[ComparedRun], path: Path) -> None:

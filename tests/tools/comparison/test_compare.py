@@ -141,3 +141,11 @@ def test_old_metrics_of_a_run_that_was_gone_on_with_are_not_its_result(tmp_path:
         assert [row["val/mIoU"] for row in csv.DictReader(file)] == ["0.5", "0.5", "0.5", ""]
     with (tmp_path / "out/comparison_grid.csv").open() as file:
         assert sorted(cell for row in csv.reader(file) for cell in row[1:]).count("0.5") == 3
+
+
+def test_runs_of_equal_settings_and_seed_are_told_of(tmp_path: Path) -> None:
+    for number, value in enumerate((0.1, 0.2, 0.3)):
+        make_run(tmp_path / str(number), ["seed=0"], value)
+    text = compare(str(tmp_path), str(tmp_path / "out"))
+    assert "30.0 (1)" in text
+    assert f"3 finished runs have seed 0 and these settings; the last one counts ({tmp_path / '2'})" in text
