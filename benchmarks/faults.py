@@ -374,7 +374,8 @@ def kill(number: int, plan: tuple[str, int, bool, float, bool], reference: Refer
     if which != signal.SIGKILL and status:
         result.problems += [f"said {word!r}" for word in ("Traceback", "rror:") if word in said]
         # the table after a sweep tells again how its run was stopped
-        advice = list({line.partition("stopped")[2].strip() for line in said.splitlines() if "Go on with" in line})
+        told = [line for line in said.splitlines() if "Go on with" in line]
+        advice = list({line.partition("stopped")[2].partition(" (")[0].strip() for line in told})
         if len(advice) != 1:
             result.problems.append(f"{len(advice)} lines say how to go on")
         elif signal.Signals(which).name not in advice[0]:

@@ -72,10 +72,19 @@ def train_main() -> int:
     finally:
         # also after a failed job: Hydra's on_multirun_end would not be called then
         for folder, metric in _sweeps.items():
-            from gate_lightning.tools.comparison.compare import compare
+            _tell_of_sweep(folder, metric)
 
-            report = compare(runs=str(folder), output=str(folder), metric=metric)
-            log.info("%s", report)
+
+def _tell_of_sweep(folder: Path, metric: str) -> None:
+    """Write the table of a sweep, unless it was stopped before its first run had begun."""
+    from gate_lightning.tools.comparison.compare import compare
+
+    if not any(folder.glob("*/status.json")):
+        return
+    try:
+        log.info("%s", compare(runs=str(folder), output=str(folder), metric=metric))
+    except GateError as error:  # the runs themselves are told of, and the exit status is theirs
+        log.warning("no table of the sweep in %s: %s", folder, error)
 
 
 def check_sweep(config: DictConfig) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 __all__ = [
     "STOPPING",
@@ -86,6 +87,18 @@ def raise_stop(number: int, frame: FrameType | None) -> None:
         raise Stop(_Taken.first[0] if _Taken.first is not None else number)
 
 
+def _again_later(unraisable: Any) -> None:
+    """A `Stop` raised where Python drops exceptions (a destructor, a callback of a weak reference): send it again.
+
+    Installed as ``sys.unraisablehook``.
+    """
+    if not isinstance(unraisable.exc_value, Stop) or _Taken.process != os.getpid():
+        sys.__unraisablehook__(unraisable)
+        return
+    _Taken.first = None
+    threading.Timer(0.05, os.kill, (os.getpid(), unraisable.exc_value.signal)).start()
+
+
 @contextmanager
 def stopping() -> Iterator[None]:
     """Context in which the signals raise `Stop`; inside another one, and in other threads, nothing changes.
@@ -98,9 +111,11 @@ def stopping() -> Iterator[None]:
     wanted = [n for n in STOPPING if n in STOPPING[:2] or signal.getsignal(n) == signal.SIG_DFL]
     _Taken.process, _Taken.first = os.getpid(), None
     before = {number: signal.signal(number, raise_stop) for number in wanted}
+    hook, sys.unraisablehook = sys.unraisablehook, _again_later
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         _Taken.process = _Taken.first = None

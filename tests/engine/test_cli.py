@@ -88,6 +88,14 @@ def test_what_hydra_wraps_is_said_without_hydra(capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().err == "\nConfigError: too small\n"
 
 
+def test_a_sweep_stopped_before_its_first_run_has_no_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "train.log").write_text("")
+    cli._tell_of_sweep(tmp_path, "val/mIoU")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0"]
+    assert not caplog.records
+
+
 def test_a_sweep_with_a_failed_run_ends_with_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = call(
         monkeypatch,

@@ -48,6 +48,27 @@ def test_a_signal_that_comes_twice_is_one_and_a_later_one_counts(monkeypatch: py
     assert caught.value.signal == signal.SIGTERM  # the first one is named
 
 
+class _Ended:
+    """Raises a signal where Python drops exceptions."""
+
+    def __del__(self) -> None:
+        send(signal.SIGTERM)
+
+
+def _dropped_stop() -> None:
+    ended = _Ended()
+    del ended
+    for _ in range(100):
+        time.sleep(0.05)
+
+
+def test_a_signal_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(signals.Stop) as caught, signals.stopping():
+        _dropped_stop()
+    assert caught.value.signal == signal.SIGTERM
+    assert "Exception ignored" not in capsys.readouterr().err
+
+
 def test_nohup_stays_in_force() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
