@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from gate_lightning.errors import ConfigError
 from gate_lightning.structures import BackboneInfo, Extractor, FeaturesInfo
 
-__all__ = ["WrappedExtractor"]
+__all__ = ["BranchBesides", "WrappedExtractor"]
 
 
 class WrappedExtractor(nn.Module):
@@ -48,3 +49,32 @@ class WrappedExtractor(nn.Module):
     def check_room(self, images: int, values: int) -> None:
         """See `Extractor`."""
         self.extractor.check_room(images, values)
+
+
+class BranchBesides(WrappedExtractor):
+    """Extractor with an additional branch ``BRANCH`` at every stride of the features.
+
+    The branch is concatenated to the pyramid after amalgamation, not fused with the others. Subclasses define the
+    branch's ``feature_info`` and ``forward``.
+
+    Args:
+        extractor: source of all other branches.
+
+    Raises:
+        ConfigError: there is a branch of that name already.
+    """
+
+    BRANCH: str
+
+    def __init__(self, extractor: Extractor) -> None:
+        super().__init__(extractor)
+        if self.BRANCH in extractor.feature_info:
+            key = f"{self.BRANCH.removesuffix('s')}_channels"
+            raise ConfigError(f"{key}=true adds a branch {self.BRANCH!r}, and there is one already; rename yours")
+        strides = {info.stride for branch in extractor.feature_info.values() for info in branch.values() if info.stride}
+        self.strides = sorted(strides, reverse=True)
+
+    @property
+    def concatenated(self) -> tuple[str, ...]:
+        """The extractor's, and the branch."""
+        return (*self.extractor.concatenated, self.BRANCH)

@@ -11,14 +11,14 @@ from torch import Tensor
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.reading.text import TextCache
-from gate_lightning.features.wrappers.base import WrappedExtractor
+from gate_lightning.features.wrappers.base import BranchBesides
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, Extractor, FeatureInfo, Features, FeaturesInfo
 
 __all__ = ["CaptionChannels"]
 
 
-class CaptionChannels(WrappedExtractor):
+class CaptionChannels(BranchBesides):
     """Extractor with an additional branch "caption": the mean of the caption's token embeddings, the same at every
     position, at every stride of the features.
 
@@ -37,28 +37,17 @@ class CaptionChannels(WrappedExtractor):
 
     def __init__(self, extractor: Extractor, backbone: Backbone) -> None:
         super().__init__(extractor)
-        if self.BRANCH in extractor.feature_info:
-            raise ConfigError(
-                f"caption_channels=true adds a branch {self.BRANCH!r}, and there is one already; rename yours"
-            )
         self._backbones = (backbone,)  # in a tuple, so that its frozen weights are no part of the state dict
         self._cache = TextCache()
         self.channels = self._mean("").shape[-1]
         if not self.channels:
             raise ConfigError(f"caption_channels=true: {backbone.identity.name} has no text encoder to read captions")
-        strides = {info.stride for branch in extractor.feature_info.values() for info in branch.values() if info.stride}
-        self.strides = sorted(strides, reverse=True)
 
     @property
     def feature_info(self) -> FeaturesInfo:
         """The extractor's, and the text encoder's channels at every stride of the branch "caption"."""
         own = {_layer(stride): FeatureInfo(self.channels, stride) for stride in self.strides}
         return {**self.extractor.feature_info, self.BRANCH: own}
-
-    @property
-    def concatenated(self) -> tuple[str, ...]:
-        """The extractor's, and "caption"."""
-        return (*self.extractor.concatenated, self.BRANCH)
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -72,14 +61,15 @@ class CaptionChannels(WrappedExtractor):
         Raises:
             DataError: the images have no captions.
         """
-        if conditions.captions is None:
+        captions = conditions.captions
+        if captions is None:
             raise DataError(
                 "caption_channels=true gives captions to the head, but the images have none; add captions to the "
                 "images, or choose another ablation"
             )
         images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
         features = self.extractor(images, conditions)
-        rows = torch.cat([self._mean(caption) for caption in conditions.captions or ()]).to(images)
+        rows = torch.cat([self._mean(caption) for caption in captions]).to(images)
         height, width = images.shape[-2:]
         own = {
             _layer(stride): rows[:, :, None, None].expand(-1, -1, -(-height // stride), -(-width // stride))

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from gate_lightning.backbones.raw_pixels import space_to_depth
-from gate_lightning.errors import ConfigError
-from gate_lightning.features.wrappers.base import WrappedExtractor
+from gate_lightning.features.wrappers.base import BranchBesides
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, Extractor, FeatureInfo, Features, FeaturesInfo
 from gate_lightning.techniques.controlnet import CannyEdges
@@ -19,7 +18,7 @@ from gate_lightning.techniques.controlnet import CannyEdges
 __all__ = ["EdgeChannels"]
 
 
-class EdgeChannels(WrappedExtractor):
+class EdgeChannels(BranchBesides):
     """Extractor with an additional branch "edges": the edge map, space to depth, at every stride of the features.
 
     The branch is concatenated to the pyramid after amalgamation, not fused with the others.
@@ -43,24 +42,13 @@ class EdgeChannels(WrappedExtractor):
         normalize: bool = False,
     ) -> None:
         super().__init__(extractor)
-        if self.BRANCH in extractor.feature_info:
-            raise ConfigError(
-                f"edge_channels=true adds a branch {self.BRANCH!r}, and there is one already; rename yours"
-            )
         self.settings = CannyEdges(low, high, blur_sigma, normalize)
-        strides = {info.stride for branch in extractor.feature_info.values() for info in branch.values() if info.stride}
-        self.strides = sorted(strides, reverse=True)
 
     @property
     def feature_info(self) -> FeaturesInfo:
         """The extractor's, and stride² channels at every stride of the branch "edges"."""
         own = {_layer(stride): FeatureInfo(stride * stride, stride) for stride in self.strides}
         return {**self.extractor.feature_info, self.BRANCH: own}
-
-    @property
-    def concatenated(self) -> tuple[str, ...]:
-        """The extractor's, and "edges"."""
-        return (*self.extractor.concatenated, self.BRANCH)
 
     @property
     def description(self) -> Mapping[str, Any]:

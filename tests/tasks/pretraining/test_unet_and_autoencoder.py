@@ -204,7 +204,7 @@ def test_autoencoder_trains_and_is_exported_folded(tmp_path: Path) -> None:
     data = SceneImages(train_length=8, val_length=8, batch_size=2, eval_batch_size=4)
     task = AutoencoderTask(untrained_backbone(), ADAM)
     trainer(tmp_path, 2, Export(tmp_path / "model")).fit(task, data)
-    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(name.startswith("backbone.vae.") for name in checkpoint["state_dict"])
     encoder = FolderEncoder(tmp_path / "model")
     batch = data.source("val")[[SampleRequest(index) for index in range(8)]]
