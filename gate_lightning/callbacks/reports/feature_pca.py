@@ -13,12 +13,12 @@ from torch import Tensor
 
 from gate_lightning.callbacks.reports.base import SplitReport
 from gate_lightning.callbacks.reports.dashboards import publish_image
-from gate_lightning.callbacks.reports.predictions import to_image
 from gate_lightning.ops.pca import principal_components, to_unit_range
 from gate_lightning.structures import Features, SegmentationBatch
 from gate_lightning.tasks.base import ReadsFeatures
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.visualization.grid import image_grid
+from gate_lightning.visualization.predictions import to_image
 
 __all__ = ["FeaturePCA", "pca_images"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -19,23 +19,9 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.structures import SegmentationBatch
 from gate_lightning.tasks.base import SegmentationResults, UncertainResults
 from gate_lightning.utils.checks import whole_number
-from gate_lightning.visualization.grid import image_grid
-from gate_lightning.visualization.heat import heat_map
-from gate_lightning.visualization.overlay import error_map, legend_entries
-from gate_lightning.visualization.palette import colorize
+from gate_lightning.visualization.predictions import PredictedImage, prediction_grid, to_image
 
-__all__ = ["PredictionImages", "UncertaintyImages", "to_image"]
-
-
-@dataclass(frozen=True)
-class PredictedImage:
-    """An image (H, W, 3) uint8 with its mask, its predicted labels and their uncertainty in nats, all (H, W)."""
-
-    name: str
-    image: NDArray[np.uint8]
-    truth: NDArray[np.int64]
-    prediction: NDArray[np.int64]
-    uncertainty: NDArray[np.float32] | None = None
+__all__ = ["PredictionImages", "UncertaintyImages"]
 
 
 class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
@@ -72,7 +58,7 @@ class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
             if number % self.every_n_validations:
                 return
         if rows:
-            publish_image(trainer, "predictions", prediction_grid(rows, task.labels), suffix)
+            publish_image(trainer, "predictions", _grid(rows, task.labels), suffix)
 
 
 class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
@@ -104,7 +90,7 @@ class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
     def on_split_end(self, trainer: Trainer, task: UncertainResults, split: str, rows: list[PredictedImage]) -> None:
         """Draw the images with their uncertainty."""
         if rows:
-            publish_image(trainer, "uncertainty", prediction_grid(rows, task.labels), f"_{split}")
+            publish_image(trainer, "uncertainty", _grid(rows, task.labels), f"_{split}")
 
 
 def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
@@ -116,32 +102,5 @@ def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[Pred
         yield PredictedImage(name, sized, mask.cpu().numpy(), labels.cpu().numpy())
 
 
-def prediction_grid(rows: list[PredictedImage], labels: ClassLabels) -> NDArray[np.uint8]:
-    """Grid with columns image, mask, prediction, uncertainty (if measured) and errors, and a legend of the classes."""
-    palette, ignored = labels.palette, labels.ignore_index
-    columns: dict[str, list[NDArray[np.uint8]]] = {
-        "image": [row.image for row in rows],
-        "ground truth": [colorize(row.truth, palette, ignored) for row in rows],
-        "prediction": [colorize(row.prediction, palette) for row in rows],
-    }
-    heat: list[Any] = [row.uncertainty for row in rows if row.uncertainty is not None]
-    if heat:
-        largest = max(float(values.max()) for values in heat)
-        # members that all agree, or one alone: black
-        columns[f"uncertainty 0 … {largest:.2f}"] = [heat_map(values, largest or 1.0) for values in heat]
-    columns["errors (red)"] = [error_map(row.image, row.prediction, row.truth, ignored) for row in rows]
-    maps = [row.prediction for row in rows] + [row.truth[row.truth != ignored] for row in rows]
-    return image_grid(
-        list(zip(*columns.values(), strict=True)),
-        list(columns),
-        [row.name for row in rows],
-        legend_entries(maps, labels.classes, palette),
-        smooth=[title == "image" for title in columns],
-    )
-
-
-def to_image(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) in [-1, 1] → (H, W, 3) uint8."""
-    scaled = (image.detach().float().clamp(-1, 1) + 1) * 127.5
-    array: NDArray[np.uint8] = scaled.round().byte().permute(1, 2, 0).cpu().numpy()
-    return array
+def _grid(rows: list[PredictedImage], labels: ClassLabels) -> NDArray[np.uint8]:
+    return prediction_grid(rows, labels.classes, labels.palette, labels.ignore_index)

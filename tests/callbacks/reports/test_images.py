@@ -13,8 +13,9 @@ from PIL import Image
 
 from gate_lightning.callbacks.reports.class_table import ClassTable
 from gate_lightning.callbacks.reports.feature_pca import FeaturePCA, pca_images
-from gate_lightning.callbacks.reports.predictions import PredictionImages, to_image
+from gate_lightning.callbacks.reports.predictions import PredictionImages
 from gate_lightning.errors import ConfigError
+from gate_lightning.visualization.predictions import to_image
 from tests.support.segmentation_fakes import LABELS, FakeData, make_task, make_trainer
 
 

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gate_lightning.callbacks.reports import base, predictions
+from gate_lightning.callbacks.reports import base
 from gate_lightning.callbacks.reports.image_table import UncertaintyTable
 from gate_lightning.callbacks.reports.predictions import UncertaintyImages
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions, SegmentationBatch
+from gate_lightning.visualization import predictions
 from gate_lightning.visualization.heat import heat_map
 
 LABELS = ClassLabels(("sky", "house"), ((0, 0, 200), (200, 0, 0)))

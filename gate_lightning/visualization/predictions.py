@@ -1,0 +1,86 @@
+"""Predictions beside the images and their true masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gate_lightning.visualization.grid import image_grid
+from gate_lightning.visualization.heat import heat_map
+from gate_lightning.visualization.overlay import error_map, legend_entries
+from gate_lightning.visualization.palette import Palette, colorize
+
+__all__ = ["PredictedImage", "prediction_grid", "to_image"]
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """An image with its true and its predicted labels.
+
+    Attributes:
+        name: sample id.
+        image: (H, W, 3) uint8 RGB.
+        truth: (H, W) labels.
+        prediction: (H, W) labels.
+        miou: mIoU of this image as a fraction; None where it was not measured.
+        uncertainty: (H, W) in nats, or None.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    truth: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+    miou: float | None = None
+    uncertainty: NDArray[np.float32] | None = None
+
+    @property
+    def title(self) -> str:
+        """Name, and the mIoU in percent where it was measured."""
+        return self.name if self.miou is None else f"{self.name}: mIoU {100 * self.miou:.1f} %"
+
+
+def prediction_grid(
+    rows: Sequence[PredictedImage], classes: Sequence[str], palette: Palette, ignore_index: int | None
+) -> NDArray[np.uint8]:
+    """Grid with columns image, mask, prediction, uncertainty (if measured) and errors, and a legend of the classes.
+
+    Args:
+        rows: one image each.
+        classes: names.
+        palette: colour per class.
+        ignore_index: label of masks that is not judged.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    columns: dict[str, list[NDArray[np.uint8]]] = {
+        "image": [row.image for row in rows],
+        "ground truth": [colorize(row.truth, palette, ignore_index) for row in rows],
+        "prediction": [colorize(row.prediction, palette) for row in rows],
+    }
+    heat: list[Any] = [row.uncertainty for row in rows if row.uncertainty is not None]
+    if heat:
+        largest = max(float(values.max()) for values in heat)
+        # members that all agree, or one alone: black
+        columns[f"uncertainty 0 … {largest:.2f}"] = [heat_map(values, largest or 1.0) for values in heat]
+    columns["errors (red)"] = [error_map(row.image, row.prediction, row.truth, ignore_index) for row in rows]
+    maps = [row.prediction for row in rows] + [row.truth[row.truth != ignore_index] for row in rows]
+    return image_grid(
+        list(zip(*columns.values(), strict=True)),
+        list(columns),
+        [row.title for row in rows],
+        legend_entries(maps, classes, palette),
+        smooth=[title == "image" for title in columns],
+    )
+
+
+def to_image(image: Tensor) -> NDArray[np.uint8]:
+    """(3, H, W) in [-1, 1] → (H, W, 3) uint8."""
+    scaled = (image.detach().float().clamp(-1, 1) + 1) * 127.5
+    array: NDArray[np.uint8] = scaled.round().byte().permute(1, 2, 0).cpu().numpy()
+    return array
