@@ -18,10 +18,13 @@ from PIL import Image
 
 from gate_lightning.callbacks.loggers import RunLog, close_dashboards, tensorboard_logger, wandb_logger
 from gate_lightning.callbacks.reports.class_table import ClassTable
+from gate_lightning.callbacks.reports.dashboards import publish_predictions
 from gate_lightning.callbacks.reports.predictions import PredictionImages
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.interrupt import Interrupt
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError, Interrupted
+from gate_lightning.visualization.predictions import PredictedImage
 from tests.support.paths import REPOSITORY
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
@@ -170,12 +173,31 @@ def test_tensorboard_has_metrics_images_and_tables(tmp_path: Path) -> None:
 def test_all_dashboards_get_images_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     shown: list[str] = []
-    monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images: shown.append(key))
+    monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images, **more: shown.append(key))
     monkeypatch.setattr(WandbLogger, "log_table", lambda self, key, columns, data: shown.append(key))
     trainer = make_trainer(tmp_path, PredictionImages(1), ClassTable(), logger=wandb_logger(str(tmp_path)))
     trainer.validate(make_task(), FakeData(), verbose=False)
     close_dashboards()
     assert shown == ["images/predictions", "tables/classes_val"]
+
+
+def test_predictions_have_masks_one_can_switch_on_and_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    shown: list[tuple[str, Any, Any]] = []
+    monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images, **more: shown.append((key, images, more)))
+    trainer = make_trainer(tmp_path, logger=wandb_logger(str(tmp_path)))
+    image, truth = np.full((2, 3, 3), 7, np.uint8), np.array([[0, 1, 255], [1, 1, 0]])
+    labels = ClassLabels(("sky", "sea"), ((0, 0, 0), (1, 1, 1)))
+    publish_predictions(trainer, "worst", [PredictedImage("a/b", image, truth, 1 - truth % 2, miou=0.25)], labels)
+    close_dashboards()
+    ((key, images, more),) = shown
+    assert key == "images/worst"
+    assert np.array_equal(images[0], image)
+    assert more["caption"] == ["a/b: mIoU 25.0 %"]
+    (masks,) = more["masks"]
+    assert masks["ground_truth"]["mask_data"].tolist() == [[0, 1, 255], [1, 1, 0]]
+    assert masks["prediction"]["mask_data"].tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert masks["prediction"]["class_labels"] == {0: "sky", 1: "sea", 255: "not labelled"}
 
 
 WITHOUT_DASHBOARDS = """

@@ -12,9 +12,11 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 from PIL import Image
 
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.utils.files import write_csv, write_image
+from gate_lightning.visualization.predictions import PredictedImage
 
-__all__ = ["publish_image", "publish_table"]
+__all__ = ["publish_image", "publish_predictions", "publish_table"]
 
 
 def publish_image(trainer: Trainer, name: str, image: NDArray[np.uint8], suffix: str = "") -> Path:
@@ -48,3 +50,28 @@ def publish_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Seq
             text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
             logger.experiment.add_text(f"tables/{name}", text, trainer.global_step)
     return path
+
+
+def publish_predictions(trainer: Trainer, name: str, rows: Sequence[PredictedImage], labels: ClassLabels) -> None:
+    """Show images on Weights & Biases as ``images/<name>``, with masks one can switch on and off; nowhere else.
+
+    Args:
+        trainer: its loggers are the dashboards.
+        name: of the images.
+        rows: images with their true and predicted labels; their titles are the captions.
+        labels: names of the classes.
+    """
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    if not rows or not loggers:
+        return
+    titles = {**dict(enumerate(labels.classes)), labels.ignore_index: "not labelled"}
+    masks = [
+        {
+            key: {"mask_data": values.astype(np.uint8), "class_labels": titles}
+            for key, values in (("ground_truth", row.truth), ("prediction", row.prediction))
+        }
+        for row in rows
+    ]
+    for logger in loggers:
+        images, captions = [row.image for row in rows], [row.title for row in rows]
+        logger.log_image(f"images/{name}", images, caption=captions, masks=masks)
