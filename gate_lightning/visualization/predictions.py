@@ -24,9 +24,10 @@ class PredictedImage:
 
     Attributes:
         name: sample id.
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB, at the size of the masks, which is that of the file.
         truth: (H, W) labels.
         prediction: (H, W) labels.
+        seen: (h, w, 3) uint8 RGB, the image as the network sees it; None where it has the size of the file.
         miou: mIoU of this image as a fraction; None where it was not measured.
         uncertainty: (H, W) in nats, or None.
     """
@@ -35,6 +36,7 @@ class PredictedImage:
     image: NDArray[np.uint8]
     truth: NDArray[np.int64]
     prediction: NDArray[np.int64]
+    seen: NDArray[np.uint8] | None = None
     miou: float | None = None
     uncertainty: NDArray[np.float32] | None = None
 
@@ -49,6 +51,8 @@ def prediction_grid(
 ) -> NDArray[np.uint8]:
     """Grid with columns image, mask, prediction, uncertainty (if measured) and errors, and a legend of the classes.
 
+    Images that the network sees at another size have a column of that, too.
+
     Args:
         rows: one image each.
         classes: names.
@@ -58,8 +62,10 @@ def prediction_grid(
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    columns: dict[str, list[NDArray[np.uint8]]] = {
-        "image": [row.image for row in rows],
+    columns: dict[str, list[NDArray[np.uint8]]] = {"image": [row.image for row in rows]}
+    if any(row.seen is not None for row in rows):
+        columns["as the network sees it"] = [row.image if row.seen is None else row.seen for row in rows]
+    columns |= {
         "ground truth": [colorize(row.truth, palette, ignore_index) for row in rows],
         "prediction": [colorize(row.prediction, palette) for row in rows],
     }
@@ -75,6 +81,7 @@ def prediction_grid(
         list(columns),
         [row.title for row in rows],
         legend_entries(maps, classes, palette),
+        # the resolution that the network has should be seen
         smooth=[title == "image" for title in columns],
     )
 

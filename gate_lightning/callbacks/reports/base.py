@@ -50,6 +50,10 @@ class SplitReport(Callback, Generic[Results, Row]):
         """Rows of the images of a batch, in their order, from the label maps (B, H, W) that the task returned."""
         return ()
 
+    def kept(self, rows: list[Row]) -> list[Row]:
+        """Those of the rows collected so far that the report needs; asked after every batch, and of all processes."""
+        return rows
+
     def on_split_end(self, trainer: Trainer, task: Results, split: str, rows: list[Row]) -> None:
         """Write the report; called in the first process."""
         raise NotImplementedError
@@ -93,7 +97,7 @@ class SplitReport(Callback, Generic[Results, Row]):
         if not self._reported(trainer, split):
             return
         if self.count is None:
-            self._rows.extend(self.rows_of(task, batch, outputs))
+            self._rows = self.kept([*self._rows, *self.rows_of(task, batch, outputs)])
         elif trainer.is_global_zero and len(self._rows) < self.count:
             self._rows.extend(islice(self.rows_of(task, batch, outputs), self.count - len(self._rows)))
 
@@ -102,7 +106,7 @@ class SplitReport(Callback, Generic[Results, Row]):
             return
         rows, self._rows = self._rows, []
         if self.count is None:
-            rows = [row for part in gathered(rows) for row in part]
+            rows = self.kept([row for part in gathered(rows) for row in part])
         if trainer.is_global_zero:
             self.on_split_end(trainer, task, split, rows)
 

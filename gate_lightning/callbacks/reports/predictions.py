@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from gate_lightning.callbacks.reports.base import SplitReport
 from gate_lightning.callbacks.reports.dashboards import publish_image
+from gate_lightning.callbacks.reports.image_table import image_scores
 from gate_lightning.data.card import ClassLabels
+from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.structures import SegmentationBatch
 from gate_lightning.tasks.base import SegmentationResults, UncertainResults
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.visualization.predictions import PredictedImage, prediction_grid, to_image
 
-__all__ = ["PredictionImages", "UncertaintyImages"]
+__all__ = ["PredictionImages", "UncertaintyImages", "WorstImages"]
 
 
 class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
@@ -58,7 +60,41 @@ class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
             if number % self.every_n_validations:
                 return
         if rows:
-            publish_image(trainer, "predictions", _grid(rows, task.labels), suffix)
+            publish_image(trainer, "predictions", _grid(_of_files(rows, trainer, split), task.labels), suffix)
+
+
+class WorstImages(SplitReport[SegmentationResults, PredictedImage]):
+    """Draws ``images/worst_<split>.png`` after evaluations outside training: the images with the lowest mIoU.
+
+    The mIoU of an image is that of `ImageTable`; images without a labelled pixel have none.
+
+    Args:
+        most: images shown, at least 1; of all processes.
+
+    Raises:
+        ConfigError: ``most`` is out of range.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        super().__init__()
+        self.most = whole_number(most, "most", 1)
+
+    def rows_of(self, task: SegmentationResults, batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
+        """The images of a batch with their mIoU; only those that may be among the worst are copied."""
+        for index, (_, miou, _, labelled) in enumerate(image_scores(task, batch, outputs)):
+            if labelled and (len(self._rows) < self.most or miou <= (self._rows[-1].miou or 0.0)):
+                rows = slice(index, index + 1)
+                one = SegmentationBatch(batch.images[rows], batch.conditions[rows], batch.masks[rows])
+                yield replace(next(predicted_images(one, outputs[rows])), miou=miou)
+
+    def kept(self, rows: list[PredictedImage]) -> list[PredictedImage]:
+        """The worst ones, the lowest mIoU first."""
+        return sorted(rows, key=lambda row: (row.miou, row.name))[: self.most]
+
+    def on_split_end(self, trainer: Trainer, task: SegmentationResults, split: str, rows: list[PredictedImage]) -> None:
+        """Draw the images."""
+        if rows:
+            publish_image(trainer, "worst", _grid(_of_files(rows, trainer, split), task.labels), f"_{split}")
 
 
 class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
@@ -90,16 +126,34 @@ class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
     def on_split_end(self, trainer: Trainer, task: UncertainResults, split: str, rows: list[PredictedImage]) -> None:
         """Draw the images with their uncertainty."""
         if rows:
-            publish_image(trainer, "uncertainty", _grid(rows, task.labels), f"_{split}")
+            publish_image(trainer, "uncertainty", _grid(_of_files(rows, trainer, split), task.labels), f"_{split}")
 
 
 def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
     """Images of a batch, resized to their masks, which have the size of the file."""
     for name, image, mask, labels in zip(batch.conditions.sample_ids, batch.images, batch.masks, outputs, strict=True):
-        shrinks = image.shape[-1] > mask.shape[-1]
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        sized = cv2.resize(to_image(image), (mask.shape[1], mask.shape[0]), interpolation=method).astype(np.uint8)
-        yield PredictedImage(name, sized, mask.cpu().numpy(), labels.cpu().numpy())
+        seen, (height, width) = to_image(image), mask.shape
+        truth, prediction = mask.cpu().numpy(), labels.cpu().numpy()
+        if seen.shape[:2] == (height, width):
+            yield PredictedImage(name, seen, truth, prediction)
+            continue
+        method = cv2.INTER_AREA if seen.shape[1] > width else cv2.INTER_LINEAR
+        sized = cv2.resize(seen, (width, height), interpolation=method).astype(np.uint8)
+        yield PredictedImage(name, sized, truth, prediction, seen)
+
+
+def _of_files(rows: list[PredictedImage], trainer: Trainer, split: str) -> list[PredictedImage]:
+    """Rows with the pixels of their files, where the network sees another size."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if all(row.seen is None for row in rows) or not isinstance(data, ImageDataModule):
+        return rows
+    source = data.source(split)
+    places = {source.sample_id(index): index for index in range(len(source))}
+    return [row if row.seen is None else _of_file(row, source.load(places[row.name]).image) for row in rows]
+
+
+def _of_file(row: PredictedImage, image: NDArray[np.uint8]) -> PredictedImage:
+    return replace(row, image=image) if image.shape[:2] == row.truth.shape else row
 
 
 def _grid(rows: list[PredictedImage], labels: ClassLabels) -> NDArray[np.uint8]:

@@ -20,10 +20,13 @@ IGNORED_NAMES = ("void", "ignored", "ignore", "unlabeled", "unlabelled")
 
 
 def default_palette(num_classes: int) -> tuple[RGB, ...]:
-    """Distinct colours: hues by the golden ratio, three brightnesses; colour k does not depend on ``num_classes``."""
+    """Distinct colours: hues by the golden ratio, three brightnesses; colour k does not depend on ``num_classes``.
+
+    Hues within 18° of red are left out: in images of predictions red is an error.
+    """
     colours = []
     for number in range(num_classes):
-        hue = (number * 0.6180339887498949) % 1.0
+        hue = 0.05 + 0.9 * ((0.6 + number * 0.6180339887498949) % 1.0)
         value = (0.95, 0.7, 0.5)[(number // 5) % 3]
         red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)
         colours.append((round(red * 255), round(green * 255), round(blue * 255)))

@@ -11,11 +11,14 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from PIL import Image
 
+from gate_lightning.callbacks.reports import predictions
 from gate_lightning.callbacks.reports.class_table import ClassTable
 from gate_lightning.callbacks.reports.feature_pca import FeaturePCA, pca_images
-from gate_lightning.callbacks.reports.predictions import PredictionImages
+from gate_lightning.callbacks.reports.image_table import ImageTable
+from gate_lightning.callbacks.reports.predictions import PredictionImages, WorstImages
+from gate_lightning.data.transforms.basic import Resize
 from gate_lightning.errors import ConfigError
-from gate_lightning.visualization.predictions import to_image
+from gate_lightning.visualization.predictions import PredictedImage, prediction_grid, to_image
 from tests.support.segmentation_fakes import LABELS, FakeData, make_task, make_trainer
 
 
@@ -55,6 +58,44 @@ def test_image_is_shown_at_the_size_of_its_mask(tmp_path: Path) -> None:
     width, height = Image.open(tmp_path / "images" / "predictions_val.png").size
     assert width == 2 * 6 + 4 * 320 + 3 * 6
     assert 160 < height < 320
+
+
+def test_images_are_shown_as_in_their_files_and_as_the_network_sees_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Halved(FakeData):
+        eval_resize = Resize(8)
+
+    drawn: list[list[PredictedImage]] = []
+    monkeypatch.setattr(predictions, "_grid", lambda rows, _: drawn.append(rows) or np.zeros((4, 4, 3), np.uint8))
+    data = Halved()
+    make_trainer(tmp_path, PredictionImages(2)).validate(make_task(), data, verbose=False)
+    for index, row in enumerate(drawn[0]):
+        assert np.array_equal(row.image, data.source("val").load(index).image)
+        assert row.seen is not None and row.seen.shape == (8, 8, 3)
+    assert len(prediction_grid(drawn[0], LABELS.classes, LABELS.palette, 255)[0]) == 2 * 6 + 5 * 160 + 4 * 6
+
+
+def test_the_worst_images_are_those_of_the_lowest_miou(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[PredictedImage]] = []
+    monkeypatch.setattr(predictions, "_grid", lambda rows, _: drawn.append(rows) or np.zeros((4, 4, 3), np.uint8))
+    callbacks = WorstImages(2), ImageTable()
+    make_trainer(tmp_path, *callbacks).validate(make_task(), FakeData(), verbose=False)
+    with (tmp_path / "images_val.csv").open(newline="") as file:
+        table = [(row["image"], float(row["mIoU"])) for row in csv.DictReader(file)]
+    assert len(table) == 3
+    assert [(row.name, row.miou) for row in drawn[0]] == table[:2]
+    assert drawn[0][0].title == f"{table[0][0]}: mIoU {100 * table[0][1]:.1f} %"
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["worst_val.png"]
+
+
+def test_images_without_a_label_are_not_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, drawn = FakeData(), []
+    source: Any = data.source("val")
+    source.samples[1] = source.samples[1].ignored()
+    monkeypatch.setattr(predictions, "_grid", lambda rows, _: drawn.append(rows) or np.zeros((4, 4, 3), np.uint8))
+    make_trainer(tmp_path, WorstImages(9)).validate(make_task(), data, verbose=False)
+    assert {row.name for row in drawn[0]} == {"val/000", "val/002"}
 
 
 def test_images_become_bytes() -> None:

@@ -33,7 +33,13 @@ def batch_of(*names: str) -> SegmentationBatch:
 
 
 def fake_trainer(folder: Path) -> Any:
-    fixed = {"is_global_zero": True, "sanity_checking": False, "state": SimpleNamespace(fn="test"), "loggers": []}
+    fixed = {
+        "is_global_zero": True,
+        "sanity_checking": False,
+        "state": SimpleNamespace(fn="test"),
+        "loggers": [],
+        "datamodule": None,
+    }
     return SimpleNamespace(**fixed, default_root_dir=str(folder))
 
 
@@ -69,13 +75,13 @@ def test_the_first_images_are_drawn_on_one_scale_that_is_told(tmp_path: Path, dr
     measured(UncertaintyImages(count=3), tmp_path, *parts)
     (grid,) = drawn
     assert grid["names"] == ["a", "b", "c"]
-    assert grid["titles"][3] == "uncertainty 0 … 0.40"  # nothing of what is not shown
+    assert grid["titles"][4] == "uncertainty 0 … 0.40"  # nothing of what is not shown
     assert {name for name, _ in grid["legend"]} == {"sky", "house"}
     for row, values in zip(grid["rows"], (little[0], little[1], much[0]), strict=True):
-        image, truth, _, heat, _ = row
+        image, _, truth, _, heat, _ = row
         assert image.shape == truth.shape == (SIDE, SIDE, 3)
         assert np.array_equal(heat, heat_map(values.numpy(), 0.4))
-    right, wrong = grid["rows"][0][4], grid["rows"][2][4]
+    right, wrong = grid["rows"][0][5], grid["rows"][2][5]
     assert not np.array_equal(right, wrong)
 
 
@@ -84,7 +90,7 @@ def test_members_that_all_agree_are_black(tmp_path: Path, drawn: list[dict[str, 
     batch = batch_of("a")
     assert batch.masks is not None
     measured(UncertaintyImages(), tmp_path, (batch, batch.masks, torch.zeros(1, SIDE, SIDE)))
-    heat = drawn[0]["rows"][0][3]
+    heat = drawn[0]["rows"][0][4]
     assert heat.max() < 10
 
 

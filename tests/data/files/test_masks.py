@@ -10,6 +10,7 @@ import pytest
 from gate_lightning.data.files.masks import LabelMap, MaskReader
 from gate_lightning.data.files.palette import default_palette, read_palette
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.visualization.overlay import WRONG_COLOUR
 from tests.support.folders import write
 
 
@@ -165,3 +166,7 @@ def test_default_colours_differ_and_do_not_depend_on_how_many() -> None:
     assert default_palette(7) == colours[:7]
     near = [np.abs(np.subtract(a, b)).sum() for n, a in enumerate(colours[:20]) for b in colours[:n]]
     assert min(near) > 30
+
+
+def test_no_default_colour_looks_like_an_error() -> None:
+    assert min(np.abs(np.subtract(colour, WRONG_COLOUR)).sum() for colour in default_palette(255)) > 80
