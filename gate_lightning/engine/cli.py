@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.command_help import asked_help, help_text
 from gate_lightning.engine.configuration import composed, config_folder
 from gate_lightning.engine.redaction import refuse_secrets
 from gate_lightning.engine.renamed import refuse_old_names
@@ -68,7 +69,7 @@ def train_main() -> int:
         return metrics.get(config.monitor)
 
     try:
-        return _guarded(job)
+        return _guarded(job, "train")
     finally:
         # also after a failed job: Hydra's on_multirun_end would not be called then
         for folder, metric in _sweeps.items():
@@ -132,7 +133,7 @@ def eval_main() -> int:
         hydra_config = HydraConfig.get()
         evaluate(config, list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
 
-    return _guarded(job)
+    return _guarded(job, "eval")
 
 
 def _hint(error: Exception) -> str:
@@ -183,14 +184,25 @@ class _recorded:  # noqa: N801 - reads as a statement
             runs.write_json(self.folder / "status.json", {"status": status, "message": message})
 
 
-def _guarded(job: Callable[..., Any]) -> int:
-    """Our own errors and Hydra's are printed as a message; anything else is a bug and keeps its traceback."""
+def _guarded(job: Callable[..., Any], name: str = "train") -> int:
+    """Our own errors and Hydra's are printed as a message; anything else is a bug and keeps its traceback.
+
+    Args:
+        job: what Hydra makes of the command's function.
+        name: of the command, for ``--help``.
+
+    Returns:
+        The exit status.
+    """
     # else Hydra prints a traceback of its own and exits before the message below
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     _hush_lightning()
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for tracebacks
     try:
         with stopping():
+            if asked_help(sys.argv[1:]):
+                sys.stdout.write(help_text(name, sys.argv[1:]) + "\n")
+                return 0
             refuse_old_names(sys.argv[1:])
             refuse_secrets(sys.argv[1:])
             job()
