@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median, stdev
 
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.tools.comparison.grid import grid_of, write_grid
+from gate_lightning.tools.comparison.rows import BROKEN, ComparedRun, Row, counterpart
 from gate_lightning.tools.comparison.run_files import column_of, metrics_of, overrides_of, status_of
+from gate_lightning.tools.comparison.text import comparison_text
 from gate_lightning.utils.files import write_csv
 from gate_lightning.visualization.charts import comparison_chart
 
@@ -25,48 +27,8 @@ UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_chan
 #: default baseline: the first of these labels among the rows
 BASELINES = ("techniques=none", "ablation=plain")
 
-#: status of a run whose files cannot be read
-BROKEN = "broken"
 #: what `callbacks.throughput` logs during training
 PACE = "train/images_per_second"
-
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """Settings, state and results of a run folder.
-
-    Attributes:
-        folder: run folder.
-        label: its overrides without seed, bookkeeping and what all runs share, ``defaults`` if there are none.
-        seed: differences are taken between runs of equal seed.
-        status: done, failed, interrupted, running or broken.
-        message: why it failed or stopped, or which of its files is damaged.
-        metrics: final metrics by name (fractions), and the median of images per second where the run logged it.
-        settings: its overrides without seed and bookkeeping.
-    """
-
-    folder: Path
-    label: str
-    seed: str
-    status: str
-    message: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-    settings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs of one label. ``values`` and ``differences`` are per seed; differences pair equal seeds."""
-
-    label: str
-    runs: tuple[ComparedRun, ...]
-    values: dict[str, float]
-    differences: tuple[float, ...] = ()
-
-    @property
-    def failures(self) -> tuple[ComparedRun, ...]:
-        """Runs without a final metric."""
-        return tuple(run for run in self.runs if run.status != "done")
 
 
 def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", baseline: str | None = None) -> str:
@@ -99,7 +61,7 @@ def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", ba
     grid = grid_of([(run.settings, run.metrics.get(metric)) for run in found if run.status != BROKEN])
     if grid is not None:
         write_grid(grid, metric, target)
-    return f"{metric} of {len(found)} runs (written to {target}/comparison.*)\n{_text(rows)}"
+    return f"{metric} of {len(found)} runs (written to {target}/comparison.*)\n{comparison_text(rows, metric)}"
 
 
 def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
@@ -153,6 +115,7 @@ def group_runs(found: Sequence[ComparedRun], metric: str, baseline: str | None =
             tuple(members),
             values[label],
             tuple(value - reference[seed] for seed, value in values[label].items() if seed in reference),
+            _values(members, counterpart(metric)),
         )
         for label, members in grouped.items()
     ]
@@ -198,39 +161,6 @@ def _described(folder: Path) -> ComparedRun:
     return ComparedRun(folder, label, seed, status, message, metrics, tuple(kept))
 
 
-def _spread(values: Sequence[float]) -> str:
-    percent = [100 * value for value in values]
-    if len(percent) < 2:
-        return f"{percent[0]:.1f}"
-    return f"{mean(percent):.1f} ± {stdev(percent):.1f}"
-
-
-def _text(rows: Sequence[Row]) -> str:
-    width = max(len(row.label) for row in rows)
-    lines = [f"{'run':<{width}}  {'mean ± std (n)':<18}  paired difference"]
-    for row in rows:
-        value = f"{_spread(list(row.values.values()))} ({len(row.values)})" if row.values else "–"
-        signed = _spread(row.differences) if row.differences else ""
-        difference = f"{'+' if row.differences and mean(row.differences) >= 0 else ''}{signed}"
-        lines.append(f"{row.label:<{width}}  {value:<18}  {difference}".rstrip())
-        lines += [f"{'':<{width}}  {text}" for text in _repeated(row)]
-        lines += [f"{'':<{width}}  {run.status}: {run.message or 'no message'} ({run.folder})" for run in row.failures]
-    return "\n".join(lines)
-
-
-def _repeated(row: Row) -> list[str]:
-    """Sentences about runs of equal settings and seed, of which one counts."""
-    folders: dict[str, list[Path]] = {}
-    for run in row.runs:
-        if run.status == "done":
-            folders.setdefault(run.seed, []).append(run.folder)
-    return [
-        f"{len(same)} finished runs have seed {seed} and these settings; the last one counts ({same[-1]})"
-        for seed, same in folders.items()
-        if len(same) > 1
-    ]
-
-
 def _write_runs(found: Sequence[ComparedRun], path: Path) -> None:
     names = sorted({name for run in found for name in run.metrics})
     lines = [
@@ -241,11 +171,14 @@ def _write_runs(found: Sequence[ComparedRun], path: Path) -> None:
 
 
 def _write_summary(rows: Sequence[Row], metric: str, path: Path) -> None:
-    titles = ["label", "runs", "failed", f"{metric} mean", "std", "paired difference mean", "std"]
-    lines = [
-        [row.label, len(row.runs), len(row.failures), *_moments(list(row.values.values())), *_moments(row.differences)]
-        for row in rows
-    ]
+    other = counterpart(metric)
+    named = [f"{name} {moment}" for name in (metric, other, "paired difference") for moment in ("mean", "std")]
+    lines = []
+    for row in rows:
+        numbers = (list(row.values.values()), list(row.counterparts.values()), row.differences)
+        moments = [moment for values in numbers for moment in _moments(values)]
+        lines.append([row.label, len(row.runs), len(row.failures), *moments])
+    titles = ["label", "runs", "failed", *named]
     write_csv(path, titles, lines)
 
 

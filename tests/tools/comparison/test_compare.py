@@ -48,14 +48,34 @@ def test_best_first_and_failed_last(sweep: Path) -> None:
 
 def test_text_and_files(sweep: Path, tmp_path: Path) -> None:
     text = compare(runs=str(sweep), output=str(tmp_path / "out"))
-    assert f"30.0 ± {100 * stdev([0.26, 0.34]):.1f} (2)" in text
-    assert "+5.0 ± 1.4" in text
-    assert "failed: WeightsError: no LoRA" in text
+    head, best, plain, failed, why = text.splitlines()[2:]
+    assert head.split() == ["techniques", "n", "val/mIoU", "difference"]  # no run was tested
+    assert best.split("  ")[0] == "all" and f"30.0 ± {100 * stdev([0.26, 0.34]):.1f}" in best and "+5.0 ± 1.4" in best
+    assert plain.startswith("none") and failed.split() == ["lora", "0", "–", "–"]
+    assert "failed: WeightsError: no LoRA" in why
     with (tmp_path / "out" / "comparison.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == 5
     assert {row["status"] for row in table} == {"done", "failed"}
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+
+
+def test_both_splits_are_side_by_side_under_the_settings_that_differ(tmp_path: Path) -> None:
+    for number, (timestep, techniques) in enumerate((t, n) for t in (25, 50) for n in ("none", "[{name: a b}]")):
+        make_run(
+            tmp_path / str(number), [f"timestep={timestep}", f"techniques={techniques}", "layers=mid"], 0.1 * number
+        )
+        (tmp_path / str(number) / "metrics.json").write_text(
+            json.dumps({"val/mIoU": 0.1 * number, "test/mIoU": 0.2 * number})
+        )
+    lines = compare(str(tmp_path), str(tmp_path / "out")).splitlines()
+    assert lines[2].split() == ["timestep", "techniques", "n", "val/mIoU", "test/mIoU"]
+    assert [part.strip() for part in lines[3].split("  ") if part] == ["50", "[{name: a b}]", "1", "30.0", "60.0"]
+    by_test = compare(str(tmp_path), str(tmp_path / "out"), metric="test/mIoU").splitlines()
+    assert by_test[2].split() == ["timestep", "techniques", "n", "test/mIoU", "val/mIoU"]
+    with (tmp_path / "out" / "comparison_summary.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert (float(first["test/mIoU mean"]), float(first["val/mIoU mean"])) == pytest.approx((0.6, 0.3))
 
 
 def test_the_pace_of_training_is_a_column_where_it_was_logged(sweep: Path, tmp_path: Path) -> None:
@@ -147,5 +167,5 @@ def test_runs_of_equal_settings_and_seed_are_told_of(tmp_path: Path) -> None:
     for number, value in enumerate((0.1, 0.2, 0.3)):
         make_run(tmp_path / str(number), ["seed=0"], value)
     text = compare(str(tmp_path), str(tmp_path / "out"))
-    assert "30.0 (1)" in text
+    assert text.splitlines()[3].split() == ["defaults", "1", "30.0"]
     assert f"3 finished runs have seed 0 and these settings; the last one counts ({tmp_path / '2'})" in text
