@@ -1,0 +1,1 @@
+"""Correspondences between feature maps of two images."""

@@ -1,0 +1,91 @@
+"""Nearest neighbours between all positions of two feature maps, and distances by which a mirrored image is chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.ops.correspondence.grids import FeatureGrid
+
+__all__ = ["instance_distance", "mutual_distance", "mutual_neighbours", "nearest_neighbours"]
+
+#: rows of the matrix of similarities that are in memory at once
+ROWS = 1024
+
+
+def nearest_neighbours(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Index and cosine of the target vector that is most similar to each source vector; the first of equal ones.
+
+    Args:
+        source: (P, C).
+        target: (Q, C).
+
+    Returns:
+        (P,) int64 and (P,).
+    """
+    source, target = normalize(source.float(), dim=1), normalize(target.float(), dim=1)
+    found = [(part @ target.T).max(dim=1) for part in source.split(ROWS)]
+    return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])
+
+
+def mutual_neighbours(source: FeatureGrid, target: FeatureGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions that are each other's nearest neighbours by cosine ("best buddies").
+
+    Returns:
+        (M, 2) points x, y in the source, (M, 2) in the target, both at the centres of positions in pixels of the files,
+        and their cosines (M,); in the order of the source's positions.
+    """
+    (from_source, of_source), (from_target, of_target) = _inside(source), _inside(target)
+    there, cosine = nearest_neighbours(of_source, of_target)
+    back, _ = nearest_neighbours(of_target, of_source)
+    mutual = back[there] == torch.arange(len(there), device=there.device)
+    return from_source[mutual], from_target[there[mutual]], cosine[mutual]
+
+
+def mutual_distance(source: FeatureGrid, target: FeatureGrid) -> float:
+    """Mean L2 distance of the normalised vectors of mutual nearest neighbours (GeoAware-SC's choice of a pose)."""
+    return float(_distance(mutual_neighbours(source, target)[2]).mean())
+
+
+def instance_distance(source: FeatureGrid, target: FeatureGrid, source_mask: Tensor, target_mask: Tensor) -> float:
+    """Instance matching distance of GeoAware-SC: mean over the source object's positions of the L2 distance between
+    normalised vectors to the nearest position of the target's object.
+
+    Args:
+        source, target: feature maps.
+        source_mask, target_mask: (H, W) bool on the files' pixels: the object. A position belongs to it if the pixel at
+            its centre does.
+
+    Raises:
+        ConfigError: no position belongs to an object, or a mask of another size than its image.
+    """
+    of_source, of_target = _masked(source, source_mask), _masked(target, target_mask)
+    return float(_distance(nearest_neighbours(of_source, of_target)[1]).mean())
+
+
+def _distance(cosine: Tensor) -> Tensor:
+    return (2 - 2 * cosine.double()).clamp(min=0).sqrt()
+
+
+def _inside(grid: FeatureGrid) -> tuple[Tensor, Tensor]:
+    """Centres (P, 2) in pixels and vectors (P, C) of the positions in the image."""
+    rows, columns = grid.inside
+    features = grid.features[:, :rows, :columns]
+    y, x = torch.meshgrid(
+        torch.arange(rows, device=features.device), torch.arange(columns, device=features.device), indexing="ij"
+    )
+    return grid.to_pixels(torch.stack([x, y], dim=-1).view(-1, 2)), features.flatten(1).T
+
+
+def _masked(grid: FeatureGrid, mask: Tensor) -> Tensor:
+    if tuple(mask.shape) != grid.size:
+        raise ConfigError(f"the mask of an object is {tuple(mask.shape)}, its image {grid.size} (height, width)")
+    centres, vectors = _inside(grid)
+    last = centres.new_tensor([grid.size[1] - 1, grid.size[0] - 1])
+    x, y = (centres + 0.5).floor().clamp(min=0).minimum(last).long().unbind(dim=1)
+    chosen = mask.to(vectors.device)[y, x]
+    if not chosen.any():
+        raise ConfigError("the mask of an object holds no position of its feature map; use a finer layer, or no mask")
+    return vectors[chosen]
