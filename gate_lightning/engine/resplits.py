@@ -24,6 +24,7 @@ from gate_lightning.callbacks.loggers import close_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.run_lock import occupied
+from gate_lightning.engine.settings import save_settings
 from gate_lightning.errors import ConfigError, DataError, GateError, Interrupted
 from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.checks import whole_number
@@ -113,6 +114,7 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
         with occupied(inside):  # it can be resumed by itself, too
             runs.save_config(one, inside)
             runs.save_overrides([*kept, f"seed={config.seed}.{number}"], inside)
+            save_settings(one, inside)
             try:
                 train_one(one, inside, require_sound(last) if resumed else None)
             except Interrupted as error:

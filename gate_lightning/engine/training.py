@@ -23,6 +23,7 @@ from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.resplits import repeats_of, train_repeats
 from gate_lightning.engine.run_lock import require_new
+from gate_lightning.engine.settings import save_settings
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import Interrupted, ResumeError
 from gate_lightning.tools.comparison.run_files import metrics_of
@@ -65,6 +66,7 @@ def _begun(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> di
         checkpoint, described = None, components.record_card()
         _once(runs.save_config, described, run_folder)
         _once(runs.save_overrides, overrides, run_folder)
+        _once(save_settings, described, run_folder)
     else:
         checkpoint, described = None, _resumed_config(config, overrides, run_folder)
         finished = _results_of_finished(run_folder, described)
@@ -115,6 +117,7 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
         metrics = _final_metrics(components, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})
+    _once(_tell_callbacks, trainer, task, metrics)
     for name, value in sorted(metrics.items()):
         log.info("%-24s %.4f", name, value)
     return metrics
@@ -230,6 +233,14 @@ def _final_metrics(components: Components, folder: Path) -> dict[str, float]:
         for result in evaluate[split](task, datamodule, ckpt_path=best, verbose=False):
             metrics |= {key: float(value) for key, value in result.items()}
     return metrics
+
+
+def _tell_callbacks(trainer: lightning.Trainer, task: lightning.LightningModule, metrics: dict[str, float]) -> None:
+    """Call ``on_run_end(trainer, task, metrics)`` of every callback that has it: the run's files are complete."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        hook = getattr(callback, "on_run_end", None)
+        if hook is not None:
+            hook(trainer, task, metrics)
 
 
 @rank_zero_only

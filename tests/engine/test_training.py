@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 import gate_lightning
+from gate_lightning.callbacks.state.interrupt import Interrupt
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine import training
 from gate_lightning.engine.evaluation import evaluate
@@ -39,6 +40,18 @@ def test_a_run_leaves_what_the_readme_promises(trained: Path) -> None:
     assert json.loads((trained / "status.json").read_text()) == {"status": "done"}
     for name in ("config.yaml", "environment.json", "metrics.csv", "classes_val.csv", "images/feature_pca.png"):
         assert (trained / name).stat().st_size > 0
+
+
+def test_callbacks_are_told_of_the_end_when_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def on_run_end(callback: Interrupt, trainer: object, task: object, metrics: dict[str, float]) -> None:
+        state = json.loads((tmp_path / "run" / "status.json").read_text())
+        told.append((state, metrics, json.loads((tmp_path / "run" / "metrics.json").read_text())))
+
+    monkeypatch.setattr(Interrupt, "on_run_end", on_run_end, raising=False)
+    metrics = run(tmp_path / "run", "techniques=prompt")
+    assert told == [({"status": "done"}, metrics, metrics)]
 
 
 def test_checkpoints_hold_no_frozen_weights(trained: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import resource
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from gate_lightning.callbacks.pace.progress import planned_steps
 from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.files import write_atomically
 from gate_lightning.utils.units import GIB, duration, human_size
 
 __all__ = ["CostReport"]
@@ -29,6 +32,9 @@ STATES_AT_ONCE = 2
 
 class CostReport(Callback):
     """Measures the first steps after a warm-up and logs time, memory and disk that the training will take.
+
+    ``cost.json`` in the run folder has it, too, and at the end what the training took, validation included: seconds and
+    steps of this process (a resumed run counts from where it went on) and the most memory.
 
     The time is steps to go × seconds of a measured step, data loading included, validation not. Where a cache will
     know the features of all images, later steps are faster. Nothing is run for the measurement, and no weight, random
@@ -49,10 +55,23 @@ class CostReport(Callback):
         self.warmup, self.measured = whole_number(warmup, "warmup", 1), whole_number(measured, "measured", 1)
         self.report: dict[str, float] = {}
         self._seen, self._started = 0, 0.0
+        self._began, self._first_step = 0.0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure again in every fit."""
         self.report, self._seen = {}, 0
+        self._began, self._first_step = time.perf_counter(), trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what the training took."""
+        _synchronize(pl_module.device)
+        took = {
+            "trained_seconds": time.perf_counter() - self._began,
+            "trained_steps": float(trainer.global_step - self._first_step),
+            "memory_peak_gib": _peak_bytes() / GIB,
+            **_device_memory(pl_module.device),
+        }
+        _write(trainer, self.report | took)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin again: steps around a validation cannot be measured."""
@@ -89,6 +108,7 @@ class CostReport(Callback):
             return
         for logger in trainer.loggers:
             logger.log_metrics({f"cost/{k}": v for k, v in self.report.items()}, step=trainer.global_step)
+        _write(trainer, self.report)
         log.info("%s", self._text(fewest, most))
         if self.report["disk_free_gib"] < self.report["checkpoints_gib"]:
             log.warning("the disk of %s has no room for the checkpoints", trainer.default_root_dir)
@@ -108,6 +128,13 @@ class CostReport(Callback):
             f"{sizes['memory_peak_gib']} at most, {sizes['memory_free_gib']} free{device}; "
             f"disk {sizes['checkpoints_gib']} for checkpoints, {sizes['disk_free_gib']} free"
         )
+
+
+def _write(trainer: Trainer, values: dict[str, float]) -> None:
+    """Write ``cost.json``, in the first process; a training without an end has no total."""
+    if trainer.is_global_zero:
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        write_atomically(Path(trainer.default_root_dir) / "cost.json", json.dumps(finite, indent=2).encode())
 
 
 def _checkpoint_bytes(trainer: Trainer, pl_module: LightningModule) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import cv2
@@ -21,6 +22,7 @@ from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.structures import SegmentationBatch
 from gate_lightning.tasks.base import SegmentationResults, UncertainResults
 from gate_lightning.utils.checks import whole_number
+from gate_lightning.visualization.examples import write_examples
 from gate_lightning.visualization.predictions import PredictedImage, prediction_grid, to_image
 
 __all__ = ["PredictionImages", "UncertaintyImages", "WorstImages"]
@@ -29,7 +31,8 @@ __all__ = ["PredictionImages", "UncertaintyImages", "WorstImages"]
 class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
     """Draws the first images of a split after its evaluation: image, truth, prediction, errors.
 
-    In training they are ``images/predictions_step<step>.png``, else ``images/predictions_<split>.png``.
+    In training they are ``images/predictions_step<step>.png``, else ``images/predictions_<split>.png`` and the files of
+    ``examples/<split>/first``, which the report shows.
 
     Args:
         count: images shown, at least 1. The first process shows its own.
@@ -60,11 +63,16 @@ class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
             if number % self.every_n_validations:
                 return
         if rows:
-            publish_image(trainer, "predictions", _grid(_of_files(rows, trainer, split), task.labels), suffix)
+            rows = _of_files(rows, trainer, split)
+            publish_image(trainer, "predictions", _grid(rows, task.labels), suffix)
+            if trainer.state.fn != TrainerFn.FITTING:
+                _keep(trainer, f"{split}/first", rows, task.labels)
 
 
 class WorstImages(SplitReport[SegmentationResults, PredictedImage]):
     """Draws ``images/worst_<split>.png`` after evaluations outside training: the images with the lowest mIoU.
+
+    The report shows them from the files of ``examples/<split>/worst``.
 
     The mIoU of an image is that of `ImageTable`; images without a labelled pixel have none.
 
@@ -94,7 +102,9 @@ class WorstImages(SplitReport[SegmentationResults, PredictedImage]):
     def on_split_end(self, trainer: Trainer, task: SegmentationResults, split: str, rows: list[PredictedImage]) -> None:
         """Draw the images."""
         if rows:
-            publish_image(trainer, "worst", _grid(_of_files(rows, trainer, split), task.labels), f"_{split}")
+            rows = _of_files(rows, trainer, split)
+            publish_image(trainer, "worst", _grid(rows, task.labels), f"_{split}")
+            _keep(trainer, f"{split}/worst", rows, task.labels)
 
 
 class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
@@ -126,7 +136,9 @@ class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
     def on_split_end(self, trainer: Trainer, task: UncertainResults, split: str, rows: list[PredictedImage]) -> None:
         """Draw the images with their uncertainty."""
         if rows:
-            publish_image(trainer, "uncertainty", _grid(_of_files(rows, trainer, split), task.labels), f"_{split}")
+            rows = _of_files(rows, trainer, split)
+            publish_image(trainer, "uncertainty", _grid(rows, task.labels), f"_{split}")
+            _keep(trainer, f"{split}/first", rows, task.labels)
 
 
 def predicted_images(batch: SegmentationBatch, outputs: Tensor) -> Iterator[PredictedImage]:
@@ -158,3 +170,9 @@ def _of_file(row: PredictedImage, image: NDArray[np.uint8]) -> PredictedImage:
 
 def _grid(rows: list[PredictedImage], labels: ClassLabels) -> NDArray[np.uint8]:
     return prediction_grid(rows, labels.classes, labels.palette, labels.ignore_index)
+
+
+def _keep(trainer: Trainer, place: str, rows: list[PredictedImage], labels: ClassLabels) -> None:
+    """Write ``examples/<place>/`` of the run folder, which its report shows."""
+    folder = Path(trainer.default_root_dir) / "examples" / place
+    write_examples(folder, rows, labels.classes, labels.palette, labels.ignore_index)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -53,6 +54,11 @@ def test_report_tells_time_memory_and_disk(tmp_path: Path, clock: Clock, lines: 
     assert 0.05 < report["memory_gib"] <= report["memory_peak_gib"] + 0.01
     assert "0.1 s a step, 6 steps to go: about 0.6 s" in lines.text
     assert "cost/seconds_per_step" in (tmp_path / "metrics.csv").read_text()
+    written = json.loads((tmp_path / "cost.json").read_text())
+    assert written["seconds_per_step"] == report["seconds_per_step"]
+    assert written["trained_steps"] == 9
+    # nine steps, the first one of which is longer, and two validations
+    assert written["trained_seconds"] == pytest.approx(0.5 + 8 * 0.1 + 2 * 100.0)
     on_disk = (tmp_path / "checkpoints" / "last.ckpt").stat().st_size
     weights = sum(p.numel() for p in task.parameters() if p.requires_grad) * 4
     # two states of weights and two moments each, one set of weights
@@ -103,6 +109,8 @@ def test_a_task_that_stops_by_itself_says_when(
     settings = {"max_steps": max_steps, "max_epochs": -1, "val_check_interval": 100}
     make_trainer(tmp_path, clock, CostReport(), Enough(), **settings).fit(task, FakeData())
     assert expected in lines.text
+    total = json.loads((tmp_path / "cost.json").read_text()).get("training_seconds")
+    assert (total is None) == (max_steps == -1)
 
 
 def test_a_validation_in_the_middle_is_not_taken_for_steps(tmp_path: Path, clock: Clock) -> None:

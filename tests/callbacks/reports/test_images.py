@@ -18,6 +18,7 @@ from gate_lightning.callbacks.reports.image_table import ImageTable
 from gate_lightning.callbacks.reports.predictions import PredictionImages, WorstImages
 from gate_lightning.data.transforms.basic import Resize
 from gate_lightning.errors import ConfigError
+from gate_lightning.visualization.examples import read_examples
 from gate_lightning.visualization.predictions import PredictedImage, prediction_grid, to_image
 from tests.support.segmentation_fakes import LABELS, FakeData, make_task, make_trainer
 
@@ -35,6 +36,13 @@ def test_images_are_drawn_after_validation_in_training_and_alone(tmp_path: Path)
         "predictions_test.png",
         "predictions_val.png",
     ]
+    kept = read_examples(tmp_path / "examples" / "val" / "first")
+    assert kept is not None
+    assert [row.name for row in kept.rows] == ["val/000", "val/001"]
+    for number, row in enumerate(kept.rows):
+        sample = data.source("val").load(number)
+        assert np.array_equal(row.truth, sample.mask)
+        assert np.array_equal(row.image, sample.image)
 
 
 def test_drawn_truth_and_prediction_have_the_colours_of_their_classes(tmp_path: Path) -> None:
