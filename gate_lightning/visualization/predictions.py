@@ -17,6 +17,9 @@ from gate_lightning.visualization.palette import Palette, colorize
 
 __all__ = ["PredictedImage", "prediction_grid", "to_image"]
 
+#: share of the pixels whose uncertainty is below the brightest colour
+BRIGHT = 0.99
+
 
 @dataclass(frozen=True)
 class PredictedImage:
@@ -71,9 +74,12 @@ def prediction_grid(
     }
     heat: list[Any] = [row.uncertainty for row in rows if row.uncertainty is not None]
     if heat:
-        largest = max(float(values.max()) for values in heat)
+        # a few outliers must not leave everything else dark
+        every = np.concatenate([values.ravel() for values in heat])
+        bright = float(np.quantile(every, BRIGHT)) or float(every.max())
+        beyond = " and more" if every.max() > bright else ""
         # members that all agree, or one alone: black
-        columns[f"uncertainty 0 … {largest:.2f}"] = [heat_map(values, largest or 1.0) for values in heat]
+        columns[f"uncertainty 0 … {bright:.2f}{beyond}"] = [heat_map(values, bright or 1.0) for values in heat]
     columns["errors (red)"] = [error_map(row.image, row.prediction, row.truth, ignore_index) for row in rows]
     maps = [row.prediction for row in rows] + [row.truth[row.truth != ignore_index] for row in rows]
     return image_grid(

@@ -110,8 +110,8 @@ class WorstImages(SplitReport[SegmentationResults, PredictedImage]):
 class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
     """Draws ``images/uncertainty_test.png``: image, truth, prediction, disagreement of the members, errors.
 
-    Of the disagreement black is none; the brightest colour is the largest of all images drawn, which the title of the
-    column says in nats.
+    Of the disagreement black is none; the brightest colour is what 99 % of the pixels drawn stay below, which the title
+    of the column says in nats.
 
     Args:
         count: images shown, at least 1; the first ones of the split.

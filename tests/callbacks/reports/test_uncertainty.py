@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,15 @@ def test_the_first_images_are_drawn_on_one_scale_that_is_told(tmp_path: Path, dr
         assert np.array_equal(heat, heat_map(values.numpy(), 0.4))
     right, wrong = grid["rows"][0][5], grid["rows"][2][5]
     assert not np.array_equal(right, wrong)
+
+
+def test_a_few_unsure_pixels_do_not_darken_the_rest(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
+    batch, values = batch_of("a"), torch.full((1, 50, 50), 0.1)
+    values[0, 0, 0] = 5.0
+    masks = torch.zeros(1, 50, 50, dtype=torch.int64)
+    measured(UncertaintyImages(), tmp_path, (replace(batch, masks=masks), masks, values))
+    assert drawn[0]["titles"][4] == "uncertainty 0 … 0.10 and more"
+    assert (drawn[0]["rows"][0][4] == heat_map(np.ones((50, 50)), 1.0)).all()
 
 
 def test_members_that_all_agree_are_black(tmp_path: Path, drawn: list[dict[str, Any]]) -> None:
