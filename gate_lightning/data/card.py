@@ -35,7 +35,7 @@ class DatasetCard:
 
     Attributes:
         name: name of the data set.
-        prompt_simple: prompt of the plain branch; fits every image.
+        prompt_simple: prompt of the plain branch; fits every image. {category} in it stands for the image's category.
         prompt_fine: fine-grained prompt for images without a caption of their own.
         branches: branches of ``techniques=all``, as plain mappings.
         citation, licence: for reports; empty where unknown.

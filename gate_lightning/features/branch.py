@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Technique
 from gate_lightning.utils.checks import whole_number
 
-__all__ = ["Branch", "check_names"]
+__all__ = ["CATEGORY", "Branch", "check_names"]
+
+#: stands for the image's category in a branch's prompt
+CATEGORY = "{category}"
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Branch:
         layers: layer ids, aliases or presets ("practical"), one or several, in the order of the features. Extractors
             resolve presets on their backbone.
         techniques: sorted by ``Technique.order`` (prompt, controlnet, lora, inversion, denoise).
-        prompt: prompt in the absence of a prompt technique.
+        prompt: prompt in the absence of a prompt technique; {category} in it stands for the image's category.
         noise_seed: seed of the branch's noise; without effect if all branches share one noise.
         noise_index: index of the noise among several; in contrast to ``noise_seed`` also with shared noise.
         ensemble: number E of noises whose features are averaged, as in DIFT: the noises E · noise_index + 0 … E - 1.
@@ -59,6 +63,22 @@ class Branch:
         for key, low in (("timestep", 0), ("noise_index", 0), ("ensemble", 1)):
             object.__setattr__(self, key, whole_number(getattr(self, key), f"{where}: {key}", low))
         object.__setattr__(self, "noise_seed", int(self.noise_seed))
+
+    def prompts(self, conditions: Conditions) -> tuple[str, ...]:
+        """Prompts of the images of a batch in the absence of a prompt technique.
+
+        Raises:
+            DataError: the prompt names the category, and the images have none.
+        """
+        decided = any(technique.decides == "prompt" for technique in self.techniques)
+        if CATEGORY not in self.prompt or decided:
+            return (self.prompt,) * len(conditions)
+        if conditions.categories is None:
+            raise DataError(
+                f"branch {self.name!r}: the prompt {self.prompt!r} names the category, but these images have none; "
+                "give one text for all: techniques=[prompt] technique.prompt.text=<text>"
+            )
+        return tuple(self.prompt.replace(CATEGORY, name) for name in conditions.categories)
 
     @property
     def description(self) -> dict[str, object]:

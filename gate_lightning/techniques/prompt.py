@@ -110,7 +110,12 @@ class Prompt(Technique):
             return replace(self, fallback=self.fallback or card.prompt_fine or None)
         if self.source in ("fine", "simple"):
             text = card.prompt_fine if self.source == "fine" else card.prompt_simple
-            return replace(self, source=None, text=text)
+            by_category = "{category}" in text
+            return (
+                replace(self, source="category", template=text)
+                if by_category
+                else replace(self, source=None, text=text)
+            )
         if self.source == "classes":
             classes = getattr(card, "classes", None)
             if not classes:

@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gate_lightning.data.card import DatasetCard
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.features.config.branches import build_branches
+from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning
 from gate_lightning.techniques.prompt import Prompt
@@ -38,6 +41,33 @@ def test_the_category_fills_the_template() -> None:
     with pytest.raises(DataError, match=r"names the category.*have none.*one text for all"):
         told(prompt, conditions(1))
     assert told(Prompt(fallback="a photo", template="{category}"), conditions(1)) == ("a photo",)
+
+
+def test_a_card_may_name_the_category_in_the_prompt_of_the_plain_branch() -> None:
+    card = DatasetCard("animals", prompt_simple="a photo of a {category}", prompt_fine="animals")
+    (plain,) = build_branches("none", card=card)
+    assert plain.prompts(conditions(2, categories=("cat", "dog"))) == ("a photo of a cat", "a photo of a dog")
+    with pytest.raises(DataError, match=r"branch 'none': the prompt .* names the category, but these images have none"):
+        plain.prompts(conditions(1))
+    (steered,) = build_branches("prompt", card=card)
+    assert steered.prompts(conditions(1)) == ("a photo of a {category}",)  # the technique decides
+    simple = Prompt(source="simple").bound(card, 0)
+    assert told(simple, conditions(1, categories=("cow",))) == ("a photo of a cow",)
+
+
+def test_the_plain_branch_reads_each_image_under_the_prompt_of_its_category() -> None:
+    backbone, images = build("tiny"), random_images(2)
+    card = DatasetCard("kinds", prompt_simple="a photo of a {category}")
+
+    def read(card: DatasetCard, **given: tuple[str, ...]) -> torch.Tensor:
+        branches = build_branches("none", card=card, layers=["up-level1-upsampler-out"])
+        return FeatureExtractor(backbone, branches)(images, conditions(2, **given))["none"]["up-level1-upsampler-out"]
+
+    both = read(card, categories=("horse", "car"))
+    for index, kind in enumerate(("horse", "car")):
+        alone = read(DatasetCard("one", prompt_simple=f"a photo of a {kind}"))
+        torch.testing.assert_close(both[index], alone[index], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(both[1 - index], alone[1 - index], atol=1e-3)
 
 
 @pytest.mark.parametrize("template", ["a photo of a %s", "a {kategory}", "{}", "{category", "{category} {0}"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from lightning.fabric.utilities.seed import pl_worker_init_function
@@ -157,6 +157,16 @@ class EvaluationBatches(_Batches):
         missing = -len(draws) % world_size if pad else 0
         draws += [[replace(draw, padding=True) for draw in draws[-1]]] * missing
         self.own = draws[rank::world_size]
+
+    @classmethod
+    def of_shares(cls, shares: Sequence[Sequence[Sequence[int]]], rank: int = 0) -> Self:
+        """Batches that are divided already: process r takes ``shares[r]``, padded to as many as the longest has."""
+        longest = max(shares, key=len)
+        sampler = cls(longest)
+        padding = [SampleRequest(index, padding=True) for index in longest[-1]]
+        own = [[SampleRequest(index) for index in batch] for batch in shares[rank]]
+        sampler.own = own + [padding] * (len(longest) - len(own))
+        return sampler
 
     def __len__(self) -> int:
         return len(self.own)

@@ -15,7 +15,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.kernels.dispatch import fast_ops
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.errors import ConfigError, DataError, NotFiniteError
-from gate_lightning.features.branch import Branch, check_names
+from gate_lightning.features.branch import CATEGORY, Branch, check_names
 from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
 from gate_lightning.features.reading.passes import SteeredBranch, group_branches, run_pass
@@ -187,7 +187,7 @@ class FeatureExtractor(nn.Module):
         self, branch: Branch, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions
     ) -> list[SteeredBranch]:
         """Draws of the branch, each split by length of the prompts."""
-        conditioning = Conditioning(prompts=(branch.prompt,) * len(images))
+        conditioning = Conditioning(prompts=branch.prompts(conditions))
         for technique in branch.techniques:
             conditioning = technique.apply(conditioning, images, conditions, self.backbone)
         embeds = self._texts.encode(self.backbone, conditioning.prompts, conditioning.adapters)
@@ -278,7 +278,8 @@ def _feature_info(backbone: Backbone, branch: Branch) -> dict[str, FeatureInfo]:
     info = backbone.feature_info(branch.layers)
     lengths = [technique.prompt_length(backbone) for technique in branch.techniques]
     own = [length for length in lengths if length is not None]
-    tokens = own[-1] if own else backbone.text_length(branch.prompt)
+    plain = 0 if CATEGORY in branch.prompt else backbone.text_length(branch.prompt)
+    tokens = own[-1] if own else plain
     for layer in branch.layers if tokens else ():
         spec = backbone.layer_spec(layer)
         if spec.kind == "averaged" and spec.channels:

@@ -1,0 +1,1 @@
+"""Data sets of image pairs with keypoints that correspond."""

@@ -1,0 +1,216 @@
+"""Pairs as the files of a data set describe them: reading of points and boxes, and the checks of a split."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gate_lightning.data.correspondence.images import PairImage
+from gate_lightning.data.files.checks import check_images
+from gate_lightning.data.files.images import image_header
+from gate_lightning.data.files.report import SplitReport
+from gate_lightning.errors import DataError
+from gate_lightning.structures import Pair
+from gate_lightning.utils.checks import check_choice
+
+__all__ = ["Annotated", "Box", "box_of", "check_pairs", "field_of", "numbers_of", "points_of", "size_of"]
+
+Box = tuple[float, float, float, float]
+#: pixels beyond the centre of the outermost ones that a point may lie: annotations that count from 1, and rounding
+SLACK = 1.0
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A split as its annotation files have it.
+
+    Attributes:
+        pairs: in the files' order.
+        images: sample id → image, of all images that occur in pairs.
+        errors: sentences about files that could not be read, each naming the first and how many there are.
+        notes: facts for the report of the check.
+        without_points: the pairs are there to be looked at, and none has keypoints.
+    """
+
+    pairs: tuple[Pair, ...]
+    images: Mapping[str, PairImage]
+    errors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    without_points: bool = False
+
+
+def field_of(entry: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    """Entry ``name`` of a JSON object.
+
+    Raises:
+        DataError: missing, or of another type.
+    """
+    if name not in entry:
+        raise DataError(f"{where} has no {name!r}; found {', '.join(map(repr, entry)) or 'nothing'}")
+    value = entry[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise DataError(f"{where}: {name} is {value!r:.60}; expected {' or '.join(one.__name__ for one in kinds)}")
+    return value
+
+
+def numbers_of(value: Any, name: str, where: str, count: int | None = None) -> list[float]:
+    """A list of finite numbers.
+
+    Raises:
+        DataError: anything else, or not ``count`` of them.
+    """
+    wrong = not isinstance(value, list | tuple) or any(
+        isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one) for one in value
+    )
+    if wrong or (count is not None and len(value) != count):
+        wanted = "a list of numbers" if count is None else f"{count} numbers"
+        raise DataError(f"{where}: {name} is {value!r:.80}; expected {wanted}")
+    return [float(one) for one in value]
+
+
+def points_of(value: Any, name: str, where: str) -> Tensor:
+    """Points [[x, y], …] of a JSON file as (N, 2) float32.
+
+    Raises:
+        DataError: no list of pairs of finite numbers.
+    """
+    if not isinstance(value, list | tuple):
+        raise DataError(f"{where}: {name} is {value!r:.80}; expected [[x, y], …]")
+    rows = [numbers_of(row, f"{name}[{index}]", where, 2) for index, row in enumerate(value)]
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 2)
+
+
+def box_of(value: Any, name: str, where: str) -> Box:
+    """Corners [x1, y1, x2, y2] of a JSON file.
+
+    Raises:
+        DataError: not four finite numbers.
+    """
+    left, top, right, bottom = numbers_of(value, name, where, 4)
+    return left, top, right, bottom
+
+
+def size_of(entry: Mapping[str, Any], name: str, where: str) -> tuple[int, int]:
+    """(H, W) of an entry [W, H, …].
+
+    Raises:
+        DataError: no list of whole numbers from 1.
+    """
+    value = entry.get(name)
+    if not isinstance(value, list) or len(value) < 2 or not all(type(side) is int and side > 0 for side in value[:2]):
+        raise DataError(f"{where}: {name} is {value!r:.60}; expected [width, height]")
+    return value[1], value[0]
+
+
+def check_pairs(split: str, annotated: Annotated, level: str = "quick", by_category: bool = False) -> SplitReport:
+    """Check one split: images, sizes, points, boxes, categories, duplicates.
+
+    Args:
+        split: name.
+        annotated: what its files say.
+        level: ``quick`` (all headers, some images decoded) or ``full`` (all decoded).
+        by_category: the data set's prompt names the category, so that every image needs one.
+
+    Raises:
+        ConfigError: unknown level.
+    """
+    check_choice(level, "level", ("quick", "full"))
+    errors = list(annotated.errors)
+    missing = [image.path for image in annotated.images.values() if not image.path.is_file()]
+    if missing:
+        errors.append(
+            f"{split}: {len(missing)} of {len(annotated.images)} images are missing, the first is {missing[0]}"
+        )
+    there = [image for image in annotated.images.values() if image.path.is_file()]
+    errors += _sizes(split, there)
+    outside, rounded = _outside(split, annotated.pairs)
+    errors += outside
+    for faulty in (_no_points, _no_area, _twice):
+        errors += faulty(split, annotated)
+    if by_category:
+        errors += _no_category(split, annotated)
+    report = check_images(split, sorted({image.path for image in there}), level)
+    warnings = [*report.warnings, *rounded, *annotated.notes]
+    return replace(report, errors=(*errors, *report.errors), warnings=tuple(warnings))
+
+
+def _sizes(split: str, images: Iterable[PairImage]) -> list[str]:
+    """Error about images whose size is not that of their annotation."""
+    wrong = []
+    for image in images:
+        if image.size is not None and image.view is None:
+            try:
+                found = image_header(image.path).size
+            except DataError:
+                continue  # told of by the check of the images
+            if found != image.size:
+                wrong.append(
+                    f"{image.path} has {found[1]}×{found[0]} pixels (width × height), its annotation says "
+                    f"{image.size[1]}×{image.size[0]}"
+                )
+    if not wrong:
+        return []
+    return [f"{_first(split, wrong, 'images')}; points would not fit: use the images as they were published"]
+
+
+def _outside(split: str, pairs: Iterable[Pair]) -> tuple[list[str], list[str]]:
+    """Errors about keypoints outside their images, and warnings about those that are so by rounding."""
+    far, near = [], 0
+    for pair in pairs:
+        sides = (
+            (pair.source, pair.source_points, pair.source_size),
+            (pair.target, pair.target_points, pair.target_size),
+        )
+        for name, points, (height, width) in sides:
+            last = torch.tensor([width - 1.0, height - 1.0])
+            beyond = torch.maximum(-points, points - last).amax(dim=1) if len(points) else points.new_zeros(0)
+            near += int(((beyond > 0) & (beyond <= SLACK)).sum())
+            for x, y in points[beyond > SLACK].tolist():
+                far.append(f"{name}: keypoint ({x:g}, {y:g}) is outside the image of {width}×{height} pixels")
+    errors = [f"{_first(split, far, 'keypoints')}; correct the annotation"] if far else []
+    rounded = f"{split}: {near} keypoints lie up to {SLACK:g} pixel outside their image; they are taken as they are"
+    return errors, [rounded] if near else []
+
+
+def _no_points(split: str, annotated: Annotated) -> list[str]:
+    if annotated.without_points:
+        return []
+    found = [f"{pair.source} → {pair.target}: no keypoints in common" for pair in annotated.pairs if not len(pair)]
+    return [f"{_first(split, found, 'pairs')}; leave such pairs out: nothing can be measured on them"] if found else []
+
+
+def _no_area(split: str, annotated: Annotated) -> list[str]:
+    found = [
+        f"{name}: the box {list(box)} of {pair.source} → {pair.target} has no area"
+        for pair in annotated.pairs
+        for name, box in ((pair.source, pair.source_box), (pair.target, pair.target_box))
+        if box is not None and not (box[0] < box[2] and box[1] < box[3])
+    ]
+    return [f"{_first(split, found, 'boxes')}; expected x1 < x2 and y1 < y2"] if found else []
+
+
+def _no_category(split: str, annotated: Annotated) -> list[str]:
+    found = [f"{name}: no category" for name, image in annotated.images.items() if not image.category]
+    advice = "the prompt names it; give every pair one, or set dataset.prompt_simple='a photo'"
+    return [f"{_first(split, found, 'images')}; {advice}"] if found else []
+
+
+def _twice(split: str, annotated: Annotated) -> list[str]:
+    counts = Counter(
+        (pair.source, pair.target, pair.category, pair.group, pair.attributes.get("flip")) for pair in annotated.pairs
+    )
+    found = [f"{one[0]} → {one[1]} is there {count} times" for one, count in counts.items() if count > 1]
+    return [f"{_first(split, found, 'pairs')}; keep one of each"] if found else []
+
+
+def _first(split: str, found: Sequence[str], what: str) -> str:
+    """The first of several sentences, and how many more there are."""
+    more = f" ({len(found)} such {what} in {split})" if len(found) > 1 else f" ({split})"
+    return f"{found[0]}{more}"

@@ -1,0 +1,83 @@
+"""Images of a data set of pairs, each of them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gate_lightning.data.files.images import Header, image_header, read_image
+from gate_lightning.data.samples import Sample
+
+__all__ = ["ImagesOfPairs", "PairImage"]
+
+
+@dataclass(frozen=True)
+class PairImage:
+    """An image that pairs refer to.
+
+    Attributes:
+        path: its file.
+        category: what it shows, in the words of prompts; "" where nothing is known.
+        size: (H, W) that its annotation says, or None where it says nothing.
+        view: cut and resized part of the file that the data set means, as a function of uint8 (H, W, 3), or None for
+            the whole file. ``size`` is then that of the part.
+    """
+
+    path: Path
+    category: str = ""
+    size: tuple[int, int] | None = None
+    view: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+class ImagesOfPairs:
+    """Images as `SampleSource`.
+
+    Args:
+        images: sample id → image, in the order of the indices.
+    """
+
+    def __init__(self, images: Mapping[str, PairImage]) -> None:
+        self._ids, self._images = tuple(images), dict(images)
+        self._headers: dict[str, Header] = {}
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def sample_id(self, index: int) -> str:
+        """Path of image ``index`` relative to the root."""
+        return self._ids[index]
+
+    def load(self, index: int) -> Sample:
+        """Image ``index``, not resized.
+
+        Raises:
+            DataError: a file that does not decode.
+        """
+        name = self._ids[index]
+        image = self._images[name]
+        pixels = read_image(image.path)
+        return Sample(name, pixels if image.view is None else image.view(pixels), category=image.category or None)
+
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
+        """((height, width),) of image ``index``."""
+        image = self._images[self._ids[index]]
+        if image.view is not None and image.size is not None:
+            return (image.size,)
+        return (self._header(self._ids[index]).size,)
+
+    @property
+    def orientations(self) -> Mapping[str, int]:
+        """EXIF orientation of the images that have one, by sample id."""
+        return {name: self._header(name).turn for name in self._ids if self._header(name).turn != 1}
+
+    def _header(self, name: str) -> Header:
+        if name not in self._headers:
+            self._headers[name] = image_header(self._images[name].path)
+        return self._headers[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_headers": {}}  # processes of the loader need none
