@@ -1,6 +1,7 @@
 """Loggers of metrics: a CSV file in the run folder, Weights & Biases, TensorBoard.
 
-This module and ``reports/dashboards.py`` are the only ones that know the dashboards; neither needs to be installed.
+This module, ``wandb_run.py`` and ``reports/dashboards.py`` are the only ones that know the dashboards, which may be
+absent.
 """
 
 from __future__ import annotations
@@ -9,23 +10,21 @@ import csv
 import errno
 import importlib.util
 import io
-import netrc
 import os
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from gate_lightning.callbacks.description import RunDescription
+from gate_lightning.callbacks.wandb_run import WandbRun
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.files import write_atomically, write_csv, writing
 
-__all__ = ["RunLog", "close_dashboards", "tensorboard_logger", "wandb_logger"]
-
-WANDB_HOST = "api.wandb.ai"
+__all__ = ["RunLog", "tensorboard_logger", "wandb_logger"]
 
 
 class RunLog(Logger):
@@ -130,38 +129,31 @@ def tensorboard_logger(run_folder: str) -> TensorBoardLogger:
     return TensorBoardLogger(run_folder, "tensorboard", "", default_hp_metric=False)
 
 
-def wandb_logger(run_folder: str, project: str = "gate-lightning", name: str | None = None) -> WandbLogger:
-    """Weights & Biases: online where a key is configured, else into offline files in the run folder; never asks.
+def wandb_logger(
+    run_folder: str,
+    project: str = "gate-lightning",
+    name: str | None = None,
+    description: RunDescription | None = None,
+) -> WandbRun:
+    """Weights & Biases: online where a key is stored and the server answers, else into files of the run folder.
 
-    ``WANDB_MODE`` decides where it is set. A resumed run continues the same wandb run.
+    It never asks, and never stops a training; ``WANDB_MODE`` decides where it is set. A resumed run continues the same
+    run there.
 
     Args:
         run_folder: of the run.
         project: project on the server.
-        name: of the run; None for the folder's name.
+        name: of the run; None for what differs from other runs.
+        description: what to tell of the run.
 
     Raises:
         ConfigError: wandb is not installed.
     """
     _require("wandb")
-    offline = not _has_key() and "WANDB_MODE" not in os.environ
-    os.environ.setdefault("WANDB_SILENT", "true")
     folder = Path(run_folder)
-    return WandbLogger(
-        project=project,
-        name=name or folder.name,
-        save_dir=folder,
-        id=_run_id(folder),
-        resume="allow",
-        offline=offline,
-    )
-
-
-def close_dashboards() -> None:
-    """End the run that wandb has open in this process; the next logger would go on in it."""
-    wandb: Any = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish()
+    resumed = (folder / "wandb_id.txt").is_file()
+    told = description or RunDescription(folder.name)
+    return WandbRun(folder, project, _run_id(folder), told, name, resumed)
 
 
 def _require(package: str) -> None:
@@ -177,13 +169,3 @@ def _run_id(folder: Path) -> str:
     if not path.is_file():
         write_atomically(path, f"{uuid.uuid4().hex[:12]}\n".encode())
     return path.read_text().strip()
-
-
-def _has_key() -> bool:
-    """Whether wandb would find a key without asking for one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators(WANDB_HOST) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -61,7 +61,8 @@ def train_main() -> int:
             check_processes(hydra_config.overrides.hydra, config.resume)
         try:
             with occupied(folder), _recorded(folder):
-                metrics = train(config, list(hydra_config.overrides.task), folder)
+                choices = OmegaConf.to_container(hydra_config.runtime.choices)
+                metrics = train(config, list(hydra_config.overrides.task), folder, choices)  # type: ignore[arg-type]
         except Interrupted as error:
             if hydra_config.mode == RunMode.MULTIRUN:  # Hydra would start the next run
                 raise Stop(error.signal) from error

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
+from gate_lightning.engine.description import described
 from gate_lightning.engine.extraction import MAIN, branches_of, extractor_of
 from gate_lightning.engine.saved_paths import located
 from gate_lightning.engine.used_keys import READS
@@ -263,7 +265,7 @@ class Components:
     def trainer(self) -> Trainer:
         """The Lightning trainer with its callbacks and loggers."""
         callbacks = list(self._each("callbacks", Callback))
-        loggers = list(self._each("logger", Logger))
+        loggers = list(self._each("logger", Logger, description=partial(described, self.config, Path(self.run_folder))))
         # our samplers shard by themselves and count every validation image exactly once
         return self._instantiate(
             "trainer",
@@ -273,14 +275,19 @@ class Components:
             use_distributed_sampler=False,
         )
 
-    def _each(self, group: str, kind: type) -> list[Any]:
+    def _each(self, group: str, kind: type, **available: Callable[[], Any]) -> list[Any]:
+        """What a group lists, given what its constructors name: the run folder, and what ``available`` makes."""
         nodes = self.config.get(group) or {}
         made = []
         for name, node in nodes.items():
             if node is None or "_target_" not in node:
                 continue
             built = _built(node)
-            made.append(call_with(built, run_folder=self.run_folder) if isinstance(built, partial) else built)
+            if isinstance(built, partial):
+                named = inspect.signature(built.func).parameters
+                given = {name: make() for name, make in available.items() if name in named}
+                built = call_with(built, run_folder=self.run_folder, **given)
+            made.append(built)
             if not isinstance(made[-1], kind):
                 raise ConfigError(f"{group}.{name} is a {type(made[-1]).__name__}, expected a {kind.__name__}")
         return made

@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.callbacks.loggers import close_dashboards
+from gate_lightning.callbacks.wandb_run import close_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.run_lock import occupied

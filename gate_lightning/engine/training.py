@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
+from gate_lightning.callbacks.wandb_run import closing_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.description import CHOICES, choices_of, update_choices
 from gate_lightning.engine.resplits import repeats_of, train_repeats
 from gate_lightning.engine.run_lock import require_new
 from gate_lightning.engine.settings import save_settings
@@ -36,13 +38,16 @@ __all__ = ["train"]
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dict[str, float]:
+def train(
+    config: DictConfig, overrides: Sequence[str], run_folder: Path, choices: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Train as configured, or go on with ``config.resume``, then evaluate the best checkpoint.
 
     Args:
         config: composed configuration (interpolations allowed).
         overrides: command-line overrides of the task configuration.
         run_folder: where everything is written; of a resumed run, its old folder.
+        choices: group → chosen option, of Hydra's ``runtime.choices``; dashboards show them.
 
     Returns:
         Final metrics, as in ``metrics.json``.
@@ -52,11 +57,13 @@ def train(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dic
         ResumeError: if a resumed run's configuration or world size changed and ``allow_changes`` is off.
         Interrupted: if a signal stopped the run; the message says where, and how to go on.
     """
-    with _stoppable(run_folder, lambda: "before the first step"):
-        return _begun(config, overrides, run_folder)
+    with _stoppable(run_folder, lambda: "before the first step"), closing_dashboards():
+        return _begun(config, overrides, run_folder, choices_of(choices or {}))
 
 
-def _begun(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> dict[str, float]:
+def _begun(
+    config: DictConfig, overrides: Sequence[str], run_folder: Path, choices: Mapping[str, str]
+) -> dict[str, float]:
     """See `train`."""
     if config.resume is None:
         _once(require_new, run_folder)
@@ -67,8 +74,10 @@ def _begun(config: DictConfig, overrides: Sequence[str], run_folder: Path) -> di
         _once(runs.save_config, described, run_folder)
         _once(runs.save_overrides, overrides, run_folder)
         _once(save_settings, described, run_folder)
+        _once(runs.write_json, run_folder / CHOICES, choices)
     else:
         checkpoint, described = None, _resumed_config(config, overrides, run_folder)
+        _once(update_choices, run_folder, overrides, choices)
         finished = _results_of_finished(run_folder, described)
         if finished is not None:
             return finished

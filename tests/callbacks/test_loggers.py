@@ -16,12 +16,13 @@ from lightning import Callback
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
-from gate_lightning.callbacks.loggers import RunLog, close_dashboards, tensorboard_logger, wandb_logger
+from gate_lightning.callbacks.loggers import RunLog, tensorboard_logger, wandb_logger
 from gate_lightning.callbacks.reports.class_table import ClassTable
 from gate_lightning.callbacks.reports.dashboards import publish_predictions
 from gate_lightning.callbacks.reports.predictions import PredictionImages
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.interrupt import Interrupt
+from gate_lightning.callbacks.wandb_run import close_dashboards
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError, Interrupted
 from gate_lightning.visualization.predictions import PredictedImage
@@ -108,39 +109,6 @@ def test_metrics_of_an_interrupted_and_resumed_run_are_those_of_an_uninterrupted
     assert rows(cut) == rows(whole)
 
 
-@pytest.fixture
-def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-
-
-@pytest.mark.usefixtures("no_keys")
-def test_wandb_is_offline_without_a_key(tmp_path: Path) -> None:
-    assert wandb_logger(str(tmp_path))._offline
-
-
-@pytest.mark.usefixtures("no_keys")
-def test_wandb_is_online_with_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert not wandb_logger(str(tmp_path))._offline
-
-
-@pytest.mark.usefixtures("no_keys")
-def test_wandb_finds_a_key_where_its_login_puts_it(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / ".netrc").write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
-    (home / ".netrc").chmod(0o600)
-    assert not wandb_logger(str(tmp_path))._offline
-
-
-def test_a_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
-    first, second, other = (wandb_logger(str(tmp_path / name)) for name in ("a", "a", "b"))
-    assert first.version == second.version != other.version
-    assert isinstance(first, WandbLogger)
-
-
 def test_wandb_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install wandb"):
@@ -173,8 +141,8 @@ def test_tensorboard_has_metrics_images_and_tables(tmp_path: Path) -> None:
 def test_all_dashboards_get_images_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     shown: list[str] = []
-    monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images, **more: shown.append(key))
-    monkeypatch.setattr(WandbLogger, "log_table", lambda self, key, columns, data: shown.append(key))
+    monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, *_, **__: shown.append(key))
+    monkeypatch.setattr(WandbLogger, "log_table", lambda self, key, *_, **__: shown.append(key))
     trainer = make_trainer(tmp_path, PredictionImages(1), ClassTable(), logger=wandb_logger(str(tmp_path)))
     trainer.validate(make_task(), FakeData(), verbose=False)
     close_dashboards()
@@ -184,7 +152,9 @@ def test_all_dashboards_get_images_and_tables(tmp_path: Path, monkeypatch: pytes
 def test_predictions_have_masks_one_can_switch_on_and_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     shown: list[tuple[str, Any, Any]] = []
-    monkeypatch.setattr(WandbLogger, "log_image", lambda self, key, images, **more: shown.append((key, images, more)))
+    monkeypatch.setattr(
+        WandbLogger, "log_image", lambda self, key, images, step, **more: shown.append((key, images, more))
+    )
     trainer = make_trainer(tmp_path, logger=wandb_logger(str(tmp_path)))
     image, truth = np.full((2, 3, 3), 7, np.uint8), np.array([[0, 1, 255], [1, 1, 0]])
     labels = ClassLabels(("sky", "sea"), ((0, 0, 0), (1, 1, 1)))
@@ -205,9 +175,10 @@ import sys
 from pathlib import Path
 
 sys.modules |= {"wandb": None, "tensorboard": None}  # as if they were not installed
-from gate_lightning.callbacks.loggers import RunLog, close_dashboards
+from gate_lightning.callbacks.loggers import RunLog
 from gate_lightning.callbacks.reports.class_table import ClassTable
 from gate_lightning.callbacks.reports.predictions import PredictionImages
+from gate_lightning.callbacks.wandb_run import close_dashboards
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
 folder = sys.argv[1]
@@ -225,7 +196,7 @@ def test_training_needs_no_dashboard(tmp_path: Path) -> None:
     assert (tmp_path / "images" / "predictions_step000004.png").is_file()
 
 
-def test_only_two_files_deal_with_wandb_or_tensorboard() -> None:
+def test_only_three_files_deal_with_wandb_or_tensorboard() -> None:
     package = REPOSITORY / "gate_lightning"
     told = {
         str(path.relative_to(package))
@@ -234,4 +205,5 @@ def test_only_two_files_deal_with_wandb_or_tensorboard() -> None:
     }
     # others know names only: of parts and places that a saved run may have, and of keys that hold secrets
     names = {"engine/saved_parts.py", "engine/saved_paths.py", "engine/redaction.py"}
-    assert told == {"callbacks/loggers.py", "callbacks/reports/dashboards.py", *names}
+    names |= {"engine/resplits.py", "engine/training.py"}  # they import what ends a run
+    assert told == {"callbacks/loggers.py", "callbacks/wandb_run.py", "callbacks/reports/dashboards.py", *names}

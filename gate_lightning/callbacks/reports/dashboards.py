@@ -32,7 +32,7 @@ def publish_image(trainer: Trainer, name: str, image: NDArray[np.uint8], suffix:
     write_image(path, Image.fromarray(image))
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(f"images/{name}", [image])
+            logger.log_image(f"images/{name}", [image], step=trainer.global_step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(f"images/{name}", image, trainer.global_step, dataformats="HWC")
     return path
@@ -44,7 +44,8 @@ def publish_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Seq
     write_csv(path, columns, rows)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_table(f"tables/{name}", columns=list(columns), data=[list(row) for row in rows])
+            data = [list(row) for row in rows]
+            logger.log_table(f"tables/{name}", columns=list(columns), data=data, step=trainer.global_step)
         elif isinstance(logger, TensorBoardLogger):
             lines = [columns, ["---"] * len(columns), *rows]
             text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
@@ -74,4 +75,4 @@ def publish_predictions(trainer: Trainer, name: str, rows: Sequence[PredictedIma
     ]
     for logger in loggers:
         images, captions = [row.image for row in rows], [row.title for row in rows]
-        logger.log_image(f"images/{name}", images, caption=captions, masks=masks)
+        logger.log_image(f"images/{name}", images, trainer.global_step, caption=captions, masks=masks)
