@@ -123,12 +123,11 @@ def check_pairs(split: str, annotated: Annotated, level: str = "quick", by_categ
     """
     check_choice(level, "level", ("quick", "full"))
     errors = list(annotated.errors)
-    missing = [image.path for image in annotated.images.values() if not image.path.is_file()]
+    files = [image for image in annotated.images.values() if image.drawn is None]
+    there = [image for image in files if image.path.is_file()]
+    missing = [image.path for image in files if not image.path.is_file()]
     if missing:
-        errors.append(
-            f"{split}: {len(missing)} of {len(annotated.images)} images are missing, the first is {missing[0]}"
-        )
-    there = [image for image in annotated.images.values() if image.path.is_file()]
+        errors.append(f"{split}: {len(missing)} of {len(files)} images are missing, the first is {missing[0]}")
     errors += _sizes(split, there)
     outside, rounded = _outside(split, annotated.pairs)
     errors += outside
@@ -138,14 +137,23 @@ def check_pairs(split: str, annotated: Annotated, level: str = "quick", by_categ
         errors += _no_category(split, annotated)
     report = check_images(split, sorted({image.path for image in there}), level)
     warnings = [*report.warnings, *rounded, *annotated.notes]
-    return replace(report, errors=(*errors, *report.errors), warnings=tuple(warnings))
+    drawn = len(annotated.images) - len(files)
+    sizes = Counter(image.size for image in annotated.images.values() if image.drawn is not None and image.size)
+    return replace(
+        report,
+        count=report.count + drawn,
+        inspected=report.inspected + drawn,
+        errors=(*errors, *report.errors),
+        warnings=tuple(warnings),
+        sizes=Counter(report.sizes) + sizes,
+    )
 
 
 def _sizes(split: str, images: Iterable[PairImage]) -> list[str]:
     """Error about images whose size is not that of their annotation."""
     wrong = []
     for image in images:
-        if image.size is not None and image.view is None:
+        if image.size is not None and image.is_whole_file:
             try:
                 found = image_header(image.path).size
             except DataError:

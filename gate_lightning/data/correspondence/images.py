@@ -25,12 +25,31 @@ class PairImage:
         size: (H, W) that its annotation says, or None where it says nothing.
         view: cut and resized part of the file that the data set means, as a function of uint8 (H, W, 3), or None for
             the whole file. ``size`` is then that of the part.
+        drawn: its pixels, uint8 (H, W, 3), where it is no file.
+        caption: description, or None.
     """
 
     path: Path
     category: str = ""
     size: tuple[int, int] | None = None
     view: Callable[[np.ndarray], np.ndarray] | None = None
+    drawn: np.ndarray | None = None
+    caption: str | None = None
+
+    @property
+    def is_whole_file(self) -> bool:
+        """Whether its pixels are those of a file."""
+        return self.view is None and self.drawn is None
+
+    def pixels(self) -> np.ndarray:
+        """uint8 (H, W, 3).
+
+        Raises:
+            DataError: a file that does not decode.
+        """
+        if self.drawn is not None:
+            return self.drawn
+        return read_image(self.path) if self.view is None else self.view(read_image(self.path))
 
 
 class ImagesOfPairs:
@@ -59,20 +78,20 @@ class ImagesOfPairs:
         """
         name = self._ids[index]
         image = self._images[name]
-        pixels = read_image(image.path)
-        return Sample(name, pixels if image.view is None else image.view(pixels), category=image.category or None)
+        return Sample(name, image.pixels(), image.caption, category=image.category or None)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
         """((height, width),) of image ``index``."""
         image = self._images[self._ids[index]]
-        if image.view is not None and image.size is not None:
+        if image.size is not None and not image.is_whole_file:
             return (image.size,)
         return (self._header(self._ids[index]).size,)
 
     @property
     def orientations(self) -> Mapping[str, int]:
         """EXIF orientation of the images that have one, by sample id."""
-        return {name: self._header(name).turn for name in self._ids if self._header(name).turn != 1}
+        files = [name for name in self._ids if self._images[name].drawn is None]
+        return {name: self._header(name).turn for name in files if self._header(name).turn != 1}
 
     def _header(self, name: str) -> Header:
         if name not in self._headers:
