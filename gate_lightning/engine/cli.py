@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,12 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.command_help import asked_help, help_text
 from gate_lightning.engine.configuration import composed, config_folder
-from gate_lightning.engine.redaction import refuse_secrets
+from gate_lightning.engine.redaction import redacted_override, refuse_secrets
 from gate_lightning.engine.renamed import refuse_old_names
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.errors import CacheError, ConfigError, GateError, Interrupted
 from gate_lightning.utils.checks import did_you_mean
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.console import HEADLINE, brief
 from gate_lightning.utils.signals import Stop, say, stop_in, stopped_text, stopping
 
 __all__ = ["check_sweep", "eval_main", "train_main"]
@@ -48,33 +48,72 @@ _sweeps: dict[Path, str] = {}
 def train_main() -> int:
     """``train.py``; returns the exit status."""
 
-    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")
-    def job(config: DictConfig) -> float | None:
+    def run(config: DictConfig) -> float | None:
         from gate_lightning.engine.training import train
 
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
-        if hydra_config.mode == RunMode.MULTIRUN:
+        sweep = hydra_config.mode == RunMode.MULTIRUN
+        if sweep:
             check_sweep(config)
             _sweeps[Path(hydra_config.sweep.dir).resolve()] = config.monitor
+            log.info("job %s: %s", hydra_config.job.num, _job_text(hydra_config, folder), extra=HEADLINE)
         else:
             check_processes(hydra_config.overrides.hydra, config.resume)
         try:
-            with occupied(folder), _recorded(folder):
+            with brief(sweep), occupied(folder), _recorded(folder):
                 choices = OmegaConf.to_container(hydra_config.runtime.choices)
                 metrics = train(config, list(hydra_config.overrides.task), folder, choices)  # type: ignore[arg-type]
         except Interrupted as error:
-            if hydra_config.mode == RunMode.MULTIRUN:  # Hydra would start the next run
+            if sweep:  # Hydra would start the next run
                 raise Stop(error.signal) from error
+            raise
+        except GateError as error:
+            if sweep:
+                log.error("job %s failed: %s: %s", hydra_config.job.num, type(error).__name__, error)
             raise
         return metrics.get(config.monitor)
 
     try:
-        return _guarded(job, "train")
+        return _guarded(_composed("train", run), "train")
     finally:
         # also after a failed job: Hydra's on_multirun_end would not be called then
         for folder, metric in _sweeps.items():
             _tell_of_sweep(folder, metric)
+
+
+def _job_text(hydra_config: Any, folder: Path) -> str:
+    """What a job of a sweep sets that is not the same for all of them, and where its log is."""
+    own = [item for item in hydra_config.overrides.task if item not in sys.argv]
+    return f"{' '.join(map(redacted_override, own)) or 'defaults'} ({folder / 'train.log'})"
+
+
+def _composed(name: str, run: Callable[[DictConfig], Any]) -> Callable[[], None]:
+    """``run`` with the configuration of the command line.
+
+    An error of a single run does not pass Hydra, which would print a line of its own about it.
+    """
+    failed: list[Exception] = []
+
+    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)
+    def job(config: DictConfig) -> Any:
+        logging.captureWarnings(True)
+        try:
+            return run(config)
+        except GateError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            failed.append(error)
+            return None
+        finally:
+            logging.captureWarnings(False)
+
+    def composed_and_run() -> None:
+        job()
+        if failed:
+            raise failed[0]
+
+    return composed_and_run
 
 
 def _tell_of_sweep(folder: Path, metric: str) -> None:
@@ -127,14 +166,13 @@ def check_processes(overrides: Sequence[str], resumed: str | None) -> None:
 def eval_main() -> int:
     """``eval.py``; returns the exit status."""
 
-    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="eval")
-    def job(config: DictConfig) -> None:
+    def run(config: DictConfig) -> None:
         from gate_lightning.engine.evaluation import evaluate
 
         hydra_config = HydraConfig.get()
         evaluate(config, list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
 
-    return _guarded(job, "eval")
+    return _guarded(_composed("eval", run), "eval")
 
 
 def _hint(error: Exception) -> str:
@@ -197,7 +235,6 @@ def _guarded(job: Callable[..., Any], name: str = "train") -> int:
     """
     # else Hydra prints a traceback of its own and exits before the message below
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    _hush_lightning()
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for tracebacks
     try:
         with stopping():
@@ -225,14 +262,3 @@ def _guarded(job: Callable[..., Any], name: str = "train") -> int:
         say(f"{error.__cause__ or stopped_text(number)}")
         return 128 + number
     return 0
-
-
-def _hush_lightning() -> None:
-    """Leave out what Lightning says in every run and nobody can act on."""
-    # about its own use of torch
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-    # steps are counted across epochs here, so a short epoch hides nothing
-    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
-    # an advertisement
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: "litlogger" not in record.getMessage())

@@ -36,6 +36,7 @@ from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.pixel_classifiers.store import group_widths
 from gate_lightning.structures import Extractor
 from gate_lightning.tasks.base import BaseTask
+from gate_lightning.utils.console import leave_to_root
 
 __all__ = ["Components", "call_with", "card_and_classes"]
 
@@ -264,6 +265,7 @@ class Components:
     @cached_property
     def trainer(self) -> Trainer:
         """The Lightning trainer with its callbacks and loggers."""
+        leave_to_root("lightning")
         callbacks = list(self._each("callbacks", Callback))
         loggers = list(self._each("logger", Logger, description=partial(described, self.config, Path(self.run_folder))))
         # our samplers shard by themselves and count every validation image exactly once

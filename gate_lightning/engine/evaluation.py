@@ -19,6 +19,7 @@ from gate_lightning.engine.tools import run_tool
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_tool
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.units import measured
 
 if TYPE_CHECKING:
     from gate_lightning.engine.trained_run import TrainedRun
@@ -163,8 +164,8 @@ def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
         for name, value in result.items()
     }
     runs.write_json(output / f"metrics_{split}.json", metrics)
-    for name, value in sorted(metrics.items()):
-        log.info("%-24s %.4f", name, value)
+    log.info("%s", ", ".join(f"{name} {measured(name, value)}" for name, value in sorted(metrics.items())))
+    log.info("as fractions: %s", output / f"metrics_{split}.json")
     return metrics
 
 

@@ -29,9 +29,10 @@ from gate_lightning.errors import ConfigError, DataError, GateError, Interrupted
 from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.console import HEADLINE, brief
 from gate_lightning.utils.files import write_csv
 from gate_lightning.utils.text import read_csv
-from gate_lightning.utils.units import duration
+from gate_lightning.utils.units import duration, measured
 
 __all__ = ["of_split", "repeats_of", "split_folders", "summarize", "train_repeats"]
 
@@ -107,7 +108,7 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
         if status == "done":
             log.info("split %d of %d: done before", number + 1, repeats)
             continue
-        log.info("split %d of %d: %s", number + 1, repeats, inside)
+        log.info("split %d of %d: %s", number + 1, repeats, inside, extra=HEADLINE)
         started, last = time.monotonic(), inside / "checkpoints" / "last.ckpt"
         resumed = last.is_file()
         kept = [item for item in overrides if not item.startswith("seed=")]
@@ -116,7 +117,8 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
             runs.save_overrides([*kept, f"seed={config.seed}.{number}"], inside)
             save_settings(one, inside)
             try:
-                train_one(one, inside, require_sound(last) if resumed else None)
+                with brief():
+                    train_one(one, inside, require_sound(last) if resumed else None)
             except Interrupted as error:
                 runs.write_json(inside / "status.json", {"status": "interrupted", "message": str(error)})
                 text = f"{error} (this split), or with all splits: python train.py {override('resume', folder)}"
@@ -166,8 +168,11 @@ def summarize(folder: Path, metrics_name: str = "metrics.json") -> dict[str, flo
     _write_splits(folder / "splits.csv", rows, names, together)
     _write_classes(folder)
     for name in names:
-        spread = f" ± {together[f'{name}_std']:.4f}" if f"{name}_std" in together else ""
-        log.info("%-24s %.4f%s of %d splits", name, together.get(name, math.nan), spread, len(rows))
+        value, deviation = measured(name, together.get(name, math.nan)), together.get(f"{name}_std")
+        spread = "" if deviation is None else f" ± {measured(name, deviation)}".replace(" %", "")
+        # 71.3 ± 2.1 %
+        text = value.replace(" %", f"{spread} %") if value.endswith("%") else f"{value}{spread}"
+        log.info("%-24s %s, mean of %d splits", name, text, len(rows))
     return together
 
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.console import ConsoleHandler
 
 __all__ = ["run_tool"]
 
@@ -100,9 +101,7 @@ def _in_processes(resolved: DictConfig, count: int) -> None:
 
 def _process(resolved: DictConfig, rank: int, count: int) -> None:
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)})
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()])
     try:
         _call(resolved)
     except GateError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,14 @@ from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.description import CHOICES, choices_of, update_choices
 from gate_lightning.engine.resplits import repeats_of, train_repeats
+from gate_lightning.engine.run_end import tell
 from gate_lightning.engine.run_lock import require_new
 from gate_lightning.engine.settings import save_settings
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import Interrupted, ResumeError
 from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.console import taking, without
 from gate_lightning.utils.lightning_private import count_last_step, leave_signals
 from gate_lightning.utils.signals import stop_in
 
@@ -99,13 +102,14 @@ def _train_split(allow_changes: bool, config: DictConfig, folder: Path, checkpoi
 
 def _train(components: Components, checkpoint: Path | None, allow_changes: bool) -> dict[str, float]:
     """One run, from its beginning or from a checkpoint."""
-    described, run_folder = components.config, Path(components.run_folder)
+    began, described, run_folder = time.monotonic(), components.config, Path(components.run_folder)
     _once(runs.write_json, run_folder / "status.json", {"status": "running"})
     lightning.seed_everything(described.seed, workers=True, verbose=False)
     datamodule = components.connected_datamodule
     if allow_changes:
         datamodule.allow_changes = True
-    datamodule.setup("fit")  # broken data are found before the backbone is loaded
+    with taking(f"reading the data set {datamodule.card.name} and checking its files"):
+        datamodule.setup("fit")  # broken data are found before the backbone is loaded
     task = components.task
     if allow_changes:
         task.allowed_changes = frozenset({"frozen", "world_size"})
@@ -127,8 +131,7 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})
     _once(_tell_callbacks, trainer, task, metrics)
-    for name, value in sorted(metrics.items()):
-        log.info("%-24s %.4f", name, value)
+    tell(trainer, task, metrics, time.monotonic() - began)
     return metrics
 
 
@@ -236,11 +239,12 @@ def _final_metrics(components: Components, folder: Path) -> dict[str, float]:
     if best is not None:
         require_sound(best)
     evaluate: dict[str, Any] = {"val": trainer.validate, "test": trainer.test}
-    for split in task.final_splits:
-        if split not in datamodule.splits:
-            continue
-        for result in evaluate[split](task, datamodule, ckpt_path=best, verbose=False):
-            metrics |= {key: float(value) for key, value in result.items()}
+    splits = [split for split in task.final_splits if split in datamodule.splits]
+    for split in splits:
+        # the console shows the tables of the last one; those of all are in their files
+        with without(*(["gate_lightning.callbacks.reports"] if split != splits[-1] else [])):
+            for result in evaluate[split](task, datamodule, ckpt_path=best, verbose=False):
+                metrics |= {key: float(value) for key, value in result.items()}
     return metrics
 
 

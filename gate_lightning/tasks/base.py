@@ -10,6 +10,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lightning import LightningModule, Trainer
@@ -93,6 +94,10 @@ class BaseTask(LightningModule):
     frozen_parts: tuple[str, ...] = ("extractor",)
     batch_type: type = ImageBatch
     final_splits: tuple[str, ...] = ()
+
+    def usage(self, folder: Path) -> str:
+        """What a run says at its end of the part it has exported below ``folder``: where it is, how it is used."""
+        return f"trained part: {folder}"
 
     @property
     def steps_bounds(self) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -15,6 +15,24 @@ from gate_lightning.techniques.base import Card, Conditioning, Technique
 from gate_lightning.utils.checks import number
 
 __all__ = ["LoRA"]
+
+
+class NoLoRAError(WeightsError):
+    """LoRAs without files; the message has the keys that take them, and the command that trains one.
+
+    Args:
+        roles: of the LoRAs.
+        images: name of the data set.
+    """
+
+    def __init__(self, roles: Sequence[str], images: str) -> None:
+        keys = " ".join(f"technique.lora.weights.{role}=<file.safetensors>" for role in roles)
+        super().__init__(
+            f"the lora technique has no weights of the role{'s' * (len(roles) > 1)} {', '.join(map(repr, roles))} for "
+            f"{images}: set {keys} (with ++ before it for a role of your own). Train one on about 30 of its images "
+            "with: python train.py experiment=lora backbone=<yours> dataset.root=<folder of the images>"
+        )
+        self.roles = tuple(roles)
 
 
 @dataclass(frozen=True)
@@ -57,14 +75,9 @@ class LoRA(Technique):
         return {"technique": self.kind, "adapter": self.adapter, "scale": self.scale}
 
     def bound(self, card: Card, seed: int) -> LoRA:
-        """Raise WeightsError if there is no file, with the command that trains one."""
+        """Raise NoLoRAError if there is no file."""
         if self.weights is None:
-            raise WeightsError(
-                f"the lora technique has no weights of the role {self.role!r} for {card.name}: set "
-                f"technique.lora.weights.{self.role}=<file.safetensors> (with ++ before it for a role of your own). "
-                f"Train one on about 30 of its images with: python train.py experiment=lora backbone=<yours> "
-                f"dataset.root=<folder of the images>"
-            )
+            raise NoLoRAError([self.role], card.name)
         return self
 
     def prepare(self, backbone: Backbone) -> None:

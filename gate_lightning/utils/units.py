@@ -1,11 +1,25 @@
-"""Numbers of bytes and seconds as people read them."""
+"""Numbers of bytes, seconds and metrics as people read them."""
 
 from __future__ import annotations
 
-__all__ = ["GIB", "duration", "human_size"]
+import re
+
+__all__ = ["GIB", "duration", "human_size", "measured"]
 
 #: bytes of a GiB
 GIB = 2**30
+
+#: metrics that are shares: in percent where people read them, fractions in files and on dashboards
+_SHARE = re.compile(r"(?:IoU|Acc)(?:_ddpm)?(?:_std)?$|^val/(?:kind|color|both)$")
+
+
+def measured(name: str, value: float) -> str:
+    """A metric with its unit: a share in percent, anything else as a number.
+
+    >>> measured("val/mIoU", 0.6779), measured("test/loss", 0.57781)
+    ('67.8 %', '0.5778')
+    """
+    return f"{100 * value:.1f} %" if _SHARE.search(name) else f"{value:.4g}"
 
 
 def human_size(count: float) -> str:

@@ -13,13 +13,21 @@ from gate_lightning.backbones.adm.convert import ADMArchitecture, adm_unet
 from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.backbones.stable_diffusion.architectures import parameters_digest
 from gate_lightning.backbones.weights.checkpoints import read_checkpoint
-from gate_lightning.backbones.weights.locate import file_digest, find_weights, folder_digest, weight_files
+from gate_lightning.backbones.weights.locate import (
+    file_digest,
+    find_weights,
+    folder_digest,
+    stored_bytes,
+    weight_files,
+)
 from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
 from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.console import taking
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.text import read_json
+from gate_lightning.utils.units import human_size
 
 __all__ = ["ADM_ARCHITECTURES", "load_adm_backbone"]
 
@@ -69,13 +77,15 @@ def load_adm_backbone(
     """
     check_choice(dtype, "backbone.dtype", DTYPES)
     if weights == "random":
-        backbone = _random(architecture, seed)
+        with taking(f"building {architecture} with random weights"):
+            backbone = _random(architecture, seed)
     else:
         path = find_weights(str(weights), revision, _PATTERNS, offline, _ADVICE)
-        if path.is_dir():
-            backbone = _from_folder(path, str(weights), revision or "", native_size, DTYPES[dtype])
-        else:
-            backbone = _from_checkpoint(path, str(weights), head_channels, native_size, DTYPES[dtype])
+        with taking(f"loading {weights}: {human_size(stored_bytes(path))} in {path}"):
+            if path.is_dir():
+                backbone = _from_folder(path, str(weights), revision or "", native_size, DTYPES[dtype])
+            else:
+                backbone = _from_checkpoint(path, str(weights), head_channels, native_size, DTYPES[dtype])
         log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
     return backbone.finish(dtype, channels_last)
 

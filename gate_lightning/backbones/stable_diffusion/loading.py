@@ -19,13 +19,15 @@ from gate_lightning.backbones.stable_diffusion.sdxl import SizeConditions
 from gate_lightning.backbones.stable_diffusion.single_file import load_single_file
 from gate_lightning.backbones.stable_diffusion.tokenizers import read_tokenizer, tokenizer_files
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
-from gate_lightning.backbones.weights.locate import ASSET, find_weights, folder_digest, weight_files
+from gate_lightning.backbones.weights.locate import ASSET, find_weights, folder_digest, stored_bytes, weight_files
 from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
 from gate_lightning.utils.checks import check_choice, check_known
+from gate_lightning.utils.console import taking
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.text import read_json
+from gate_lightning.utils.units import human_size
 
 __all__ = ["load_unet_backbone"]
 
@@ -86,16 +88,20 @@ def load_unet_backbone(
     check_choice(long_prompts, "backbone.long_prompts", get_args(LongPrompts))
     sizes, sources = _size_conditions(size_conditions), _controlnet_sources(controlnets)
     if weights == "random":
-        backbone = build_random_backbone(architecture, seed, size_conditions=sizes)
+        with taking(f"building {architecture} with random weights"):
+            backbone = build_random_backbone(architecture, seed, size_conditions=sizes)
     else:
         source = f"{ASSET}tiny" if weights == "tiny" else str(weights)
         advice = "Name it: backbone.weights=<folder, file or id>"
         path = find_weights(source, revision, _patterns(variant), offline, advice)
-        if path.is_file():
-            backbone = load_single_file(path, str(weights), DTYPES[dtype], tokenizer, prediction_type, sizes, offline)
-        else:
-            _refuse_for_folders(weights, tokenizer, prediction_type)
-            backbone = _load_folder(path, str(weights), revision or "", variant, DTYPES[dtype], sizes)
+        with taking(f"loading {weights}: {human_size(stored_bytes(path))} in {path}"):
+            if path.is_file():
+                backbone = load_single_file(
+                    path, str(weights), DTYPES[dtype], tokenizer, prediction_type, sizes, offline
+                )
+            else:
+                _refuse_for_folders(weights, tokenizer, prediction_type)
+                backbone = _load_folder(path, str(weights), revision or "", variant, DTYPES[dtype], sizes)
         log.info("Loaded %s (%s) from %s.", weights, backbone.identity.digest[:12], path)
         backbone.check_native_size(native_size)
     backbone.controlnet_sources.update(sources)

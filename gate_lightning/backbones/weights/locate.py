@@ -25,6 +25,7 @@ __all__ = [
     "file_digest",
     "find_weights",
     "folder_digest",
+    "stored_bytes",
     "variants",
     "weight_files",
 ]
@@ -74,6 +75,12 @@ def find_weights(
         )
     repo_id, _, named = source.partition("@")
     return _download(repo_id, named or revision, list(patterns), offline, advice)
+
+
+def stored_bytes(path: Path) -> int:
+    """Size of a file, or of all files of a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _existing(source: str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from lightning import Trainer
@@ -16,6 +17,10 @@ from gate_lightning.tasks.base import SegmentationResults
 __all__ = ["ClassTable"]
 
 log = logging.getLogger(__name__)
+
+#: the log shows these columns, all classes up to so many, else so many at both ends, and so many characters of a name
+COLUMNS = ("IoU", "Acc", "share")
+MOST, SHOWN, WIDEST = 30, 10, 16
 
 
 class ClassTable(SplitReport[SegmentationResults, Any]):
@@ -31,19 +36,35 @@ class ClassTable(SplitReport[SegmentationResults, Any]):
         scores = task.per_class[split]
         columns = ["class", *next(iter(scores.values()))]
         rows = [[name, *values.values()] for name, values in scores.items()]
-        publish_table(trainer, f"classes_{split}", columns, rows)
+        path = publish_table(trainer, f"classes_{split}", columns, rows)
         if trainer.state.fn != TrainerFn.FITTING:
-            log.info("classes of %s, in percent\n%s", split, _text(columns, rows))
+            log.info("classes of %s in percent (more: %s)\n%s", split, path, class_text(scores))
 
 
-def _text(columns: list[str], rows: list[list[Any]]) -> str:
-    """A table in columns of equal width, fractions as percentages."""
-    percent = [["–" if math.isnan(value) else f"{100 * value:.1f}" for value in values] for _, *values in rows]
-    lines = [columns, *([row[0], *values] for row, values in zip(rows, percent, strict=True))]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [name.ljust(widths[0]), *(value.rjust(width) for value, width in zip(values, widths[1:], strict=True))]
-        )
-        for name, *values in lines
-    )
+def class_text(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """IoU, Acc and share of the classes in percent, in columns side by side; of more than 30 classes the worst and the
+    best, by IoU."""
+    names = list(scores)
+    if len(names) <= MOST:
+        return "\n".join(_blocks(names, scores))
+    known = sorted((name for name in names if not math.isnan(scores[name]["IoU"])), key=lambda one: scores[one]["IoU"])
+    worst, best = known[:SHOWN], known[-SHOWN:][::-1]
+    lowest = [f"the {len(worst)} lowest IoUs of {len(names)} classes", *_blocks(worst, scores)]
+    return "\n".join([*lowest, f"the {len(best)} highest", *_blocks(best, scores)])
+
+
+def _blocks(names: Sequence[str], scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Rows of the classes, the second half beside the first, and a line of titles."""
+    width = min(max(len(name) for name in [*names, "class"]), WIDEST)
+    title = "  ".join(["class".ljust(width), *(column.rjust(5) for column in COLUMNS)])
+    rows = [_row(name, scores[name], width) for name in names]
+    half = math.ceil(len(rows) / 2)
+    right = [*rows[half:], ""]
+    pairs = zip([title, *rows[:half]], [title if rows[half:] else "", *right], strict=False)
+    return [f"{one}    {other}".rstrip() for one, other in pairs]
+
+
+def _row(name: str, values: Mapping[str, float], width: int) -> str:
+    shown = name if len(name) <= width else f"{name[: width - 1]}…"
+    cells = ["–" if math.isnan(values[column]) else f"{100 * values[column]:.1f}" for column in COLUMNS]
+    return "  ".join([shown.ljust(width), *(cell.rjust(5) for cell in cells)])

@@ -46,7 +46,7 @@ class ImageTable(SplitReport[SegmentationResults, Scores]):
         rows.sort(key=lambda row: (row[1], row[0]))
         path = publish_table(trainer, f"images_{split}", ("image", "mIoU", "aAcc", "labelled"), rows)
         worst = ", ".join(f"{name} {100 * miou:.1f}" for name, miou, *_ in rows[:WORST])
-        log.info("images of %s with the lowest mIoU: %s (all: %s)", split, worst, path)
+        log.info("images of %s with the lowest mIoU: %s (in percent; all: %s)", split, worst, path)
 
 
 class UncertaintyTable(SplitReport[UncertainResults, Uncertainty]):

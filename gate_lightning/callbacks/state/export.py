@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Protocol, cast
 
 from lightning import Callback, LightningModule, Trainer
 
 from gate_lightning.callbacks.state.ema import with_average
-
-log = logging.getLogger(__name__)
 
 
 class Exportable(Protocol):
@@ -31,6 +28,8 @@ class Export(Callback):
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
+        #: where the part is, once it is written
+        self.written: Path | None = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export in the first process; the weights are equal in all."""
@@ -38,4 +37,4 @@ class Export(Callback):
             folder = self.folder or Path(trainer.default_root_dir) / "model"
             with with_average(trainer, pl_module):
                 cast(Exportable, pl_module).export(folder)
-            log.info("exported the trained part to %s", folder)
+            self.written = folder

@@ -9,7 +9,8 @@ from typing import Any
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch, check_names
 from gate_lightning.features.config.techniques import Build, ConfiguredTechnique, configured_techniques
-from gate_lightning.techniques.base import Card
+from gate_lightning.techniques.base import Card, Technique
+from gate_lightning.techniques.lora import NoLoRAError
 from gate_lightning.utils.checks import check_known, did_you_mean, whole_number
 
 __all__ = ["build_branches"]
@@ -70,14 +71,18 @@ def build_branches(
             f"technique.{taken[0]}: {taken[0]!r} means something else in techniques=; choose another name"
         )
     branches: list[Branch] = []
+    without_file: list[str] = []
     for index, mapping in enumerate(_mappings(techniques, card)):
         where = f"branch {index}"
         check_known(mapping, (*_BRANCH_KEYS, *shorthands, *known), where)
         own = _own_settings(mapping, known, shorthands, where)
         names = _names(mapping, own, known, where)
-        used = [
-            technique for name in names for technique in known[name].made(own.get(name), card, seed, f"{where}.{name}")
-        ]
+        used: list[Technique] = []
+        for name in names:
+            try:
+                used += known[name].made(own.get(name), card, seed, f"{where}.{name}")
+            except NoLoRAError as error:  # all that are missing are named at once
+                without_file += error.roles
         branch = Branch(
             name=str(mapping.get("name") or _free_name(names, branches)),
             timestep=mapping.get("timestep", timestep),
@@ -90,6 +95,8 @@ def build_branches(
             backbone=_backbone(mapping.get("backbone"), backbones, where),
         )
         branches += _noises(branch, separate_noises)
+    if without_file:
+        raise NoLoRAError(list(dict.fromkeys(without_file)), card.name)
     check_names([branch.name for branch in branches])
     return branches
 

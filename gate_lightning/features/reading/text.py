@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import Adapters, PromptEmbeds
+from gate_lightning.utils.console import taking
 
 __all__ = ["TextCache"]
 
@@ -35,7 +36,8 @@ class TextCache:
         for prompt in dict.fromkeys(prompt for prompt in prompts if prompt not in known):
             missing.setdefault(backbone.text_length(prompt, adapters), []).append(prompt)
         for alike in missing.values():
-            encoded = backbone.encode_text(alike, adapters)
+            with taking(f"encoding {len(alike)} prompts"):
+                encoded = backbone.encode_text(alike, adapters)
             for index, prompt in enumerate(alike):
                 self._kept[(prompt, *where)] = known[prompt] = encoded[index : index + 1]
         for prompt in known:

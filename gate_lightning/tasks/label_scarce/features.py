@@ -16,6 +16,7 @@ from gate_lightning.ops.padding import padded_size
 from gate_lightning.pixel_classifiers.store import PixelStore, map_shapes
 from gate_lightning.structures import Extractor
 from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.console import taking
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.progress import Progress
 from gate_lightning.utils.resources import check_disk, check_memory
@@ -119,10 +120,11 @@ def labelled_features(
         extractor.feature_info, backbone_groups, (side, side), count, settings.dtype, folder, image_size=(seen, seen)
     )
     progress = Progress(count, 0, 1, "features")
-    for batch in loader:
-        features = extractor(batch.images.to(device), batch.conditions.to(device))
-        for row in range(len(batch)):
-            store.put(progress.computed + row, features, row)
-        progress.step(len(batch), 0)
+    with taking(f"computing the features of {count} labelled images"):
+        for batch in loader:
+            features = extractor(batch.images.to(device), batch.conditions.to(device))
+            for row in range(len(batch)):
+                store.put(progress.computed + row, features, row)
+            progress.step(len(batch), 0)
     log.info("features of %d labelled images: %s", count, human_size(store.nbytes))
     return store

@@ -18,6 +18,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.tasks.pretraining.adapter_files import write_diffusers, write_kohya
 from gate_lightning.tasks.pretraining.denoising import DenoisingTask, Weighting
 from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.commands import override
 
 __all__ = ["TARGETS", "LoraTask"]
 
@@ -117,8 +118,19 @@ class LoraTask(DenoisingTask):
     def export(self, folder: Path) -> None:
         """Write ``<name>.safetensors`` for diffusers and ``<name>.kohya.safetensors`` for kohya-style tools."""
         parts: dict[str, nn.Module] = self.adapted
-        write_diffusers(folder / f"{self.name}.safetensors", parts)
+        write_diffusers(self._file(folder), parts)
         write_kohya(folder / f"{self.name}.kohya.safetensors", parts, self.alpha)
+
+    def usage(self, folder: Path) -> str:
+        """The file, and the key that takes it."""
+        taken = override("technique.lora.weights.moderate", self._file(folder).resolve())
+        return (
+            f"LoRA: {self._file(folder)}\n  to steer with it: python train.py techniques=lora {taken} "
+            "(.overtrained in place of .moderate: the longer one of GATE's two)"
+        )
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"{self.name}.safetensors"
 
 
 def _config(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:

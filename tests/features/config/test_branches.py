@@ -117,6 +117,14 @@ def test_a_missing_lora_stops_with_key_and_command() -> None:
         branches("lora", {})
 
 
+def test_all_missing_loras_are_named_at_once() -> None:
+    with pytest.raises(WeightsError, match=r"roles 'moderate', 'overtrained' .*") as error:
+        branches("all", {})
+    message = str(error.value)
+    assert "weights.moderate=<file.safetensors> technique.lora.weights.overtrained=<" in message
+    assert message.count("python train.py") == 1
+
+
 @pytest.mark.parametrize(
     ("techniques", "own", "message"),
     [

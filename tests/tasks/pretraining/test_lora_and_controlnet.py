@@ -96,6 +96,7 @@ def test_adapter_files_give_diffusers_the_trained_prediction(
     fit(tmp_path, task, CaptionedImages(images, size=64, batch_size=2))
     large_adapters(task)
     task.export(tmp_path)
+    assert f"technique.lora.weights.moderate={tmp_path / 'mine.safetensors'}" in task.usage(tmp_path)
     words = task.backbone.encode_text(["a red car"]).hidden
     expected = predict(task.backbone.unet, words.detach())
     for suffix in ("", ".kohya"):
