@@ -162,7 +162,6 @@ class SegmentationTask(DenseTask):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         if len(parts) > 1:
             self.log_dict({f"train/loss_{name}": part.detach() for name, part in parts.items()}, batch_size=len(batch))
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(batch))
         self.log_dict(self._branch_weights(pyramid), batch_size=len(batch))
         return loss
 

@@ -129,7 +129,7 @@ def test_tensorboard_has_metrics_images_and_tables(tmp_path: Path) -> None:
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert len(events.Scalars("train/loss")) == 10
     assert [event.step for event in events.Scalars("val/mIoU")] == [3, 7]
-    (*_, drawn) = events.Images("images/predictions")
+    (*_, drawn) = events.Images("images/predictions_val")
     shown = np.asarray(Image.open(io.BytesIO(drawn.encoded_image_string)))
     assert np.array_equal(shown, np.asarray(Image.open(tmp_path / "images" / "predictions_step000008.png")))
     (*_, table) = events.Tensors("tables/classes_val/text_summary")
@@ -146,7 +146,7 @@ def test_all_dashboards_get_images_and_tables(tmp_path: Path, monkeypatch: pytes
     trainer = make_trainer(tmp_path, PredictionImages(1), ClassTable(), logger=wandb_logger(str(tmp_path)))
     trainer.validate(make_task(), FakeData(), verbose=False)
     close_dashboards()
-    assert shown == ["images/predictions", "tables/classes_val"]
+    assert shown == ["images/predictions_val", "predictions/val", "tables/classes_val"]
 
 
 def test_predictions_have_masks_one_can_switch_on_and_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_predictions_have_masks_one_can_switch_on_and_off(tmp_path: Path, monkey
     publish_predictions(trainer, "worst", [PredictedImage("a/b", image, truth, 1 - truth % 2, miou=0.25)], labels)
     close_dashboards()
     ((key, images, more),) = shown
-    assert key == "images/worst"
+    assert key == "predictions/worst"
     assert np.array_equal(images[0], image)
     assert more["caption"] == ["a/b: mIoU 25.0 %"]
     (masks,) = more["masks"]

@@ -162,7 +162,6 @@ def test_loss_adds_auxiliary_and_regularization_with_their_weights() -> None:
     weights = pyramid.weights[1].mean(dim=(0, 1))
     assert logged["weights/stride8/steered"] == pytest.approx(float(weights[1].detach()), rel=1e-5)
     assert logged["weights/stride4/plain"] + logged["weights/stride4/steered"] == pytest.approx(1.0)
-    assert logged["train/lr"] == 0.1
 
 
 def test_padding_is_not_trained_on() -> None:

@@ -19,22 +19,23 @@ from gate_lightning.visualization.predictions import PredictedImage
 __all__ = ["publish_image", "publish_predictions", "publish_table"]
 
 
-def publish_image(trainer: Trainer, name: str, image: NDArray[np.uint8], suffix: str = "") -> Path:
-    """Write ``images/<name><suffix>.png`` into the run folder; show it on dashboards as ``images/<name>``.
+def publish_image(trainer: Trainer, name: str, image: NDArray[np.uint8], shown: str | None = None) -> Path:
+    """Write ``images/<name>.png`` into the run folder; show it on dashboards as ``images/<shown>``.
 
     Args:
         trainer: its ``default_root_dir`` is the run folder.
-        name: of the image.
+        name: of the file.
         image: (H, W, 3) uint8 RGB.
-        suffix: tells several images of that name apart.
+        shown: name that files of one thing at several steps have in common; None for that of the file.
     """
-    path = Path(trainer.default_root_dir) / "images" / f"{name}{suffix}.png"
+    path = Path(trainer.default_root_dir) / "images" / f"{name}.png"
     write_image(path, Image.fromarray(image))
+    key = f"images/{shown or name}"
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(f"images/{name}", [image], step=trainer.global_step)
+            logger.log_image(key, [image], step=trainer.global_step)
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"images/{name}", image, trainer.global_step, dataformats="HWC")
+            logger.experiment.add_image(key, image, trainer.global_step, dataformats="HWC")
     return path
 
 
@@ -54,7 +55,7 @@ def publish_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Seq
 
 
 def publish_predictions(trainer: Trainer, name: str, rows: Sequence[PredictedImage], labels: ClassLabels) -> None:
-    """Show images on Weights & Biases as ``images/<name>``, with masks one can switch on and off; nowhere else.
+    """Show images on Weights & Biases as ``predictions/<name>``, with masks one can switch on and off; nowhere else.
 
     Args:
         trainer: its loggers are the dashboards.
@@ -75,4 +76,4 @@ def publish_predictions(trainer: Trainer, name: str, rows: Sequence[PredictedIma
     ]
     for logger in loggers:
         images, captions = [row.image for row in rows], [row.title for row in rows]
-        logger.log_image(f"images/{name}", images, trainer.global_step, caption=captions, masks=masks)
+        logger.log_image(f"predictions/{name}", images, trainer.global_step, caption=captions, masks=masks)

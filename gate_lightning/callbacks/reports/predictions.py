@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gate_lightning.callbacks.reports.base import SplitReport
-from gate_lightning.callbacks.reports.dashboards import publish_image
+from gate_lightning.callbacks.reports.dashboards import publish_image, publish_predictions
 from gate_lightning.callbacks.reports.image_table import image_scores
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.datamodule import ImageDataModule
@@ -56,15 +56,16 @@ class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
 
     def on_split_end(self, trainer: Trainer, task: SegmentationResults, split: str, rows: list[PredictedImage]) -> None:
         """Draw the images; in training, only after every n-th validation."""
-        suffix = f"_{split}"
+        name = f"predictions_{split}"
         if trainer.state.fn == TrainerFn.FITTING:
-            suffix, number = f"_step{trainer.global_step:06d}", self._validations
+            name, number = f"predictions_step{trainer.global_step:06d}", self._validations
             self._validations += 1
             if number % self.every_n_validations:
                 return
         if rows:
             rows = _of_files(rows, trainer, split)
-            publish_image(trainer, "predictions", _grid(rows, task.labels), suffix)
+            publish_image(trainer, name, _grid(rows, task.labels), f"predictions_{split}")
+            publish_predictions(trainer, split, rows, task.labels)
             if trainer.state.fn != TrainerFn.FITTING:
                 _keep(trainer, f"{split}/first", rows, task.labels)
 
@@ -103,7 +104,8 @@ class WorstImages(SplitReport[SegmentationResults, PredictedImage]):
         """Draw the images."""
         if rows:
             rows = _of_files(rows, trainer, split)
-            publish_image(trainer, "worst", _grid(rows, task.labels), f"_{split}")
+            publish_image(trainer, f"worst_{split}", _grid(rows, task.labels))
+            publish_predictions(trainer, f"worst_{split}", rows, task.labels)
             _keep(trainer, f"{split}/worst", rows, task.labels)
 
 
@@ -137,7 +139,7 @@ class UncertaintyImages(SplitReport[UncertainResults, PredictedImage]):
         """Draw the images with their uncertainty."""
         if rows:
             rows = _of_files(rows, trainer, split)
-            publish_image(trainer, "uncertainty", _grid(rows, task.labels), f"_{split}")
+            publish_image(trainer, f"uncertainty_{split}", _grid(rows, task.labels))
             _keep(trainer, f"{split}/first", rows, task.labels)
 
 
