@@ -3,6 +3,8 @@ VENV    ?= .venv
 PYTHON  ?= python3
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+# what only the documentation needs is installed when it is first built
+DOCS    := $(VENV)/.docs-installed
 # e.g. PIP_EXTRA_INDEX=<index with CPU builds of torch> make train
 PIP_ARGS := $(if $(PIP_EXTRA_INDEX),--extra-index-url $(PIP_EXTRA_INDEX),)
 ARGS    ?=
@@ -10,7 +12,7 @@ ARGS    ?=
 PYTEST  := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow coverage check format lint types floors clean
+.PHONY: help setup train test test-slow coverage check format lint types floors docs notebooks clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,7 +37,7 @@ test-slow: $(STAMP)  ## run the slow tests alone: two processes, every resume, r
 coverage: $(STAMP)  ## run the tests and say which lines of the package they reach
 	$(PYTEST) --cov=gate_lightning --cov-report=term:skip-covered $(ARGS)
 
-check: format lint types floors test  ## format, lint, types, import floors, tests
+check: format lint types floors docs test  ## format, lint, types, import floors, documentation, tests
 
 format: $(STAMP)  ## check the formatting
 	$(BIN)/ruff format --check .
@@ -48,6 +50,16 @@ types: $(STAMP)  ## check the types
 
 floors: $(STAMP)  ## check that imports run downhill
 	$(BIN)/lint-imports
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS)  ## build the documentation into site/ (open site/index.html)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+notebooks: $(DOCS)  ## write the notebooks as .ipynb into notebooks/
+	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 
 clean:  ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
