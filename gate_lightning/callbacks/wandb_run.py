@@ -140,9 +140,10 @@ def closing_dashboards() -> Iterator[None]:
     close_dashboards()
 
 
-def sync_command(*folders: Path) -> str:
-    """Command that uploads the files of runs."""
-    return f"wandb sync {' '.join(shlex.quote(str(folder / 'wandb')) for folder in folders)}"
+def sync_command(folder: Path) -> str:
+    """Command that uploads the offline files of a run, or of a sweep or protocol with all its runs."""
+    places = [place for place in ("", "*/", "*/split*/", "split*/") if any(folder.glob(f"{place}wandb_id.txt"))]
+    return f"wandb sync {' '.join(f'{shlex.quote(str(folder))}/{place}wandb' for place in places)}"
 
 
 def _place(run: Any) -> str:

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 
 #: what Hydra and libraries meet on disks that are full and in folders that are read-only
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-#: sweep folder → metric to compare by, of the sweeps this process ran
-_sweeps: dict[Path, str] = {}
+#: sweep folder → configuration of one of its runs, of the sweeps this process ran
+_sweeps: dict[Path, DictConfig] = {}
 
 
 def train_main() -> int:
@@ -56,7 +56,7 @@ def train_main() -> int:
         sweep = hydra_config.mode == RunMode.MULTIRUN
         if sweep:
             check_sweep(config)
-            _sweeps[Path(hydra_config.sweep.dir).resolve()] = config.monitor
+            _sweeps[Path(hydra_config.sweep.dir).resolve()] = config
             log.info("job %s: %s", hydra_config.job.num, _job_text(hydra_config, folder), extra=HEADLINE)
         else:
             check_processes(hydra_config.overrides.hydra, config.resume)
@@ -78,8 +78,8 @@ def train_main() -> int:
         return _guarded(_composed("train", run), "train")
     finally:
         # also after a failed job: Hydra's on_multirun_end would not be called then
-        for folder, metric in _sweeps.items():
-            _tell_of_sweep(folder, metric)
+        for folder, config in _sweeps.items():
+            _tell_of_sweep(folder, config)
 
 
 def _job_text(hydra_config: Any, folder: Path) -> str:
@@ -116,14 +116,16 @@ def _composed(name: str, run: Callable[[DictConfig], Any]) -> Callable[[], None]
     return composed_and_run
 
 
-def _tell_of_sweep(folder: Path, metric: str) -> None:
+def _tell_of_sweep(folder: Path, config: DictConfig) -> None:
     """Write the table of a sweep, unless it was stopped before its first run had begun."""
+    from gate_lightning.engine.description import publish_comparison
     from gate_lightning.tools.comparison.compare import compare
 
     if not any(folder.glob("*/status.json")):
         return
     try:
-        log.info("%s", compare(runs=str(folder), output=str(folder), metric=metric))
+        log.info("%s", compare(runs=str(folder), output=str(folder), metric=config.monitor))
+        publish_comparison(folder, config)
     except GateError as error:  # the runs themselves are told of, and the exit status is theirs
         log.warning("no table of the sweep in %s: %s", folder, error)
 

@@ -9,15 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gate_lightning.callbacks.description import RunDescription
+from gate_lightning.callbacks.loggers import wandb_logger
+from gate_lightning.callbacks.reports.dashboards import publish_sweep
+from gate_lightning.callbacks.wandb_run import closing_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.redaction import redacted, redacted_override
 from gate_lightning.tools.comparison.run_files import overrides_of
 
-__all__ = ["CHOICES", "choices_of", "described", "sweep_described", "update_choices"]
+__all__ = ["CHOICES", "choices_of", "described", "publish_comparison", "update_choices"]
 
 #: file of a run folder: group → the option that was chosen, which composing the configuration forgets
 CHOICES = "choices.json"
@@ -75,7 +79,7 @@ def described(config: DictConfig, folder: Path) -> RunDescription:
     )
 
 
-def sweep_described(folder: Path) -> RunDescription:
+def _sweep_described(folder: Path) -> RunDescription:
     """The description of what runs of a sweep give together."""
     name = _group_name(folder.absolute())
     return RunDescription(f"summary of {name}", group=name, job_type="summary", tags=("summary",))
@@ -83,6 +87,22 @@ def sweep_described(folder: Path) -> RunDescription:
 
 def _tag(key: str, value: Any) -> str:
     return (f"techniques={value}" if key == "techniques" else str(value))[:_LONGEST_TAG]
+
+
+@rank_zero_only
+def publish_comparison(folder: Path, config: DictConfig) -> None:
+    """Show the tables and charts of a sweep in a wandb run of their own, if its runs are there, too.
+
+    Args:
+        folder: of the sweep, after its runs were compared.
+        config: of one of its runs.
+    """
+    name = f"{wandb_logger.__module__}.{wandb_logger.__name__}"
+    for node in (config.get("logger") or {}).values():
+        if node is not None and node.get("_target_") == name:
+            with closing_dashboards():
+                logger = wandb_logger(str(folder), node.project, description=_sweep_described(folder))
+                publish_sweep(folder, logger)
 
 
 def _values(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def test_training_needs_no_dashboard(tmp_path: Path) -> None:
     assert (tmp_path / "images" / "predictions_step000004.png").is_file()
 
 
-def test_only_three_files_deal_with_wandb_or_tensorboard() -> None:
+def test_only_four_files_deal_with_wandb_or_tensorboard() -> None:
     package = REPOSITORY / "gate_lightning"
     told = {
         str(path.relative_to(package))
@@ -206,4 +206,6 @@ def test_only_three_files_deal_with_wandb_or_tensorboard() -> None:
     # others know names only: of parts and places that a saved run may have, and of keys that hold secrets
     names = {"engine/saved_parts.py", "engine/saved_paths.py", "engine/redaction.py"}
     names |= {"engine/resplits.py", "engine/training.py"}  # they import what ends a run
-    assert told == {"callbacks/loggers.py", "callbacks/wandb_run.py", "callbacks/reports/dashboards.py", *names}
+    names |= {"engine/description.py"}
+    dealing = {"loggers.py", "wandb_run.py", "workspace.py", "reports/dashboards.py"}
+    assert told == {*(f"callbacks/{name}" for name in dealing), *names}

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
-from gate_lightning.engine.description import described, sweep_described, update_choices
+from gate_lightning.engine.description import described, publish_comparison, update_choices
+from tests.support.wandb_files import offline_runs
 
 CHOSEN = {"backbone": "tiny", "dataset": "scenes", "task": "segmentation", "head": "fcn"}
 CONFIG: dict[str, Any] = {
@@ -73,8 +75,6 @@ def test_runs_of_a_sweep_are_named_by_what_differs(tmp_path: Path, place: str, g
     run = run_folder(folder / "1", ["trainer.max_steps=4", "timestep=50"])
     told = described(OmegaConf.create(CONFIG), run)
     assert (told.name, told.group) == ("timestep=50", group)
-    assert sweep_described(folder).group == group
-    assert sweep_described(folder).job_type == "summary"
 
 
 def test_splits_are_in_the_group_of_their_protocol_and_have_its_choices(tmp_path: Path) -> None:
@@ -89,3 +89,23 @@ def test_a_resumed_run_tells_what_it_chose_anew(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", [])
     update_choices(folder, ["resume=x", "head=fpn", "trainer.max_steps=9"], {**CHOSEN, "head": "fpn", "task": "other"})
     assert json.loads((folder / "choices.json").read_text()) == {**CHOSEN, "head": "fpn"}
+
+
+def test_tables_and_charts_of_a_sweep_are_a_run_in_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = sweep(tmp_path / "layers", "seed=0,1")
+    (folder / "comparison.csv").write_text("label,seed,val/mIoU\na,0,0.25\nb,default,\n")
+    Image.new("RGB", (4, 3)).save(folder / "comparison_grid.png")
+    publish_comparison(folder, OmegaConf.create({"logger": {"csv": {"_target_": "x"}, "none": None}}))
+    assert not (folder / "wandb").exists()
+    node = {"_target_": "gate_lightning.callbacks.loggers.wandb_logger", "project": "mine", "name": "x"}
+    publish_comparison(folder, OmegaConf.create({"logger": {"wandb": node}}))
+    (run,) = offline_runs(folder)
+    assert (run.run.display_name, run.run.run_group, run.run.job_type) == ("summary of layers", "layers", "summary")
+    assert run.run.project == "mine" and run.exit_code == 0
+    (row,) = run.rows
+    table = json.loads((run.folder / "files" / row["tables/comparison"]["path"]).read_text())
+    assert table["columns"] == ["label", "seed", "val/mIoU"]
+    assert table["data"] == [["a", "0", 0.25], ["b", "default", None]]
+    assert row["images/comparison_grid"]["width"] == 4

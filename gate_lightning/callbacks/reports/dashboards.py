@@ -1,4 +1,4 @@
-"""Images and tables of a run: files in its folder, and copies on the dashboards of its loggers."""
+"""Images and tables of a run or a sweep: files in its folder, and copies on the dashboards of its loggers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from PIL import Image
 
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.utils.files import write_csv, write_image
+from gate_lightning.utils.text import read_csv
 from gate_lightning.visualization.predictions import PredictedImage
 
-__all__ = ["publish_image", "publish_predictions", "publish_table"]
+__all__ = ["publish_image", "publish_predictions", "publish_sweep", "publish_table"]
 
 
 def publish_image(trainer: Trainer, name: str, image: NDArray[np.uint8], shown: str | None = None) -> Path:
@@ -77,3 +78,27 @@ def publish_predictions(trainer: Trainer, name: str, rows: Sequence[PredictedIma
     for logger in loggers:
         images, captions = [row.image for row in rows], [row.title for row in rows]
         logger.log_image(f"predictions/{name}", images, trainer.global_step, caption=captions, masks=masks)
+
+
+def publish_sweep(folder: Path, logger: WandbLogger) -> None:
+    """Show tables and charts of a sweep (``comparison*.csv``, ``comparison*.png``) in a run of their own.
+
+    Args:
+        folder: of the sweep, after its runs were compared.
+        logger: of that run.
+    """
+    for path in sorted(folder.glob("comparison*.csv")):
+        rows = read_csv(path)
+        columns = list(rows[0]) if rows else []
+        cells = [_typed([row[name] for row in rows]) for name in columns]
+        logger.log_table(f"tables/{path.stem}", columns, [list(row) for row in zip(*cells, strict=True)], step=0)
+    for path in sorted(folder.glob("comparison*.png")):
+        logger.log_image(f"images/{path.stem}", [str(path)], step=0)
+
+
+def _typed(cells: list[str]) -> list[Any]:
+    """Cells of a column as numbers where all are; None for an empty one. A column of a wandb table has one type."""
+    try:
+        return [float(cell) if cell else None for cell in cells]
+    except ValueError:
+        return list(cells)
