@@ -117,7 +117,8 @@ def _composed(name: str, run: Callable[[DictConfig], Any]) -> Callable[[], None]
 
 
 def _tell_of_sweep(folder: Path, config: DictConfig) -> None:
-    """Write the table of a sweep, unless it was stopped before its first run had begun."""
+    """Write table and report of a sweep, unless it was stopped before its first run had begun."""
+    from gate_lightning.callbacks.report import try_report
     from gate_lightning.engine.description import publish_comparison
     from gate_lightning.tools.comparison.compare import compare
 
@@ -128,6 +129,9 @@ def _tell_of_sweep(folder: Path, config: DictConfig) -> None:
         publish_comparison(folder, config)
     except GateError as error:  # the runs themselves are told of, and the exit status is theirs
         log.warning("no table of the sweep in %s: %s", folder, error)
+        return
+    if OmegaConf.select(config, "callbacks.report") is not None:
+        try_report(folder, config.monitor)
 
 
 def check_sweep(config: DictConfig) -> None:

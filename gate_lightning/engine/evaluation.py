@@ -150,7 +150,9 @@ def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) 
         assert isinstance(one, DictConfig)
         run = _loaded(one, overrides)
         _measure(run, _split_of(run.task, config.split), inside)
-    return summarize(folder, "metrics_test.json")
+    metrics = summarize(folder, "metrics_test.json")
+    _refresh_report(folder)
+    return metrics
 
 
 def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
@@ -166,7 +168,16 @@ def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
     runs.write_json(output / f"metrics_{split}.json", metrics)
     log.info("%s", ", ".join(f"{name} {measured(name, value)}" for name, value in sorted(metrics.items())))
     log.info("as fractions: %s", output / f"metrics_{split}.json")
+    _refresh_report(output)
     return metrics
+
+
+def _refresh_report(folder: Path) -> None:
+    """Make the report of a run folder again, if it has one: its tables and images are new."""
+    from gate_lightning.callbacks.report import REPORT, try_report
+
+    if (folder / REPORT).is_file():
+        try_report(folder)
 
 
 def _label(run: TrainedRun, images: Path, output: Path) -> None:

@@ -9,12 +9,13 @@ from typing import TypeVar
 
 from lightning import Trainer
 
+from gate_lightning.callbacks.report import REPORT
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.export import Export
 from gate_lightning.tasks.base import BaseTask, SegmentationResults
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import HEADLINE
-from gate_lightning.utils.units import duration, measured
+from gate_lightning.utils.units import duration, human_size, measured
 
 __all__ = ["headline", "tell"]
 
@@ -75,8 +76,9 @@ def _places(folder: Path) -> list[str]:
     found = []
     if any((folder / "images").glob("*.png")):
         found.append(f"pictures: {folder / 'images'}")
-    if (folder / "report.html").is_file():
-        found.append(f"report: {folder / 'report.html'}")
+    report = folder / REPORT
+    if report.is_file():
+        found.append(f"report: {report} ({human_size(report.stat().st_size)})")
     return [*found, f"all metrics, as fractions: {folder / 'metrics.json'}"]
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from gate_lightning.callbacks.report import try_report
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.wandb_run import closing_dashboards
 from gate_lightning.engine import run_folder as runs
@@ -89,6 +90,8 @@ def _begun(
         _once(runs.write_json, run_folder / "status.json", {"status": "running"})
         metrics = train_repeats(described, overrides, run_folder, partial(_train_split, config.allow_changes))
         _once(runs.write_json, run_folder / "status.json", {"status": "done"})
+        if (described.get("callbacks") or {}).get("report") is not None:
+            _once(try_report, run_folder)
         return metrics
     if config.resume is not None:
         checkpoint = _last_state(run_folder)

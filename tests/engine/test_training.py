@@ -40,6 +40,10 @@ def test_a_run_leaves_what_the_readme_promises(trained: Path) -> None:
     assert json.loads((trained / "status.json").read_text()) == {"status": "done"}
     for name in ("config.yaml", "environment.json", "metrics.csv", "classes_val.csv", "images/feature_pca.png"):
         assert (trained / name).stat().st_size > 0
+    page = (trained / "report.html").read_text()
+    assert page.count('class="example"') == 16
+    assert f"{100 * metrics['val/mIoU']:.1f} %" in page
+    assert len(page) < 2e6
 
 
 def test_callbacks_are_told_of_the_end_when_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
