@@ -143,7 +143,7 @@ def check_pairs(split: str, annotated: Annotated, level: str = "quick", by_categ
         report,
         count=report.count + drawn,
         inspected=report.inspected + drawn,
-        errors=(*errors, *report.errors),
+        errors=tuple(dict.fromkeys((*errors, *report.errors))),
         warnings=tuple(warnings),
         sizes=Counter(report.sizes) + sizes,
     )

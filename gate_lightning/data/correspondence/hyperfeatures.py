@@ -57,7 +57,7 @@ def read_rows(rows: Sequence[tuple[str, Mapping[str, Any]]], root: Path, folder:
     """
     images: dict[str, PairImage] = {}
     sizes: dict[str, tuple[int, int]] = {}
-    pairs, unread = [], []
+    pairs, broken, missing = [], [], {}
     for where, entry in rows:
         category = _text(entry, "category", where)
         named = {"source": category, "target": _text(entry, "target_category", where) or category}
@@ -67,18 +67,29 @@ def read_rows(rows: Sequence[tuple[str, Mapping[str, Any]]], root: Path, folder:
             image = images.setdefault(ids[side], PairImage(root / ids[side], shown))
             if image.category != shown:
                 raise DataError(f"{where}: {ids[side]} shows {shown!r} here and {image.category!r} in an entry before")
-            if ids[side] not in sizes and image.path.is_file():
-                try:
-                    sizes[ids[side]] = image_header(image.path).size
-                except DataError as error:
-                    unread.append(str(error))
-                    sizes[ids[side]] = (1, 1)
-        if not all(name in sizes for name in ids.values()):
-            continue  # a missing file, which the check of the split tells of
-        pairs.append(_pair(entry, ids, named, sizes, where))
+            if ids[side] not in sizes and not image.path.is_file():
+                missing[ids[side]] = image.path
+            elif ids[side] not in sizes:
+                sizes[ids[side]], fault = _size(image.path)
+                broken += [fault] if fault else []
+        if all(name in sizes for name in ids.values()):
+            pairs.append(_pair(entry, ids, named, sizes, where))
+    if missing:
+        broken.append(
+            f"{len(missing)} of {len(images)} images are missing, the first is {next(iter(missing.values()))}"
+        )
+    there = {name: image for name, image in images.items() if name not in missing}
     without = bool(pairs) and not any(map(len, pairs))
     notes = ("none of the pairs has keypoints: they can be looked at, and nothing can be measured",) if without else ()
-    return Annotated(tuple(pairs), images, tuple(unread[:1]), notes, without)
+    return Annotated(tuple(pairs), there, tuple(broken), notes, without)
+
+
+def _size(path: Path) -> tuple[tuple[int, int], str]:
+    """(height, width) of an image, and what is wrong with it, if anything."""
+    try:
+        return image_header(path).size, ""
+    except DataError as error:
+        return (1, 1), str(error)
 
 
 def _pair(
