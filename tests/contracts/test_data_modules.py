@@ -1,4 +1,4 @@
-"""What every segmentation data set promises, whatever it reads."""
+"""What every data set of masks, and every one of pairs, promises, whatever it reads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from gate_lightning.data.correspondence.ap10k import AP10KDataModule
+from gate_lightning.data.correspondence.base import PairDataModule
+from gate_lightning.data.correspondence.cub import CUBDataModule
+from gate_lightning.data.correspondence.own_pairs import OwnPairsDataModule
+from gate_lightning.data.correspondence.pf_pascal import PFPascalDataModule
+from gate_lightning.data.correspondence.pf_willow import PFWillowDataModule
+from gate_lightning.data.correspondence.scene_pairs import ScenePairsDataModule
+from gate_lightning.data.correspondence.spair import SPairDataModule, SPairUDataModule
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
+from gate_lightning.errors import DataError
+from gate_lightning.structures import ImageBatch, PairBatch
 from tests.support.folders import make_folder
+from tests.support.pair_layouts import (
+    write_ap10k,
+    write_cub,
+    write_list,
+    write_pascal,
+    write_spair,
+    write_willow,
+)
 from tests.support.toy_data import ToyData
 
 SMALL = {"train": [(20, 24), (40, 20), (24, 24), (30, 30)], "val": [(20, 24), (24, 20), (20, 24)], "test": [(20, 20)]}
@@ -83,3 +101,81 @@ def test_a_second_module_makes_the_same_batches(module: SegmentationDataModule, 
         assert one.conditions == other.conditions
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.masks, other.masks)
+
+
+PAIRS: dict[str, Callable[[Path, int], PairDataModule]] = {
+    "spair71k": lambda root, size: SPairDataModule(str(write_spair(root)), size=size),
+    "spair_u": lambda root, size: SPairUDataModule(str(write_spair(root, {"test": ("cat", "dog")})), size=size),
+    "pf_pascal": lambda root, size: PFPascalDataModule(str(write_pascal(root)), size=size),
+    "pf_willow": lambda root, size: PFWillowDataModule(str(write_willow(root)), size=size),
+    "cub": lambda root, size: CUBDataModule(str(write_cub(root)), size=size),
+    "cub-same-class": lambda root, size: CUBDataModule(str(write_cub(root)), "same_class", pairs=3, size=size),
+    "ap10k": lambda root, size: AP10KDataModule(str(write_ap10k(root)), size=size),
+    "pairs": lambda root, size: OwnPairsDataModule(str(write_list(root)), test="pairs.json", size=size),
+    "scene_pairs": lambda root, size: ScenePairsDataModule(size=size, train=2, val=2, test=3),
+}
+
+
+@pytest.fixture(params=PAIRS)
+def pairs(request: pytest.FixtureRequest, tmp_path: Path) -> PairDataModule:
+    if request.param in ("pf_pascal", "cub", "cub-same-class"):
+        pytest.importorskip("scipy")
+    return PAIRS[request.param](tmp_path, 24)
+
+
+def test_pairs_name_images_of_their_split_and_points_inside_them(pairs: PairDataModule) -> None:
+    for split in pairs.splits:
+        names = {name for pair in pairs.pairs_of(split) for name in (pair.source, pair.target)}
+        images = pairs.source(split).images if split == "train" else pairs.source(split)
+        assert {images.sample_id(index) for index in range(len(images))} == names
+        sizes = {images.sample_id(index): images.sizes(index)[0] for index in range(len(images))}
+        for index in range(len(images)):
+            assert images.load(index).image.shape[:2] == images.sizes(index)[0]
+        for pair in pairs.pairs_of(split):
+            assert (pair.source_size, pair.target_size) == (sizes[pair.source], sizes[pair.target])
+            for points, (height, width) in (
+                (pair.source_points, pair.source_size),
+                (pair.target_points, pair.target_size),
+            ):
+                assert ((points >= -0.5) & (points <= torch.tensor([width - 0.5, height - 0.5]))).all()
+            assert len(pair)
+            assert len(pair.keypoint_ids) in (0, len(pair))
+
+
+def test_every_image_of_a_pair_is_evaluated_once(pairs: PairDataModule) -> None:
+    for split, loader in (("val", pairs.val_dataloader), ("test", pairs.test_dataloader)):
+        if split in pairs.splits:
+            batches = list(loader())
+            seen = [name for batch in batches for name in batch.conditions.sample_ids]
+            named = {name for pair in pairs.pairs_of(split) for name in (pair.source, pair.target)}
+            assert len(seen) == len(set(seen))
+            assert set(seen) == named
+            assert {type(batch) for batch in batches} == {ImageBatch}
+            assert {batch.images.shape[1:] for batch in batches} == {(3, 24, 24)}
+            assert {view for batch in batches for view in batch.conditions.views} == {""}
+            if "{category}" in pairs.card.prompt_simple:
+                assert all(batch.conditions.categories for batch in batches)
+
+
+def test_training_batches_are_pairs_and_come_again(pairs: PairDataModule, tmp_path: Path) -> None:
+    if "train" not in pairs.splits:
+        with pytest.raises(DataError, match="has no train pairs here"):
+            pairs.setup("fit")
+        return
+    scenes = isinstance(pairs, ScenePairsDataModule)
+    again = PAIRS["scene_pairs"](tmp_path, 24) if scenes else type(pairs)(str(tmp_path), size=24)
+    pairs.batch_size = again.batch_size = 1
+    for batch, other in zip(pairs.train_dataloader(), again.train_dataloader(), strict=True):
+        assert isinstance(batch, PairBatch)
+        assert torch.equal(batch.source.images, other.source.images)
+        assert batch.target.conditions == other.target.conditions
+        inside = torch.nan_to_num(batch.source_points)
+        assert ((inside >= -0.5) & (inside <= 23.5)).all()
+        assert not torch.isnan(batch.source_points).all(dim=2).all(dim=1).any()
+
+
+def test_whole_data_pass_the_check(pairs: PairDataModule) -> None:
+    for level in ("quick", "full"):
+        assert not pairs.check(level).errors
+    assert pairs.card.branches
+    assert pairs.has_test == ("test" in pairs.splits)

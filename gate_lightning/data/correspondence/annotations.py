@@ -22,8 +22,6 @@ from gate_lightning.utils.checks import check_choice
 __all__ = ["Annotated", "Box", "box_of", "check_pairs", "field_of", "numbers_of", "points_of", "size_of"]
 
 Box = tuple[float, float, float, float]
-#: pixels beyond the centre of the outermost ones that a point may lie: annotations that count from 1, and rounding
-SLACK = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ class Annotated:
         errors: sentences about files that could not be read, each naming the first and how many there are.
         notes: facts for the report of the check.
         without_points: the pairs are there to be looked at, and none has keypoints.
+        slack: pixels beyond the centres of the outermost ones that a keypoint may lie: annotations that count from 1,
+            and rounding; more where a data set is known for points beside its images.
     """
 
     pairs: tuple[Pair, ...]
@@ -43,6 +43,7 @@ class Annotated:
     errors: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     without_points: bool = False
+    slack: float = 1.0
 
 
 def field_of(entry: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -129,7 +130,7 @@ def check_pairs(split: str, annotated: Annotated, level: str = "quick", by_categ
     if missing:
         errors.append(f"{split}: {len(missing)} of {len(files)} images are missing, the first is {missing[0]}")
     errors += _sizes(split, there)
-    outside, rounded = _outside(split, annotated.pairs)
+    outside, rounded = _outside(split, annotated.pairs, annotated.slack)
     errors += outside
     for faulty in (_no_points, _no_area, _twice):
         errors += faulty(split, annotated)
@@ -168,7 +169,7 @@ def _sizes(split: str, images: Iterable[PairImage]) -> list[str]:
     return [f"{_first(split, wrong, 'images')}; points would not fit: use the images as they were published"]
 
 
-def _outside(split: str, pairs: Iterable[Pair]) -> tuple[list[str], list[str]]:
+def _outside(split: str, pairs: Iterable[Pair], slack: float) -> tuple[list[str], list[str]]:
     """Errors about keypoints outside their images, and warnings about those that are so by rounding."""
     far, near = [], 0
     for pair in pairs:
@@ -179,11 +180,11 @@ def _outside(split: str, pairs: Iterable[Pair]) -> tuple[list[str], list[str]]:
         for name, points, (height, width) in sides:
             last = torch.tensor([width - 1.0, height - 1.0])
             beyond = torch.maximum(-points, points - last).amax(dim=1) if len(points) else points.new_zeros(0)
-            near += int(((beyond > 0) & (beyond <= SLACK)).sum())
-            for x, y in points[beyond > SLACK].tolist():
+            near += int(((beyond > 0) & (beyond <= slack)).sum())
+            for x, y in points[beyond > slack].tolist():
                 far.append(f"{name}: keypoint ({x:g}, {y:g}) is outside the image of {width}×{height} pixels")
     errors = [f"{_first(split, far, 'keypoints')}; correct the annotation"] if far else []
-    rounded = f"{split}: {near} keypoints lie up to {SLACK:g} pixel outside their image; they are taken as they are"
+    rounded = f"{split}: {near} keypoints lie up to {slack:g} pixels outside their image; they are taken as they are"
     return errors, [rounded] if near else []
 
 

@@ -6,7 +6,8 @@ import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -39,6 +40,9 @@ class PairDataModule(ImageDataModule):
     Subclasses set ``card`` and provide ``read``; where the keypoints are known that change places in a mirror image
     they set ``partners``.
 
+    Attributes:
+        partners: category → keypoint → keypoint that is in its place in a mirror image.
+
     Args:
         size: side of the square that images are resized to for the backbone, aspect not kept; 0 keeps them as they
             are.
@@ -54,8 +58,9 @@ class PairDataModule(ImageDataModule):
 
     batch_type: type = PairBatch
     collate: Collate = staticmethod(collate_pairs)
-    #: category → keypoint → keypoint in its place in a mirror image
-    partners: ClassVar[Partners] = {}
+    partners: Partners = MappingProxyType({})
+    #: what the root should hold, for messages
+    layout = ""
 
     def __init__(
         self,
@@ -157,7 +162,9 @@ class PairDataModule(ImageDataModule):
 
     def _require(self, split: str) -> None:
         if split not in self.splits:
-            raise DataError(f"{self.card.name} has no {split} pairs here, only {' and '.join(self.splits) or 'none'}")
+            expected = f"; looked for {self.layout}" if self.layout else ""
+            there = f", only {' and '.join(self.splits)}" if self.splits else ""
+            raise DataError(f"{self.card.name} has no {split} pairs here{there}{expected}")
 
     def _ordered(self, annotated: Annotated) -> Annotated:
         """Pairs of a group and category together, as many as ``subset`` allows, and their images."""
@@ -174,6 +181,8 @@ class PairDataModule(ImageDataModule):
         Args:
             level: ``quick`` or ``full``.
         """
+        if not self.splits:
+            self._require("test")
         read = {split: self.read(split) for split in self.splits}
         reports = tuple(self._check(split, annotated, level) for split, annotated in read.items())
         return DataReport(self.card.name, (), reports, _counts(read))

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from gate_lightning.data.correspondence.annotations import Annotated, box_of, field_of, points_of
-from gate_lightning.data.correspondence.images import PairImage
-from gate_lightning.data.files.images import image_header
+from gate_lightning.data.correspondence.images import ImageTable
 from gate_lightning.data.files.names import inner_path
 from gate_lightning.errors import DataError
 from gate_lightning.structures import Pair
@@ -55,48 +54,30 @@ def read_rows(rows: Sequence[tuple[str, Mapping[str, Any]]], root: Path, folder:
     Raises:
         DataError: an entry that does not read so.
     """
-    images: dict[str, PairImage] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    pairs, broken, missing = [], [], {}
+    table, pairs = ImageTable(root), []
     for where, entry in rows:
         category = _text(entry, "category", where)
         named = {"source": category, "target": _text(entry, "target_category", where) or category}
-        ids = {}
-        for side, shown in named.items():
-            ids[side] = _image(_required(entry, f"{side}_path", where), shown, root, folder, where)
-            image = images.setdefault(ids[side], PairImage(root / ids[side], shown))
-            if image.category != shown:
-                raise DataError(f"{where}: {ids[side]} shows {shown!r} here and {image.category!r} in an entry before")
-            if ids[side] not in sizes and not image.path.is_file():
-                missing[ids[side]] = image.path
-            elif ids[side] not in sizes:
-                sizes[ids[side]], fault = _size(image.path)
-                broken += [fault] if fault else []
-        if all(name in sizes for name in ids.values()):
-            pairs.append(_pair(entry, ids, named, sizes, where))
-    if missing:
-        broken.append(
-            f"{len(missing)} of {len(images)} images are missing, the first is {next(iter(missing.values()))}"
-        )
-    there = {name: image for name, image in images.items() if name not in missing}
+        ids = {
+            side: _image(_required(entry, f"{side}_path", where), shown, root, folder, where)
+            for side, shown in named.items()
+        }
+        try:
+            sizes = [table.size(ids[side], named[side]) for side in ids]
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        if sizes[0] is not None and sizes[1] is not None:
+            pairs.append(_pair(entry, ids, named, (sizes[0], sizes[1]), where))
     without = bool(pairs) and not any(map(len, pairs))
     notes = ("none of the pairs has keypoints: they can be looked at, and nothing can be measured",) if without else ()
-    return Annotated(tuple(pairs), there, tuple(broken), notes, without)
-
-
-def _size(path: Path) -> tuple[tuple[int, int], str]:
-    """(height, width) of an image, and what is wrong with it, if anything."""
-    try:
-        return image_header(path).size, ""
-    except DataError as error:
-        return (1, 1), str(error)
+    return Annotated(tuple(pairs), table.images, table.errors, notes, without)
 
 
 def _pair(
     entry: Mapping[str, Any],
     ids: Mapping[str, str],
     named: Mapping[str, str],
-    sizes: Mapping[str, tuple[int, int]],
+    sizes: tuple[tuple[int, int], tuple[int, int]],
     where: str,
 ) -> Pair:
     points = {side: _optional(entry, f"{side}_points", points_of, where) for side in ids}
@@ -110,8 +91,7 @@ def _pair(
         ids["target"],
         source,
         target,
-        sizes[ids["source"]],
-        sizes[ids["target"]],
+        *sizes,
         _optional(entry, "source_bounding_box", box_of, where),
         _optional(entry, "target_bounding_box", box_of, where),
         named["source"],

@@ -11,8 +11,9 @@ import numpy as np
 
 from gate_lightning.data.files.images import Header, image_header, read_image
 from gate_lightning.data.samples import Sample
+from gate_lightning.errors import DataError
 
-__all__ = ["ImagesOfPairs", "PairImage"]
+__all__ = ["ImageTable", "ImagesOfPairs", "PairImage"]
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,53 @@ class ImagesOfPairs:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_headers": {}}  # processes of the loader need none
+
+
+class ImageTable:
+    """Images below a root, collected while the pairs of a data set are read.
+
+    Args:
+        root: folder that sample ids are relative to.
+
+    Attributes:
+        images: sample id → image, of those that are there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images: dict[str, PairImage] = {}
+        self._sizes: dict[str, tuple[int, int] | None] = {}
+        self._missing: list[Path] = []
+        self._broken: list[str] = []
+
+    def size(self, name: str, category: str) -> tuple[int, int] | None:
+        """(H, W) of an image's file, which is added if it is new; None where it cannot be read.
+
+        Raises:
+            DataError: the image was added with another category.
+        """
+        path = self.root / name
+        if name not in self._sizes:
+            self._sizes[name] = self._read(path)
+            if self._sizes[name] is not None:
+                self.images[name] = PairImage(path, category)
+        elif name in self.images and self.images[name].category != category:
+            raise DataError(f"{path} shows {category!r} in one pair and {self.images[name].category!r} in another")
+        return self._sizes[name]
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Sentences about images that cannot be read, and about those that are missing."""
+        count, total = len(self._missing), len(self._sizes)
+        missing = [f"{count} of {total} images are missing, the first is {self._missing[0]}"] if count else []
+        return (*missing, *self._broken)
+
+    def _read(self, path: Path) -> tuple[int, int] | None:
+        if not path.is_file():
+            self._missing.append(path)
+            return None
+        try:
+            return image_header(path).size
+        except DataError as error:
+            self._broken.append(str(error))
+            return None

@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,9 +80,9 @@ class ScenePairsDataModule(PairDataModule):
         ConfigError: an unknown name or a number out of range.
     """
 
-    partners: ClassVar[Partners] = {
-        kind: {one: other for sides in _SIDES for one, other in (sides, sides[::-1])} for kind in KINDS
-    }
+    partners: Partners = MappingProxyType(
+        {kind: {one: other for sides in _SIDES for one, other in (sides, sides[::-1])} for kind in KINDS}
+    )
 
     def __init__(
         self,

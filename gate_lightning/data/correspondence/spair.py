@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 from gate_lightning.data.card import DatasetCard
 from gate_lightning.data.correspondence.annotations import Annotated, box_of, field_of, points_of, size_of
@@ -70,13 +71,14 @@ class SPairDataModule(PairDataModule):
         citation="Min et al., SPair-71k: A Large-scale Benchmark for Semantic Correspondence, 2019",
         licence="images: PASCAL VOC 2012 (Flickr terms of use); research use",
     )
-    partners: ClassVar[Partners] = SPAIR_PARTNERS
+    partners: Partners = SPAIR_PARTNERS
+    layout = LAYOUT
 
     def __init__(self, root: str, layout: str = "large", lists: Mapping[str, str] | None = None, **others: Any) -> None:
         super().__init__(**others)
         check_choice(layout, "dataset.layout", ("large", "small"))
         check_known(lists or {}, FOLDERS, "dataset.lists")
-        self.root, self.layout = require_root(root, LAYOUT, "JPEGImages"), layout
+        self.root, self.list_size = require_root(root, LAYOUT, "JPEGImages"), layout
         self.lists = {split: self.root / Path(path).expanduser() for split, path in (lists or {}).items()}
         if not all(isinstance(path, str) for path in (lists or {}).values()):
             raise ConfigError(f"dataset.lists={dict(lists or {})}: expected files by split, {{val: list.json}}")
@@ -96,7 +98,7 @@ class SPairDataModule(PairDataModule):
         return "test" in self.splits
 
     def _list(self, split: str) -> Path:
-        return self.root / "Layout" / self.layout / f"{FOLDERS[split]}.txt"
+        return self.root / "Layout" / self.list_size / f"{FOLDERS[split]}.txt"
 
     def _folder(self, split: str) -> Path:
         return self.root / "PairAnnotation" / FOLDERS[split]
@@ -189,4 +191,4 @@ class SPairUDataModule(SPairDataModule):
         citation="Mariotti et al., Jamais Vu, NeurIPS 2025",
         licence="see its authors",
     )
-    partners: ClassVar[Partners] = {}
+    partners: Partners = MappingProxyType({})

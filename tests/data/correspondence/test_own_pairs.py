@@ -79,7 +79,7 @@ BROKEN = {
     "no column": ("source,target\na,b\n", "has no column source_path, target_path"),
     "two categories": (
         HEADER + "a.png,birds/b c.png,x,1 2,3 4,,\nbirds/b c.png,a.png,y,1 2,3 4,,\n",
-        "shows 'y' here and 'x'",
+        "shows 'y' in one pair and 'x' in another",
     ),
     "empty": (HEADER, "no pairs"),
 }

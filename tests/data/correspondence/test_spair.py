@@ -172,7 +172,7 @@ def test_a_point_a_pixel_outside_is_told_of_and_kept(tmp_path: Path, caplog: pyt
     edit(first_file(root), src_kps=[[64, 3], *points[1:]])  # counted from 1
     pair = next(pair for pair in SPairDataModule(str(root), size=16).pairs_of("test") if pair.source.endswith("_a.jpg"))
     assert pair.source_points[0].tolist() == [64, 3]
-    assert "1 keypoints lie up to 1 pixel outside" in caplog.text
+    assert "1 keypoints lie up to 1 pixels outside" in caplog.text
 
 
 def test_the_check_counts_pairs_by_category(tmp_path: Path) -> None:
