@@ -54,13 +54,13 @@ def train_main() -> int:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         sweep = hydra_config.mode == RunMode.MULTIRUN
-        if sweep:
-            check_sweep(config)
-            _sweeps[Path(hydra_config.sweep.dir).resolve()] = config
-            log.info("job %s: %s", hydra_config.job.num, _job_text(hydra_config, folder), extra=HEADLINE)
-        else:
-            check_processes(hydra_config.overrides.hydra, config.resume)
         try:
+            if sweep:
+                log.info("job %s: %s", hydra_config.job.num, _job_text(hydra_config, folder), extra=HEADLINE)
+                check_sweep(config)
+                _sweeps[Path(hydra_config.sweep.dir).resolve()] = config
+            else:
+                check_processes(hydra_config.overrides.hydra, config.resume)
             with brief(sweep), occupied(folder), _recorded(folder):
                 choices = OmegaConf.to_container(hydra_config.runtime.choices)
                 metrics = train(config, list(hydra_config.overrides.task), folder, choices)  # type: ignore[arg-type]
@@ -91,25 +91,31 @@ def _job_text(hydra_config: Any, folder: Path) -> str:
 def _composed(name: str, run: Callable[[DictConfig], Any]) -> Callable[[], None]:
     """``run`` with the configuration of the command line.
 
-    An error of a single run does not pass Hydra, which would print a line of its own about it.
+    An error goes round Hydra, which would print a line of its own about it. Not where Hydra has to know of it: other
+    launchers run jobs in other processes, other sweepers decide by it what to run next.
     """
     failed: list[Exception] = []
+    sweeps: list[bool] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)
     def job(config: DictConfig) -> Any:
         logging.captureWarnings(True)
         try:
             return run(config)
-        except GateError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+        except Exception as error:  # raised again below
+            plain = (str(getattr(HydraConfig.get(), part)._target_) for part in ("launcher", "sweeper"))
+            if not all(target.startswith("hydra._internal.core_plugins.") for target in plain):
                 raise
             failed.append(error)
+            sweeps.append(HydraConfig.get().mode == RunMode.MULTIRUN)
             return None
         finally:
             logging.captureWarnings(False)
 
     def composed_and_run() -> None:
         job()
+        if any(sweeps):
+            raise GateError(f"{len(failed)} of the jobs failed: see above, and the status.json of their folders")
         if failed:
             raise failed[0]
 
@@ -222,7 +228,9 @@ class _recorded:  # noqa: N801 - reads as a statement
         message = f"{type(error).__name__}: {error}"
         self._write("failed", message)
         if not isinstance(error, GateError):
-            log.error("run %s failed: %s", self.folder, message, exc_info=error)
+            # a single run's is raised once more, to the console
+            own = {"file_only": HydraConfig.get().mode != RunMode.MULTIRUN}
+            log.error("run %s failed: %s", self.folder, message, exc_info=error, extra=own)
 
     def _write(self, status: str, message: str) -> None:
         with suppress(CacheError):  # the disk is full, say: what went wrong first is what is said

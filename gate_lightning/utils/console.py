@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-__all__ = ["HEADLINE", "ConsoleHandler", "brief", "leave_to_root", "taking", "without"]
+__all__ = ["HEADLINE", "ConsoleHandler", "brief", "is_live", "leave_to_root", "set_live", "taking", "without"]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class _Shown:
     brief = False
     hidden: tuple[str, ...] = ()
     last = 0.0
+    live = False
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
@@ -110,6 +111,16 @@ def leave_to_root(name: str) -> None:
         logging.getLogger(name).handlers.clear()
 
 
+def set_live(on: bool) -> None:
+    """Say that a live display is drawn, or no longer."""
+    _Shown.live = on
+
+
+def is_live() -> bool:
+    """Whether a live display is drawn: what is written past standard output and error would tear it."""
+    return _Shown.live
+
+
 @contextmanager
 def brief(on: bool = True) -> Iterator[None]:
     """Context in which the console shows headlines and warnings only, and now and then a line of progress."""
@@ -148,6 +159,8 @@ def taking(what: str, seconds: float = 3.0) -> Iterator[None]:
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
+    if getattr(record, "file_only", False):
+        return False
     if record.levelno < logging.ERROR and NOISE.match(_message(record)):
         return False
     if record.levelno >= logging.WARNING:

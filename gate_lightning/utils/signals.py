@@ -30,6 +30,7 @@ __all__ = [
     "stop_in",
     "stopped_text",
     "stopping",
+    "stopping_text",
 ]
 
 #: signals that stop a command, on this platform
@@ -131,6 +132,11 @@ def stop_in(error: BaseException | None) -> signal.Signals | None:
             return getattr(error, "signal", signal.SIGINT)
         error = error.__cause__ or error.__context__
     return None
+
+
+def stopping_text(number: int) -> str:
+    """What a training says that finishes its step before it stops."""
+    return f"{signal.Signals(number).name}: stopping after this step, then saving. Ctrl-C aborts at once."
 
 
 def stopped_text(number: signal.Signals) -> str:

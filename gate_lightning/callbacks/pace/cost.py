@@ -124,8 +124,8 @@ class CostReport(Callback):
         sizes = {name: human_size(value * GIB) for name, value in report.items() if name.endswith("_gib")}
         device = f", accelerator {sizes['device_peak_gib']} at most" if "device_peak_gib" in sizes else ""
         return (
-            f"cost: {duration(pace)} a step, {rest}, without validation; memory {sizes['memory_gib']} now, "
-            f"{sizes['memory_peak_gib']} at most, {sizes['memory_free_gib']} free{device}; "
+            f"first steps: {duration(pace)} a step, {rest}, without validation; "
+            f"memory {sizes['memory_peak_gib']} at most, {sizes['memory_free_gib']} free{device}; "
             f"disk {sizes['checkpoints_gib']} for checkpoints, {sizes['disk_free_gib']} free"
         )
 

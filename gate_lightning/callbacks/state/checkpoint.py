@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +21,6 @@ from gate_lightning.utils.files import publish, writing
 from gate_lightning.utils.lightning_private import validation_follows
 
 __all__ = ["RunCheckpoint"]
-
-log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(Checkpoint):
@@ -119,16 +116,18 @@ class RunCheckpoint(Checkpoint):
                 f"{monitor} is {score} after validation at step {trainer.global_step}: nothing was measured, or what "
                 "was is no number. Are the validation masks labelled? Another metric: monitor=<name>"
             )
-        if self.best_score is not None and not self._better(score, self.best_score):
+        if not self.is_best(score):
             return
         self.best_score, self.best_step = score, trainer.global_step
         with with_average(trainer, pl_module):  # the weights that validation measured
             path = _save(trainer, self.folder(trainer) / "best.ckpt", weights_only=True)
         self.best_model_path = str(path)
-        log.info("best %s so far: %.4f at step %d", monitor, score, trainer.global_step)
 
-    def _better(self, score: float, than: float) -> bool:
-        return score > than if self.mode == "max" else score < than
+    def is_best(self, score: float) -> bool:
+        """Whether a value of ``monitor`` is better than all before."""
+        if self.best_score is None:
+            return True
+        return score > self.best_score if self.mode == "max" else score < self.best_score
 
 
 class _InPlace(TorchCheckpointIO):

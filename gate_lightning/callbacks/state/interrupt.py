@@ -18,6 +18,7 @@ from gate_lightning.callbacks.state.ema import WeightAverage
 from gate_lightning.errors import ConfigError, Interrupted
 from gate_lightning.utils import signals
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.console import is_live
 from gate_lightning.utils.lightning_private import log_training_step, validation_follows
 
 __all__ = ["Interrupt"]
@@ -109,8 +110,10 @@ class Interrupt(Checkpoint):
                 raise signals.Stop(number)
             return
         self._received = signal.Signals(number)
+        if is_live():
+            return  # the display says it
         # a handler may run inside any other code, also inside logging: only write
-        text = f"\n{self._received.name}: stopping after this step, then saving. Ctrl-C aborts at once.\n"
+        text = f"\n{signals.stopping_text(number)}\n"
         with suppress(OSError):  # the terminal may be gone
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
