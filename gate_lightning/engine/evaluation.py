@@ -32,7 +32,7 @@ SPLITS = ("val", "test")
 
 
 def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict[str, float]:
-    """Run a tool, evaluate a run, or label images, as ``config`` says.
+    """Run a tool, evaluate a run or a task that trains nothing, or label images, as ``config`` says.
 
     Args:
         config: composed configuration of ``eval.yaml``.
@@ -49,6 +49,12 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         run_tool(config, output, partial(_loaded, config, overrides))
         return {}
     measuring = not config.submission and config.input is None
+    if measuring and config.run is None:
+        from gate_lightning.engine.untrained import is_training_free, measure_untrained
+
+        if is_training_free(config):
+            folder = Path(config.output) if config.output else output
+            return measure_untrained(config, overrides, folder)
     if measuring and config.run is not None and runs.read_config(Path(config.run)).get("repeats", 1) > 1:
         return _measure_splits(config, overrides, Path(config.run))
     run = _loaded(config, overrides)
@@ -85,7 +91,10 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
 
     resolved = runs.resolve(config)
     if config.run is None:
-        raise ConfigError("nothing to evaluate: give run=<run folder>, or tool=<name> (see conf/tool/)")
+        raise ConfigError(
+            "nothing to evaluate: give run=<run folder>, tool=<name> (see conf/tool/), or a task that trains nothing "
+            "(task=correspondence)"
+        )
     folder = Path(config.run)
     trust = bool(config.get("trust"))
     saved = runs.load_config(folder, trust)
@@ -103,7 +112,8 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
         raise ConfigError(f"control_images={folders}: expected folders by name, for example {{depth: my_depth/}}")
     controls = {str(name): str(place) for name, place in folders.items()}
     run = TrainedRun(folder, patched, config.checkpoint, bool(config.get("allow_changes")), controls)
-    log.info("checkpoint: %s", run.checkpoint)
+    if run.checkpoint is not None:
+        log.info("checkpoint: %s", run.checkpoint)
     return run
 
 

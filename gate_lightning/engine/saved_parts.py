@@ -40,6 +40,7 @@ _NAMED = frozenset(
         "gate_lightning.callbacks.loggers.tensorboard_logger",
         "gate_lightning.callbacks.loggers.wandb_logger",
         "gate_lightning.callbacks.pace.progress.progress_bar",
+        "gate_lightning.ops.correspondence.read_outs.ReadOut",
         "gate_lightning.ops.edges.canny",
         "gate_lightning.tasks.inference.Inference",
         "gate_lightning.tasks.pretraining.tiny_parts.FolderEncoder",

@@ -56,17 +56,21 @@ class TrainedRun:
         self.config = config
         if checkpoint == "best" and not (config.get("trainer") or {}).get("limit_val_batches", 1.0):
             checkpoint = "last"  # without validation there is no best one
-        self.checkpoint = require_sound(runs.checkpoint_of(folder, checkpoint))
         self.components = Components(config, str(folder), control_folders=control_folders)
+        #: None where the task trains nothing
+        self.checkpoint: Path | None = None
+        if not getattr(self.components.task_class, "training_free", False):
+            self.checkpoint = require_sound(runs.checkpoint_of(folder, checkpoint))
         with of_saved(folder):
             self._needed_besides(self.components.control_folders)
             task: Any = self.components.task
         task.allowed_changes = frozenset({"frozen"} if allow_changes else ())
         self.task = task
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self.task.on_load_checkpoint(state)
-        # the last state has the average of the weights, if there is one, beside them; the best one holds it in place
-        self.task.load_state_dict({**state["state_dict"], **averaged_weights(state)}, strict=False)
+        if self.checkpoint is not None:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            self.task.on_load_checkpoint(state)
+            # the last state has the average of the weights, if there is one, beside them; the best one has it in place
+            self.task.load_state_dict({**state["state_dict"], **averaged_weights(state)}, strict=False)
         self.task.eval()
 
     @property

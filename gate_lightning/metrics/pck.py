@@ -109,6 +109,10 @@ class PCK:
         keypoints = _Keypoints(measured, self.groups)
         return {variant.key: keypoints.score(variant) for variant in self.variants}
 
+    def right(self, one: MeasuredPair, variant: PCKVariant) -> NDArray[np.bool_]:
+        """Whether each match (N,) of a pair is close enough, for a variant that counts all keypoints."""
+        return _Keypoints([one], self.groups).right(variant)
+
     def per_category(self, measured: Sequence[MeasuredPair]) -> dict[str, dict[str, float]]:
         """Category → `PCKVariant.key` → fraction, of the variants that are no means over categories or groups."""
         keypoints = _Keypoints(measured, self.groups)
@@ -200,12 +204,7 @@ class _Keypoints:
 
     def _per_pair(self, variant: PCKVariant) -> tuple[Numbers, Numbers]:
         """Right keypoints and counted keypoints of every pair."""
-        key = (variant.threshold, variant.reference)
-        if key not in self._lengths:
-            self._lengths[key] = lengths_of(self.pairs, variant)
-        distances = self.relative if variant.threshold == "square" else self.distances
-        shares = distances / self._lengths[key][self.owner]
-        right = shares <= variant.alpha if variant.comparison == "le" else shares < variant.alpha
+        right = self.right(variant)
         if variant.subset == "all":
             counted = np.ones(len(right), dtype=bool)
         else:
@@ -213,6 +212,16 @@ class _Keypoints:
                 self._subset = np.concatenate([_counted(pair, self._groups) for pair in self.pairs])
             counted = self._subset
         return self._sums(right & counted), self._sums(counted)
+
+    def right(self, variant: PCKVariant) -> NDArray[np.bool_]:
+        """Whether each match is close enough."""
+        key = (variant.threshold, variant.reference)
+        if key not in self._lengths:
+            self._lengths[key] = lengths_of(self.pairs, variant)
+        distances = self.relative if variant.threshold == "square" else self.distances
+        shares = distances / self._lengths[key][self.owner]
+        right: NDArray[np.bool_] = shares <= variant.alpha if variant.comparison == "le" else shares < variant.alpha
+        return right
 
     def _sums(self, chosen: NDArray[np.bool_]) -> Numbers:
         sums: Numbers = np.bincount(self.owner, chosen, len(self.pairs)).astype(np.float64)

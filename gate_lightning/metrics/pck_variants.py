@@ -10,7 +10,7 @@ from itertools import product
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.checks import check_choice, number
 
-__all__ = ["AVERAGES", "COMPARISONS", "THRESHOLDS", "PCKVariant", "pck_variants"]
+__all__ = ["AVERAGES", "COMPARISONS", "THRESHOLDS", "PCKVariant", "main_variant", "pck_variants"]
 
 #: lengths that a threshold is a share of, besides ``<pixels>px``
 THRESHOLDS = ("bbox", "img", "bbox-kp", "square")
@@ -98,3 +98,8 @@ def pck_variants(
     if not found:
         raise ConfigError("no variant of PCK: alphas, thresholds, averages, comparisons and subsets each need one")
     return tuple(dict.fromkeys(found))
+
+
+def main_variant(variants: Iterable[PCKVariant]) -> PCKVariant:
+    """The variant by which pairs are told apart in tables and pictures: of the alpha nearest to 0.1 the first one."""
+    return min((one for one in variants if one.subset == "all"), key=lambda one: abs(one.alpha - 0.1))

@@ -77,7 +77,7 @@ class BaseTask(LightningModule):
     between two training steps do not advance, so a resumed run draws the numbers of an uninterrupted one.
 
     Args:
-        optimizer: takes the trainable parameters.
+        optimizer: takes the trainable parameters; None for a task that trains nothing.
         scheduler: takes the optimiser and the number of optimiser steps; stepped once per optimiser step. None for a
             constant learning rate.
 
@@ -86,6 +86,7 @@ class BaseTask(LightningModule):
         allowed_changes: what may differ between a checkpoint and this task: "frozen" (other frozen parts),
             "world_size".
         final_splits: splits that a training run evaluates at its end.
+        training_free: it is evaluated as it is configured (``eval.py`` without ``run``), and cannot be trained.
         steps_bounds: optimiser steps after which the task itself stops training, at least and at most; infinite where
             only the trainer ends it.
     """
@@ -94,6 +95,7 @@ class BaseTask(LightningModule):
     frozen_parts: tuple[str, ...] = ("extractor",)
     batch_type: type = ImageBatch
     final_splits: tuple[str, ...] = ()
+    training_free: bool = False
 
     def usage(self, folder: Path) -> str:
         """What a run says at its end of the part it has exported below ``folder``: where it is, how it is used."""
@@ -106,7 +108,7 @@ class BaseTask(LightningModule):
 
     def __init__(
         self,
-        optimizer: Callable[..., Optimizer],
+        optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
@@ -136,7 +138,7 @@ class BaseTask(LightningModule):
         Raises:
             ConfigError: if nothing is trainable, or a schedule is asked for a run without an end.
         """
-        if not self.trained_parameters():
+        if self._make_optimizer is None or not self.trained_parameters():
             raise ConfigError("nothing to train: no part of this task has trainable parameters")
         optimizer = self._make_optimizer(self.parameter_groups())
         if self._make_scheduler is None:

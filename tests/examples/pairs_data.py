@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from functools import cache
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,70 +13,95 @@ from torch import Tensor
 
 from gate_lightning.data.card import DatasetCard
 from gate_lightning.data.core.datamodule import ImageDataModule
-from gate_lightning.data.samples import Sample, collate_images
-from gate_lightning.structures import ImageBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair(Sample):
-    """An image with a second one and (N, 2, 2) keypoints: of each point (x, y) in the first and in the second."""
-
-    other: Sample
-    keypoints: np.ndarray
-
-    def ignored(self) -> Self:
-        return replace(self, keypoints=np.full_like(self.keypoints, np.nan))
+from gate_lightning.data.samples import BatchDataset, Sample, collate_images
+from gate_lightning.structures import Pair, PairBatch
 
 
 @dataclass(frozen=True)
-class PairBatch(ImageBatch):
-    """Pairs of images with keypoints.
+class PairSample:
+    """A pair with both of its images; ``points`` (2, N, 2) are those of source and target in these."""
 
-    Attributes:
-        others: the second images.
-        keypoints: (B, N, 2, 2) pixels, NaN where there is nothing to measure.
-    """
+    sample_id: str
+    source: Sample
+    target: Sample
+    pair: Pair
+    points: Tensor
 
-    others: ImageBatch
-    keypoints: Tensor
+    def ignored(self) -> Self:
+        return replace(self, points=torch.full_like(self.points, torch.nan))
+
+
+class ShiftedImages:
+    """Images of noise, and each of them moved to the right by 1, 2 or 3 pixels."""
+
+    def __init__(self, split: str, pairs: int, size: int = 16) -> None:
+        self.split, self.pairs, self.size = split, pairs, size
+
+    def __len__(self) -> int:
+        return 2 * self.pairs
+
+    def sample_id(self, index: int) -> str:
+        return f"{self.split}/{index // 2}" + (" moved" if index % 2 else "")
+
+    def load(self, index: int) -> Sample:
+        number, moved = divmod(index, 2)
+        image = np.random.default_rng(number).integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)
+        return Sample(self.sample_id(index), np.roll(image, moved * (1 + number % 3), axis=1), category="noise")
+
+    def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
+        return ((self.size, self.size),)
+
+    def pair(self, number: int) -> Pair:
+        first = torch.from_numpy(np.random.default_rng(number).integers(0, self.size - 4, (2, 2))).float()
+        names, size = (self.sample_id(2 * number), self.sample_id(2 * number + 1)), (self.size, self.size)
+        return Pair(*names, first, first + torch.tensor([1.0 + number % 3, 0.0]), size, size, category="noise")
 
 
 class ShiftedPairs:
-    """Images of noise, and the same moved to the right."""
+    """The pairs of `ShiftedImages`, for training."""
 
-    def __init__(self, split: str, length: int, size: int = 16) -> None:
-        self.split, self.length, self.size = split, length, size
+    def __init__(self, images: ShiftedImages) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return self.length
+        return self.images.pairs
 
     def sample_id(self, index: int) -> str:
-        return f"{self.split}/{index}"
+        return self.images.sample_id(2 * index)
 
-    def load(self, index: int) -> Pair:
-        rng, name, shift = np.random.default_rng(index), self.sample_id(index), 1 + index % 3
-        image = rng.integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)
-        first = rng.integers(0, self.size - 4, (2, 2))
-        keypoints = np.stack([first, first + np.array([shift, 0])], axis=1).astype(np.float32)
-        other = Sample(f"{name} moved", np.roll(image, shift, axis=1))
-        return Pair(name, image, other=other, keypoints=keypoints)
+    def load(self, index: int) -> PairSample:
+        pair = self.images.pair(index)
+        source, target = self.images.load(2 * index), self.images.load(2 * index + 1)
+        return PairSample(pair.source, source, target, pair, torch.stack([pair.source_points, pair.target_points]))
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
-        return (self.size, self.size), (self.size, self.size)
+        return self.images.sizes(2 * index) + self.images.sizes(2 * index + 1)
 
 
 class PairsDataModule(ImageDataModule):
-    """Pairs of images that differ by a shift."""
+    """Pairs of images that differ by a shift: batches of pairs for training, of images for evaluation."""
 
     batch_type = PairBatch
     card = DatasetCard("shifted pairs")
 
-    def make_source(self, split: str) -> ShiftedPairs:
-        return ShiftedPairs(split, 8 if split == "train" else 3)
+    def make_source(self, split: str) -> Any:
+        images = ShiftedImages(split, 8 if split == "train" else 3)
+        return ShiftedPairs(images) if split == "train" else images
+
+    def evaluation_views(self, split: str) -> BatchDataset:
+        return BatchDataset(self.source(split), self.eval_transform, collate_images, self.seed)
+
+    @cache  # noqa: B019 - the pairs of a split are the same objects
+    def pairs_of(self, split: str) -> tuple[Pair, ...]:
+        return tuple(ShiftedImages(split, 3).pair(number) for number in range(3))
+
+    share_of = pairs_of  # of this process, where there are several
 
     @staticmethod
-    def collate(pairs: Sequence[Pair], views: Sequence[str] = (), training: bool = False) -> PairBatch:
-        first = collate_images(pairs, views, training)
-        others = collate_images([pair.other for pair in pairs], views, training)
-        keypoints = torch.from_numpy(np.stack([pair.keypoints for pair in pairs]))
-        return PairBatch(first.images, first.conditions, others, keypoints)
+    def collate(samples: Sequence[PairSample], views: Sequence[str] = (), training: bool = False) -> PairBatch:
+        source, target = (
+            collate_images(images, views, training)
+            for images in ([one.source for one in samples], [one.target for one in samples])
+        )
+        points = torch.stack([one.points for one in samples])
+        return PairBatch(source, target, tuple(one.pair for one in samples), points[:, 0], points[:, 1])

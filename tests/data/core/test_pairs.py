@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning import LightningModule
@@ -15,8 +14,8 @@ from torch import Tensor
 from gate_lightning.data.files.report import DataReport
 from gate_lightning.engine.components import Components
 from gate_lightning.errors import ConfigError, ResumeError
-from gate_lightning.structures import SegmentationBatch
-from tests.examples.pairs_data import PairBatch, PairsDataModule
+from gate_lightning.structures import PairBatch, SegmentationBatch
+from tests.examples.pairs_data import PairsDataModule
 from tests.support.toy_data import Stop, trainer_of
 
 TARGET = "tests.examples.pairs_data.PairsDataModule"
@@ -31,19 +30,15 @@ class ShiftTask(LightningModule):
         super().__init__()
         self.shift = torch.nn.Parameter(torch.zeros(2))
         self.seen: list[tuple[str, ...]] = []
-        self.errors: list[float] = []
 
     def _error(self, batch: PairBatch) -> Tensor:
-        first, second = batch.keypoints.unbind(dim=2)
-        return (first + self.shift - second).square().nanmean()
+        return (batch.source_points + self.shift - batch.target_points).square().nanmean()
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        self.seen.append(batch.conditions.sample_ids)
-        assert batch.others.conditions.sample_ids == tuple(f"{name} moved" for name in batch.conditions.sample_ids)
+        names = batch.source.conditions.sample_ids
+        self.seen.append(names)
+        assert batch.target.conditions.sample_ids == tuple(f"{name} moved" for name in names)
         return self._error(batch)
-
-    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self.errors.append(float(self._error(batch)))
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW([self.shift], lr=0.1)
@@ -64,20 +59,17 @@ def test_a_run_that_was_stopped_goes_on_with_the_pairs_it_would_have_seen(tmp_pa
         trainer_of(tmp_path / "other", **settings).fit(ShiftTask(), PairsDataModule(batch_size=4), ckpt_path=checkpoint)
 
 
-def test_pairs_are_evaluated_once_each_and_padding_counts_nothing() -> None:
+def test_pairs_are_evaluated_image_by_image_and_padding_counts_nothing() -> None:
     data = PairsDataModule(batch_size=2)
-    (batch, last) = data.val_dataloader()
-    assert [len(batch), len(last)] == [2, 1]
-    assert isinstance(batch.to("cpu"), PairBatch)
-    moved = batch.to("meta")
-    assert {moved.images.device.type, moved.others.images.device.type, moved.keypoints.device.type} == {"meta"}
-    assert np.isnan(data.source("val").load(0).ignored().keypoints).all()
+    names = [name for batch in data.val_dataloader() for name in batch.conditions.sample_ids]
+    assert sorted(names) == sorted({name for pair in data.pairs_of("val") for name in (pair.source, pair.target)})
+    assert data.source("train").load(0).ignored().points.isnan().all()
 
 
 def test_a_data_set_without_classes_can_be_checked() -> None:
     report = PairsDataModule().check()
     assert isinstance(report, DataReport)
-    assert [split.count for split in report.splits] == [8, 3, 3]
+    assert [split.count for split in report.splits] == [8, 6, 6]
     assert "classes" not in str(report)
 
 

@@ -1,0 +1,108 @@
+"""Evaluation of a task that trains nothing: ``eval.py`` with a data set, features and a task instead of a run.
+
+It makes a run folder of its own (engine/run_folder.py), without checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from hydra.utils import get_class
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.components import Components
+from gate_lightning.engine.run_lock import occupied
+from gate_lightning.engine.used_keys import check_overrides, keys_of_task, recorded
+from gate_lightning.errors import ConfigError
+from gate_lightning.utils.commands import override
+
+__all__ = ["is_training_free", "measure_untrained"]
+
+log = logging.getLogger(__name__)
+
+#: keys of ``eval.yaml`` that it reads besides those of the task
+OWN_KEYS = frozenset({"split", "output"})
+
+
+def is_training_free(config: DictConfig) -> bool:
+    """Whether the task of a composed configuration trains nothing."""
+    return bool(getattr(get_class(config.task._target_), "training_free", False))
+
+
+def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, float]:
+    """Measure the task of ``config`` on a split, and save what was measured and how in a run folder.
+
+    Args:
+        config: composed configuration of ``eval.yaml``.
+        overrides: command-line overrides.
+        folder: the run folder.
+
+    Returns:
+        Metrics, as in ``metrics.json``.
+
+    Raises:
+        ConfigError: the folder holds a run; an override sets what the task does not read; or another split.
+    """
+    task = get_class(config.task._target_)
+    read = keys_of_task(config)
+    check_overrides(overrides, read | OWN_KEYS, task.__name__)
+    with occupied(folder):
+        _once(_require_new, folder)
+        components = Components(recorded(runs.resolve(config), read), str(folder))
+        split = _split_of(config.split, components)
+        _once(runs.save_config, components.record_card(), folder)
+        _once(runs.save_overrides, overrides, folder)
+        _once(runs.write_json, folder / "status.json", {"status": "running"})
+        try:
+            metrics = _measured(components, split, folder)
+        except Exception as error:  # whatever it was, tables of runs say why there is no result
+            message = f"{type(error).__name__}: {error}"
+            _once(runs.write_json, folder / "status.json", {"status": "failed", "message": message})
+            raise
+        _once(runs.write_json, folder / "metrics.json", metrics)
+        _once(runs.write_json, folder / "status.json", {"status": "done"})
+    for name, value in sorted(metrics.items()):
+        log.info("%-40s %.4f", name, value)
+    log.info("run folder: %s. Compare with others: python eval.py tool=compare %s", folder, override("run", folder))
+    return metrics
+
+
+def _measured(components: Components, split: str, folder: Path) -> dict[str, float]:
+    lightning.seed_everything(components.config.seed, workers=True, verbose=False)
+    datamodule = components.connected_datamodule
+    datamodule.setup({"val": "validate", "test": "test"}[split])  # broken data are found before the backbone is loaded
+    task, trainer = components.task, components.trainer
+    _once(runs.write_json, folder / "frozen.json", task.frozen_description())
+    measure = {"val": trainer.validate, "test": trainer.test}[split]
+    return {name: float(value) for one in measure(task, datamodule, verbose=False) for name, value in one.items()}
+
+
+def _split_of(asked: str | None, components: Components) -> str:
+    there: list[str] = [split for split in components.datamodule.splits if split in ("val", "test")]
+    preferred = [split for split in components.task_class.final_splits if split in there]  # type: ignore[attr-defined]
+    wanted = asked or next(iter(preferred), "test")
+    if wanted not in there:
+        raise ConfigError(
+            f"split={wanted}: {components.card.name} has {' and '.join(there) or 'no split'} to be measured on"
+        )
+    return wanted
+
+
+@rank_zero_only
+def _once(function: Callable[..., Any], *arguments: Any) -> None:
+    """Files are written by one process."""
+    function(*arguments)
+
+
+def _require_new(folder: Path) -> None:
+    if (folder / "config.yaml").exists():
+        raise ConfigError(
+            f"{folder} holds a run already, and a new one would overwrite it. Measure it again: python eval.py "
+            f"{override('run', folder)}; or leave out output, for a new folder by date and time"
+        )

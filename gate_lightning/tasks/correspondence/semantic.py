@@ -1,0 +1,249 @@
+"""Semantic correspondence by frozen features, without training: keypoints of image pairs are matched and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from gate_lightning.amalgamation.base import Amalgamation
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.metrics.pck import PCK, KeypointGroups, MeasuredPair
+from gate_lightning.metrics.pck_variants import PCKVariant, pck_variants
+from gate_lightning.ops.correspondence.grids import FeatureGrid
+from gate_lightning.ops.correspondence.neighbours import instance_distance, mutual_distance
+from gate_lightning.ops.correspondence.read_outs import ReadOut
+from gate_lightning.structures import Conditions, Extractor, ImageBatch, Pair, PairBatch
+from gate_lightning.tasks.base import BaseTask
+from gate_lightning.tasks.correspondence.open_pairs import OpenPairs
+from gate_lightning.utils.checks import check_choice
+
+__all__ = ["CorrespondenceResults", "SemanticCorrespondence"]
+
+log = logging.getLogger(__name__)
+
+FLIPS = ("mutual", "instance")
+#: view of a mirrored image, by which its noise and features are keyed
+MIRRORED = "mirrored"
+
+
+@runtime_checkable
+class CorrespondenceResults(Protocol):
+    """Results of a task that matches keypoints, read by reports after the evaluation of a split.
+
+    Attributes:
+        measured: split → its pairs with their matches.
+        pck: computes the scores of these.
+    """
+
+    measured: dict[str, tuple[MeasuredPair, ...]]
+    pck: PCK
+
+
+class _Views:
+    """Feature maps of an image, and of its mirror image where that may be chosen."""
+
+    def __init__(self, plain: FeatureGrid, mirrored: FeatureGrid | None) -> None:
+        self.plain, self.mirrored = plain, mirrored
+
+
+class SemanticCorrespondence(BaseTask):
+    """Matches the keypoints of image pairs by their frozen features, and counts the correct ones.
+
+    Every image passes the backbone once, whatever the number of its pairs: a pair is measured when the second of its
+    images has come, and features are dropped after their last pair. The descriptor of a place is the pyramid there: its
+    levels, resized bilinearly to the finest one and concatenated.
+
+    The data module gives ``pairs_of(split)``, ``share_of(split)`` (the pairs of this process) and batches of the images
+    of these.
+
+    Args:
+        extractor: frozen backbone and branches.
+        amalgamation: features → pyramid; one without parameters, as nothing is trained.
+        read_out: rule by which matches are read off.
+        alphas, thresholds, averages, comparisons, reference, subsets: the variants of PCK, in all combinations; see
+            `PCKVariant`. ``thresholds`` None: image sizes, and boxes where all pairs have them.
+        keypoint_groups: category → groups of keypoints that look alike, for the ``geometry-aware`` subset. None: those
+            that change places in a mirror image, where the data set knows them (``partners``).
+        flip: None, or the distance by which the source or its mirror image is chosen, of each pair the one that is
+            nearer to the target (GeoAware-SC's adaptive pose alignment): ``mutual`` (of mutual nearest neighbours) or
+            ``instance`` (of the objects' positions, in their boxes). In the mirror image a keypoint with a partner in
+            the pair is looked for at that partner's place. Needs a second pass for images that are sources.
+
+    Raises:
+        ConfigError: unknown names, or an amalgamation with parameters.
+    """
+
+    batch_type = PairBatch
+    final_splits = ("test",)
+    training_free = True
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        amalgamation: Amalgamation,
+        read_out: ReadOut,
+        alphas: Sequence[float] = (0.01, 0.05, 0.1, 0.15),
+        thresholds: Sequence[str] | None = None,
+        averages: Sequence[str] = ("image", "point", "image_by_category"),
+        comparisons: Sequence[str] = ("le", "lt"),
+        reference: str = "target",
+        subsets: Sequence[str] = ("all",),
+        keypoint_groups: KeypointGroups | None = None,
+        flip: str | None = None,
+    ) -> None:
+        super().__init__()
+        if flip is not None:
+            check_choice(flip, "task.flip", FLIPS)
+        if any(parameter.requires_grad for parameter in amalgamation.parameters()):
+            raise ConfigError(
+                f"{type(amalgamation).__name__} has weights to be trained, and this task trains nothing; use "
+                "amalgamation=concat"
+            )
+        self.extractor, self.amalgamation, self.read_out = extractor, amalgamation, read_out
+        self.flip = flip
+        self.measured: dict[str, tuple[MeasuredPair, ...]] = {}
+        self._settings = (alphas, averages, comparisons, reference, subsets)
+        self._thresholds, self._groups = thresholds, keypoint_groups
+        self._variants(thresholds or ("img",))  # wrong settings are told of before anything is read
+        self.pck = PCK(())
+        self._partners: Mapping[str, Mapping[str, str]] = {}
+        self._open: OpenPairs[_Views] = OpenPairs(())
+
+    def frozen_description(self) -> dict[str, Any]:
+        """The extractor's description."""
+        return dict(self.extractor.description)
+
+    # evaluation -------------------------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        """Find the pairs of the test split."""
+        self._begin("test")
+
+    def on_validation_start(self) -> None:
+        """Find the pairs of the validation split."""
+        self._begin("val")
+
+    def test_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Keep the features of a batch of images, and measure the pairs that are complete now."""
+        return {"measured": list(self._measured_by(batch))}
+
+    validation_step = test_step
+
+    def on_test_epoch_end(self) -> None:
+        """Log every PCK of the test split."""
+        self._end("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every PCK of the validation split."""
+        self._end("val")
+
+    def descriptors(self, images: Tensor, conditions: Conditions) -> Tensor:
+        """Descriptors (B, C, h, w) of images (B, 3, H, W): all levels of the pyramid at the finest one's resolution."""
+        levels = self.amalgamation(self.extractor(images, conditions)).levels
+        size = levels[0].shape[-2:]
+        resized = [interpolate(level.float(), size, mode="bilinear", align_corners=False) for level in levels[1:]]
+        return torch.cat([levels[0].float(), *resized], dim=1)
+
+    def match(self, pair: Pair, source: _Views, target: FeatureGrid) -> Tensor:
+        """Matches (N, 2) of a pair's keypoints, in pixels of the target's file."""
+        if source.mirrored is None or not self._mirror_is_nearer(pair, source, target):
+            return self.read_out(source.plain, target, pair.source_points)
+        partners = self._partners.get(pair.category, {})
+        place = {name: index for index, name in enumerate(pair.keypoint_ids)}
+        order = [place.get(partners.get(name, name), place[name]) for name in pair.keypoint_ids] or range(len(pair))
+        points = pair.source_points[list(order)].clone()
+        points[:, 0] = pair.source_size[1] - 1 - points[:, 0]
+        return self.read_out(source.mirrored, target, points)
+
+    def _begin(self, split: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        pairs: tuple[Pair, ...] = data.pairs_of(split)
+        thresholds = self._thresholds
+        if thresholds is None:
+            boxes = all(pair.target_box is not None and pair.source_box is not None for pair in pairs)
+            thresholds = ("bbox", "img") if boxes else ("img",)
+        self._partners = getattr(data, "partners", {})
+        groups = self._groups or {
+            category: [{name, other} for name, other in partners.items()]
+            for category, partners in self._partners.items()
+        }
+        self.pck = PCK(self._variants(thresholds), groups)
+        self.pck.check(pairs)
+        if self.flip == "instance":
+            self._require_boxes(pairs)
+        numbers = {id(pair): number for number, pair in enumerate(pairs)}
+        self._open = OpenPairs([(numbers[id(pair)], pair) for pair in data.share_of(split)])
+
+    def _end(self, split: str) -> None:
+        measured, left = self.pck.measured(), len(self._open)
+        self._open = OpenPairs(())
+        if not measured:
+            raise DataError(
+                f"no pair of {split} was complete: both of its images have to be read (limit_{split}_batches)"
+            )
+        if left:
+            log.warning("%d pairs of %s were not measured: not all of their images were read", left, split)
+        self.measured[split] = measured
+        self.log_dict({f"{split}/{key}": value for key, value in self.pck.compute(measured).items()})
+
+    def _variants(self, thresholds: Sequence[str]) -> tuple[PCKVariant, ...]:
+        alphas, averages, comparisons, reference, subsets = self._settings
+        return pck_variants(alphas, thresholds, averages, comparisons, reference, subsets)
+
+    def _measured_by(self, batch: ImageBatch) -> Iterator[MeasuredPair]:
+        rows = [row for row, name in enumerate(batch.conditions.sample_ids) if self._open.wants(name)]
+        if not rows:  # repeated images, which give all processes equally many batches
+            return
+        names = [batch.conditions.sample_ids[row] for row in rows]
+        plain = self._grids(batch, rows, names)
+        mirrored: dict[str, FeatureGrid] = {}
+        if self.flip is not None:
+            sources = [row for row, name in zip(rows, names, strict=True) if name in self._open.sources]
+            of = [batch.conditions.sample_ids[row] for row in sources]
+            mirrored = dict(zip(of, self._grids(batch, sources, of, mirror=True), strict=True)) if sources else {}
+        for name, grid in zip(names, plain, strict=True):
+            for number, pair, source, target in self._open.arrive(name, _Views(grid, mirrored.get(name))):
+                yield self.pck.update(number, pair, self.match(pair, source, target.plain))
+
+    def _grids(self, batch: ImageBatch, rows: list[int], names: list[str], mirror: bool = False) -> list[FeatureGrid]:
+        """Feature maps of some images of a batch, or of their mirror images."""
+        images, conditions = batch.images[rows], batch.conditions[rows]
+        if mirror:
+            images, views = images.flip(-1), tuple(f"{view}{MIRRORED}" for view in conditions.views)
+            conditions = replace(conditions.map_controls(lambda control: control.flip(-1)), views=views)
+        stride = self.amalgamation.strides[0]
+        found = []
+        for name, features in zip(names, self.descriptors(images, conditions), strict=True):
+            size = self._open.sizes[name]
+            scale = (images.shape[-2] / (stride * size[0]), images.shape[-1] / (stride * size[1]))
+            found.append(FeatureGrid(features, size, scale))
+        return found
+
+    def _mirror_is_nearer(self, pair: Pair, source: _Views, target: FeatureGrid) -> bool:
+        assert source.mirrored is not None
+        if self.flip == "mutual":
+            return mutual_distance(source.mirrored, target) < mutual_distance(source.plain, target)
+        assert pair.source_box is not None and pair.target_box is not None
+        here, there = _mask(pair.source_box, pair.source_size), _mask(pair.target_box, pair.target_size)
+        plain = instance_distance(source.plain, target, here, there)
+        return instance_distance(source.mirrored, target, here.flip(-1), there) < plain
+
+    def _require_boxes(self, pairs: Sequence[Pair]) -> None:
+        missing = [pair for pair in pairs if pair.source_box is None or pair.target_box is None]
+        if missing:
+            raise ConfigError(
+                f"task.flip=instance compares objects in their boxes, and {len(missing)} of {len(pairs)} pairs lack "
+                f"one, the first {missing[0].source} → {missing[0].target}; use task.flip=mutual"
+            )
+
+
+def _mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """(H, W) bool: pixels in a box."""
+    y, x = (torch.arange(length) for length in size)
+    return ((y >= box[1]) & (y <= box[3]))[:, None] & ((x >= box[0]) & (x <= box[2]))[None, :]
