@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from lightning import Trainer
+from lightning import LightningModule, Trainer
 
 from gate_lightning.callbacks.report import REPORT
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
@@ -17,7 +17,7 @@ from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import HEADLINE
 from gate_lightning.utils.units import duration, human_size, measured
 
-__all__ = ["headline", "tell"]
+__all__ = ["headline", "tell", "tell_callbacks"]
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,9 @@ One = TypeVar("One")
 _MOST = 4
 
 
-def tell(trainer: Trainer, task: BaseTask, metrics: Mapping[str, float], seconds: float) -> None:
+def tell(
+    trainer: Trainer, task: BaseTask, metrics: Mapping[str, float], seconds: float, monitor: str | None = None
+) -> None:
     """Log the headline, then the places of pictures, report and metrics, and the next command.
 
     Args:
@@ -35,13 +37,14 @@ def tell(trainer: Trainer, task: BaseTask, metrics: Mapping[str, float], seconds
         task: that was trained.
         metrics: final ones, shares as fractions.
         seconds: that the run has taken.
+        monitor: metric that the headline is about where there was no validation to choose by.
     """
     if not trainer.is_global_zero:
         return
     folder = Path(trainer.default_root_dir)
     keeper = _callback(trainer, RunCheckpoint)
     best = None if keeper is None or keeper.best_step is None else keeper
-    text = headline(metrics, best.monitor if best else None, best.best_step if best else None)
+    text = headline(metrics, best.monitor if best else monitor, best.best_step if best else None)
     log.info("done in %s: %s", duration(seconds), text, extra=HEADLINE)
     for line in _places(folder):
         log.info("%s", line)
@@ -59,7 +62,8 @@ def headline(metrics: Mapping[str, float], monitor: str | None = None, step: int
     'val/mIoU 67.8 % (the best in validation, at step 500), test/mIoU 67.1 %'
     """
     if monitor is not None and monitor in metrics:
-        parts = [f"{monitor} {measured(monitor, metrics[monitor])} (the best in validation, at step {step})"]
+        chosen = "" if step is None else f" (the best in validation, at step {step})"
+        parts = [f"{monitor} {measured(monitor, metrics[monitor])}{chosen}"]
         other = f"test/{monitor.partition('/')[2]}"
         if other != monitor and other in metrics:
             parts.append(f"{other} {measured(other, metrics[other])}")
@@ -70,6 +74,14 @@ def headline(metrics: Mapping[str, float], monitor: str | None = None, step: int
         if names:
             return ", ".join(f"{name} {measured(name, metrics[name])}" for name in names[:_MOST])
     return "no metric was measured"
+
+
+def tell_callbacks(trainer: Trainer, task: LightningModule, metrics: Mapping[str, float]) -> None:
+    """Call ``on_run_end(trainer, task, metrics)`` of every callback that has it: the run's files are complete."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        hook = getattr(callback, "on_run_end", None)
+        if hook is not None:
+            hook(trainer, task, metrics)
 
 
 def _places(folder: Path) -> list[str]:

@@ -26,7 +26,7 @@ from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.description import CHOICES, choices_of, update_choices
 from gate_lightning.engine.resplits import repeats_of, train_repeats
-from gate_lightning.engine.run_end import tell
+from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import require_new
 from gate_lightning.engine.settings import save_settings
 from gate_lightning.engine.untrained import is_training_free
@@ -142,7 +142,7 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
         metrics = _final_metrics(components, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})
-    _once(_tell_callbacks, trainer, task, metrics)
+    _once(tell_callbacks, trainer, task, metrics)
     tell(trainer, task, metrics, time.monotonic() - began)
     return metrics
 
@@ -258,14 +258,6 @@ def _final_metrics(components: Components, folder: Path) -> dict[str, float]:
             for result in evaluate[split](task, datamodule, ckpt_path=best, verbose=False):
                 metrics |= {key: float(value) for key, value in result.items()}
     return metrics
-
-
-def _tell_callbacks(trainer: lightning.Trainer, task: lightning.LightningModule, metrics: dict[str, float]) -> None:
-    """Call ``on_run_end(trainer, task, metrics)`` of every callback that has it: the run's files are complete."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        hook = getattr(callback, "on_run_end", None)
-        if hook is not None:
-            hook(trainer, task, metrics)
 
 
 @rank_zero_only

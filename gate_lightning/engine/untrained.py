@@ -6,6 +6,7 @@ It makes a run folder of its own (engine/run_folder.py), without checkpoints.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from hydra.utils import get_class
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from gate_lightning.callbacks.wandb_run import closing_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import occupied
+from gate_lightning.engine.settings import save_settings
 from gate_lightning.engine.used_keys import check_overrides, keys_of_task, recorded
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.console import taking
 
 __all__ = ["is_training_free", "measure_untrained"]
 
@@ -52,35 +57,41 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
     task = get_class(config.task._target_)
     read = keys_of_task(config)
     check_overrides(overrides, read | OWN_KEYS, task.__name__)
-    with occupied(folder):
+    with occupied(folder), closing_dashboards():
         _once(_require_new, folder)
         components = Components(recorded(runs.resolve(config), read), str(folder))
         split = _split_of(config.split, components)
-        _once(runs.save_config, components.record_card(), folder)
+        described = components.record_card()
+        _once(runs.save_config, described, folder)
         _once(runs.save_overrides, overrides, folder)
+        _once(save_settings, described, folder)
         _once(runs.write_json, folder / "status.json", {"status": "running"})
         try:
-            metrics = _measured(components, split, folder)
+            return _measured(components, split, folder)
         except Exception as error:  # whatever it was, tables of runs say why there is no result
             message = f"{type(error).__name__}: {error}"
             _once(runs.write_json, folder / "status.json", {"status": "failed", "message": message})
             raise
-        _once(runs.write_json, folder / "metrics.json", metrics)
-        _once(runs.write_json, folder / "status.json", {"status": "done"})
-    for name, value in sorted(metrics.items()):
-        log.info("%-40s %.4f", name, value)
-    log.info("run folder: %s. Compare with others: python eval.py tool=compare %s", folder, override("run", folder))
-    return metrics
 
 
 def _measured(components: Components, split: str, folder: Path) -> dict[str, float]:
+    began = time.monotonic()
     lightning.seed_everything(components.config.seed, workers=True, verbose=False)
     datamodule = components.connected_datamodule
-    datamodule.setup({"val": "validate", "test": "test"}[split])  # broken data are found before the backbone is loaded
+    with taking(f"reading the data set {datamodule.card.name} and checking its files"):
+        # broken data are found before the backbone is loaded
+        datamodule.setup({"val": "validate", "test": "test"}[split])
     task, trainer = components.task, components.trainer
     _once(runs.write_json, folder / "frozen.json", task.frozen_description())
+    log.info("run folder: %s", folder)
     measure = {"val": trainer.validate, "test": trainer.test}[split]
-    return {name: float(value) for one in measure(task, datamodule, verbose=False) for name, value in one.items()}
+    found = measure(task, datamodule, verbose=False)
+    metrics = {name: float(value) for one in found for name, value in one.items()}
+    _once(runs.write_json, folder / "metrics.json", metrics)
+    _once(runs.write_json, folder / "status.json", {"status": "done"})
+    _once(tell_callbacks, trainer, task, metrics)
+    tell(trainer, task, metrics, time.monotonic() - began, components.config.get("monitor"))
+    return metrics
 
 
 def _split_of(asked: str | None, components: Components) -> str:

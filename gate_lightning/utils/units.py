@@ -10,7 +10,7 @@ __all__ = ["GIB", "duration", "human_size", "measured"]
 GIB = 2**30
 
 #: metrics that are shares: in percent where people read them, fractions in files and on dashboards
-_SHARE = re.compile(r"(?:IoU|Acc)(?:_ddpm)?(?:_std)?$|^val/(?:kind|color|both)$")
+_SHARE = re.compile(r"(?:IoU|Acc)(?:_ddpm)?(?:_std)?$|^val/(?:kind|color|both)$|/PCK_")
 
 
 def measured(name: str, value: float) -> str:

@@ -118,7 +118,7 @@ class MatchImages(SplitReport[CorrespondenceResults, Any]):
                 titles.append(f"{pair.source} → {pair.target}: {right.sum()} of {len(pair)} right")
             legend = [(f"right: {variant.name}", RIGHT), ("wrong; a ring where the keypoint is", WRONG)]
             grid = image_grid(images, ["source → target"], titles, legend, tile_height=300, smooth=True)
-            publish_image(trainer, f"matches_{name}", grid, f"_{split}")
+            publish_image(trainer, f"matches_{name}_{split}", grid)
 
 
 def _percent_table(columns: list[str], rows: list[list[Any]]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from gate_lightning.amalgamation.base import Amalgamation
+from gate_lightning.data.correspondence.batches import MIRRORED
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.metrics.pck import PCK, KeypointGroups, MeasuredPair
 from gate_lightning.metrics.pck_variants import PCKVariant, pck_variants
@@ -28,8 +29,6 @@ __all__ = ["CorrespondenceResults", "SemanticCorrespondence"]
 log = logging.getLogger(__name__)
 
 FLIPS = ("mutual", "instance")
-#: view of a mirrored image, by which its noise and features are keyed
-MIRRORED = "mirrored"
 
 
 @runtime_checkable
