@@ -32,7 +32,7 @@ def check_data(datamodule: ImageDataModule | None, level: str = "full", output: 
     if not isinstance(datamodule, ImageDataModule):
         raise ConfigError(
             f"tool=check_data cannot check {type(datamodule).__name__}: it has no fixed set of images; use "
-            "dataset=folder, ade20k, cityscapes, scenes or horse21"
+            "dataset=folder, ade20k, cityscapes, scenes, horse21 or spair71k"
         )
     report = datamodule.check(level)
     if output is not None:
