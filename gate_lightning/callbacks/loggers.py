@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,44 @@ class RunLog(Logger):
         write_csv(self.path, self._columns, [[row.get(name, "") for name in self._columns] for row in rows])
 
 
-def tensorboard_logger(run_folder: str) -> TensorBoardLogger:
+def tensorboard_logger(run_folder: str, description: RunDescription | None = None) -> TensorBoardLogger:
     """TensorBoard: event files in ``tensorboard/`` of the run folder; ``tensorboard --logdir outputs`` shows all runs.
 
     A resumed run adds a file; steps that it does again are shown twice.
+
+    Args:
+        run_folder: of the run.
+        description: what to tell of the run; its values are the hyperparameters.
 
     Raises:
         ConfigError: tensorboard is not installed.
     """
     _require("tensorboard")
-    return TensorBoardLogger(run_folder, "tensorboard", "", default_hp_metric=False)
+    return _EventFiles(run_folder, description)
+
+
+class _EventFiles(TensorBoardLogger):
+    """TensorBoard's files, with the settings of the run as hyperparameters."""
+
+    def __init__(self, run_folder: str, description: RunDescription | None) -> None:
+        super().__init__(run_folder, "tensorboard", "", default_hp_metric=False)
+        self.description = description
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write metrics, the first time settings before them."""
+        if self.description is not None:
+            self._write_settings(self.description)
+            self.description = None
+        super().log_metrics(metrics, step)
+
+    def _write_settings(self, description: RunDescription) -> None:
+        from torch.utils.tensorboard.summary import hparams
+
+        values = {name: value for name, value in description.values.items() if value is not None}
+        writer = self.experiment._get_file_writer()
+        for part in hparams(values, {} if description.monitor is None else {description.monitor: None}):
+            writer.add_summary(part)
 
 
 def wandb_logger(

@@ -16,6 +16,7 @@ from lightning import Callback
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
+from gate_lightning.callbacks.description import RunDescription
 from gate_lightning.callbacks.loggers import RunLog, tensorboard_logger, wandb_logger
 from gate_lightning.callbacks.reports.class_table import ClassTable
 from gate_lightning.callbacks.reports.dashboards import publish_predictions
@@ -136,6 +137,23 @@ def test_tensorboard_has_metrics_images_and_tables(tmp_path: Path) -> None:
     text = table.tensor_proto.string_val[0].decode()
     assert text.startswith("| class | IoU | ")
     assert f"| sea | {task.per_class['val']['sea']['IoU']}" in text
+
+
+def test_tensorboard_has_the_settings_as_hyperparameters(tmp_path: Path) -> None:
+    plugin_data_pb2 = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = RunDescription("x", values={"timestep": 25, "backbone": "tiny", "cached": None}, monitor="val/mIoU")
+    logger = tensorboard_logger(str(tmp_path), told)
+    for step in range(2):
+        logger.log_metrics({"val/mIoU": 0.5}, step)
+    logger.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    data = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    found = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info.hparams
+    assert found["timestep"].number_value == 25
+    assert found["backbone"].string_value == "tiny"
+    assert [event.step for event in events.Scalars("val/mIoU")] == [0, 1]
 
 
 def test_all_dashboards_get_images_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
