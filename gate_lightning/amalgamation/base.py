@@ -18,20 +18,22 @@ __all__ = ["Amalgamation"]
 class Amalgamation(nn.Module, ABC):
     """Fuses the features of several branches into a pyramid, level by level.
 
-    Each stride is a level. A branch's layers of equal stride are concatenated before branches are fused. Branches named
-    in ``concatenated`` are not fused; their channels follow the fused ones of their stride.
+    Each stride is a level, unless levels are joined. A branch's layers of equal stride are concatenated before branches
+    are fused. Branches named in ``concatenated`` are not fused; their channels follow the fused ones of their stride.
 
     Args:
         feature_info: branch → layer id → channels and stride, from the feature extractor.
         concatenated: branches that are concatenated rather than fused.
+        joined: one level only: all layers of a branch are resized bilinearly to the finest one and concatenated, as
+            GATE and Hyperfeatures do for correspondence.
 
     Raises:
         ConfigError: if there is nothing to fuse, or ``concatenated`` names an unknown branch.
     """
 
-    def __init__(self, feature_info: FeaturesInfo, concatenated: Collection[str] = ()) -> None:
+    def __init__(self, feature_info: FeaturesInfo, concatenated: Collection[str] = (), joined: bool = False) -> None:
         super().__init__()
-        self.levels: tuple[Level, ...] = plan_levels(feature_info, concatenated)
+        self.levels: tuple[Level, ...] = plan_levels(feature_info, concatenated, joined)
 
     @property
     def strides(self) -> tuple[int, ...]:

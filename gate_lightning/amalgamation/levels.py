@@ -1,12 +1,13 @@
-"""Assignment of feature maps to pyramid levels: one level per stride."""
+"""Assignment of feature maps to pyramid levels: one level per stride, or all of them in one."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import FeatureInfo, Features, FeaturesInfo
@@ -23,12 +24,14 @@ class Level:
         fused: branch → its layer ids of this stride, for branches that are fused with each other.
         appended: branch → its layer ids of this stride, for branches that are concatenated after the fusion.
         channels: branch → channels of its layers of this stride, added up.
+        joined: the level has layers of all strides; they are resized to the finest map.
     """
 
     stride: int
     fused: Mapping[str, tuple[str, ...]]
     appended: Mapping[str, tuple[str, ...]]
     channels: Mapping[str, int]
+    joined: bool = False
 
     @property
     def appended_channels(self) -> int:
@@ -46,6 +49,10 @@ class Level:
                 "be built from the same branches"
             )
         maps = [features[branch][layer] for layer in layers]
+        if self.joined:
+            every = [features[b][layer] for b, own in {**self.fused, **self.appended}.items() for layer in own]
+            size = max(tuple(map_.shape[-2:]) for map_ in every)
+            maps = [_resized(map_, size) for map_ in maps]
         joined = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
         if joined.shape[1] != self.channels[branch]:
             raise ConfigError(
@@ -55,13 +62,16 @@ class Level:
         return joined
 
 
-def plan_levels(feature_info: FeaturesInfo, concatenated: Collection[str] = ()) -> tuple[Level, ...]:
+def plan_levels(
+    feature_info: FeaturesInfo, concatenated: Collection[str] = (), joined: bool = False
+) -> tuple[Level, ...]:
     """Pyramid levels, one for each stride among the layers, finest first.
 
     Args:
         feature_info: branch → layer id → channels and stride.
         concatenated: branches that are not fused but concatenated to the level of their stride (attention features, an
             edge map). Their layers may bring levels of their own.
+        joined: one level of the finest stride for the layers of all strides.
 
     Raises:
         ConfigError: if there is no branch or layer, a layer is no map or its channels are unknown, or ``concatenated``
@@ -78,7 +88,9 @@ def plan_levels(feature_info: FeaturesInfo, concatenated: Collection[str] = ()) 
         for layer, info in layers.items():
             _check_map(branch, layer, info)
     strides = sorted({info.stride for layers in feature_info.values() for info in layers.values()})
-    return tuple(_plan_level(feature_info, concatenated, stride) for stride in strides)
+    if joined:
+        return (_plan_level(feature_info, concatenated, strides),)
+    return tuple(_plan_level(feature_info, concatenated, [stride]) for stride in strides)
 
 
 def _check_map(branch: str, layer: str, info: FeatureInfo) -> None:
@@ -94,17 +106,24 @@ def _check_map(branch: str, layer: str, info: FeatureInfo) -> None:
         )
 
 
-def _plan_level(feature_info: FeaturesInfo, concatenated: Collection[str], stride: int) -> Level:
+def _plan_level(feature_info: FeaturesInfo, concatenated: Collection[str], strides: Sequence[int]) -> Level:
     here = {
-        branch: tuple(layer for layer, info in layers.items() if info.stride == stride)
+        branch: tuple(layer for layer, info in layers.items() if info.stride in strides)
         for branch, layers in feature_info.items()
     }
     here = {branch: layers for branch, layers in here.items() if layers}
     return Level(
-        stride=stride,
+        stride=strides[0],
         fused={branch: layers for branch, layers in here.items() if branch not in concatenated},
         appended={branch: layers for branch, layers in here.items() if branch in concatenated},
         channels={
             branch: sum(feature_info[branch][layer].channels for layer in layers) for branch, layers in here.items()
         },
+        joined=len(strides) > 1,
     )
+
+
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -226,3 +226,20 @@ def test_a_level_is_fused_as_in_the_released_code():
     weights = torch.from_numpy(arrays["weights"])[..., 0, 0].movedim(0, 1)[:, None]
     torch.testing.assert_close(pyramid.weights[0].float(), weights, rtol=0, atol=1e-6)
     torch.testing.assert_close(pyramid.levels[0].float(), torch.from_numpy(arrays["summed"]), rtol=0, atol=1e-6)
+
+
+def test_joined_layers_are_one_level_with_weights_of_their_own():
+    """GATE's network for correspondence: all layers at the finest resolution, then weights per channel."""
+    torch.manual_seed(0)
+    amalgamation = WeightedAmalgamation(INFO, per_channel=True, joined=True).double().eval()
+    features = random_features()
+    assert (amalgamation.out_channels, amalgamation.strides) == ((10,), (8,))
+    pyramid = amalgamation(features)
+    bucket = [
+        torch.cat([maps["fine"], torch.nn.functional.interpolate(maps["coarse"], (6, 5), mode="bilinear")], dim=1)
+        for maps in features.values()
+    ]
+    ((assigner,),) = amalgamation.assigners
+    weights = torch.stack([assigner(one[:, None])[:, 0] for one in bucket]).softmax(dim=0)  # (branches, B, C)
+    expected = sum(weight[:, :, None, None] * one for weight, one in zip(weights, bucket, strict=True))
+    torch.testing.assert_close(pyramid.levels[0], expected)

@@ -1,0 +1,72 @@
+"""Contrastive loss on the keypoints of image pairs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from gate_lightning.errors import ConfigError
+
+__all__ = ["KeypointContrastiveLoss"]
+
+
+class KeypointContrastiveLoss(nn.Module):
+    """Symmetric contrastive loss: every keypoint is told from all other places of the other image.
+
+    With s_k the descriptor of source keypoint k, t_p that of place p of the target, and p_k the place of the target's
+    keypoint, the loss of a pair is the mean over k of -log softmax_p(cos(s_k, t_p) / τ) at p_k, averaged with the same
+    from target to source (Luo et al., Diffusion Hyperfeatures, NeurIPS 2023; GATE trains with it, too).
+
+    Args:
+        temperature: τ > 0. Published runs: 0.07.
+        learned: train τ (its logarithm), as GeoAware-SC does; the released runs of Hyperfeatures and GATE do not.
+
+    Raises:
+        ConfigError: a temperature out of range.
+    """
+
+    def __init__(self, temperature: float = 0.07, learned: bool = False) -> None:
+        super().__init__()
+        if not 0.0 < temperature < math.inf:
+            raise ConfigError(f"loss.temperature is {temperature}; expected a positive number, for example 0.07")
+        scale = torch.tensor(-math.log(temperature))
+        if learned:
+            self.log_scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("log_scale", scale, persistent=False)
+
+    def forward(self, source: Tensor, target: Tensor, source_places: Tensor, target_places: Tensor) -> Tensor:
+        """Mean loss of a batch of pairs; each pair counts alike.
+
+        Args:
+            source, target: descriptors (B, C, h, w); the two may differ in h, w.
+            source_places, target_places: (B, N, 2) x, y of the keypoints in positions of the maps; they are rounded to
+                the nearest one inside. NaN where a pair has fewer than N.
+
+        Returns:
+            Scalar; 0 for a batch without keypoints.
+        """
+        losses = []
+        for here, there, first, second in zip(source, target, source_places, target_places, strict=True):
+            known = ~(first.isnan().any(dim=-1) | second.isnan().any(dim=-1))
+            if known.any():
+                rows, columns = _places(first[known], here), _places(second[known], there)
+                losses.append(
+                    (self._one_way(here, there, rows, columns) + self._one_way(there, here, columns, rows)) / 2
+                )
+        return torch.stack(losses).mean() if losses else (source.sum() + target.sum()) * 0.0
+
+    def _one_way(self, here: Tensor, there: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        queries = normalize(here.flatten(1).T[rows], dim=1)
+        similarities = queries @ normalize(there.flatten(1), dim=0)
+        return cross_entropy(self.log_scale.exp() * similarities, columns)
+
+
+def _places(points: Tensor, maps: Tensor) -> Tensor:
+    """Positions row · w + column of points x, y in a map (C, h, w)."""
+    height, width = maps.shape[-2:]
+    x, y = (points[:, axis].round().clamp(0, length - 1).long() for axis, length in ((0, width), (1, height)))
+    return y * width + x
