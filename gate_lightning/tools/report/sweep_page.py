@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from gate_lightning.errors import GateError
-from gate_lightning.tools.comparison.compare import find_runs, group_runs
+from gate_lightning.tools.comparison.compare import BASELINES, find_runs, group_runs
 from gate_lightning.tools.comparison.grid import Grid, grid_of
 from gate_lightning.tools.comparison.intervals import paired_interval
 from gate_lightning.tools.comparison.rows import BROKEN, ComparedRun, Row, counterpart
@@ -24,8 +24,10 @@ __all__ = ["sweep_context"]
 
 #: monitored metric of runs that do not say theirs
 MONITOR = "val/mIoU"
-#: pixels: width of the chart of differences, of its labels, and height of a row
-WIDTH, NAMES, ROW = 900, 330, 26
+#: pixels: width of the chart of differences without its labels, of a letter, and height of a row
+WIDTH, LETTER, ROW = 560, 6.6, 26
+#: letters of a label in the chart
+LONGEST = 48
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class Forest:
         return ROW * len(self.differences) + 40
 
     @property
+    def names(self) -> int:
+        """Pixels of the labels."""
+        return round(16 + LETTER * min(LONGEST, max(len(one.label) for one in self.differences)))
+
+    @property
+    def width(self) -> int:
+        """Pixels."""
+        return self.names + WIDTH
+
+    @property
     def range(self) -> tuple[float, float]:
         """Least and largest difference that is drawn; zero is always there."""
         ends = [0.0, *(end for one in self.differences for end in (one.middle, *(one.interval or ())))]
@@ -59,7 +71,11 @@ class Forest:
     def x(self, value: float) -> float:
         """Position of a difference in pixels."""
         low, high = self.range
-        return round(NAMES + (WIDTH - NAMES - 20) * (value - low) / (high - low), 1)
+        return round(self.names + 16 + (WIDTH - 40) * (value - low) / (high - low), 1)
+
+    def y(self, number: int) -> int:
+        """Position of a row in pixels."""
+        return 22 + ROW * number
 
 
 def sweep_context(places: Sequence[str], page: Path, metric: str | None, baseline: str | None) -> dict[str, Any]:
@@ -78,10 +94,11 @@ def sweep_context(places: Sequence[str], page: Path, metric: str | None, baselin
     chosen = metric or next((told for run in found if (told := _monitored(run.folder))), MONITOR)
     rows = group_runs(found, chosen, baseline)
     grid = grid_of([(run.settings, run.metrics.get(chosen)) for run in found if run.status != BROKEN])
+    reference = baseline or next((label for label in BASELINES if any(row.label == label for row in rows)), None)
     differences = [
         Difference(row.label, mean(row.differences), paired_interval(row.differences), len(row.differences))
         for row in rows
-        if row.differences and any(row.differences)
+        if row.differences and row.label != reference
     ]
     states = {
         state: sum(run.status == state for run in found)
@@ -92,14 +109,13 @@ def sweep_context(places: Sequence[str], page: Path, metric: str | None, baselin
         "metric": chosen,
         "other": counterpart(chosen) if any(row.counterparts for row in rows) else None,
         "states": {state: count for state, count in states.items() if count},
-        "rows": [_row(row) for row in rows],
+        "rows": [{**_row(row), "baseline": row.label == reference} for row in rows],
         "compared": any(row.differences for row in rows),
         "forest": Forest(differences) if differences else None,
         "grid": None if grid is None else _cells(grid),
         "runs": [_run(run, page.parent, chosen) for run in found],
-        "width": WIDTH,
-        "names": NAMES,
-        "row_height": ROW,
+        "example_baseline": override("tool.baseline", rows[-1].label),
+        "longest": LONGEST,
         "again_command": override("run", places[0]) if len(places) == 1 else f'"run=[{",".join(map(str, places))}]"',
     }
 
@@ -129,15 +145,16 @@ def _moments(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def _cells(grid: Grid) -> dict[str, Any]:
-    """Names and cells of the heat map: value and colour, both None where no run has finished."""
+    """Names and cells of the heat map: value, colour and that of its text, all None where no run has finished."""
     low, high = float(np.nanmin(grid.values)), float(np.nanmax(grid.values))
     table = colormaps["viridis"]
 
-    def cell(value: float) -> tuple[float | None, str | None]:
+    def cell(value: float) -> tuple[float | None, str | None, str | None]:
         if np.isnan(value):
-            return None, None
+            return None, None, None
         place = (value - low) / (high - low) if high > low else 0.5
-        return value, "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in table(place)[:3]))
+        colour = "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in table(place)[:3]))
+        return value, colour, "#000" if place > 0.5 else "#fff"  # viridis goes from dark to light
 
     cells = [(name, [cell(float(value)) for value in line]) for name, line in zip(grid.rows, grid.values, strict=True)]
     return {"names": grid.names, "columns": grid.columns, "rows": cells}

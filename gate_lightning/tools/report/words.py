@@ -47,13 +47,14 @@ def shown(metric: str, value: float | None, spread: float | None = None, signed:
         metric: name; shares become percent.
         value: number; None or NaN is a dash.
         spread: standard deviation.
-        signed: whether a value from 0 up has a plus sign.
+        signed: whether it is a difference: a value from 0 up has a plus sign, and percent are points.
     """
     if value is None or math.isnan(value):
         return "–"
     plus = "+" if signed else ""
     if is_share(metric):
         text = f"{100 * value:{plus}.1f}"
-        return f"{text} %" if spread is None else f"{text} ± {100 * spread:.1f} %"
+        unit = "" if signed else " %"  # differences are in points
+        return f"{text}{unit}" if spread is None else f"{text} ± {100 * spread:.1f}{unit}"
     text = f"{value:{plus}.4g}"
     return text if spread is None else f"{text} ± {spread:.2g}"

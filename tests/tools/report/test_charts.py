@@ -53,5 +53,5 @@ def test_shares_are_percent_and_others_are_not() -> None:
     assert shown("val/mIoU", 0.6779) == "67.8 %"
     assert shown("test/mIoU_ddpm", 0.5, 0.0123) == "50.0 ± 1.2 %"
     assert shown("val/loss", 0.56789) == "0.5679"
-    assert shown("val/mIoU", 0.011, signed=True) == "+1.1 %"
+    assert shown("val/mIoU", 0.011, signed=True) == "+1.1"
     assert shown("val/mIoU", None) == "–"
