@@ -15,7 +15,7 @@ from gate_lightning.visualization.heat import heat_map
 from gate_lightning.visualization.overlay import error_map, legend_entries
 from gate_lightning.visualization.palette import Palette, colorize
 
-__all__ = ["PredictedImage", "prediction_grid", "to_image"]
+__all__ = ["PredictedImage", "prediction_grid", "to_image", "uncertainty_range"]
 
 #: share of the pixels whose uncertainty is below the brightest colour
 BRIGHT = 0.99
@@ -74,12 +74,8 @@ def prediction_grid(
     }
     heat: list[Any] = [row.uncertainty for row in rows if row.uncertainty is not None]
     if heat:
-        # a few outliers must not leave everything else dark
-        every = np.concatenate([values.ravel() for values in heat])
-        bright = float(np.quantile(every, BRIGHT)) or float(every.max())
-        beyond = " and more" if every.max() > bright else ""
-        # members that all agree, or one alone: black
-        columns[f"uncertainty 0 … {bright:.2f}{beyond}"] = [heat_map(values, bright or 1.0) for values in heat]
+        bright, title = uncertainty_range(heat)
+        columns[title] = [heat_map(values, bright) for values in heat]
     columns["errors (red)"] = [error_map(row.image, row.prediction, row.truth, ignore_index) for row in rows]
     maps = [row.prediction for row in rows] + [row.truth[row.truth != ignore_index] for row in rows]
     return image_grid(
@@ -90,6 +86,20 @@ def prediction_grid(
         # the resolution that the network has should be seen
         smooth=[title == "image" for title in columns],
     )
+
+
+def uncertainty_range(maps: Sequence[NDArray[np.float32]]) -> tuple[float, str]:
+    """Value of the brightest colour of maps of uncertainty that are compared, and a title that says it.
+
+    Args:
+        maps: (H, W) in nats, one or more.
+    """
+    # a few outliers must not leave everything else dark
+    every = np.concatenate([values.ravel() for values in maps])
+    bright = float(np.quantile(every, BRIGHT)) or float(every.max())
+    beyond = " and more" if every.max() > bright else ""
+    # members that all agree, or one alone: black
+    return bright or 1.0, f"uncertainty 0 … {bright:.2f}{beyond}"
 
 
 def to_image(image: Tensor) -> NDArray[np.uint8]:

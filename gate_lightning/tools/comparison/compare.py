@@ -14,6 +14,7 @@ from statistics import mean, median, stdev
 
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.tools.comparison.grid import grid_of, write_grid
+from gate_lightning.tools.comparison.intervals import paired_interval
 from gate_lightning.tools.comparison.rows import BROKEN, ComparedRun, Row, counterpart
 from gate_lightning.tools.comparison.run_files import column_of, metrics_of, overrides_of, status_of
 from gate_lightning.tools.comparison.text import comparison_text
@@ -177,8 +178,9 @@ def _write_summary(rows: Sequence[Row], metric: str, path: Path) -> None:
     for row in rows:
         numbers = (list(row.values.values()), list(row.counterparts.values()), row.differences)
         moments = [moment for values in numbers for moment in _moments(values)]
-        lines.append([row.label, len(row.runs), len(row.failures), *moments])
-    titles = ["label", "runs", "failed", *named]
+        interval = paired_interval(row.differences) or ("", "")
+        lines.append([row.label, len(row.runs), len(row.failures), *moments, *interval])
+    titles = ["label", "runs", "failed", *named, "95 % interval from", "to"]
     write_csv(path, titles, lines)
 
 

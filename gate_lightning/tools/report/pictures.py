@@ -18,7 +18,7 @@ from gate_lightning.visualization.examples import IGNORED, read_examples
 from gate_lightning.visualization.heat import heat_map
 from gate_lightning.visualization.overlay import error_map, legend_entries
 from gate_lightning.visualization.palette import IGNORED_COLOUR, Palette, palette_array
-from gate_lightning.visualization.predictions import PredictedImage
+from gate_lightning.visualization.predictions import PredictedImage, uncertainty_range
 
 __all__ = ["Example", "Layer", "examples_of", "picture"]
 
@@ -60,8 +60,9 @@ def examples_of(folder: Path) -> tuple[list[Example], list[tuple[str, str]]]:
         return [], []
     maps = [labels for row in found.rows for labels in (row.prediction, row.truth[row.truth != IGNORED])]
     legend = legend_entries(maps, found.classes, found.palette)
-    heat = [float(row.uncertainty.max()) for row in found.rows if row.uncertainty is not None]
-    made = [_example(row, found.palette, max(heat, default=0.0)) for row in found.rows]
+    heat = [row.uncertainty for row in found.rows if row.uncertainty is not None]
+    bright, title = uncertainty_range(heat) if heat else (1.0, "")
+    made = [_example(row, found.palette, bright, title) for row in found.rows]
     return made, [(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in legend]
 
 
@@ -85,7 +86,7 @@ def picture(path: Path) -> tuple[str, tuple[int, int]]:
     return _uri(shown, "WEBP", quality=82, method=4), shown.size
 
 
-def _example(row: PredictedImage, palette: Palette, hottest: float) -> Example:
+def _example(row: PredictedImage, palette: Palette, bright: float, title: str) -> Example:
     height, width = row.truth.shape
     scale = min(1.0, LONGEST / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -96,8 +97,7 @@ def _example(row: PredictedImage, palette: Palette, hottest: float) -> Example:
         Layer("errors", _jpeg(_sized(error_map(row.image, row.prediction, row.truth, IGNORED), size)), True),
     ]
     if row.uncertainty is not None:
-        heat = heat_map(row.uncertainty, hottest or 1.0)
-        layers.append(Layer(f"uncertainty, 0 … {hottest:.2f} nats", _jpeg(_sized(heat, size)), True))
+        layers.append(Layer(f"{title} nats", _jpeg(_sized(heat_map(row.uncertainty, bright), size)), True))
     return Example(row.name, row.miou, size, tuple(layers))
 
 

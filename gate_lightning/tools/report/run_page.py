@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.comparison.run_files import column_of, metrics_of, overrides_of, status_of
 from gate_lightning.tools.report.charts import curves_of
 from gate_lightning.tools.report.pictures import examples_of, picture
@@ -96,7 +96,7 @@ def run_context(folder: Path) -> dict[str, Any]:
         },
         "again": {path.stem[8:]: metrics_of(path) for path in sorted(folder.glob("metrics_*.json"))},
         "typed": overrides_of(folder),
-        "config": read_text(folder / "config.yaml"),
+        "config": _config(folder),
         "curves": curves_of(folder / "metrics.csv"),
         "classes": list(_class_tables(folder)),
         "examples_first": first,
@@ -118,6 +118,18 @@ def run_context(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     return dict(read_json(path)) if path.is_file() else None
+
+
+def _config(folder: Path) -> str:
+    """The text of ``config.yaml``. Elsewhere a link could point to is no part of a run, and may be private.
+
+    Raises:
+        DataError: it is such a link, or no text.
+    """
+    path = folder / "config.yaml"
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{path} is a link to {path.resolve()}, outside the run folder; a report would show that file")
+    return read_text(path)
 
 
 def _is_std(name: str) -> bool:

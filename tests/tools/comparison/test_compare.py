@@ -78,6 +78,15 @@ def test_both_splits_are_side_by_side_under_the_settings_that_differ(tmp_path: P
     assert (float(first["test/mIoU mean"]), float(first["val/mIoU mean"])) == pytest.approx((0.6, 0.3))
 
 
+def test_summary_has_the_interval_of_the_differences(sweep: Path, tmp_path: Path) -> None:
+    compare(runs=str(sweep), output=str(tmp_path / "out"))
+    with (tmp_path / "out" / "comparison_summary.csv").open() as file:
+        (row,) = (row for row in csv.DictReader(file) if row["label"] == "techniques=all")
+    # differences 0.06 and 0.04; Student's t of one degree of freedom: 12.706
+    ends = (0.05 - 12.706 * 0.01, 0.05 + 12.706 * 0.01)
+    assert (float(row["95 % interval from"]), float(row["to"])) == pytest.approx(ends, abs=1e-5)
+
+
 def test_the_pace_of_training_is_a_column_where_it_was_logged(sweep: Path, tmp_path: Path) -> None:
     log = "step,train/images_per_second,val/mIoU\n10,4.0,\n20,8.0,\n20,,0.1\n30,9.0,\n"
     (sweep / "0" / "metrics.csv").write_text(log)

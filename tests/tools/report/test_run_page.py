@@ -113,6 +113,16 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         report(str(folder))
 
 
+def test_a_file_of_somebody_else_is_not_shown(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (tmp_path / "private").write_text("a secret")
+    (folder / "config.yaml").unlink()
+    (folder / "config.yaml").symlink_to(tmp_path / "private")
+    with pytest.raises(DataError, match="outside the run folder"):
+        report(str(folder))
+    assert not (folder / "report.html").exists()
+
+
 def test_without_jinja2_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ConfigError, match="pip install 'jinja2"):
