@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,8 +85,14 @@ def points_of(value: Any, name: str, where: str) -> Tensor:
     """
     if not isinstance(value, list | tuple):
         raise DataError(f"{where}: {name} is {value!r:.80}; expected [[x, y], …]")
-    rows = [numbers_of(row, f"{name}[{index}]", where, 2) for index, row in enumerate(value)]
-    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 2)
+    try:
+        points = np.array(value)  # much faster than row by row
+    except ValueError:
+        points = np.empty(0, dtype=object)
+    if points.dtype.kind not in "iuf" or points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
+        rows = [numbers_of(row, f"{name}[{index}]", where, 2) for index, row in enumerate(value)]
+        points = np.array(rows).reshape(-1, 2)
+    return torch.from_numpy(points.astype(np.float32))
 
 
 def box_of(value: Any, name: str, where: str) -> Box:
@@ -169,21 +176,23 @@ def _sizes(split: str, images: Iterable[PairImage]) -> list[str]:
     return [f"{_first(split, wrong, 'images')}; points would not fit: use the images as they were published"]
 
 
-def _outside(split: str, pairs: Iterable[Pair], slack: float) -> tuple[list[str], list[str]]:
+def _outside(split: str, pairs: Sequence[Pair], slack: float) -> tuple[list[str], list[str]]:
     """Errors about keypoints outside their images, and warnings about those that are so by rounding."""
-    far, near = [], 0
-    for pair in pairs:
-        sides = (
-            (pair.source, pair.source_points, pair.source_size),
-            (pair.target, pair.target_points, pair.target_size),
-        )
-        for name, points, (height, width) in sides:
-            last = torch.tensor([width - 1.0, height - 1.0])
-            beyond = torch.maximum(-points, points - last).amax(dim=1) if len(points) else points.new_zeros(0)
-            near += int(((beyond > 0) & (beyond <= slack)).sum())
-            for x, y in points[beyond > slack].tolist():
-                far.append(f"{name}: keypoint ({x:g}, {y:g}) is outside the image of {width}×{height} pixels")
-    errors = [f"{_first(split, far, 'keypoints')}; correct the annotation"] if far else []
+    if not any(map(len, pairs)):
+        return [], []
+    names = [name for pair in pairs for name in (pair.source, pair.target)]
+    sizes = torch.tensor([size for pair in pairs for size in (pair.source_size, pair.target_size)])
+    counts = torch.tensor([len(pair) for pair in pairs for _ in range(2)])
+    points = torch.cat([both for pair in pairs for both in (pair.source_points, pair.target_points)])
+    owner = torch.repeat_interleave(torch.arange(len(names)), counts)
+    beyond = torch.maximum(-points, points - (sizes[owner].flip(1) - 1)).amax(dim=1)
+    near = int(((beyond > 0) & (beyond <= slack)).sum())
+    far = torch.nonzero(beyond > slack)[:, 0].tolist()
+    errors = []
+    if far:
+        (x, y), (height, width) = points[far[0]].tolist(), sizes[owner[far[0]]].tolist()
+        first = f"{names[owner[far[0]]]}: keypoint ({x:g}, {y:g}) is outside the image of {width}×{height} pixels"
+        errors = [f"{_first(split, [first] * len(far), 'keypoints')}; correct the annotation"]
     rounded = f"{split}: {near} keypoints lie up to {slack:g} pixels outside their image; they are taken as they are"
     return errors, [rounded] if near else []
 

@@ -43,6 +43,11 @@ _PARTNERS = {
     for name in KEYPOINTS
     if name.startswith(("left", "right"))
 }
+#: as in the geometry-aware subset of GeoAware-SC
+_ALIKE = tuple(
+    frozenset(name for name in KEYPOINTS if name.endswith(ends))
+    for ends in ("shoulder", ("elbow", "knee"), "paw", "hip")
+)
 #: subset → ending of its folder
 SUBSETS = {"intra-species": "", "cross-species": "_cross_species", "cross-family": "_cross_family"}
 _FOLDERS = {"train": "trn", "val": "val", "test": "test"}
@@ -73,8 +78,9 @@ class AP10KDataModule(PairDataModule):
 
     def __init__(self, root: str, subsets: str | Sequence[str] = tuple(SUBSETS), **others: Any) -> None:
         self.root = require_root(root, self.layout, "JPEGImages")
-        species = (self.root / "ImageAnnotation").glob("*/*")
-        self.partners = {folder.name: _PARTNERS for folder in species}
+        species = [folder.name for folder in (self.root / "ImageAnnotation").glob("*/*")]
+        self.partners = dict.fromkeys(species, _PARTNERS)
+        self.keypoint_groups = dict.fromkeys(species, _ALIKE)
         super().__init__(**others)
         self.subsets = (subsets,) if isinstance(subsets, str) else tuple(subsets)
         for subset in self.subsets:

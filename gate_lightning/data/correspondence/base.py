@@ -16,7 +16,14 @@ from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
 from gate_lightning.data.correspondence.annotations import Annotated, check_pairs
-from gate_lightning.data.correspondence.batches import PairSource, PairTransform, Partners, SquareBicubic, collate_pairs
+from gate_lightning.data.correspondence.batches import (
+    Groups,
+    PairSource,
+    PairTransform,
+    Partners,
+    SquareBicubic,
+    collate_pairs,
+)
 from gate_lightning.data.correspondence.images import ImagesOfPairs
 from gate_lightning.data.files.checks import LEVELS
 from gate_lightning.data.files.report import DataReport, SplitReport
@@ -42,6 +49,7 @@ class PairDataModule(ImageDataModule):
 
     Attributes:
         partners: category → keypoint → keypoint that is in its place in a mirror image.
+        keypoint_groups: category → groups of keypoints that look alike but for their place.
 
     Args:
         size: side of the square that images are resized to for the backbone, aspect not kept; 0 keeps them as they
@@ -59,6 +67,7 @@ class PairDataModule(ImageDataModule):
     batch_type: type = PairBatch
     collate: Collate = staticmethod(collate_pairs)
     partners: Partners = MappingProxyType({})
+    keypoint_groups: Groups = MappingProxyType({})
     #: what the root should hold, for messages
     layout = ""
 

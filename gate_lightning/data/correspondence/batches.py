@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -16,10 +16,21 @@ from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Pair, PairBatch
 from gate_lightning.utils.checks import number, whole_number
 
-__all__ = ["MIRRORED", "PairSample", "PairSource", "PairTransform", "Partners", "SquareBicubic", "collate_pairs"]
+__all__ = [
+    "MIRRORED",
+    "Groups",
+    "PairSample",
+    "PairSource",
+    "PairTransform",
+    "Partners",
+    "SquareBicubic",
+    "collate_pairs",
+]
 
 #: category → keypoint → keypoint that is in its place in a mirror image; one that is not named stays what it is
 Partners = Mapping[str, Mapping[str, str]]
+#: category → groups of keypoints that look alike but for their place (four paws), for the geometry-aware subset
+Groups = Mapping[str, Sequence[Collection[str]]]
 #: view of a mirrored image; noise and features are keyed by it
 MIRRORED = "mirrored"
 

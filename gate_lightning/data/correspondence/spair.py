@@ -20,11 +20,11 @@ from typing import Any
 from gate_lightning.data.card import DatasetCard
 from gate_lightning.data.correspondence.annotations import Annotated, box_of, field_of, points_of, size_of
 from gate_lightning.data.correspondence.base import PairDataModule
-from gate_lightning.data.correspondence.batches import Partners
+from gate_lightning.data.correspondence.batches import Groups, Partners
 from gate_lightning.data.correspondence.cards import correspondence_branches
 from gate_lightning.data.correspondence.hyperfeatures import read_list
 from gate_lightning.data.correspondence.images import PairImage
-from gate_lightning.data.correspondence.spair_keypoints import SPAIR_PARTNERS
+from gate_lightning.data.correspondence.spair_keypoints import SPAIR_GROUPS, SPAIR_PARTNERS
 from gate_lightning.data.files.names import inner_path
 from gate_lightning.data.files.pairing import require_root
 from gate_lightning.errors import ConfigError, DataError
@@ -72,6 +72,7 @@ class SPairDataModule(PairDataModule):
         licence="images: PASCAL VOC 2012 (Flickr terms of use); research use",
     )
     partners: Partners = SPAIR_PARTNERS
+    keypoint_groups: Groups = SPAIR_GROUPS
     layout = LAYOUT
 
     def __init__(self, root: str, layout: str = "large", lists: Mapping[str, str] | None = None, **others: Any) -> None:
@@ -152,8 +153,10 @@ def _pair(path: Path, root: Path, images: dict[str, PairImage]) -> Pair:
     ids, sizes = [], []
     for side in ("src", "trg"):
         size = size_of(entry, f"{side}_imsize", where)
-        file = inner_path(field_of(entry, f"{side}_imname", str, where), where)
-        name = f"JPEGImages/{inner_path(category, where)}/{file}"
+        file = field_of(entry, f"{side}_imname", str, where)
+        name = f"JPEGImages/{category}/{file}"
+        if name not in images:
+            name = f"JPEGImages/{inner_path(category, where)}/{inner_path(file, where)}"
         known = images.get(name)
         if known is None:
             images[name] = PairImage(root / name, category, size)
@@ -192,3 +195,4 @@ class SPairUDataModule(SPairDataModule):
         licence="see its authors",
     )
     partners: Partners = MappingProxyType({})
+    keypoint_groups: Groups = MappingProxyType({})

@@ -1,14 +1,16 @@
-"""Keypoints of SPair-71k that change places in a mirror image, by category (numbers of ``kps_ids``).
+"""Keypoints of SPair-71k that are alike, by category (numbers of ``kps_ids``).
 
-Which keypoint is the left and which the right one of a pair is a fact about the annotation; those not named here lie
-on the plane of symmetry, or have no partner.
+Which keypoint is the left and which the right one of a pair is a fact about the annotation; those without a partner
+lie on the plane of symmetry. Groups of keypoints that look alike but for their place (left and right wing tips, four
+paws) are those of the geometry-aware subset of GeoAware-SC: eyes and nostrils, which lie close together, are not among
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["SPAIR_PARTNERS", "partners_of"]
+__all__ = ["SPAIR_GROUPS", "SPAIR_PARTNERS", "partners_of"]
 
 
 def partners_of(*couples: tuple[int, int]) -> Mapping[str, str]:
@@ -43,4 +45,35 @@ SPAIR_PARTNERS: Mapping[str, Mapping[str, str]] = {
     "sheep": partners_of(*_runs(0, 2, 4, 6, 9, 11, 15, 17, 19)),
     "train": partners_of(*_runs(0, 2, 4, 6, 8, 10, 12, 14, 16)),
     "tvmonitor": partners_of((0, 2), (4, 6), (3, 7), (8, 10), (12, 14), (11, 15)),
+}
+
+
+def _groups(*members: tuple[int, ...]) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(map(str, numbers)) for numbers in members)
+
+
+#: ends of fenders, wheels and windows of cars and buses: two a side
+_FOURS = ((10, 13, 20, 23), (11, 14, 21, 24), (12, 15, 22, 25))
+_QUADRUPED = ((2, 3), (9, 10, 11, 12))
+_HOOFED = (*_QUADRUPED, (15, 16, 17, 18), (19, 20))
+
+SPAIR_GROUPS: Mapping[str, tuple[frozenset[str], ...]] = {
+    "aeroplane": _groups(*_runs(4, 6, 8, 10, 12, 14, 16, 18, 20)),
+    "bicycle": _groups(*_runs(2, 6, 9)),
+    "bird": _groups(*_runs(1, 10, 12, 14)),
+    "boat": _groups(*_runs(1, 3, 5, 7, 9, 11)),
+    "bottle": _groups(*_runs(0, 2, 4, 6, 8)),
+    "bus": _groups((0, 1), (2, 3, 5, 6), (4, 7), *_FOURS, (16, 17, 26, 27), (18, 19, 28, 29)),
+    "car": _groups((0, 1), (2, 3, 6, 7), (4, 8), (5, 9), *_FOURS, (16, 17, 26, 27), (18, 19, 28, 29)),
+    "cat": _groups(*_QUADRUPED),
+    "chair": _groups((0, 1), (2, 3), (4, 5, 6, 7), (8, 9), (10, 11), (12, 13)),
+    "cow": _groups(*_HOOFED),
+    "dog": _groups(*_QUADRUPED),
+    "horse": _groups((2, 3), (10, 11, 12, 13), (16, 17, 18, 19)),
+    "motorbike": _groups((0, 1), (2, 3)),
+    "person": _groups(*_runs(8, 10, 12, 14, 16, 18)),
+    "pottedplant": _groups((0, 1, 2, 3), (4, 5), (6, 8)),
+    "sheep": _groups(*_HOOFED),
+    "train": _groups(*_runs(0, 2, 4, 6, 8, 10, 12, 14, 16)),
+    "tvmonitor": _groups((0, 2, 4, 6), (1, 3, 5, 7), (8, 10, 12, 14), (9, 11, 13, 15)),
 }

@@ -68,7 +68,7 @@ class SemanticCorrespondence(BaseTask):
         alphas, thresholds, averages, comparisons, reference, subsets: the variants of PCK, in all combinations; see
             `PCKVariant`. ``thresholds`` None: image sizes, and boxes where all pairs have them.
         keypoint_groups: category → groups of keypoints that look alike, for the ``geometry-aware`` subset. None: those
-            that change places in a mirror image, where the data set knows them (``partners``).
+            that the data set knows (``keypoint_groups``), else those that change places in a mirror image.
         flip: None, or the distance by which the source or its mirror image is chosen, of each pair the one that is
             nearer to the target (GeoAware-SC's adaptive pose alignment): ``mutual`` (of mutual nearest neighbours) or
             ``instance`` (of the objects' positions, in their boxes). In the mirror image a keypoint with a partner in
@@ -168,10 +168,14 @@ class SemanticCorrespondence(BaseTask):
             boxes = all(pair.target_box is not None and pair.source_box is not None for pair in pairs)
             thresholds = ("bbox", "img") if boxes else ("img",)
         self._partners = getattr(data, "partners", {})
-        groups = self._groups or {
-            category: [{name, other} for name, other in partners.items()]
-            for category, partners in self._partners.items()
-        }
+        groups = (
+            self._groups
+            or getattr(data, "keypoint_groups", None)
+            or {
+                category: [{name, other} for name, other in partners.items()]
+                for category, partners in self._partners.items()
+            }
+        )
         self.pck = PCK(self._variants(thresholds), groups)
         self.pck.check(pairs)
         if self.flip == "instance":

@@ -60,6 +60,8 @@ def test_partners_are_left_and_right(tmp_path: Path) -> None:
     assert len(partners) == 14
     assert partners["left back paw"] == "right back paw"
     assert all(partners[other] == one for one, other in partners.items())
+    assert sorted(map(len, data.keypoint_groups["cow"])) == [2, 2, 4, 4]
+    assert all({partners[name] for name in group} == group for group in data.keypoint_groups["cow"])
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

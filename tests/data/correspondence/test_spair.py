@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from gate_lightning.data.correspondence.spair import CATEGORIES, SPairDataModule, SPairUDataModule
-from gate_lightning.data.correspondence.spair_keypoints import SPAIR_PARTNERS
+from gate_lightning.data.correspondence.spair_keypoints import SPAIR_GROUPS, SPAIR_PARTNERS
 from gate_lightning.errors import ConfigError, DataError
 from tests.support.pair_layouts import HOMOGRAPHY, write_spair
 from tests.support.paths import REPOSITORY
@@ -201,6 +201,15 @@ def test_partners_are_mutual() -> None:
     assert set(SPAIR_PARTNERS) == set(CATEGORIES)
     for partners in SPAIR_PARTNERS.values():
         assert all(partners[other] == one != other for one, other in partners.items())
+
+
+def test_groups_are_disjoint_and_hold_partners_together() -> None:
+    assert set(SPAIR_GROUPS) == set(CATEGORIES)
+    for category, groups in SPAIR_GROUPS.items():
+        names = [name for group in groups for name in group]
+        assert len(set(names)) == len(names)
+        for group in groups:
+            assert {SPAIR_PARTNERS[category].get(name, name) for name in group} == group
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/SPair-71k")
