@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DModel
+from fuzz_pairs import formats_of_pairs
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -93,6 +94,8 @@ def _of_data() -> Iterator[Format]:
     yield Format("data-set", 4, _make_data_set, _read_data_set)
     yield Format("ddpm-segmentation-set", 2, _make_ddpm, _read_ddpm)
     yield Format("captioned-images", 2, _make_captioned, _read_captioned)
+    for name, make, read in formats_of_pairs():
+        yield Format(name, 2, make, read)
 
 
 _CAPTIONS = {
