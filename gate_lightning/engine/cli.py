@@ -264,6 +264,11 @@ def _guarded(job: Callable[..., Any], name: str = "train") -> int:
         detail = error.__cause__ if wrapped else error
         say(f"{type(detail).__name__}: {detail}{_hint(error)}")
         return 128 + detail.signal if isinstance(detail, Interrupted) else 2
+    except ValueError as error:
+        if "Config group override must be" not in str(error):
+            raise
+        say("ConfigError: a group takes one of its choices, not null or a number; --help <group> lists them")
+        return 2
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

@@ -14,22 +14,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
+from gate_lightning.engine.building import built, call_with, called, check_kinds, check_values
 from gate_lightning.engine.description import described
 from gate_lightning.engine.extraction import MAIN, branches_of, extractor_of
 from gate_lightning.engine.saved_paths import located
 from gate_lightning.engine.used_keys import READS
 from gate_lightning.engine.views import stored_views, view_count
-from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.config.required_inputs import required_inputs_of
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
@@ -38,7 +40,7 @@ from gate_lightning.structures import Extractor
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.utils.console import leave_to_root
 
-__all__ = ["Components", "call_with", "card_and_classes"]
+__all__ = ["Components", "card_and_classes"]
 
 
 class Components:
@@ -73,7 +75,7 @@ class Components:
         if own is None or dataset is None or own.get("_target_") in (None, dataset._target_):
             return self._instantiate("dataset")
         given = {"dataset": dataset} if "dataset" in inspect.signature(get_class(own._target_)).parameters else {}
-        return _built(OmegaConf.create({**_plain(own), **given}))
+        return built(OmegaConf.create({**_plain(own), **given}), "task.data")
 
     @property
     def card(self) -> DatasetCard:
@@ -133,12 +135,12 @@ class Components:
                 f"backbones.{name}.{key}: the size at which backbones see images is one key for all of them: "
                 f"backbone_scale={{{MAIN}: {self.config.backbone_scale}, {name}: <factor on the sides>}}"
             )
-        return {MAIN: self.backbone, **{name: _built(node) for name, node in nodes.items()}}
+        return {MAIN: self.backbone, **{name: built(node, f"backbones.{name}") for name, node in nodes.items()}}
 
     @cached_property
     def branches(self) -> list[Branch]:
         """What is read, as ``techniques technique timestep layers separate_noises ensemble`` say."""
-        return branches_of(_plain(self.config), self.trained_on, _built)
+        return branches_of(_plain(self.config), self.trained_on, partial(built, where="technique"))
 
     @cached_property
     def required_inputs(self) -> RequiredInputs:
@@ -208,17 +210,17 @@ class Components:
     @cached_property
     def head(self) -> nn.Module:
         """Pyramid → logits."""
-        return self._head(self.config.head.decode)
+        return self._head(self.config.head.decode, "head.decode")
 
     @cached_property
     def auxiliary_head(self) -> nn.Module | None:
         """Second head with its own, smaller loss, or None."""
         node = self.config.head.get("auxiliary")
-        return None if node is None else self._head(node)
+        return None if node is None else self._head(node, "head.auxiliary")
 
-    def _head(self, node: DictConfig) -> nn.Module:
+    def _head(self, node: DictConfig, where: str) -> nn.Module:
         return call_with(
-            _built(node),
+            built(node, where),
             in_channels=self.amalgamation.out_channels,
             strides=getattr(self.amalgamation, "strides", ()),  # pixels have none
             num_classes=self.labels.num_classes,
@@ -240,12 +242,14 @@ class Components:
     @property
     def optimizer(self) -> Callable[..., Any]:
         """Partial that takes the parameters."""
-        return self._instantiate("optimizer")
+        return partial(called, self._instantiate("optimizer"), Optimizer)
 
     @property
     def scheduler(self) -> Callable[..., Any] | None:
         """Partial that takes the optimiser and the number of optimiser steps, or None."""
-        return None if self.config.get("scheduler") is None else self._instantiate("scheduler")
+        if self.config.get("scheduler") is None:
+            return None
+        return partial(called, self._instantiate("scheduler"), LRScheduler)
 
     @property
     def task_class(self) -> type:
@@ -260,7 +264,9 @@ class Components:
         own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_", "data")}
         wanted = inspect.signature(target).parameters
         injected = {name: getattr(self, name) for name in READS if name in wanted and name not in own}
-        return target(**injected, **_built(OmegaConf.create(own)))
+        check_kinds(target, injected)
+        check_values({"_target_": node._target_, **_plain(OmegaConf.create(own))}, "task")
+        return target(**injected, **built(OmegaConf.create(own), "task"))
 
     @cached_property
     def trainer(self) -> Trainer:
@@ -284,12 +290,12 @@ class Components:
         for name, node in nodes.items():
             if node is None or "_target_" not in node:
                 continue
-            built = _built(node)
-            if isinstance(built, partial):
-                named = inspect.signature(built.func).parameters
+            one = built(node, f"{group}.{name}")
+            if isinstance(one, partial):
+                named = inspect.signature(one.func).parameters
                 given = {name: make() for name, make in available.items() if name in named}
-                built = call_with(built, run_folder=self.run_folder, **given)
-            made.append(built)
+                one = call_with(one, run_folder=self.run_folder, **given)
+            made.append(one)
             if not isinstance(made[-1], kind):
                 raise ConfigError(f"{group}.{name} is a {type(made[-1]).__name__}, expected a {kind.__name__}")
         return made
@@ -298,7 +304,7 @@ class Components:
         node = self.config.get(group)
         if node is None:
             raise ConfigError(f"the configuration has no {group}; choose one: {group}=<name> (see conf/{group}/)")
-        return _built(node, **arguments)
+        return built(node, group, **arguments)
 
 
 def card_and_classes(datamodule: Any) -> dict[str, Any]:
@@ -312,25 +318,6 @@ def card_and_classes(datamodule: Any) -> dict[str, Any]:
         "branches": [dict(branch) for branch in card.branches],
         "classes": [] if labels is None else list(labels.classes),
     }
-
-
-def call_with(function: Callable[..., Any], **available: Any) -> Any:
-    """Call with those of ``available`` that the signature names and that are not bound already."""
-    if not isinstance(function, partial):
-        raise ConfigError(f"{function!r} is already built; its configuration needs `_partial_: true`")
-    parameters = inspect.signature(function.func).parameters
-    given = {name: value for name, value in available.items() if name in parameters and name not in function.keywords}
-    return function(**given)
-
-
-def _built(node: Any, **arguments: Any) -> Any:
-    """The object that a node describes. An error of ours keeps its type and message, which Hydra would wrap."""
-    try:
-        return instantiate(node, _convert_="all", **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, GateError):
-            raise error.__cause__ from None
-        raise ConfigError(" ".join(str(error).replace("full_key:", "of key").split())) from error
 
 
 def _first_line(documented: type) -> str:

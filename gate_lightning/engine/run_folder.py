@@ -32,6 +32,7 @@ from gate_lightning.engine.saved_config import read_saved
 from gate_lightning.engine.saved_parts import check_parts
 from gate_lightning.engine.saved_paths import INSIDE, check_links, check_writes, located, typed
 from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.files import differences, write_atomically
 from gate_lightning.utils.text import read_json as read_json_file
 from gate_lightning.version import __version__
@@ -97,6 +98,13 @@ def read_json(path: Path, kind: type = dict) -> Any:
         ) from error
 
 
+#: top-level keys that hold others, and that no group of files sets as a whole
+_MAPPINGS = ("cache", "features", "backbones", "callbacks", "logger", "technique", "paths")
+#: of these, the ones that hold parts
+_PARTS = ("backbones", "callbacks", "logger")
+_SWITCHES = ("allow_changes", "trust", "submission")
+
+
 def resolve(config: DictConfig) -> DictConfig:
     """A copy without interpolations and without Hydra's own node."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # resolves only inside Hydra
@@ -105,6 +113,17 @@ def resolve(config: DictConfig) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration cannot be resolved: {error}") from error
     assert isinstance(plain, dict)
+    for name in _MAPPINGS:
+        if plain.get(name) is not None and not isinstance(plain[name], dict):
+            raise ConfigError(f"{name}={plain[name]!r}: expected keys below it, as {name}.<key>=<value>")
+    for name, value in ((f"{group}.{key}", one) for group in _PARTS for key, one in (plain.get(group) or {}).items()):
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{name}={value!r}: expected keys below it, as {name}.<key>=<value>, or null for none")
+    for name in _SWITCHES:
+        if not isinstance(plain.get(name, False), bool):
+            raise ConfigError(f"{name}={plain[name]!r}: expected true or false")
+    if "seed" in plain:
+        whole_number(plain["seed"], "seed", 0)
     return OmegaConf.create(plain)
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.building import built
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.console import ConsoleHandler
@@ -54,7 +54,7 @@ def run_tool(config: DictConfig, output: Path, trained: Callable[[], Any] | None
 
 def _call(resolved: DictConfig, trained: Callable[[], Any] | None = None) -> None:
     node = OmegaConf.create({**OmegaConf.to_container(resolved.tool), "_partial_": True})  # type: ignore[dict-item]
-    function: Callable[..., Any] = instantiate(node, _convert_="all")
+    function: Callable[..., Any] = built(node, "tool")
     named = inspect.signature(function.func).parameters  # type: ignore[attr-defined]
     wanted = [name for name in PARTS if name in named and name not in function.keywords]  # type: ignore[attr-defined]
     report = function(**_parts(resolved, wanted, trained) if wanted else {})

@@ -119,7 +119,10 @@ def recorded(config: DictConfig, read: Iterable[str]) -> DictConfig:
 
 def _named_by(target: str, settings: Mapping[str, Any]) -> set[str]:
     """Components that a constructor or function asks for and that its settings do not give."""
-    wanted = inspect.signature(get_object(target)).parameters
+    try:
+        wanted = inspect.signature(get_object(target)).parameters
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError(f"_target_={target}: {' '.join(str(error).split())}") from error
     return {name for name in (*READS, "trained", "dataset") if name in wanted and name not in settings}
 
 

@@ -52,6 +52,8 @@ class Branch:
     def __post_init__(self) -> None:
         where = f"branch {self.name!r}"
         names: Any = self.layers
+        if not isinstance(names, str | Sequence):
+            raise ConfigError(f"{where}: layers={names!r}: expected a preset, a layer id, or a list of them")
         layers = (names,) if isinstance(names, str) else tuple(map(str, names))
         if not layers:
             raise ConfigError(f"{where} reads no layers; name at least one layer id or preset")

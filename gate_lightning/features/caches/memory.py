@@ -15,6 +15,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.features.caches.keys import batch, image_key, row
 from gate_lightning.features.wrappers.base import WrappedExtractor
 from gate_lightning.structures import Conditions, Extractor, Features
+from gate_lightning.utils.checks import number
 from gate_lightning.utils.units import GIB, human_size
 
 __all__ = ["MemoryCache"]
@@ -39,7 +40,7 @@ class MemoryCache(WrappedExtractor):
 
     def __init__(self, extractor: Extractor, memory_gib: float) -> None:
         super().__init__(extractor)
-        if not memory_gib > 0:
+        if not number(memory_gib, "cache.memory_gib") > 0:
             raise ConfigError(f"cache.memory_gib={memory_gib}: expected GiB of memory above 0, or 0 for no cache")
         self.limit = int(memory_gib * GIB)
         self.bytes_used = 0

@@ -108,6 +108,8 @@ def _mappings(techniques: Any, card: Card) -> list[Mapping[str, Any]]:
         if not card.branches:
             raise ConfigError(f"techniques=all: the data set {card.name} has no recipe; give a list of branches")
         return list(card.branches)
+    if not isinstance(techniques, str | Mapping | Sequence):
+        raise ConfigError(f"techniques={techniques!r}: expected none, all, a technique, a list of them, or of branches")
     listed = [techniques] if isinstance(techniques, str | Mapping) else list(techniques)
     mappings = [item for item in listed if isinstance(item, Mapping)]
     if len(mappings) == len(listed):
