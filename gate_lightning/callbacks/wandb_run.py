@@ -180,7 +180,7 @@ def _begin(logger: WandbRun) -> Any:
     if best is not None:
         run.define_metric(best, summary=f"{logger.description.mode},last")
     place = _place(run)
-    if place:
+    if place and logger.description.job_type == "train":  # else it ends at once, and that is said
         log.info("wandb: %s", place)
     return run
 
