@@ -9,8 +9,10 @@ The sweep is the command below, the run ``python train.py``. docs/images/data_fl
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ import gate_lightning as gl
 from gate_lightning.data.samples import SegmentationSample
 from gate_lightning.engine.trained_run import TrainedRun
 from gate_lightning.ops.pca import principal_components, to_unit_range
+from gate_lightning.tools.report.report import write_report
 from gate_lightning.visualization.grid import image_grid
 from gate_lightning.visualization.overlay import error_map, legend_entries
 from gate_lightning.visualization.palette import colorize
@@ -37,6 +40,8 @@ SWEEP = (
 )
 #: test scenes with several objects
 SHOWN = (2, 9, 24, 36)
+#: width and height of the browser's window
+REPORT_SIZE = (1000, 1250)
 #: layer whose features are drawn: 16 × 16 positions of a 64 px image
 LAYER = "up-level2-upsampler-out"
 
@@ -55,6 +60,7 @@ def main() -> None:
     write("predictions", predictions(loaded, samples))
     write("steering", steering(samples[:3]))
     write("confusion", np.asarray(Image.open(run / "images/confusion_test.png").convert("RGB")))
+    write("report", report(run))
     write("heat_map", np.asarray(Image.open(sweep / "comparison_grid.png").convert("RGB")))
 
 
@@ -70,6 +76,19 @@ def write(name: str, image: NDArray[np.uint8]) -> None:
     path = IMAGES / f"{name}.png"
     Image.fromarray(image).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.relative_to(REPOSITORY)}: {path.stat().st_size / 1000:.0f} kB, {image.shape[1]} × {image.shape[0]}")
+
+
+def report(run: Path) -> NDArray[np.uint8]:
+    """Upper part of the run's HTML report, as Chromium shows it."""
+    with tempfile.TemporaryDirectory() as folder:
+        page, picture = write_report([run], Path(folder)), Path(folder) / "report.png"
+        browser = shutil.which("chromium") or shutil.which("google-chrome")
+        if browser is None:
+            sys.exit("the picture of the report needs Chromium: apt install chromium")
+        options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=4000")
+        shot = (f"--screenshot={picture}", f"--window-size={','.join(map(str, REPORT_SIZE))}", page.as_uri())
+        subprocess.run([browser, *options, *shot], check=True, capture_output=True)
+        return np.asarray(Image.open(picture).convert("RGB"))
 
 
 def predictions(run: TrainedRun, samples: list[SegmentationSample]) -> NDArray[np.uint8]:
