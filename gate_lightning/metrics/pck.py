@@ -88,8 +88,14 @@ class PCK:
 
         Raises:
             ConfigError: a variant needs boxes, groups or names that the pairs do not have.
-            DataError: a length is zero.
+            DataError: a length is zero, or pairs have no keypoints.
         """
+        without = [pair for pair in pairs if not len(pair)]
+        if without:
+            raise DataError(
+                f"{len(without)} of {len(pairs)} pairs have no keypoints, so that nothing can be measured on them; the "
+                f"first is {without[0].source} → {without[0].target}"
+            )
         for variant in self.variants:
             lengths_of(pairs, variant)
             if variant.average.endswith("_by_group") and not any(pair.group for pair in pairs):

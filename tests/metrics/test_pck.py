@@ -207,10 +207,11 @@ def test_what_cannot_be_measured_is_told_before_anything_is_matched() -> None:
         PCK([PCKVariant(subset="geometry-aware")])
     with pytest.raises(ConfigError, match=r"no pair has two keypoints of one group .* in cat"):
         PCK([PCKVariant(subset="geometry-aware")], {"cat": [["left"]]}).check(pairs)
+    empty = Pair("a", "b", torch.ones(0, 2), torch.ones(0, 2), (8, 8), (8, 8))
     with pytest.raises(DataError, match="a → b has no keypoints in common"):
-        PCK([PCKVariant()]).update(
-            0, Pair("a", "b", torch.ones(0, 2), torch.ones(0, 2), (8, 8), (8, 8)), torch.ones(0, 2)
-        )
+        PCK([PCKVariant()]).update(0, empty, torch.ones(0, 2))
+    with pytest.raises(DataError, match=r"1 of 2 pairs have no keypoints, .* the first is a → b"):
+        PCK([PCKVariant(threshold="img")]).check([single, empty])
     with pytest.raises(ConfigError, match=r"thresholds='box': did you mean bbox\?"):
         PCKVariant(threshold="box")
     with pytest.raises(ConfigError, match="alphas=0: expected a number"):
