@@ -86,3 +86,22 @@ def test_made_up_cityscapes_pass_the_check_of_the_data(tmp_path: Path, monkeypat
     report = CityscapesDataModule(root.removeprefix("dataset.root=")).check("full")
     assert not report.errors
     assert module.made_up_data(["dataset=cityscapes", root], tmp_path) == []
+
+
+def test_correspondences_are_measured_in_both_ways(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+    small = ["--pairs", "1", "--channels", "64", "--side", "6", "--size", "90", "120", "--keypoints", "3"]
+    module = importlib.import_module("correspondence")
+    try:
+        module.main(small)
+        lines = capsys.readouterr().out.splitlines()
+        ratios = re.fullmatch(r"match (\d+)x, memory (\d+)x", lines[-1])
+        assert ratios and float(ratios[2]) > 5  # 64 × 90 × 120 numbers against a few maps of 90 × 120
+        monkeypatch.setattr(module, "native", lambda source, target, size, points: points + 1.0)
+        with pytest.raises(SystemExit, match="matches differ"):
+            module.main(small)
+    finally:
+        torch.set_num_threads(threads)

@@ -63,6 +63,10 @@ class Amalgamation(nn.Module, ABC):
             Fused map (B, fused channels, h, w), and branch weights as ``Pyramid.weights`` has them, or None.
         """
 
+    def branch_map(self, level: Level, features: Features, branch: str) -> Tensor:
+        """Map (B, C, h, w) of a branch at a level, as it is fused or concatenated."""
+        return level.branch_map(features, branch)
+
     def forward(self, features: Features) -> Pyramid:
         """Pyramid of a batch's features.
 
@@ -78,8 +82,8 @@ class Amalgamation(nn.Module, ABC):
         """
         levels, weights = [], []
         for index, level in enumerate(self.levels):
-            fused = [level.branch_map(features, branch) for branch in level.fused]
-            appended = [level.branch_map(features, branch) for branch in level.appended]
+            fused = [self.branch_map(level, features, branch) for branch in level.fused]
+            appended = [self.branch_map(level, features, branch) for branch in level.appended]
             _check_sizes(level, [*fused, *appended])
             parts = list(appended)
             if fused:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RIGHT", "WRONG", "match_image"]
+from gate_lightning.visualization.grid import LegendEntry, with_legend
+
+__all__ = ["PLAIN", "RIGHT", "WRONG", "height_of", "match_image", "match_page"]
 
 RIGHT, WRONG, PLAIN = (30, 160, 60), (215, 40, 40), (40, 110, 220)
 INK = (255, 255, 255)
+GAP = 6
+#: pixels of two images side by side: as wide as this, but no higher than that
+WIDTH, HIGHEST = 720, 400
 
 
 def match_image(
@@ -35,8 +42,8 @@ def match_image(
         (height, W, 3) uint8.
     """
     left, right_side = (_to_height(image, height) for image in (source, target))
-    canvas = np.concatenate([left, np.full((height, 6, 3), 255, np.uint8), right_side], axis=1)
-    offset = np.array([left.shape[1] + 6, 0.0])
+    canvas = np.concatenate([left, np.full((height, GAP, 3), 255, np.uint8), right_side], axis=1)
+    offset = np.array([left.shape[1] + GAP, 0.0])
     here = _scaled(points, source, height)
     there = _scaled(matches, target, height) + offset
     wanted = None if truth is None else _scaled(truth, target, height) + offset
@@ -51,6 +58,31 @@ def match_image(
             _dot(canvas, there[index], colour)
         _dot(canvas, here[index], colour)
     return canvas
+
+
+def height_of(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> int:
+    """Height at which two images side by side fill the width of a page."""
+    aspects = sum(image.shape[1] / image.shape[0] for image in (source, target))
+    return min(round((WIDTH - GAP) / aspects), HIGHEST)
+
+
+def match_page(
+    rows: Sequence[tuple[NDArray[np.uint8], LegendEntry]], legend: Sequence[LegendEntry]
+) -> NDArray[np.uint8]:
+    """Pairs below each other, each with a line of text and a coloured mark below it, and a legend below all.
+
+    Args:
+        rows: images (h, w, 3) of `match_image`, and their text and colour.
+        legend: names and colours.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    blocks = [with_legend(image, [entry]) for image, entry in rows]
+    width = max(block.shape[1] for block in blocks)
+    wide = [np.pad(block, ((0, GAP), (0, width - block.shape[1]), (0, 0)), constant_values=255) for block in blocks]
+    page = with_legend(np.concatenate(wide), legend)
+    return np.pad(page, ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
 
 
 def _to_height(image: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:

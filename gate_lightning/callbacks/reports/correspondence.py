@@ -17,8 +17,7 @@ from gate_lightning.metrics.pck_variants import PCKVariant, main_variant
 from gate_lightning.tasks.correspondence.semantic import CorrespondenceResults
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.files import write_csv
-from gate_lightning.visualization.grid import image_grid
-from gate_lightning.visualization.matches import RIGHT, WRONG, match_image
+from gate_lightning.visualization.matches import RIGHT, WRONG, height_of, match_image, match_page
 
 __all__ = ["MatchImages", "PairTables"]
 
@@ -109,15 +108,16 @@ class MatchImages(SplitReport[CorrespondenceResults, Any]):
         source: Any = trainer.datamodule.source(split)  # type: ignore[attr-defined]
         places = {source.sample_id(index): index for index in range(len(source))}
         for name, pairs in chosen.items():
-            images, titles = [], []
+            page = []
             for one in pairs:
                 pair, right = one.pair, task.pck.right(one, variant)
                 here, there = (source.load(places[image]).image for image in (pair.source, pair.target))
                 points, truth = pair.source_points.numpy(), pair.target_points.numpy()
-                images.append([match_image(here, there, points, one.matches, right, truth)])
-                titles.append(f"{pair.source} → {pair.target}: {right.sum()} of {len(pair)} right")
-            legend = [(f"right: {variant.name}", RIGHT), ("wrong; a ring where the keypoint is", WRONG)]
-            grid = image_grid(images, ["source → target"], titles, legend, tile_height=300, smooth=True)
+                image = match_image(here, there, points, one.matches, right, truth, height_of(here, there))
+                text = f"{pair.source} → {pair.target}: {right.sum()} of {len(pair)} right"
+                page.append((image, (text, RIGHT if right.all() else WRONG)))
+            legend = [(f"right: {variant.name}", RIGHT), ("wrong: a ring is where the keypoint is", WRONG)]
+            grid = match_page(page, legend)
             publish_image(trainer, f"matches_{name}_{split}", grid)
 
 

@@ -289,3 +289,26 @@ def test_toy_images_are_the_pairs_own() -> None:
     pair = images.pair(1)
     (x, y), (u, v) = pair.source_points[0].int().tolist(), pair.target_points[0].int().tolist()
     assert (images.load(2).image[y, x] == images.load(3).image[v, u]).all()
+
+
+def test_steered_features_of_scenes_are_matched(tmp_path: Path) -> None:
+    given = (
+        *("dataset=scene_pairs", "dataset.test=2", "dataset.size=32", "techniques=all", "logger=none"),
+        *("backbone.weights=random", "trainer.accelerator=cpu", "amalgamation.normalize=true"),
+    )
+    found = evaluate(composed(*given, name="eval"), given, tmp_path)
+    assert 0 < found["test/PCK_0.15_img_per-point_le"] < 1
+
+
+EXPERIMENTS = ("spair71k", "spair71k_adm", "pf_willow", "cub")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_match_at_real_widths(name: str, tmp_path: Path) -> None:
+    own = ("backbone.weights=random", "ensemble=1", "dataset.size=256", "logger=none", "trainer.accelerator=cpu")
+    config = composed(f"experiment=dift/{name}", *own, name="eval")
+    OmegaConf.set_struct(config, False)
+    config.dataset = {"_target_": "tests.examples.pairs_data.PairsDataModule", "batch_size": 1}
+    config.task.thresholds, config.task.averages = ["img"], ["image"]
+    assert evaluate(config, own, tmp_path)
