@@ -185,10 +185,13 @@ class PairDataModule(ImageDataModule):
         return replace(annotated, pairs=pairs, images=images)
 
     def check(self, level: str = "full") -> DataReport:
-        """Check all splits without a run; errors are in the report, not raised.
+        """Check all splits without a run; errors about what the annotations say are in the report, not raised.
 
         Args:
             level: ``quick`` or ``full``.
+
+        Raises:
+            DataError: a file that tells of the pairs is missing or broken.
         """
         if not self.splits:
             self._require("test")

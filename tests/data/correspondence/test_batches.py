@@ -153,3 +153,12 @@ def test_images_of_their_own_sizes_are_trained_one_by_one(tmp_path: Path) -> Non
         SPairDataModule(root, size=0, batch_size=2).train_dataloader()
     batch = next(iter(SPairDataModule(root, size=0, batch_size=1).train_dataloader()))
     assert {batch.source.images.shape[2:], batch.target.images.shape[2:]} == {(48, 64), (64, 72)}
+
+
+def test_processes_of_the_loader_give_what_one_process_gives(tmp_path: Path) -> None:
+    root = str(write_spair(tmp_path, {"trn": ("cat", "dog"), "val": ("cat",)}))
+    alone, beside = (SPairDataModule(root, size=16, batch_size=2, flip=0.5, num_workers=count) for count in (0, 1))
+    for one, other in zip(alone.train_dataloader(), beside.train_dataloader(), strict=True):
+        assert one.source.conditions == other.source.conditions
+        assert torch.equal(one.target.images, other.target.images)
+        assert torch.equal(one.pairs[1].target_points, other.pairs[1].target_points)
