@@ -37,6 +37,7 @@ NOISE = re.compile(
             r"Restored all states from the checkpoint",
             r"Loaded model weights from the checkpoint",
             r"Loading `train_dataloader` to estimate",
+            r"\s*Detected KeyboardInterrupt",  # the last line of a stopped run says where it stopped
             r".*litlogger",  # an advertisement
             r"\t#\d+ : ",  # of Hydra: a job of a sweep, which has a line of its own
             # warnings: frozen parts are in evaluation mode on purpose; loaders have the workers that were measured to
