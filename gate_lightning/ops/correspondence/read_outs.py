@@ -33,6 +33,7 @@ class ReadOut:
       (GeoAware-SC).
     * ``kernel_soft_argmax``: the same over all places, similarities weighted by a Gaussian of ``sigma`` places around
       the most similar one (SFNet, SD4Match).
+    * ``position``: the same place relative to the size of the image, whatever the features: a control.
 
     Args:
         name: see above.
@@ -161,6 +162,11 @@ def _four_corner(rule: ReadOut, source: FeatureGrid, target: FeatureGrid, points
     return total
 
 
+def _position(rule: ReadOut, source: FeatureGrid, target: FeatureGrid, points: Tensor) -> Tensor:
+    sides = [points.new_tensor(grid.size[::-1], dtype=torch.float64) for grid in (source, target)]
+    return (points.double() + 0.5) / sides[0] * sides[1] - 0.5
+
+
 def _soft(rule: ReadOut, source: FeatureGrid, target: FeatureGrid, points: Tensor) -> Tensor:
     similarities = rule.similarities(rule.descriptors(source, points), target)
     _, height, width = similarities.shape
@@ -186,4 +192,5 @@ READ_OUTS: dict[str, Callable[[ReadOut, FeatureGrid, FeatureGrid, Tensor], Tenso
     "soft_argmax": _soft,
     "window_soft_argmax": _soft,
     "kernel_soft_argmax": _soft,
+    "position": _position,
 }

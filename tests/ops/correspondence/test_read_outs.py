@@ -110,7 +110,7 @@ RULES = [
     for metric in ("cosine", "l2")
     for resolution in ("full", "patch")
     for query in ("bilinear", "patch")
-    if name != "mutual" and (name, metric) != ("kernel_soft_argmax", "l2")
+    if name not in ("mutual", "position") and (name, metric) != ("kernel_soft_argmax", "l2")
 ]
 
 
@@ -138,6 +138,13 @@ def test_mutual_matches_are_those_that_come_back() -> None:
         assert 0 < returns.sum() < len(returns)
         assert torch.equal(~matched.isnan().any(dim=1), returns)
         assert torch.equal(matched[returns], found[returns])
+
+
+def test_the_control_by_position_looks_at_the_sizes_alone() -> None:
+    source, target = grids()  # 13 × 19 and 17 × 11 pixels
+    found = ReadOut("position")(source, target, torch.tensor([[9.0, 6.0], [0.0, 0.0]]))
+    wanted = [[5.0, 8.0], [0.5 * 11 / 19 - 0.5, 0.5 * 17 / 13 - 0.5]]  # the middle is the middle
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64))
 
 
 def test_norms_and_similarities_are_those_of_the_resized_map() -> None:
