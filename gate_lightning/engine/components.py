@@ -29,7 +29,7 @@ from gate_lightning.engine.building import built, call_with, called, check_kinds
 from gate_lightning.engine.description import described
 from gate_lightning.engine.extraction import MAIN, branches_of, extractor_of
 from gate_lightning.engine.saved_paths import located
-from gate_lightning.engine.used_keys import READS
+from gate_lightning.engine.used_keys import ONLY_TRAINING, READS
 from gate_lightning.engine.views import stored_views, view_count
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
@@ -219,11 +219,12 @@ class Components:
         return None if node is None else self._head(node, "head.auxiliary")
 
     def _head(self, node: DictConfig, where: str) -> nn.Module:
+        made = built(node, where)
         return call_with(
-            built(node, where),
+            made,
             in_channels=self.amalgamation.out_channels,
             strides=getattr(self.amalgamation, "strides", ()),  # pixels have none
-            num_classes=self.labels.num_classes,
+            **self._about_classes(made, "num_classes"),
         )
 
     @cached_property
@@ -237,7 +238,12 @@ class Components:
         return self._loss(partial(CrossEntropyLoss))
 
     def _loss(self, made: Callable[..., nn.Module]) -> nn.Module:
-        return call_with(made, ignore_index=self.labels.ignore_index, num_classes=self.labels.num_classes)
+        return call_with(made, **self._about_classes(made, "ignore_index", "num_classes"))
+
+    def _about_classes(self, made: Any, *names: str) -> dict[str, Any]:
+        """Facts about the classes that a partial wants; data sets without classes are asked for none."""
+        wanted = inspect.signature(made.func).parameters if isinstance(made, partial) else ()
+        return {name: getattr(self.labels, name) for name in names if name in wanted}
 
     @property
     def optimizer(self) -> Callable[..., Any]:
@@ -263,10 +269,18 @@ class Components:
         _ = self.connected_datamodule
         own = {key: value for key, value in node.items() if key not in ("_target_", "_convert_", "data")}
         wanted = inspect.signature(target).parameters
-        injected = {name: getattr(self, name) for name in READS if name in wanted and name not in own}
+        injected = {
+            name: getattr(self, name)
+            for name in READS
+            if name in wanted and name not in own and not self._left_out(name, wanted[name])
+        }
         check_kinds(target, injected)
         check_values({"_target_": node._target_, **_plain(OmegaConf.create(own))}, "task")
         return target(**injected, **built(OmegaConf.create(own), "task"))
+
+    def _left_out(self, name: str, parameter: inspect.Parameter) -> bool:
+        """Whether the configuration has nothing to make an optional component of: what is only measured trains none."""
+        return parameter.default is None and name in ONLY_TRAINING and self.config.get(name) is None
 
     @cached_property
     def trainer(self) -> Trainer:

@@ -62,14 +62,14 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
     if config.submission:
         if config.input is not None:
             raise ConfigError("submission=true predicts the images of split; leave out input")
-        split = _split_of(run.task, config.split)
+        split = _split_of(run, config.split)
         _submit(run, split, Path(config.output) if config.output else folder / f"submission_{split}")
         return {}
     if config.input is not None:
         target = Path(config.output) if config.output else folder / "predictions" / Path(config.input).stem
         _label(run, Path(config.input), target)
         return {}
-    return _measure(run, _split_of(run.task, config.split), _results_of(folder, config.output, output))
+    return _measure(run, _split_of(run, config.split), _results_of(folder, config.output, output))
 
 
 def _results_of(folder: Path, chosen: str | None, output: Path) -> Path:
@@ -117,17 +117,18 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     return run
 
 
-def _split_of(task: Any, split: str | None) -> str:
-    """The split to look at; None is the first one that the task is measured on.
+def _split_of(run: TrainedRun, split: str | None) -> str:
+    """The split to look at; None is the first one that the task is measured on, the last one if nothing was trained.
 
     Raises:
         ConfigError: the task is not measured on ``split``.
     """
-    measured = task.final_splits or SPLITS
+    measured = run.task.final_splits or SPLITS
     if split is None:
-        return str(measured[0])
+        return str(measured[-1 if run.checkpoint is None else 0])
     if split not in measured:
-        raise ConfigError(f"split={split}: {type(task).__name__} is measured on {' and '.join(measured)}; choose that")
+        name = type(run.task).__name__
+        raise ConfigError(f"split={split}: {name} is measured on {' and '.join(measured)}; choose that")
     return split
 
 
@@ -159,7 +160,7 @@ def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) 
         one = OmegaConf.merge(config, {"run": str(inside)})
         assert isinstance(one, DictConfig)
         run = _loaded(one, overrides)
-        _measure(run, _split_of(run.task, config.split), inside)
+        _measure(run, _split_of(run, config.split), inside)
     metrics = summarize(folder, "metrics_test.json")
     _refresh_report(folder)
     return metrics

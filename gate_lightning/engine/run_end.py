@@ -61,6 +61,9 @@ def headline(metrics: Mapping[str, float], monitor: str | None = None, step: int
     >>> headline({"val/mIoU": 0.6779, "test/mIoU": 0.6711, "test/loss": 0.5}, "val/mIoU", 500)
     'val/mIoU 67.8 % (the best in validation, at step 500), test/mIoU 67.1 %'
     """
+    test = f"test/{(monitor or '').partition('/')[2]}"
+    if monitor is not None and monitor not in metrics and test in metrics:  # only measured on test images
+        monitor = test
     if monitor is not None and monitor in metrics:
         chosen = "" if step is None else f" (the best in validation, at step {step})"
         parts = [f"{monitor} {measured(monitor, metrics[monitor])}{chosen}"]

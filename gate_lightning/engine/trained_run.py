@@ -57,9 +57,9 @@ class TrainedRun:
         if checkpoint == "best" and not (config.get("trainer") or {}).get("limit_val_batches", 1.0):
             checkpoint = "last"  # without validation there is no best one
         self.components = Components(config, str(folder), control_folders=control_folders)
-        #: None where the task trains nothing
+        #: None where nothing was trained
         self.checkpoint: Path | None = None
-        if not getattr(self.components.task_class, "training_free", False):
+        if config.get("optimizer") is not None or not getattr(self.components.task_class, "training_free", False):
             self.checkpoint = require_sound(runs.checkpoint_of(folder, checkpoint))
         with of_saved(folder):
             self._needed_besides(self.components.control_folders)

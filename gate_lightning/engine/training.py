@@ -29,9 +29,9 @@ from gate_lightning.engine.resplits import repeats_of, train_repeats
 from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import require_new
 from gate_lightning.engine.settings import save_settings
-from gate_lightning.engine.untrained import is_training_free
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import ConfigError, Interrupted, ResumeError
+from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import taking, without
@@ -71,7 +71,6 @@ def _begun(
 ) -> dict[str, float]:
     """See `train`."""
     if config.resume is None:
-        _require_training(config)
         _once(require_new, run_folder)
         read = keys_of_task(config)
         check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
@@ -83,7 +82,6 @@ def _begun(
         _once(runs.write_json, run_folder / CHOICES, choices)
     else:
         checkpoint, described = None, _resumed_config(config, overrides, run_folder)
-        _require_training(described)
         _once(update_choices, run_folder, overrides, choices)
         finished = _results_of_finished(run_folder, described)
         if finished is not None:
@@ -101,10 +99,13 @@ def _begun(
     return _train(components, checkpoint, config.allow_changes)
 
 
-def _require_training(config: DictConfig) -> None:
-    if is_training_free(config):
-        task = str(config.task._target_).rsplit(".", 1)[-1]
-        raise ConfigError(f"{task} trains nothing: evaluate it with the same options by python eval.py")
+def _require_weights(task: BaseTask) -> None:
+    if task.training_free and not task.has_weights:
+        raise ConfigError(
+            f"{type(task).__name__} has nothing to train here: several branches (techniques=all) with "
+            "amalgamation=weighted, or a head with weights (head=conv_descriptors), are trained. Without weights, "
+            "measure it with the same options by python eval.py"
+        )
 
 
 def _train_split(allow_changes: bool, config: DictConfig, folder: Path, checkpoint: Path | None) -> dict[str, float]:
@@ -123,6 +124,7 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
     with taking(f"reading the data set {datamodule.card.name} and checking its files"):
         datamodule.setup("fit")  # broken data are found before the backbone is loaded
     task = components.task
+    _require_weights(task)
     if allow_changes:
         task.allowed_changes = frozenset({"frozen", "world_size"})
     _once(runs.write_json, run_folder / "frozen.json", task.frozen_description())

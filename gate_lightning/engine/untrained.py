@@ -22,8 +22,9 @@ from gate_lightning.engine.components import Components
 from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.engine.settings import save_settings
-from gate_lightning.engine.used_keys import check_overrides, keys_of_task, recorded
+from gate_lightning.engine.used_keys import ONLY_TRAINING, check_overrides, keys_of_task, recorded
 from gate_lightning.errors import ConfigError
+from gate_lightning.tasks.base import BaseTask
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import taking
 
@@ -36,7 +37,7 @@ OWN_KEYS = frozenset({"split", "output"})
 
 
 def is_training_free(config: DictConfig) -> bool:
-    """Whether the task of a composed configuration trains nothing."""
+    """Whether the task of a composed configuration can be measured as it is, if its parts have no weights."""
     return bool(getattr(get_class(config.task._target_), "training_free", False))
 
 
@@ -55,8 +56,8 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
         ConfigError: the folder holds a run; an override sets what the task does not read; or another split.
     """
     task = get_class(config.task._target_)
-    read = keys_of_task(config)
-    check_overrides(overrides, read | OWN_KEYS, task.__name__)
+    read = keys_of_task(config) - ONLY_TRAINING
+    check_overrides(overrides, read | OWN_KEYS, f"{task.__name__}, measured without training,")
     with occupied(folder), closing_dashboards():
         _once(_require_new, folder)
         components = Components(recorded(runs.resolve(config), read), str(folder))
@@ -82,6 +83,7 @@ def _measured(components: Components, split: str, folder: Path) -> dict[str, flo
         # broken data are found before the backbone is loaded
         datamodule.setup({"val": "validate", "test": "test"}[split])
     task, trainer = components.task, components.trainer
+    _require_no_weights(task)
     _once(runs.write_json, folder / "frozen.json", task.frozen_description())
     log.info("run folder: %s", folder)
     measure = {"val": trainer.validate, "test": trainer.test}[split]
@@ -97,12 +99,21 @@ def _measured(components: Components, split: str, folder: Path) -> dict[str, flo
 def _split_of(asked: str | None, components: Components) -> str:
     there: list[str] = [split for split in components.datamodule.splits if split in ("val", "test")]
     preferred = [split for split in components.task_class.final_splits if split in there]  # type: ignore[attr-defined]
-    wanted = asked or next(iter(preferred), "test")
+    wanted = asked or (preferred[-1] if preferred else "test")
     if wanted not in there:
         raise ConfigError(
             f"split={wanted}: {components.card.name} has {' and '.join(there) or 'no split'} to be measured on"
         )
     return wanted
+
+
+def _require_no_weights(task: BaseTask) -> None:
+    if task.has_weights:
+        parts = sorted({name.split(".", 1)[0] for name, one in task.named_parameters() if one.requires_grad} - {"loss"})
+        raise ConfigError(
+            f"{' and '.join(parts)} have weights that nobody has trained. Train them by python train.py with the same "
+            "options; or measure features as they are: amalgamation=concat head=descriptors"
+        )
 
 
 @rank_zero_only

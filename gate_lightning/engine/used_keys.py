@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.engine.run_folder import COLLECTIONS, INVOCATION_KEYS
 from gate_lightning.errors import ConfigError
 
-__all__ = ["READS", "check_overrides", "keys_of_run", "keys_of_task", "keys_of_tool", "recorded"]
+__all__ = ["ONLY_TRAINING", "READS", "check_overrides", "keys_of_run", "keys_of_task", "keys_of_tool", "recorded"]
 
 _BRANCHES = ("backbone", "backbones", "technique", "techniques", "timestep", "layers", "separate_noises", "ensemble")
 _INPUTS = (*_BRANCHES, "cache", "seed", "datamodule")
@@ -42,6 +42,8 @@ READS: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("optimizer",),
     "scheduler": ("scheduler",),
 }
+#: components that a task is made without where it is only measured
+ONLY_TRAINING = frozenset({"loss", "optimizer", "scheduler"})
 #: what every run of train.py reads
 _TRAINING = ("task", "datamodule", "trainer", "callbacks", "logger", "seed", "monitor")
 #: what steers an invocation, or sets keys that are checked themselves

@@ -86,7 +86,8 @@ class BaseTask(LightningModule):
         allowed_changes: what may differ between a checkpoint and this task: "frozen" (other frozen parts),
             "world_size".
         final_splits: splits that a training run evaluates at its end.
-        training_free: it is evaluated as it is configured (``eval.py`` without ``run``), and cannot be trained.
+        training_free: where its parts have no weights to be trained, it is evaluated as it is configured (``eval.py``
+            without ``run``).
         steps_bounds: optimiser steps after which the task itself stops training, at least and at most; infinite where
             only the trainer ends it.
     """
@@ -127,6 +128,12 @@ class BaseTask(LightningModule):
     def trained_parameters(self) -> list[nn.Parameter]:
         """Parameters that the optimiser moves."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there is anything to be trained that results depend on; a loss's own weights are nothing by
+        themselves."""
+        return any(one.requires_grad for name, one in self.named_parameters() if name.split(".", 1)[0] != "loss")
 
     def parameter_groups(self) -> list[Any]:
         """Argument of the optimiser: parameters, or groups of parameters with settings of their own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,12 @@ def test_the_data_module_is_built_once_and_told_before_a_backbone_is_there(
 
 
 def test_the_split_is_one_that_the_task_is_measured_on() -> None:
-    both, test_only = SimpleNamespace(final_splits=("val", "test")), SimpleNamespace(final_splits=("test",))
+    def run_of(*splits: str, checkpoint: Path | None = Path("best.ckpt")) -> Any:
+        return SimpleNamespace(task=SimpleNamespace(final_splits=splits), checkpoint=checkpoint)
+
+    both, test_only = run_of("val", "test"), run_of("test")
     assert [_split_of(both, None), _split_of(both, "test"), _split_of(test_only, None)] == ["val", "test", "test"]
+    assert _split_of(run_of("val", "test", checkpoint=None), None) == "test"  # nothing was chosen by validation
     with pytest.raises(ConfigError, match="split=val: SimpleNamespace is measured on test"):
         _split_of(test_only, "val")
     with pytest.raises(ConfigError, match=r"split=train: .* is measured on val and test"):

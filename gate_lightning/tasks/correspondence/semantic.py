@@ -1,27 +1,31 @@
-"""Semantic correspondence by frozen features, without training: keypoints of image pairs are matched and counted."""
+"""Semantic correspondence: keypoints of image pairs are matched by frozen features, as they are or with a network
+trained on them, and counted."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.data.correspondence.batches import MIRRORED
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.heads.descriptors import PlainDescriptors
+from gate_lightning.losses.contrastive import KeypointContrastiveLoss
 from gate_lightning.metrics.pck import PCK, KeypointGroups, MeasuredPair
 from gate_lightning.metrics.pck_variants import PCKVariant, pck_variants
 from gate_lightning.ops.correspondence.grids import FeatureGrid
 from gate_lightning.ops.correspondence.neighbours import instance_distance, mutual_distance
 from gate_lightning.ops.correspondence.read_outs import ReadOut
-from gate_lightning.structures import Conditions, Extractor, ImageBatch, Pair, PairBatch
+from gate_lightning.structures import Conditions, Extractor, Features, ImageBatch, Pair, PairBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.correspondence.open_pairs import OpenPairs
+from gate_lightning.tasks.evaluation import branch_weights
 from gate_lightning.utils.checks import check_choice
 
 __all__ = ["CorrespondenceResults", "SemanticCorrespondence"]
@@ -52,19 +56,26 @@ class _Views:
 
 
 class SemanticCorrespondence(BaseTask):
-    """Matches the keypoints of image pairs by their frozen features, and counts the correct ones.
+    """Matches the keypoints of image pairs by their descriptors, and counts the correct ones.
 
-    Every image passes the backbone once, whatever the number of its pairs: a pair is measured when the second of its
-    images has come, and features are dropped after their last pair. The descriptor of a place is the pyramid there: its
-    levels, resized bilinearly to the finest one and concatenated.
+    Descriptors are frozen features → amalgamation → head. Where these have weights they are trained on the keypoints of
+    pairs; where they have none (a single branch, or concatenation, without a convolution) there is nothing to train,
+    and features are measured as they are.
+
+    In evaluation every image passes the backbone once, whatever the number of its pairs: a pair is measured when the
+    second of its images has come, and features are dropped after their last pair.
 
     The data module gives ``pairs_of(split)``, ``share_of(split)`` (the pairs of this process) and batches of the images
     of these.
 
     Args:
         extractor: frozen backbone and branches.
-        amalgamation: features → pyramid; one without parameters, as nothing is trained.
+        amalgamation: features → pyramid.
         read_out: rule by which matches are read off.
+        head: levels of the pyramid → descriptors; None for the levels themselves, resized to the finest one.
+        loss: descriptors of both images, places of the keypoints in both → scalar; None for the contrastive loss.
+        optimizer: takes the trainable parameters; None where nothing is trained.
+        scheduler: takes the optimiser and the number of optimiser steps, or None.
         alphas, thresholds, averages, comparisons, reference, subsets: the variants of PCK, in all combinations; see
             `PCKVariant`. ``thresholds`` None: image sizes, and boxes where all pairs have them.
         keypoint_groups: category → groups of keypoints that look alike, for the ``geometry-aware`` subset. None: those
@@ -75,18 +86,25 @@ class SemanticCorrespondence(BaseTask):
             the pair is looked for at that partner's place. Needs a second pass for images that are sources.
 
     Raises:
-        ConfigError: unknown names, or an amalgamation with parameters.
+        ConfigError: unknown names.
     """
 
     batch_type = PairBatch
-    final_splits = ("test",)
+    final_splits = ("val", "test")
     training_free = True
+    amalgamation: Amalgamation
+    head: nn.Module
+    loss: nn.Module
 
     def __init__(
         self,
         extractor: Extractor,
         amalgamation: Amalgamation,
         read_out: ReadOut,
+        head: nn.Module | None = None,
+        loss: nn.Module | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
         alphas: Sequence[float] = (0.01, 0.05, 0.1, 0.15),
         thresholds: Sequence[str] | None = None,
         averages: Sequence[str] = ("image", "point", "image_by_category"),
@@ -96,15 +114,12 @@ class SemanticCorrespondence(BaseTask):
         keypoint_groups: KeypointGroups | None = None,
         flip: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if flip is not None:
             check_choice(flip, "task.flip", FLIPS)
-        if any(parameter.requires_grad for parameter in amalgamation.parameters()):
-            raise ConfigError(
-                f"{type(amalgamation).__name__} has weights to be trained, and this task trains nothing; use "
-                "amalgamation=concat"
-            )
         self.extractor, self.amalgamation, self.read_out = extractor, amalgamation, read_out
+        self.head = PlainDescriptors(amalgamation.out_channels) if head is None else head
+        self.loss = KeypointContrastiveLoss() if loss is None else loss
         self.flip = flip
         self.measured: dict[str, tuple[MeasuredPair, ...]] = {}
         self._settings = (alphas, averages, comparisons, reference, subsets)
@@ -117,6 +132,30 @@ class SemanticCorrespondence(BaseTask):
     def frozen_description(self) -> dict[str, Any]:
         """The extractor's description."""
         return dict(self.extractor.description)
+
+    # training ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """Loss of a batch of pairs, and the amalgamation's regularization."""
+        sides = (batch.source, batch.target)
+        features = [self.extractor(side.images, side.conditions) for side in sides]
+        if batch.source.images.shape == batch.target.images.shape:  # one pass, and one batch for batch normalisation
+            pyramids = [self.amalgamation(_joined(*features))]
+        else:
+            pyramids = [self.amalgamation(one) for one in features]
+        described = [part for one in pyramids for part in self.head(one.levels).float().split(len(batch))]
+        stride = self.amalgamation.strides[0]
+        places = [(points + 0.5) / stride - 0.5 for points in (batch.source_points, batch.target_points)]
+        loss: Tensor = self.loss(*described, *places)
+        regularization = [self.amalgamation.regularization(one) for one in pyramids]
+        terms = [term for term in regularization if term is not None]
+        if terms:
+            loss = loss + torch.stack(terms).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        named = zip(self.amalgamation.levels, pyramids[0].weights, strict=False)
+        weights = branch_weights((f"weights/stride{level.stride}", level.fused, found, 2) for level, found in named)
+        self.log_dict(weights, batch_size=len(batch))
+        return loss
 
     # evaluation -------------------------------------------------------------------------------------------------
 
@@ -143,11 +182,9 @@ class SemanticCorrespondence(BaseTask):
         self._end("val")
 
     def descriptors(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """Descriptors (B, C, h, w) of images (B, 3, H, W): all levels of the pyramid at the finest one's resolution."""
-        levels = self.amalgamation(self.extractor(images, conditions)).levels
-        size = levels[0].shape[-2:]
-        resized = [interpolate(level.float(), size, mode="bilinear", align_corners=False) for level in levels[1:]]
-        return torch.cat([levels[0].float(), *resized], dim=1)
+        """Descriptors (B, C, h, w) of images (B, 3, H, W), at the resolution of the pyramid's finest level."""
+        described: Tensor = self.head(self.amalgamation(self.extractor(images, conditions)).levels).float()
+        return described
 
     def match(self, pair: Pair, source: _Views, target: FeatureGrid) -> Tensor:
         """Matches (N, 2) of a pair's keypoints, in pixels of the target's file."""
@@ -244,6 +281,14 @@ class SemanticCorrespondence(BaseTask):
                 f"task.flip=instance compares objects in their boxes, and {len(missing)} of {len(pairs)} pairs lack "
                 f"one, the first {missing[0].source} → {missing[0].target}; use task.flip=mutual"
             )
+
+
+def _joined(first: Features, second: Features) -> Features:
+    """Features of two batches as those of one."""
+    return {
+        branch: {layer: torch.cat([values, second[branch][layer]]) for layer, values in maps.items()}
+        for branch, maps in first.items()
+    }
 
 
 def _mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
