@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
+from gate_lightning.data.correspondence.batches import SquareBicubic
 from gate_lightning.data.samples import Sample
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
@@ -292,15 +293,21 @@ def test_steered_features_of_scenes_are_matched(tmp_path: Path) -> None:
     assert 0 < found["test/PCK_0.15_img_per-point_le"] < 1
 
 
+class Larger(PairsDataModule):
+    """Images of 64 pixels for the backbone."""
+
+    eval_resize = SquareBicubic(64)
+
+
 EXPERIMENTS = ("spair71k", "spair71k_adm", "pf_willow", "cub")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_match_at_real_widths(name: str, tmp_path: Path) -> None:
-    own = ("backbone.weights=random", "ensemble=1", "dataset.size=256", "logger=none", "trainer.accelerator=cpu")
+    own = ("backbone.weights=random", "ensemble=1", "logger=none", "trainer.accelerator=cpu")
     config = composed(f"experiment=dift/{name}", *own, name="eval")
     OmegaConf.set_struct(config, False)
-    config.dataset = {"_target_": "tests.examples.pairs_data.PairsDataModule", "batch_size": 1}
+    config.dataset = {"_target_": f"{__name__}.Larger", "batch_size": 1}
     config.task.thresholds, config.task.averages = ["img"], ["image"]
     assert evaluate(config, own, tmp_path)
