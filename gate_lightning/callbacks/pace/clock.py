@@ -48,6 +48,11 @@ class Clock:
         self._marks = deque((when + self._validation, step) for when, step in self._marks)
 
     @property
+    def has_stepped(self) -> bool:
+        """Whether a batch has ended since `start`."""
+        return bool(self._marks)
+
+    @property
     def pace(self) -> float:
         """Seconds a step; NaN before the second one."""
         if len(self._marks) < 2:

@@ -63,7 +63,7 @@ class LiveProgress(RunProgress):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Say that the first step is computed."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if math.isnan(self.clock.pace) and self._train is not None:
+        if not self.clock.has_stepped and self._train is not None:
             self._bars.update(self._train, rest="computing the first step")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:

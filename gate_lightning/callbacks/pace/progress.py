@@ -76,7 +76,7 @@ class RunProgress(ProgressBar):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Say what the first step waits for."""
-        if math.isnan(self.clock.pace):
+        if not self.clock.has_stepped:
             self.waits("computing the first step")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:

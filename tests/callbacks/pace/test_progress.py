@@ -42,6 +42,15 @@ def test_plain_lines_tell_step_loss_pace_and_validation(tmp_path: Path, caplog: 
     assert " % (best so far)  val/aAcc " in validation
 
 
+def test_only_the_first_step_is_said_to_be_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, waited = ProgressLines(0), []
+    monkeypatch.setattr(lines, "waits", lambda what, seconds=5.0: waited.append(what))
+    make_trainer(tmp_path, lines, enable_progress_bar=True, max_steps=3, limit_val_batches=0).fit(
+        make_task(), FakeData()
+    )
+    assert waited.count("computing the first step") == 1
+
+
 def test_long_evaluations_tell_their_batches(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gate_lightning")
     trainer = make_trainer(tmp_path, ProgressLines(0), enable_progress_bar=True)

@@ -287,7 +287,7 @@ def test_toy_images_are_the_pairs_own() -> None:
 def test_steered_features_of_scenes_are_matched(tmp_path: Path) -> None:
     given = (
         *("dataset=scene_pairs", "dataset.test=2", "dataset.size=32", "techniques=all", "logger=none"),
-        *("backbone.weights=random", "trainer.accelerator=cpu", "amalgamation.normalize=true"),
+        *("backbone.weights=random", "trainer.accelerator=cpu", "amalgamation=concat", "amalgamation.normalize=true"),
     )
     found = evaluate(composed(*given, name="eval"), given, tmp_path)
     assert 0 < found["test/PCK_0.15_img_per-point_le"] < 1
