@@ -10,7 +10,7 @@ from gate_lightning.errors import ResumeError
 from gate_lightning.utils.archives import check_archive
 from gate_lightning.utils.finite import not_finite_in
 
-__all__ = ["require_sound"]
+__all__ = ["require_sound", "saved_step"]
 
 #: what of a checkpoint has to be finite
 _TRAINED = ("state_dict", "optimizer_states")
@@ -36,6 +36,13 @@ def require_sound(path: Path) -> Path:
     except Exception as error:  # the unpickler raises whatever the bytes lead it to
         raise ResumeError(f"{path} is no checkpoint ({type(error).__name__}: {error}){_other(path)}") from error
     return path
+
+
+def saved_step(path: Path) -> int:
+    """Optimiser steps of a checkpoint; 0 where there is no file."""
+    if not path.is_file():
+        return 0
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
 def _other(path: Path) -> str:

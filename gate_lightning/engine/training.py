@@ -22,7 +22,7 @@ from gate_lightning.callbacks.report import try_report
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.wandb_run import closing_dashboards
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.checkpoints import require_sound
+from gate_lightning.engine.checkpoints import require_sound, saved_step
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.description import CHOICES, choices_of, update_choices
 from gate_lightning.engine.resplits import repeats_of, train_repeats
@@ -139,7 +139,8 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
         leave_signals(trainer)
         with _stoppable(run_folder, lambda: _where(trainer)):
             trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
-    count_last_step(trainer)
+    # of processes that Lightning forked nothing but the metrics comes back
+    count_last_step(trainer, 0 if trainer.global_step else saved_step(run_folder / "checkpoints" / "last.ckpt"))
     with _stoppable(run_folder, lambda: "in the final evaluation"):
         metrics = _final_metrics(components, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)

@@ -21,9 +21,14 @@ __all__ = [
 ]
 
 
-def count_last_step(trainer: Trainer) -> None:
-    """Let loggers see the last step of a training that had no step left; its checkpoint was saved just before."""
-    set_logged_steps(trainer, max(trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped))
+def count_last_step(trainer: Trainer, saved: int = 0) -> None:
+    """Let loggers see the last step of a training that had no step left, or whose steps other processes have counted.
+
+    Args:
+        trainer: after its training.
+        saved: step of the last checkpoint.
+    """
+    set_logged_steps(trainer, max(trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped, saved))
 
 
 def is_attached(module: LightningModule) -> bool:

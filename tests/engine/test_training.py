@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from gate_lightning.engine import training
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError, GateError, ResumeError
+from gate_lightning.utils.text import read_csv
 from tests.support.composition import SMALL, composed
 
 
@@ -44,6 +47,23 @@ def test_a_run_leaves_what_the_readme_promises(trained: Path) -> None:
     assert page.count('class="example"') == 16
     assert f"{100 * metrics['val/mIoU']:.1f} %" in page
     assert len(page) < 2e6
+
+
+@pytest.mark.slow
+def test_processes_that_are_forked_leave_all_rows_of_the_metrics(tmp_path: Path) -> None:
+    """The parent counts none of their steps; the final evaluation must not be logged as step 0."""
+    code = (
+        "from pathlib import Path; from tests.support.composition import SMALL, composed; "
+        "from gate_lightning.engine.training import train; "
+        "given = [*SMALL, 'techniques=prompt', 'trainer.devices=2', '+trainer.strategy=ddp_fork', 'logger=csv', "
+        "'trainer.log_every_n_steps=1']; "
+        f"train(composed(*given), given, Path({str(tmp_path)!r}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    rows = read_csv(tmp_path / "metrics.csv")
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps)) and steps[0] < steps[-1]
+    assert rows[-1]["test/mIoU"] and any(row["train/loss"] for row in rows)
 
 
 def test_callbacks_are_told_of_the_end_when_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
