@@ -7,7 +7,7 @@ the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -25,7 +25,7 @@ __all__ = ["ComparedRun", "Row", "compare", "find_runs", "group_runs"]
 
 #: overrides that are left out of a row's label
 UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_changes", "hydra")
-#: default baseline: the first of these labels among the rows
+#: plain features, which a row is compared with by default
 BASELINES = ("techniques=none", "ablation=plain")
 
 #: what `callbacks.throughput` logs during training
@@ -42,7 +42,8 @@ def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", ba
         runs: a run folder, a folder that contains run folders (a sweep), or several of these.
         output: folder, made where it is missing.
         metric: name in ``metrics.json``; rows are sorted by its mean, best first.
-        baseline: label of the row that differences refer to; by default plain features, if they are among the runs.
+        baseline: label of the row that differences refer to; by default plain features with the row's other settings,
+            if they are among the runs.
 
     Returns:
         The table as text.
@@ -109,18 +110,25 @@ def group_runs(found: Sequence[ComparedRun], metric: str, baseline: str | None =
     if baseline is not None and baseline not in grouped:
         raise ConfigError(f"baseline={baseline} is no row; rows: {sorted(grouped)}")
     values = {label: _values(members, metric) for label, members in grouped.items()}
-    reference = values.get(baseline or next((name for name in BASELINES if name in grouped), ""), {})
-    rows = [
-        Row(
-            label,
-            tuple(members),
-            values[label],
-            tuple(value - reference[seed] for seed, value in values[label].items() if seed in reference),
-            _values(members, counterpart(metric)),
-        )
-        for label, members in grouped.items()
-    ]
+    rows = []
+    for label, members in grouped.items():
+        compared = baseline or _plain(members[0], grouped)
+        reference = values.get(compared or "", {})
+        differences = tuple(value - reference[seed] for seed, value in values[label].items() if seed in reference)
+        others = _values(members, counterpart(metric))
+        rows.append(Row(label, tuple(members), values[label], differences, others, compared))
     return sorted(rows, key=lambda row: -mean(row.values.values()) if row.values else math.inf)
+
+
+def _plain(run: ComparedRun, grouped: Mapping[str, Sequence[ComparedRun]]) -> str | None:
+    """Label of the runs of plain features whose other settings are those of ``run``; None where there are none."""
+    for baseline in BASELINES:
+        key = baseline.partition("=")[0]
+        wanted = {item for item in run.settings if item.partition("=")[0] != key} | {baseline}
+        for label, members in grouped.items():
+            if set(members[0].settings) == wanted:
+                return label
+    return None
 
 
 def _values(members: Sequence[ComparedRun], metric: str) -> dict[str, float]:

@@ -44,6 +44,7 @@ class Row:
         values: seed → metric.
         differences: to the baseline, of equal seeds.
         counterparts: seed → the same metric of the other split (test beside val, val beside test).
+        baseline: label of the row that differences refer to, or None.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Row:
     values: dict[str, float]
     differences: tuple[float, ...] = ()
     counterparts: dict[str, float] = field(default_factory=dict)
+    baseline: str | None = None
 
     @property
     def failures(self) -> tuple[ComparedRun, ...]:

@@ -38,7 +38,10 @@ def comparison_text(rows: Sequence[Row], metric: str) -> str:
     for number, row in enumerate(rows):
         lines.append(line([cells[number] for cells in columns.values()]))
         lines += [f"    {text}" for text in (*_repeated(row), *_failed(row))]
-    return "\n".join(["in percent, mean ± standard deviation of n runs; differences are paired by seed", *lines])
+    compared = {row.baseline for row in rows if row.differences}
+    to = f" to {compared.pop()}" if len(compared) == 1 else " to plain features of the same other settings"
+    said = f"; differences{to} are paired by seed" if any(row.differences for row in rows) else ""
+    return "\n".join([f"in percent, mean ± standard deviation of n runs{said}", *lines])
 
 
 def spread(values: Sequence[float], signed: bool = False) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import colormaps
 
 from gate_lightning.errors import GateError
-from gate_lightning.tools.comparison.compare import BASELINES, find_runs, group_runs
+from gate_lightning.tools.comparison.compare import find_runs, group_runs
 from gate_lightning.tools.comparison.grid import Grid, grid_of
 from gate_lightning.tools.comparison.intervals import paired_interval
 from gate_lightning.tools.comparison.rows import BROKEN, ComparedRun, Row, counterpart
@@ -94,11 +94,10 @@ def sweep_context(places: Sequence[str], page: Path, metric: str | None, baselin
     chosen = metric or next((told for run in found if (told := _monitored(run.folder))), MONITOR)
     rows = group_runs(found, chosen, baseline)
     grid = grid_of([(run.settings, run.metrics.get(chosen)) for run in found if run.status != BROKEN])
-    reference = baseline or next((label for label in BASELINES if any(row.label == label for row in rows)), None)
     differences = [
         Difference(row.label, mean(row.differences), paired_interval(row.differences), len(row.differences))
         for row in rows
-        if row.differences and row.label != reference
+        if row.differences and row.label != row.baseline
     ]
     states = {
         state: sum(run.status == state for run in found)
@@ -109,7 +108,7 @@ def sweep_context(places: Sequence[str], page: Path, metric: str | None, baselin
         "metric": chosen,
         "other": counterpart(chosen) if any(row.counterparts for row in rows) else None,
         "states": {state: count for state, count in states.items() if count},
-        "rows": [{**_row(row), "baseline": row.label == reference} for row in rows],
+        "rows": [{**_row(row), "baseline": row.label == row.baseline} for row in rows],
         "compared": any(row.differences for row in rows),
         "forest": Forest(differences) if differences else None,
         "grid": None if grid is None else _cells(grid),

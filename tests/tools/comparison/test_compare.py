@@ -69,10 +69,17 @@ def test_both_splits_are_side_by_side_under_the_settings_that_differ(tmp_path: P
             json.dumps({"val/mIoU": 0.1 * number, "test/mIoU": 0.2 * number})
         )
     lines = compare(str(tmp_path), str(tmp_path / "out")).splitlines()
-    assert lines[2].split() == ["timestep", "techniques", "n", "val/mIoU", "test/mIoU"]
-    assert [part.strip() for part in lines[3].split("  ") if part] == ["50", "[{name: a b}]", "1", "30.0", "60.0"]
+    assert lines[2].split() == ["timestep", "techniques", "n", "val/mIoU", "test/mIoU", "difference"]
+    assert [part.strip() for part in lines[3].split("  ") if part] == [
+        "50",
+        "[{name: a b}]",
+        "1",
+        "30.0",
+        "60.0",
+        "+10.0",
+    ]
     by_test = compare(str(tmp_path), str(tmp_path / "out"), metric="test/mIoU").splitlines()
-    assert by_test[2].split() == ["timestep", "techniques", "n", "test/mIoU", "val/mIoU"]
+    assert by_test[2].split() == ["timestep", "techniques", "n", "test/mIoU", "val/mIoU", "difference"]
     with (tmp_path / "out" / "comparison_summary.csv").open() as file:
         first = next(csv.DictReader(file))
     assert (float(first["test/mIoU mean"]), float(first["val/mIoU mean"])) == pytest.approx((0.6, 0.3))
@@ -85,6 +92,18 @@ def test_summary_has_the_interval_of_the_differences(sweep: Path, tmp_path: Path
     # differences 0.06 and 0.04; Student's t of one degree of freedom: 12.706
     ends = (0.05 - 12.706 * 0.01, 0.05 + 12.706 * 0.01)
     assert (float(row["95 % interval from"]), float(row["to"])) == pytest.approx(ends, abs=1e-5)
+
+
+def test_each_row_is_compared_with_plain_features_of_its_other_settings(tmp_path: Path) -> None:
+    values = {("25", "none"): 0.1, ("50", "none"): 0.3, ("25", "all"): 0.2, ("50", "all"): 0.35, ("75", "all"): 0.5}
+    for number, ((timestep, techniques), value) in enumerate(values.items()):
+        make_run(tmp_path / str(number), [f"timestep={timestep}", f"techniques={techniques}"], value)
+    rows = {row.label: row for row in group_runs(find_runs([tmp_path]), "val/mIoU")}
+    assert rows["timestep=25 techniques=all"].differences == pytest.approx((0.1,))
+    assert rows["timestep=50 techniques=all"].differences == pytest.approx((0.05,))
+    assert rows["timestep=50 techniques=all"].baseline == "timestep=50 techniques=none"
+    assert rows["timestep=75 techniques=all"].differences == ()  # there are no plain features of that timestep
+    assert "plain features of the same other settings" in compare(str(tmp_path), str(tmp_path / "out"))
 
 
 def test_the_pace_of_training_is_a_column_where_it_was_logged(sweep: Path, tmp_path: Path) -> None:
