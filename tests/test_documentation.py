@@ -86,7 +86,8 @@ def test_commands_compose_and_set_what_is_read(page: str, tmp_path_factory: pyte
         config = composed(*words, name=program)
         if any(word.startswith(("run=", "resume=")) for word in words):
             continue  # what a run reads is said by its folder
-        read = keys_of_task(config) if program == "train" else keys_of_tool(config)
+        measured = program == "eval" and "_target_" not in (config.tool or {})  # a task, without training
+        read = keys_of_task(config) if program == "train" or measured else keys_of_tool(config)
         check_overrides([word for word in words if not word.startswith("hydra.")], read, text)
 
 
