@@ -84,7 +84,13 @@ class SegmentationTask(DenseTask):
         # tried on an ignored pixel: class weights of other classes are refused here, not after hours of computing
         # features
         for each in (self.loss, self.auxiliary_loss):
-            each(torch.zeros(1, labels.num_classes, 1, 1), torch.full((1, 1, 1), labels.ignore_index))
+            try:
+                each(torch.zeros(1, labels.num_classes, 1, 1), torch.full((1, 1, 1), labels.ignore_index))
+            except TypeError as error:  # it takes something else
+                name = type(each).__name__
+                raise ConfigError(
+                    f"{name} is no loss of logits and masks ({error}); choose loss=ce_lovasz …"
+                ) from error
         self.inference = inference or Inference()
         counted = (labels.num_classes, labels.ignore_index, labels.classes)
         splits = self.final_splits

@@ -20,6 +20,7 @@ PIXELS = {
 }
 IMAGES = ("deeplab",)
 LAYERS = {"fine": FeatureInfo(16, 4), "middle": FeatureInfo(24, 8), "coarse": FeatureInfo(32, 16)}
+DESCRIPTORS = ("descriptors", "conv_descriptors")
 
 
 def names(group: str, *, without: tuple[str, ...] = ()) -> list[str]:
@@ -70,8 +71,21 @@ def test_networks_on_images(name):
     assert head([torch.randn(2, 3, 64, 64)]).shape == (2, 3, 64, 64)
 
 
+@pytest.mark.parametrize(("name", "channels"), [("descriptors", 72), ("conv_descriptors", 72)])
+def test_heads_of_descriptors(name, channels):
+    head = build(load("head", name).decode, in_channels=(16, 24, 32))
+    levels = [torch.randn(2, info.channels, 32 // info.stride, 32 // info.stride) for info in LAYERS.values()]
+    assert head(levels).shape == (2, channels, 8, 8)
+    assert load("head", name).auxiliary is None
+
+
+def test_the_loss_of_descriptors():
+    loss, places = build(load("loss", "contrastive")), torch.zeros(1, 1, 2)
+    assert loss(torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3), places, places).item() > 0
+
+
 @pytest.mark.parametrize("part", ["decode", "auxiliary"])
-@pytest.mark.parametrize("name", names("head", without=(*PIXELS["head"], *IMAGES)))
+@pytest.mark.parametrize("name", names("head", without=(*PIXELS["head"], *IMAGES, *DESCRIPTORS)))
 def test_heads(name, part):
     node = load("head", name)[part]
     if node is None:
@@ -82,7 +96,7 @@ def test_heads(name, part):
     assert head(levels).shape == (2, 3, 8, 8)
 
 
-@pytest.mark.parametrize("name", names("loss"))
+@pytest.mark.parametrize("name", names("loss", without=("contrastive",)))
 def test_losses(name):
     loss = build(load("loss", name), ignore_index=2)
     assert loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.int64)).item() > 0

@@ -13,6 +13,7 @@ from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.heads.linear import LinearHead
+from gate_lightning.losses.contrastive import KeypointContrastiveLoss
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.metrics.boundary import BoundaryMetrics
 from gate_lightning.metrics.segmentation import SegmentationMetrics
@@ -267,6 +268,11 @@ def test_differences_name_where_and_what() -> None:
 def test_negative_auxiliary_weight_is_refused() -> None:
     with pytest.raises(ConfigError, match="auxiliary_weight"):
         make_task(auxiliary_weight=-0.1)
+
+
+def test_a_loss_of_something_else_is_refused() -> None:
+    with pytest.raises(ConfigError, match="KeypointContrastiveLoss is no loss of logits and masks"):
+        make_task(loss=KeypointContrastiveLoss())
 
 
 @pytest.mark.parametrize("which", ["loss", "auxiliary_loss"])
