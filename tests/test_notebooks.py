@@ -38,6 +38,14 @@ def test_features_of_an_image(shown: list[Any]) -> None:
     assert list(space["maps"]) == ["plain", "caption", "ControlNet", "LoRA", "all three"]
 
 
+def test_matches_between_two_images(shown: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    space = runpy.run_path(str(REPOSITORY / "notebooks/matching.py"))
+    assert [len(figure.axes) for figure in shown] == [2, 1, 1, 1]
+    # matches are nearer to the truth than the same place, which is right where nothing moved
+    assert space["distance"] < 0.8 * space["unmoved"]
+
+
 @pytest.mark.slow
 def test_few_labels_to_masks(shown: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -25,7 +25,7 @@ __all__ = ["run_tool"]
 log = logging.getLogger(__name__)
 
 #: what a function of a tool may name, and is given then: components, and the run of ``run``
-PARTS = ("backbone", "extractor", "required_inputs", "datamodule", "trained")
+PARTS = ("backbone", "extractor", "amalgamation", "required_inputs", "datamodule", "trained")
 
 
 def run_tool(config: DictConfig, output: Path, trained: Callable[[], Any] | None = None) -> None:

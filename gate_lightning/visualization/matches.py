@@ -27,6 +27,7 @@ def match_image(
     right: NDArray[np.bool_] | None = None,
     truth: NDArray[np.floating] | None = None,
     height: int = 300,
+    colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> NDArray[np.uint8]:
     """Two images side by side, a line from every point to its match.
 
@@ -37,6 +38,7 @@ def match_image(
         right: (N,) whether matches are correct: green lines, else red ones; None where nobody knows: blue ones.
         truth: (N, 2) in pixels of ``target``: marked by a ring where the match is wrong; or None.
         height: of both images, in pixels.
+        colours: N, of lines and points where nobody knows which are correct.
 
     Returns:
         (height, W, 3) uint8.
@@ -50,7 +52,8 @@ def match_image(
     for index in range(len(points)):
         matched = bool(np.isfinite(there[index]).all())
         good = None if right is None else bool(right[index]) and matched
-        colour = PLAIN if good is None else RIGHT if good else WRONG
+        plain = PLAIN if colours is None else colours[index]
+        colour = plain if good is None else RIGHT if good else WRONG
         if wanted is not None and not good:
             _ring(canvas, wanted[index], colour)
         if matched:

@@ -22,6 +22,7 @@ from tests.support.composition import SMALL, composed
 
 TASKS = sorted(path.stem for path in Path(config_folder(), "task").glob("*.yaml"))
 TOOLS = sorted(path.stem for path in Path(config_folder(), "tool").glob("*.yaml") if path.stem != "none")
+WITH_BACKBONE = ("extract", "generate", "agreement", "layers", "match")
 #: what generates or trains a part, and reads no features
 WITHOUT_FEATURES = ("autoencoder", "controlnet", "lora", "single_object", "unet")
 OF_FEATURES = ("techniques", "technique", "timestep", "layers", "noise", "ensemble", "cache", "features", "head")
@@ -57,8 +58,8 @@ def test_every_tool_refuses_what_it_does_not_read(tool: str) -> None:
     if tool in ("pseudo_label", "student_set"):
         return  # they read a run, which decides by itself
     assert not {"optimizer", "scheduler", "head", "loss", "trainer", "callbacks"} & read
-    assert {"backbone"} <= read if tool in ("extract", "generate", "agreement", "layers") else "backbone" not in read
-    assert ("techniques" in read) == (tool == "extract")
+    assert {"backbone"} <= read if tool in WITH_BACKBONE else "backbone" not in read
+    assert ("techniques" in read) == (tool in ("extract", "match"))
     with pytest.raises(ConfigError, match=r"head=fcn, optimizer\.lr=1: .* reads no head, optimizer"):
         check_overrides(["head=fcn", "optimizer.lr=1"], read, tool)
 

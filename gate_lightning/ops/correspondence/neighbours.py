@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.correspondence.grids import FeatureGrid
 
-__all__ = ["instance_distance", "mutual_distance", "mutual_neighbours", "nearest_neighbours"]
+__all__ = ["dense_matches", "instance_distance", "mutual_distance", "mutual_neighbours", "nearest_neighbours"]
 
 #: rows of the matrix of similarities that are in memory at once
 ROWS = 1024
@@ -42,6 +42,29 @@ def mutual_neighbours(source: FeatureGrid, target: FeatureGrid) -> tuple[Tensor,
     back, _ = nearest_neighbours(of_target, of_source)
     mutual = back[there] == torch.arange(len(there), device=there.device)
     return from_source[mutual], from_target[there[mutual]], cosine[mutual]
+
+
+def dense_matches(source: FeatureGrid, target: FeatureGrid) -> Tensor:
+    """Place in the source of every pixel of the target's file.
+
+    Every position of the target's map is matched with its nearest neighbour by cosine. The pixels around its centre lie
+    around that neighbour's centre in the same way, at most at the source's border.
+
+    Returns:
+        (H, W, 2) float32 x, y in pixels of the source's file, (H, W) being the target's size.
+    """
+    (centres, of_source), (_, of_target) = _inside(source), _inside(target)
+    matched = centres[nearest_neighbours(of_target, of_source)[0]].view(*target.inside, 2)
+    index, offset = [], []
+    for side, here, there, count in zip(target.size, target.scales, source.scales, target.inside, strict=True):
+        places = (torch.arange(side, dtype=torch.float64, device=centres.device) + 0.5) * here - 0.5
+        index.append((places + 0.5).floor().long().clamp(max=count - 1))
+        offset.append((places - index[-1]) / there)
+    (rows, columns), (down, across) = index, offset
+    x, y = matched[rows][:, columns].unbind(dim=-1)
+    height, width = source.size
+    x, y = (x + across).clamp_(0, width - 1), (y + down[:, None]).clamp_(0, height - 1)
+    return torch.stack([x.float(), y.float()], dim=-1)
 
 
 def mutual_distance(source: FeatureGrid, target: FeatureGrid) -> float:

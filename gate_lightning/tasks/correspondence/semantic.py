@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.data.correspondence.batches import MIRRORED
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.features.descriptors import descriptor_grids
 from gate_lightning.heads.descriptors import PlainDescriptors
 from gate_lightning.losses.contrastive import KeypointContrastiveLoss
 from gate_lightning.metrics.pck import PCK, KeypointGroups, MeasuredPair
@@ -22,7 +23,7 @@ from gate_lightning.metrics.pck_variants import PCKVariant, pck_variants
 from gate_lightning.ops.correspondence.grids import FeatureGrid
 from gate_lightning.ops.correspondence.neighbours import instance_distance, mutual_distance
 from gate_lightning.ops.correspondence.read_outs import ReadOut
-from gate_lightning.structures import Conditions, Extractor, Features, ImageBatch, Pair, PairBatch
+from gate_lightning.structures import Extractor, Features, ImageBatch, Pair, PairBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.correspondence.open_pairs import OpenPairs
 from gate_lightning.tasks.evaluation import branch_weights
@@ -181,11 +182,6 @@ class SemanticCorrespondence(BaseTask):
         """Log every PCK of the validation split."""
         self._end("val")
 
-    def descriptors(self, images: Tensor, conditions: Conditions) -> Tensor:
-        """Descriptors (B, C, h, w) of images (B, 3, H, W), at the resolution of the pyramid's finest level."""
-        described: Tensor = self.head(self.amalgamation(self.extractor(images, conditions)).levels).float()
-        return described
-
     def match(self, pair: Pair, source: _Views, target: FeatureGrid) -> Tensor:
         """Matches (N, 2) of a pair's keypoints, in pixels of the target's file."""
         if source.mirrored is None or not self._mirror_is_nearer(pair, source, target):
@@ -257,13 +253,8 @@ class SemanticCorrespondence(BaseTask):
         if mirror:
             images, views = images.flip(-1), tuple(f"{view}{MIRRORED}" for view in conditions.views)
             conditions = replace(conditions.map_controls(lambda control: control.flip(-1)), views=views)
-        stride = self.amalgamation.strides[0]
-        found = []
-        for name, features in zip(names, self.descriptors(images, conditions), strict=True):
-            size = self._open.sizes[name]
-            scale = (images.shape[-2] / (stride * size[0]), images.shape[-1] / (stride * size[1]))
-            found.append(FeatureGrid(features, size, scale))
-        return found
+        sizes = [self._open.sizes[name] for name in names]
+        return descriptor_grids(self.extractor, self.amalgamation, self.head, images, conditions, sizes)
 
     def _mirror_is_nearer(self, pair: Pair, source: _Views, target: FeatureGrid) -> bool:
         assert source.mirrored is not None

@@ -10,7 +10,12 @@ from torch import Tensor
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.correspondence import neighbours
 from gate_lightning.ops.correspondence.grids import FeatureGrid
-from gate_lightning.ops.correspondence.neighbours import instance_distance, mutual_distance, mutual_neighbours
+from gate_lightning.ops.correspondence.neighbours import (
+    dense_matches,
+    instance_distance,
+    mutual_distance,
+    mutual_neighbours,
+)
 from tests.support.paths import GOLDEN
 
 
@@ -40,6 +45,23 @@ def test_mutual_neighbours_are_those_of_loops(rows: int, monkeypatch: pytest.Mon
     torch.testing.assert_close(cosines, torch.tensor([cosine for *_, cosine in wanted]))
     distances = [float((ours[index] - theirs[there]).norm()) for index, there, _ in wanted]
     assert mutual_distance(source, target) == pytest.approx(np.mean(distances), abs=1e-6)
+
+
+def test_dense_matches_are_those_of_a_loop_over_pixels() -> None:
+    # positions of 4 × 2 pixels of the source; of 2 of the target, whose last row and column are padding
+    source = FeatureGrid(random_grid(0).features, (16, 10))
+    target = FeatureGrid(random_grid(1).features, (6, 8), (0.5, 0.5))
+    ours, theirs = unit_vectors(source), unit_vectors(target)
+    found = dense_matches(source, target)
+    assert found.shape == (6, 8, 2)
+    for y in range(6):
+        for x in range(8):
+            here = theirs[y // 2 * 5 + x // 2]
+            best = int(np.argmax([float(here @ vector) for vector in ours]))
+            # half a pixel of the target from the centre of its position is a quarter of a position
+            across, down = (0.25 if side % 2 else -0.25 for side in (x, y))
+            wanted = [(best % 5 + 0.5 + across) * 2 - 0.5, (best // 5 + 0.5 + down) * 4 - 0.5]
+            assert found[y, x].tolist() == wanted
 
 
 def test_instance_distance_looks_at_the_objects_alone() -> None:

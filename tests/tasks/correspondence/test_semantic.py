@@ -23,6 +23,7 @@ from gate_lightning.data.correspondence.batches import SquareBicubic
 from gate_lightning.data.samples import Sample
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.features.descriptors import descriptor_grids
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.structures import Conditions, FeatureInfo, Features, Pair
 from gate_lightning.tasks.correspondence.open_pairs import OpenPairs
@@ -202,8 +203,8 @@ def test_levels_of_other_strides_are_resized_and_places_are_those_of_the_file() 
     extractor = TwoLevels()
     task = SemanticCorrespondence(extractor, ConcatAmalgamation(extractor.feature_info), ReadOut(resolution="patch"))
     images = torch.rand(1, 3, 12, 20)
-    maps = task.descriptors(images, Conditions(("a",)))
-    assert maps.shape == (1, 6, 4, 6)
+    (grid,) = descriptor_grids(extractor, task.amalgamation, task.head, images, Conditions(("a",)), [(24, 40)])
+    assert grid.features.shape == (6, 4, 6) and grid.scales == (1 / 8, 1 / 8)
     # the image is shown at half the file's size, and padded to 16 × 24: three rows and five columns of it are the image
     data = Listed({"a": photo(0, (12, 20)), "b": photo(0, (12, 20))}, [])
     points = torch.tensor([[3.5, 3.5], [35.5, 19.5]])  # centres of the first and the last position
