@@ -19,7 +19,7 @@ from gate_lightning.engine.tools import run_tool
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_tool
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.commands import override
-from gate_lightning.utils.units import measured
+from gate_lightning.utils.units import few, measured
 
 if TYPE_CHECKING:
     from gate_lightning.engine.trained_run import TrainedRun
@@ -177,8 +177,10 @@ def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
         for name, value in result.items()
     }
     runs.write_json(output / f"metrics_{split}.json", metrics)
-    log.info("%s", ", ".join(f"{name} {measured(name, value)}" for name, value in sorted(metrics.items())))
-    log.info("as fractions: %s", output / f"metrics_{split}.json")
+    shown = few(metrics, f"{split}/{str(run.config.get('monitor')).partition('/')[2]}")
+    log.info("%s", ", ".join(f"{name} {measured(name, metrics[name])}" for name in shown))
+    all_of = f"all {len(metrics)} metrics, " if len(shown) < len(metrics) else ""
+    log.info("%sas fractions: %s", all_of, output / f"metrics_{split}.json")
     _refresh_report(output)
     return metrics
 

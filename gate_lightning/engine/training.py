@@ -146,7 +146,7 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})
     _once(tell_callbacks, trainer, task, metrics)
-    tell(trainer, task, metrics, time.monotonic() - began)
+    tell(trainer, task, metrics, time.monotonic() - began, described.get("monitor"))
     return metrics
 
 

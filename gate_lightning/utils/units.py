@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 
-__all__ = ["GIB", "duration", "human_size", "measured"]
+__all__ = ["GIB", "duration", "few", "human_size", "measured"]
 
 #: bytes of a GiB
 GIB = 2**30
 
 #: metrics that are shares: in percent where people read them, fractions in files and on dashboards
 _SHARE = re.compile(r"(?:IoU|Acc)(?:_ddpm)?(?:_std)?$|^val/(?:kind|color|both)$|/PCK_")
+
+#: metrics that one line shows; of more, the monitored one and ``_OTHERS``
+_MOST, _OTHERS = 6, 3
+
+
+def few(names: Iterable[str], monitor: str | None) -> list[str]:
+    """Names of the metrics that fit on a line: all in their order, or the monitored one and three others.
+
+    The others are those that end like it: a name's end is its definition.
+
+    >>> names = [f"val/PCK_{alpha}_{of}_le" for of in ("bbox", "img") for alpha in (0.01, 0.05, 0.1, 0.15)]
+    >>> few(names, "val/PCK_0.1_img_le")
+    ['val/PCK_0.1_img_le', 'val/PCK_0.01_img_le', 'val/PCK_0.05_img_le', 'val/PCK_0.15_img_le']
+    """
+    found = sorted(names)
+    if len(found) <= _MOST:
+        return found
+    end = (monitor or "")[::-1]
+    alike = {name: len(os.path.commonprefix([name[::-1], end])) for name in found}  # noqa: RUF071 - characters
+    return sorted(found, key=lambda name: (name != monitor, -alike[name]))[: 1 + _OTHERS]
 
 
 def measured(name: str, value: float) -> str:

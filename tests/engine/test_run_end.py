@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,9 @@ import pytest
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.export import Export
 from gate_lightning.engine.run_end import headline, tell
+from gate_lightning.engine.training import train
 from gate_lightning.tasks.base import BaseTask
+from tests.support.composition import SMALL, composed
 
 METRICS = {"val/mIoU": 0.6779, "val/aAcc": 0.93, "test/mIoU": 0.6711, "test/loss": 0.57781, "test/aAcc": 0.9309}
 
@@ -43,6 +46,14 @@ def test_without_a_monitored_metric_the_last_split_is_named(tmp_path: Path, capl
     assert rest == [f"all metrics, as fractions: {tmp_path}/metrics.json"]
     assert headline({}) == "no metric was measured"
     assert headline({"val/error": 0.25, "train/error": 0.5}, "val/mIoU", 3) == "val/error 0.25"
+
+
+def test_without_validation_the_configured_metric_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gate_lightning")
+    given = (*SMALL, "techniques=none", "trainer.max_steps=1", "callbacks.report=null")
+    train(composed(*given), given, tmp_path)
+    (line,) = (record.getMessage() for record in caplog.records if record.getMessage().startswith("done in "))
+    assert re.fullmatch(r"done in .*: val/mIoU [\d.]+ %, test/mIoU [\d.]+ %", line)
 
 
 def test_an_exported_part_is_told_with_its_use(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.utils.checks import number
 from gate_lightning.utils.console import taking
-from gate_lightning.utils.units import duration, measured
+from gate_lightning.utils.units import duration, few, measured
 
 __all__ = ["ProgressLines", "RunProgress", "planned_steps", "progress_bar"]
 
@@ -233,12 +233,12 @@ def shown_metrics(trainer: Trainer, split: str) -> dict[str, float]:
 
 
 def validation_texts(trainer: Trainer) -> list[str]:
-    """Metrics of the last validation, the monitored one first, and whether it is the best so far."""
+    """Metrics of the last validation, a few if there are many, the monitored one first, and whether it is the best."""
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     keeper = keeper_of(trainer)
     monitor = None if keeper is None else keeper.monitor
     texts = []
-    for name in sorted(metrics, key=lambda name: (name != monitor, name)):
+    for name in sorted(few(metrics, monitor), key=lambda name: name != monitor):
         best = keeper is not None and name == monitor and keeper.is_best(metrics[name])
         texts.append(f"{name} {measured(name, metrics[name])}{' (best so far)' if best else ''}")
     return texts

@@ -15,7 +15,7 @@ from lightning import Callback
 from gate_lightning.callbacks.pace import clock
 from gate_lightning.callbacks.pace.clock import Clock
 from gate_lightning.callbacks.pace.display import LiveProgress
-from gate_lightning.callbacks.pace.progress import ProgressLines, progress_bar
+from gate_lightning.callbacks.pace.progress import ProgressLines, progress_bar, validation_texts
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils import console
@@ -40,6 +40,22 @@ def test_plain_lines_tell_step_loss_pace_and_validation(tmp_path: Path, caplog: 
     validation = lines[3]
     assert validation.startswith("step 4/5: val/mIoU ")
     assert " % (best so far)  val/aAcc " in validation
+
+
+def test_of_many_metrics_a_line_has_the_monitored_one_and_three_of_its_definition() -> None:
+    monitor = "val/PCK_0.10_bbox_per-image_le"
+    metrics = {
+        f"val/PCK_{alpha}_{of}_per-{by}_{sign}": 0.25
+        for alpha in ("0.01", "0.05", "0.10", "0.15")
+        for of in ("bbox", "img")
+        for by in ("image", "point")
+        for sign in ("le", "lt")
+    }
+    trainer: Any = SimpleNamespace(callback_metrics=metrics, callbacks=[RunCheckpoint(monitor=monitor)])
+    alike = [f"val/PCK_{alpha}_bbox_per-image_le 25.0 %" for alpha in ("0.01", "0.05", "0.15")]
+    assert validation_texts(trainer) == [f"{monitor} 25.0 % (best so far)", *alike]
+    trainer.callbacks = []
+    assert len(validation_texts(trainer)) == 4
 
 
 def test_only_the_first_step_is_said_to_be_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

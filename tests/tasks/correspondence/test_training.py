@@ -112,7 +112,8 @@ def test_images_of_different_sizes_are_described_apart() -> None:
     assert apart.isfinite() and abs((apart - together).item()) < 0.3 and set(logged) == {"train/loss"}
 
 
-def test_a_run_is_trained_evaluated_and_read_again(tmp_path: Path) -> None:
+def test_a_run_is_trained_evaluated_and_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gate_lightning")
     run = tmp_path / "run"
     own = ("head=conv_descriptors", "trainer.max_steps=8", "trainer.val_check_interval=4", "callbacks.report=null")
     own = (*own, f"monitor=val/{KEY}", "optimizer.lr=0.01")
@@ -123,6 +124,9 @@ def test_a_run_is_trained_evaluated_and_read_again(tmp_path: Path) -> None:
     assert set(saved) == {"head.conv.weight"}
     again = evaluate(configured(f"run={run}", "trust=true", "split=test"), [f"run={run}", "trust=true"], tmp_path / "x")
     assert again[f"test/{KEY}"] == pytest.approx(found[f"test/{KEY}"])
+    results, where = (record.getMessage() for record in caplog.records[-2:])
+    assert results.startswith(f"test/{KEY} ") and results.count("PCK_") == 4
+    assert where == f"all {len(again)} metrics, as fractions: {run / 'metrics_test.json'}"
 
 
 def test_what_has_no_weights_is_not_trained_and_what_has_some_is_not_measured_untrained(tmp_path: Path) -> None:
