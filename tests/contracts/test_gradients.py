@@ -17,6 +17,7 @@ import gate_lightning.amalgamation
 import gate_lightning.heads
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
+from gate_lightning.amalgamation.hyperfeatures import HyperfeaturesAggregation
 from gate_lightning.amalgamation.released import ReleasedConcat, ReleasedWeighted
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
 from gate_lightning.heads.base import Head
@@ -44,6 +45,7 @@ BRANCHES = {
 
 AMALGAMATIONS = {
     "concat": (ConcatAmalgamation, {}),
+    "hyperfeatures": (HyperfeaturesAggregation, {}),
     "weighted": (WeightedAmalgamation, {}),
     "weighted-per_channel": (WeightedAmalgamation, {"per_channel": True}),
     "weighted-bn": (WeightedAmalgamation, {"norm": "BN"}),
@@ -53,6 +55,7 @@ AMALGAMATIONS = {
         WeightedAmalgamation,
         {"num_assigners": 3, "per_channel": True, "sparsity": 0.1, "diversity": 0.1, "hidden_channels": 10},
     ),
+    "weighted-joined": (WeightedAmalgamation, {"joined": True}),
     "weighted-refined": (WeightedAmalgamation, {"refiner_blocks": 2}),
     "weighted-spatial": (WeightedAmalgamation, {"spatial": True, "num_assigners": 2, "diversity": 0.1}),
     "released_concat": (ReleasedConcat, {}),

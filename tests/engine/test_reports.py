@@ -18,7 +18,7 @@ def test_tool_builds_nothing_that_a_run_folder_names(tmp_path: Path, monkeypatch
     (folder / "config.yaml").write_text(
         "task: {_target_: subprocess.run, args: [touch, owned]}\nnote: ${oc.env:HOME}\n"
     )
-    monkeypatch.setattr(components, "instantiate", None)
+    monkeypatch.setattr(components, "built", None)
     given = ["tool=report", f"run={folder}"]
     evaluate(composed(*given, name="eval"), given, tmp_path / "unused")
     page = (folder / "report.html").read_text()

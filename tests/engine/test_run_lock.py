@@ -183,7 +183,7 @@ def test_the_default_folder_of_a_command_is_made_once(tmp_path: Path, monkeypatc
     """Also where Hydra's configuration is asked again, as Lightning does for the other processes of a job."""
     seen: list[tuple[str, str]] = []
 
-    def noted(config: object, overrides: object, folder: Path) -> dict[str, float]:
+    def noted(config: object, overrides: object, folder: Path, choices: object) -> dict[str, float]:
         seen.append((str(folder), str(Path(HydraConfig.get().run.dir).resolve())))
         return {}
 

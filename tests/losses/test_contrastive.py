@@ -66,7 +66,7 @@ def test_only_a_learned_temperature_is_trained_and_saved() -> None:
     fixed, learned = KeypointContrastiveLoss(0.07), KeypointContrastiveLoss(0.07, learned=True)
     assert not list(fixed.parameters()) and not fixed.state_dict()
     assert [name for name, _ in learned.named_parameters()] == ["log_scale"]
-    assert float(learned.log_scale.exp()) == pytest.approx(1 / 0.07)
+    assert learned.log_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
 def test_the_released_loss_is_reproduced() -> None:

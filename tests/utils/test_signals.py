@@ -96,7 +96,7 @@ def test_a_worker_survives_the_groups_signals_and_obeys_its_parent() -> None:
     worker.join(0.5)
     assert worker.is_alive()
     worker.terminate()
-    worker.join(5)
+    worker.join(60)
     assert worker.exitcode == 0
 
 
