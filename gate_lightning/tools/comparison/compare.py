@@ -16,23 +16,25 @@ from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.tools.comparison.grid import grid_of, write_grid
 from gate_lightning.tools.comparison.intervals import paired_interval
 from gate_lightning.tools.comparison.rows import BROKEN, ComparedRun, Row, counterpart
-from gate_lightning.tools.comparison.run_files import column_of, metrics_of, overrides_of, status_of
+from gate_lightning.tools.comparison.run_files import column_of, metrics_of, monitor_of, overrides_of, status_of
 from gate_lightning.tools.comparison.text import comparison_text
 from gate_lightning.utils.files import write_csv
 from gate_lightning.visualization.charts import comparison_chart
 
-__all__ = ["ComparedRun", "Row", "compare", "find_runs", "group_runs"]
+__all__ = ["ComparedRun", "Row", "compare", "compared_metric", "find_runs", "group_runs"]
 
 #: overrides that are left out of a row's label
 UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_changes", "hydra")
 #: plain features, which a row is compared with by default
 BASELINES = ("techniques=none", "ablation=plain")
+#: monitored metric of runs that do not say theirs
+MONITOR = "val/mIoU"
 
 #: what `callbacks.throughput` logs during training
 PACE = "train/images_per_second"
 
 
-def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", baseline: str | None = None) -> str:
+def compare(runs: str | Sequence[str], output: str, metric: str | None = None, baseline: str | None = None) -> str:
     """Compare run folders; writes ``comparison.csv``, ``comparison_summary.csv`` and ``comparison.png``.
 
     Runs that differ in two settings (a sweep over layers and timesteps, for example) also give
@@ -41,7 +43,7 @@ def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", ba
     Args:
         runs: a run folder, a folder that contains run folders (a sweep), or several of these.
         output: folder, made where it is missing.
-        metric: name in ``metrics.json``; rows are sorted by its mean, best first.
+        metric: name in ``metrics.json``; rows are sorted by its mean, best first. None: see `compared_metric`.
         baseline: label of the row that differences refer to; by default plain features with the row's other settings,
             if they are among the runs.
 
@@ -49,9 +51,10 @@ def compare(runs: str | Sequence[str], output: str, metric: str = "val/mIoU", ba
         The table as text.
 
     Raises:
-        ConfigError: if there is no run folder, no run has the metric, or the baseline is not a label.
+        ConfigError: if there is no run folder, no run has the metric, or the baseline is no label of a finished run.
     """
     found = find_runs([runs] if isinstance(runs, str | Path) else runs)
+    metric = metric or compared_metric(found)
     rows = group_runs(found, metric, baseline)
     target = Path(output)
     _write_runs(found, target / "comparison.csv")
@@ -86,6 +89,24 @@ def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
     return _labelled(found)
 
 
+def compared_metric(found: Sequence[ComparedRun]) -> str:
+    """Metric that the runs monitored; where no run has it, the same of the other split, if a run has that.
+
+    Of runs that monitored different metrics it is the first one's that a run has. Runs that do not say what they
+    monitored count as monitoring ``val/mIoU``.
+    """
+    monitored = list(dict.fromkeys(name for run in found if (name := _monitored(run.folder)))) or [MONITOR]
+    there = {name for run in found for name in run.metrics}
+    return next((name for name in (*monitored, *map(counterpart, monitored)) if name in there), monitored[0])
+
+
+def _monitored(folder: Path) -> str | None:
+    try:
+        return monitor_of(folder)
+    except GateError:  # its results are whole; the run is told of as broken, if more than this file is
+        return None
+
+
 def _labelled(found: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Runs labelled by the settings that not all of them share."""
     known = [set(run.settings) for run in found if run.status != BROKEN]  # of the others nobody knows
@@ -98,7 +119,7 @@ def group_runs(found: Sequence[ComparedRun], metric: str, baseline: str | None =
     """Rows by label, best mean first, failed ones last.
 
     Raises:
-        ConfigError: unknown metric or baseline.
+        ConfigError: unknown metric or baseline, or no finished run of the baseline has the metric.
     """
     finished = [run for run in found if run.status == "done"]
     if finished and not any(metric in run.metrics for run in finished):
@@ -110,6 +131,9 @@ def group_runs(found: Sequence[ComparedRun], metric: str, baseline: str | None =
     if baseline is not None and baseline not in grouped:
         raise ConfigError(f"baseline={baseline} is no row; rows: {sorted(grouped)}")
     values = {label: _values(members, metric) for label, members in grouped.items()}
+    if baseline is not None and not values[baseline]:
+        measured = sorted(label for label, found_values in values.items() if found_values)
+        raise ConfigError(f"baseline={baseline} has no finished run with {metric}; rows that have one: {measured}")
     rows = []
     for label, members in grouped.items():
         compared = baseline or _plain(members[0], grouped)

@@ -8,7 +8,7 @@ from pathlib import Path
 from gate_lightning.errors import DataError
 from gate_lightning.utils.text import read_csv, read_json
 
-__all__ = ["STATES", "column_of", "metrics_of", "overrides_of", "status_of"]
+__all__ = ["STATES", "column_of", "metrics_of", "monitor_of", "overrides_of", "status_of"]
 
 #: what ``status.json`` says
 STATES = ("running", "done", "failed", "interrupted")
@@ -43,6 +43,19 @@ def metrics_of(path: Path) -> dict[str, float] | None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
             raise DataError(f"{path}: {name} is {value!r}, expected a number or null")
     return {name: float(value) for name, value in found.items()}
+
+
+def monitor_of(folder: Path) -> str | None:
+    """Metric that a run monitored; None where ``settings.json`` is missing or names none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / "settings.json"
+    found = read_json(path).get("monitor") if path.is_file() else None
+    if found is not None and not isinstance(found, str):
+        raise DataError(f"{path} has the monitor {found!r}, expected the name of a metric")
+    return found
 
 
 def overrides_of(folder: Path) -> list[str]:

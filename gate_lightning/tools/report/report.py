@@ -22,7 +22,7 @@ def report(
     Args:
         runs: a run folder, a folder that contains run folders (a sweep), or several of these.
         target: folder of ``report.html``; None is ``runs`` itself, if it is one.
-        metric: of several runs: what they are compared by; None is what they monitored.
+        metric: of several runs: what they are compared by; None is what they monitored, or the same of the other split.
         baseline: of several runs: label of the row that differences refer to; None is plain features, if there.
 
     Returns:

@@ -12,18 +12,15 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 
-from gate_lightning.errors import GateError
-from gate_lightning.tools.comparison.compare import find_runs, group_runs
+from gate_lightning.tools.comparison.compare import compared_metric, find_runs, group_runs
 from gate_lightning.tools.comparison.grid import Grid, grid_of
 from gate_lightning.tools.comparison.intervals import paired_interval
 from gate_lightning.tools.comparison.rows import BROKEN, ComparedRun, Row, counterpart
-from gate_lightning.tools.report.run_page import REPORT, settings_of
+from gate_lightning.tools.report.run_page import REPORT
 from gate_lightning.utils.commands import override
 
 __all__ = ["sweep_context"]
 
-#: monitored metric of runs that do not say theirs
-MONITOR = "val/mIoU"
 #: pixels: width of the chart of differences without its labels, of a letter, and height of a row
 WIDTH, LETTER, ROW = 560, 6.6, 26
 #: letters of a label in the chart
@@ -84,14 +81,14 @@ def sweep_context(places: Sequence[str], page: Path, metric: str | None, baselin
     Args:
         places: run folders, or folders of them.
         page: the HTML file, which links are relative to.
-        metric: what is compared; None for the one that the runs monitored.
+        metric: what is compared; None for what `compared_metric` chooses.
         baseline: label of the row that differences refer to; None for plain features where they are among the runs.
 
     Raises:
         ConfigError: no run, unknown metric or baseline.
     """
     found = find_runs(places)
-    chosen = metric or next((told for run in found if (told := _monitored(run.folder))), MONITOR)
+    chosen = metric or compared_metric(found)
     rows = group_runs(found, chosen, baseline)
     grid = grid_of([(run.settings, run.metrics.get(chosen)) for run in found if run.status != BROKEN])
     differences = [
@@ -113,17 +110,10 @@ def sweep_context(places: Sequence[str], page: Path, metric: str | None, baselin
         "forest": Forest(differences) if differences else None,
         "grid": None if grid is None else _cells(grid),
         "runs": [_run(run, page.parent, chosen) for run in found],
-        "example_baseline": override("tool.baseline", rows[-1].label),
+        "example_baseline": next((override("tool.baseline", row.label) for row in rows[1:] if row.values), None),
         "longest": LONGEST,
         "again_command": override("run", places[0]) if len(places) == 1 else f'"run=[{",".join(map(str, places))}]"',
     }
-
-
-def _monitored(folder: Path) -> str | None:
-    try:
-        return settings_of(folder).get("monitor")
-    except GateError:  # the run is told of as broken, if more than this file is
-        return None
 
 
 def _row(row: Row) -> dict[str, Any]:

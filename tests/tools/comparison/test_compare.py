@@ -197,3 +197,54 @@ def test_runs_of_equal_settings_and_seed_are_told_of(tmp_path: Path) -> None:
     text = compare(str(tmp_path), str(tmp_path / "out"))
     assert text.splitlines()[3].split() == ["defaults", "1", "30.0"]
     assert f"3 finished runs have seed 0 and these settings; the last one counts ({tmp_path / '2'})" in text
+
+
+PCK = "PCK_0.10_bbox_per-image_le"
+
+
+def make_measured(folder: Path, monitor: str | None, metrics: dict[str, float], number: int = 0) -> Path:
+    make_run(folder, [f"timestep={number}"], 0.5)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    if monitor is not None:
+        (folder / "settings.json").write_text(json.dumps({"monitor": monitor}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("monitors", "metrics", "chosen"),
+    [
+        ([f"val/{PCK}"], [{f"val/{PCK}": 0.3, f"test/{PCK}": 0.4, "val/mIoU": 0.2}], f"val/{PCK}"),
+        ([f"val/{PCK}"], [{f"test/{PCK}": 0.4, "val/mIoU": 0.2}], f"test/{PCK}"),
+        (["test/mIoU_ddpm"], [{"val/mIoU_ddpm": 0.4}], "val/mIoU_ddpm"),
+        ([None], [{"val/mIoU": 0.4, "val/aAcc": 0.5}], "val/mIoU"),
+        (["val/error", "val/mIoU"], [{}, {"val/mIoU": 0.4}], "val/mIoU"),
+    ],
+)
+def test_without_a_metric_runs_are_compared_by_what_they_monitored(
+    monitors: list[str | None], metrics: list[dict[str, float]], chosen: str, tmp_path: Path
+) -> None:
+    for number, (monitor, found) in enumerate(zip(monitors, metrics, strict=True)):
+        make_measured(tmp_path / "sweep" / str(number), monitor, found, number)
+    text = compare(str(tmp_path / "sweep"), str(tmp_path / "out"))
+    assert text.startswith(f"{chosen} of {len(monitors)} runs")
+
+
+@pytest.mark.parametrize(("monitor", "missing"), [(None, "val/mIoU"), (f"val/{PCK}", f"val/{PCK}")])
+def test_runs_without_what_they_monitored_in_any_split_are_refused(
+    monitor: str | None, missing: str, tmp_path: Path
+) -> None:
+    folder = make_measured(tmp_path / "0", monitor, {"test/aAcc": 0.5})
+    with pytest.raises(ConfigError, match=rf"no run has the metric {missing}; they have \['test/aAcc'\]"):
+        compare(str(folder), str(tmp_path / "out"))
+
+
+def test_damaged_settings_do_not_keep_a_run_out_of_the_table(tmp_path: Path) -> None:
+    folder = make_measured(tmp_path / "0", None, {"val/mIoU": 0.5})
+    for content in (*NO_JSON, '{"monitor": 3}'):
+        (folder / "settings.json").write_text(content, encoding="latin-1")
+        assert compare(str(folder), str(tmp_path / "out")).startswith("val/mIoU of 1 runs")
+
+
+def test_a_baseline_without_a_finished_run_is_refused(sweep: Path) -> None:
+    with pytest.raises(ConfigError, match=r"techniques=lora has no finished run with val/mIoU; .*techniques=all"):
+        group_runs(find_runs([sweep]), "val/mIoU", "techniques=lora")

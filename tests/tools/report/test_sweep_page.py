@@ -67,3 +67,36 @@ def test_a_sweep_without_results_has_a_report(tmp_path: Path) -> None:
     make_run(tmp_path / "0", "failed")
     report(str(tmp_path))
     assert Parsed(tmp_path / "report.html").sections == ["rows", "runs"]
+
+
+def test_the_suggested_baseline_has_values_and_is_not_the_best(tmp_path: Path) -> None:
+    for number, (timestep, status) in enumerate([(25, "done"), (50, "done"), (75, "done"), (100, "failed")]):
+        make_run(tmp_path / str(number), status, 0.1 * number + 0.2, (f"timestep={timestep}",))
+    report(str(tmp_path))
+    (command,) = (text for text in Parsed(tmp_path / "report.html").texts if "tool.baseline" in text)
+    assert command.endswith("\"tool.baseline='timestep=50'\"")  # 75 is the best, of 100 nothing is known
+    report(str(tmp_path), baseline="timestep=50")
+    assert "-20.0" not in Parsed(tmp_path / "report.html").texts
+    assert {"+10.0", "-10.0", "baseline"} <= set(Parsed(tmp_path / "report.html").texts)
+    with pytest.raises(ConfigError, match="timestep=100 has no finished run"):
+        report(str(tmp_path), baseline="timestep=100")
+
+
+def test_without_a_second_row_that_has_values_no_baseline_is_suggested(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", "done", 0.5, ("timestep=25",))
+    make_run(tmp_path / "1", "failed", 0.5, ("timestep=50",))
+    report(str(tmp_path))
+    assert not any("tool.baseline" in text for text in Parsed(tmp_path / "report.html").texts)
+
+
+def test_a_sweep_without_the_monitored_metric_is_compared_by_that_of_the_other_split(tmp_path: Path) -> None:
+    for number in range(2):
+        folder = make_run(
+            tmp_path / str(number), overrides=(f"timestep={number}",), monitor="val/PCK_0.10_bbox_per-image_le"
+        )
+        (folder / "metrics.json").write_text(f'{{"test/PCK_0.10_bbox_per-image_le": 0.{number + 1}25}}')
+    report(str(tmp_path))
+    page = Parsed(tmp_path / "report.html")
+    assert "test/PCK_0.10_bbox_per-image_le" in page.texts
+    assert "22.5 %" in page.texts
+    assert any("Percentage of correct keypoints" in text for text in page.texts)
