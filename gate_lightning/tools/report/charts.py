@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gate_lightning.tools.report.words import is_share
+from gate_lightning.tools.report.words import is_pck, is_share
 from gate_lightning.utils.text import read_csv
 
 __all__ = ["Chart", "Line", "curves_of", "ticks"]
@@ -95,8 +95,10 @@ class Chart:
         return f"{self.title} over the steps of the training: {'; '.join(ends)}"
 
 
-def curves_of(path: Path) -> list[Chart]:
-    """Charts of ``metrics.csv``: losses and scores of training and validation, rate, weights of branches, the rest.
+def curves_of(path: Path, monitor: str | None = None) -> list[Chart]:
+    """Charts of ``metrics.csv``: scores and losses of training and validation, rate, weights of branches, the rest.
+
+    The monitored metric's curve is the first one of the first chart.
 
     The row of the final evaluation is no point of a curve: it is of the best checkpoint, not of the last step.
 
@@ -107,6 +109,7 @@ def curves_of(path: Path) -> list[Chart]:
         return []
     rows = read_csv(path, columns=("step",))
     names = [name for name in (rows[0] if rows else ()) if name != "step" and not name.startswith(LEFT_OUT)]
+    names.sort(key=lambda name: name != monitor)  # the others stay in their order
     tested = [name for name in (rows[0] if rows else ()) if name.startswith("test/")]
     rows = [row for row in rows if not any(row[name] for name in tested)]
     grouped: dict[str, list[Line]] = {}
@@ -121,10 +124,10 @@ def curves_of(path: Path) -> list[Chart]:
         factor = 100.0 if is_share(name) else 1.0
         steps, values = zip(*kept, strict=True)
         grouped.setdefault(_group(name), []).append(Line(name, steps, tuple(factor * value for value in values)))
-    order = sorted(grouped, key=lambda title: (_rank(title), title))
-    shown = [title for title in order if _rank(title) < _rank("")] + [t for t in order if _rank(t) == _rank("")][
-        :MOST_OTHERS
-    ]
+    ranks = {title: -1 if lines[0].name == monitor else _rank(title) for title, lines in grouped.items()}
+    order = sorted(grouped, key=lambda title: (ranks[title], title))
+    named = [title for title in order if ranks[title] < _rank("")]
+    shown = [*named, *order[len(named) :][:MOST_OTHERS]]
     return [
         Chart(title, "%" if is_share(grouped[title][0].name) else "", tuple(grouped[title]), every) for title in shown
     ]
@@ -152,6 +155,8 @@ def _points(rows: Sequence[dict[str, str]], name: str) -> Iterator[tuple[float, 
 
 def _group(name: str) -> str:
     split, _, rest = name.partition("/")
+    if is_pck(name):  # of one definition, a curve for each share of the length
+        return f"{split}/PCK {rest.split('_', 2)[-1]}"
     if is_share(name):
         return "scores"
     if split in ("train", "val") and (rest == "loss" or rest.startswith("loss_")):

@@ -13,7 +13,7 @@ from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.comparison.run_files import column_of, metrics_of, overrides_of, status_of
 from gate_lightning.tools.report.charts import curves_of
 from gate_lightning.tools.report.pictures import examples_of, picture
-from gate_lightning.tools.report.words import SPLITS, is_share, tail_of
+from gate_lightning.tools.report.words import is_share, of_split, tail_of
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.text import read_csv, read_json, read_text
 from gate_lightning.utils.units import GIB, duration, human_size
@@ -97,8 +97,10 @@ def run_context(folder: Path) -> dict[str, Any]:
         "again": {path.stem[8:]: metrics_of(path) for path in sorted(folder.glob("metrics_*.json"))},
         "typed": overrides_of(folder),
         "config": _config(folder),
-        "curves": curves_of(folder / "metrics.csv"),
+        "curves": curves_of(folder / "metrics.csv", settings.get("monitor")),
         "classes": list(_class_tables(folder)),
+        "categories": list(_category_tables(folder, tail_of(settings.get("monitor") or ""))),
+        "matches": list(_matches(folder)),
         "examples_first": first,
         "colours": dict(pair for group in first for pair in group["legend"]),
         "worst": list(_examples(folder, "worst")),
@@ -141,7 +143,7 @@ def _headline(folder: Path, metrics: Mapping[str, float], settings: Mapping[str,
     monitor = settings.get("monitor") or "val/mIoU"
     other = f"{'val' if monitor.startswith('test/') else 'test'}/{tail_of(monitor)}"
     found: list[dict[str, Any]] = [
-        {"metric": name, "value": metrics[name], "spread": metrics.get(f"{name}_std"), "note": _of_split(name)}
+        {"metric": name, "value": metrics[name], "spread": metrics.get(f"{name}_std"), "note": of_split(name)}
         for name in (monitor, other)
         if name in metrics
     ]
@@ -151,7 +153,7 @@ def _headline(folder: Path, metrics: Mapping[str, float], settings: Mapping[str,
         return list(_so_far(folder, monitor, settings.get("mode") or "max"))
     named = [name for name in sorted(metrics) if not _is_std(name)]
     return found or [
-        {"metric": name, "value": metrics[name], "spread": metrics.get(f"{name}_std"), "note": _of_split(name)}
+        {"metric": name, "value": metrics[name], "spread": metrics.get(f"{name}_std"), "note": of_split(name)}
         for name in named[:3]
     ]
 
@@ -167,10 +169,6 @@ def _so_far(folder: Path, monitor: str, mode: str) -> Iterator[dict[str, Any]]:
         yield {"metric": monitor, "value": value, "spread": None, "note": f"best so far, at step {step}"}
 
 
-def _of_split(metric: str) -> str:
-    return SPLITS.get(metric.partition("/")[0], "")
-
-
 def _class_tables(folder: Path) -> Iterator[Table]:
     for split, path in _of_splits(folder, "classes_{}.csv"):
         rows = read_csv(path, columns=("class",))
@@ -178,6 +176,24 @@ def _class_tables(folder: Path) -> Iterator[Table]:
         cells = [[row["class"], *(_number(row[name]) for name in columns[1:])] for row in rows]
         note = "share: of the labelled pixels" if "share" in columns else ""
         yield Table(split, columns, cells, frozenset(columns[1:]), note)
+
+
+def _category_tables(folder: Path, monitored: str) -> Iterator[Table]:
+    """Scores of the categories of pairs, the monitored one first."""
+    for split, path in _of_splits(folder, "categories_{}.csv"):
+        rows = read_csv(path, columns=("category", "pairs", "keypoints"))
+        names = list(rows[0]) if rows else ["category", "pairs", "keypoints"]
+        scores = sorted((name for name in names if is_share(name)), key=lambda name: name != monitored)
+        columns = [*(name for name in names if name not in scores), *scores]
+        cells = [[row["category"], *(_number(row[name]) for name in columns[1:])] for row in rows]
+        yield Table(split, columns, cells, frozenset(scores))
+
+
+def _matches(folder: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Title, data URI and size of the pictures of matches."""
+    for kind in ("first", "worst"):
+        for split, path in _of_splits(folder, f"images/matches_{kind}_{{}}.png"):
+            yield f"{split}: {kind} pairs", *picture(path)
 
 
 def _image_tables(folder: Path) -> Iterator[Table]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["explained", "is_share", "shown", "tail_of"]
+__all__ = ["explained", "is_pck", "is_share", "of_split", "shown", "tail_of"]
 
-#: metric without its split → sentence; these are shares, shown in percent
+#: metric without its split (of PCK without its definition) → sentence; these are shares, shown in percent
 SHARES = {
     "mIoU": "Mean over the classes of intersection over union, from the pixels of all images of the split together.",
     "mIoU_ddpm": "Mean IoU as the published label-scarce tables count it: predictions at unlabelled pixels count "
@@ -17,12 +17,14 @@ SHARES = {
     "kind": "Share of images whose kind of object is recognised.",
     "color": "Share of images whose colour is recognised.",
     "both": "Share of images whose kind and colour are recognised.",
+    "PCK": "Percentage of correct keypoints: those whose match is at most a share (the number in the name) of a length "
+    "(of the object's box, the image, …) away from the true place; the name also says how they are averaged.",
 }
 OTHERS = {
     "loss": "What training minimises, on this split.",
     "uncertainty": "Mean disagreement of the ensemble's members on an image, in nats.",
 }
-SPLITS = {"val": "validation images", "test": "test images", "train": "training images"}
+SPLITS = {"val": "validation", "test": "test", "train": "training"}
 
 
 def tail_of(metric: str) -> str:
@@ -30,14 +32,29 @@ def tail_of(metric: str) -> str:
     return metric.rpartition("/")[2].removesuffix("_std")
 
 
+def is_pck(metric: str) -> bool:
+    """Whether a metric is one of the percentages of correct keypoints, which are of pairs of images."""
+    return tail_of(metric).startswith("PCK_")
+
+
 def is_share(metric: str) -> bool:
     """Whether a metric is a share, shown in percent."""
-    return tail_of(metric) in SHARES
+    return _kind(metric) in SHARES
+
+
+def of_split(metric: str) -> str:
+    """What a metric was measured on, e.g. "test images"; empty of a name without a split."""
+    split = SPLITS.get(metric.partition("/")[0])
+    return f"{split} {'pairs' if is_pck(metric) else 'images'}" if split else ""
 
 
 def explained(metric: str) -> str:
     """A sentence on what a metric is; empty of one that is unknown here."""
-    return {**SHARES, **OTHERS}.get(tail_of(metric), "")
+    return {**SHARES, **OTHERS}.get(_kind(metric), "")
+
+
+def _kind(metric: str) -> str:
+    return "PCK" if is_pck(metric) else tail_of(metric)
 
 
 def shown(metric: str, value: float | None, spread: float | None = None, signed: bool = False) -> str:

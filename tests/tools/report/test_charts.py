@@ -55,3 +55,24 @@ def test_shares_are_percent_and_others_are_not() -> None:
     assert shown("val/loss", 0.56789) == "0.5679"
     assert shown("val/mIoU", 0.011, signed=True) == "+1.1"
     assert shown("val/mIoU", None) == "–"
+
+
+def test_the_monitored_curve_comes_first_and_a_definition_of_pck_is_one_chart(tmp_path: Path) -> None:
+    keys = [f"val/PCK_{a}_{t}_per-{m}_{c}" for a in ("0.05", "0.10") for t in ("bbox", "img", "8px", "square")
+            for m in ("image", "point") for c in ("le", "lt")]  # fmt: skip
+    path = tmp_path / "metrics.csv"
+    rows = "".join(f"{step},{','.join(['0.25'] * len(keys))},2\n" for step in (1, 2))
+    path.write_text(f"step,{','.join(keys)},train/loss\n{rows}")
+    charts = curves_of(path, "val/PCK_0.10_img_per-point_le")
+    assert [chart.title for chart in charts[:2]] == ["val/PCK img_per-point_le", "loss"]
+    assert [line.name for line in charts[0].lines] == ["val/PCK_0.10_img_per-point_le", "val/PCK_0.05_img_per-point_le"]
+    assert charts[0].unit == "%" and charts[0].lines[0].values == (25, 25)
+    assert len(charts) == 2 + 12
+
+
+def test_the_monitored_loss_comes_before_scores(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss,val/mIoU,val/loss\n1,2,0.1,3\n2,1,0.2,2\n")
+    assert [chart.title for chart in curves_of(path)] == ["scores", "loss"]
+    (loss, _) = curves_of(path, "val/loss")
+    assert [line.name for line in loss.lines] == ["val/loss", "train/loss"]

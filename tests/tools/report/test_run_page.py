@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.report.report import report
@@ -148,3 +149,32 @@ def test_re_splits_are_a_table_with_links(tmp_path: Path) -> None:
     assert {"split0", "split1", "35.0"} <= set(page.texts)
     links = [str(link["href"]) for link in page.all("a") if not str(link["href"]).startswith("#")]
     assert links == ["split1/report.html"]
+
+
+def test_a_run_of_correspondence_has_categories_matches_and_percent(tmp_path: Path) -> None:
+    main, other = "PCK_0.10_bbox_per-image_le", "PCK_0.05_img_per-point_lt"
+    folder = tmp_path / "pairs"
+    (folder / "images").mkdir(parents=True)
+    (folder / "config.yaml").write_text("task: {_target_: x}\n")
+    (folder / "status.json").write_text('{"status": "done"}')
+    (folder / "settings.json").write_text(json.dumps({"task": "t", "monitor": f"val/{main}", "seed": 0}))
+    (folder / "metrics.json").write_text(json.dumps({f"test/{main}": 0.357, f"test/{other}": 0.25}))
+    table = (
+        f"category,pairs,keypoints,{other},{main}\n{EVIL},7,18,0.125,0.625\nempty,0,0,nan,nan\nall,7,18,0.125,0.625\n"
+    )
+    (folder / "categories_test.csv").write_text(table)
+    for kind in ("first", "worst"):
+        Image.new("RGB", (40, 20)).save(folder / "images" / f"matches_{kind}_test.png")
+    page = page_of(folder)
+    assert page.sections == ["settings", "categories", "matches", "environment"]
+    assert "35.7 %" in page.texts
+    assert "test pairs" in page.texts
+    explained = [text for text in page.texts if text.startswith("Percentage of correct keypoints")]
+    assert len(explained) == 2  # once at the top, once in the list of all metrics
+    titles = [text for text in page.texts if text in ("category", "pairs", "keypoints", f"{main} %", f"{other} %")]
+    assert titles == ["category", "pairs", "keypoints", f"{main} %", f"{other} %"]
+    start = page.texts.index(EVIL)
+    cells = [text for text in page.texts[start:] if text]
+    assert cells[:5] == [EVIL, "7", "18", "62.5", "12.5"]
+    assert {"test: first pairs", "test: worst pairs"} <= set(page.texts)
+    assert len(page.all("img")) == 2
