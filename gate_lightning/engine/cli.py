@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,38 +54,47 @@ def train_main() -> int:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         sweep = hydra_config.mode == RunMode.MULTIRUN
-        try:
-            if sweep:
-                log.info("job %s: %s", hydra_config.job.num, _job_text(hydra_config, folder), extra=HEADLINE)
-                check_sweep(config)
-                _sweeps[Path(hydra_config.sweep.dir).resolve()] = config
-            else:
-                check_processes(hydra_config.overrides.hydra, config.resume)
-            with brief(sweep), occupied(folder), _recorded(folder):
-                choices = OmegaConf.to_container(hydra_config.runtime.choices)
-                metrics = train(config, list(hydra_config.overrides.task), folder, choices)  # type: ignore[arg-type]
-        except Interrupted as error:
-            if sweep:  # Hydra would start the next run
-                raise Stop(error.signal) from error
-            raise
-        except GateError as error:
-            if sweep:
-                log.error("job %s failed: %s: %s", hydra_config.job.num, type(error).__name__, error)
-            raise
+        if not sweep:
+            check_processes(hydra_config.overrides.hydra, config.resume)
+        with _job_of_sweep(config, folder) if sweep else nullcontext(), occupied(folder), _recorded(folder):
+            choices = OmegaConf.to_container(hydra_config.runtime.choices)
+            metrics = train(config, list(hydra_config.overrides.task), folder, choices)  # type: ignore[arg-type]
         return metrics.get(config.monitor)
 
+    return _command("train", run)
+
+
+def _command(name: str, run: Callable[[DictConfig], Any]) -> int:
+    """``run`` with the command line's configuration, and the tables of sweeps of runs; returns the exit status."""
     try:
-        return _guarded(_composed("train", run), "train")
+        return _guarded(_composed(name, run), name)
     finally:
         # also after a failed job: Hydra's on_multirun_end would not be called then
         for folder, config in _sweeps.items():
             _tell_of_sweep(folder, config)
 
 
+@contextmanager
+def _job_of_sweep(config: DictConfig, folder: Path) -> Iterator[None]:
+    """Context of a job that makes a run folder: the console has a line on what it sets, and one on its end."""
+    hydra_config = HydraConfig.get()
+    log.info("job %s: %s", hydra_config.job.num, _job_text(hydra_config, folder), extra=HEADLINE)
+    try:
+        check_sweep(config)
+        _sweeps[Path(hydra_config.sweep.dir).resolve()] = config
+        with brief():
+            yield
+    except Interrupted as error:  # Hydra would start the next run
+        raise Stop(error.signal) from error
+    except GateError as error:
+        log.error("job %s failed: %s: %s", hydra_config.job.num, type(error).__name__, error)
+        raise
+
+
 def _job_text(hydra_config: Any, folder: Path) -> str:
     """What a job of a sweep sets that is not the same for all of them, and where its log is."""
     own = [item for item in hydra_config.overrides.task if item not in sys.argv]
-    return f"{' '.join(map(redacted_override, own)) or 'defaults'} ({folder / 'train.log'})"
+    return f"{' '.join(map(redacted_override, own)) or 'defaults'} ({folder / f'{hydra_config.job.name}.log'})"
 
 
 def _composed(name: str, run: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -131,13 +140,13 @@ def _tell_of_sweep(folder: Path, config: DictConfig) -> None:
     if not any(folder.glob("*/status.json")):
         return
     try:
-        log.info("%s", compare(runs=str(folder), output=str(folder), metric=config.monitor))
+        log.info("%s", compare(runs=str(folder), output=str(folder)))
         publish_comparison(folder, config)
     except GateError as error:  # the runs themselves are told of, and the exit status is theirs
         log.warning("no table of the sweep in %s: %s", folder, error)
         return
     if OmegaConf.select(config, "callbacks.report") is not None:
-        try_report(folder, config.monitor)
+        try_report(folder)
 
 
 def check_sweep(config: DictConfig) -> None:
@@ -179,12 +188,18 @@ def eval_main() -> int:
     """``eval.py``; returns the exit status."""
 
     def run(config: DictConfig) -> None:
-        from gate_lightning.engine.evaluation import evaluate
+        from gate_lightning.engine.evaluation import evaluate, measures_untrained
 
         hydra_config = HydraConfig.get()
-        evaluate(config, list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir))
+        overrides, folder = list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir)
+        # with output= the run folders are not those of the sweep
+        if hydra_config.mode != RunMode.MULTIRUN or config.output is not None or not measures_untrained(config):
+            evaluate(config, overrides, folder)
+            return
+        with _job_of_sweep(config, folder), _recorded(folder):
+            evaluate(config, overrides, folder)
 
-    return _guarded(_composed("eval", run), "eval")
+    return _command("eval", run)
 
 
 def _hint(error: Exception) -> str:

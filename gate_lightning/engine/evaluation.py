@@ -24,7 +24,7 @@ from gate_lightning.utils.units import few, measured
 if TYPE_CHECKING:
     from gate_lightning.engine.trained_run import TrainedRun
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "measures_untrained"]
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +49,10 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         run_tool(config, output, partial(_loaded, config, overrides))
         return {}
     measuring = not config.submission and config.input is None
-    if measuring and config.run is None:
-        from gate_lightning.engine.untrained import is_training_free, measure_untrained
+    if measures_untrained(config):
+        from gate_lightning.engine.untrained import measure_untrained
 
-        if is_training_free(config):
-            folder = Path(config.output) if config.output else output
-            return measure_untrained(config, overrides, folder)
+        return measure_untrained(config, overrides, Path(config.output) if config.output else output)
     if measuring and config.run is not None and runs.read_config(Path(config.run)).get("repeats", 1) > 1:
         return _measure_splits(config, overrides, Path(config.run))
     run = _loaded(config, overrides)
@@ -70,6 +68,16 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         _label(run, Path(config.input), target)
         return {}
     return _measure(run, _split_of(run, config.split), _results_of(folder, config.output, output))
+
+
+def measures_untrained(config: DictConfig) -> bool:
+    """Whether a composed configuration asks for a task that trains nothing to be measured, into a run folder."""
+    tool = config.tool is not None and "_target_" in config.tool
+    if tool or config.submission or config.input is not None or config.run is not None:
+        return False
+    from gate_lightning.engine.untrained import is_training_free
+
+    return is_training_free(config)
 
 
 def _results_of(folder: Path, chosen: str | None, output: Path) -> Path:

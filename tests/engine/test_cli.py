@@ -114,6 +114,29 @@ def test_a_sweep_with_a_failed_run_ends_with_a_table(monkeypatch: pytest.MonkeyP
     assert float(rows[1]["val/mIoU"]) >= 0
 
 
+def test_a_sweep_of_evaluations_without_training_ends_with_a_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = (*("dataset=scene_pairs", "dataset.test=2", "dataset.size=32", "logger=none"), "callbacks.report=null")
+    given = (*given, "backbone.weights=random", "trainer.accelerator=cpu", "amalgamation=concat")
+    swept = ("techniques=none,magic", "timestep=25,50", f"hydra.sweep.dir={tmp_path}")
+    assert call(monkeypatch, cli.eval_main, "-m", *given, *swept) == 2
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["done", "done", "failed", "failed"]
+    printed = capfd.readouterr()
+    said = (printed.out + printed.err).splitlines()
+    assert sum("done in " in line and "test/PCK_0.10_" in line for line in said) == 2
+    assert any(f"techniques=none timestep=50 ({tmp_path / '1' / 'eval.log'})" in line for line in said)
+    assert any("test/PCK_0.10_bbox_per-image_le of 4 runs" in line for line in said)
+
+
+def test_a_sweep_of_a_tool_makes_no_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tool = ("tool=layers", "backbone.weights=random", "backbone.in_channels=3,4", f"hydra.sweep.dir={tmp_path}")
+    call(monkeypatch, cli.eval_main, "-m", *tool)
+    assert not list(tmp_path.rglob("comparison*")) and not list(tmp_path.rglob("status.json"))
+
+
 @pytest.mark.parametrize("main", ["train_main", "eval_main"])
 def test_help_imports_nothing_heavy(main: str) -> None:
     code = (
