@@ -22,7 +22,7 @@ def comparison_text(rows: Sequence[Row], metric: str) -> str:
     shown = {
         metric: [list(row.values.values()) for row in rows],
         other: [list(row.counterparts.values()) for row in rows],
-        "difference": [list(row.differences) for row in rows],
+        "difference": [[] if row.baseline == row.label else list(row.differences) for row in rows],
     }
     columns = _settings(rows)
     columns["n"] = [str(len(row.values)) for row in rows]
@@ -38,9 +38,9 @@ def comparison_text(rows: Sequence[Row], metric: str) -> str:
     for number, row in enumerate(rows):
         lines.append(line([cells[number] for cells in columns.values()]))
         lines += [f"    {text}" for text in (*_repeated(row), *_failed(row))]
-    compared = {row.baseline for row in rows if row.differences}
-    to = f" to {compared.pop()}" if len(compared) == 1 else " to plain features of the same other settings"
-    said = f"; differences{to} are paired by seed" if any(row.differences for row in rows) else ""
+    compared = {row.baseline for row in rows if row.differences and row.baseline != row.label}
+    to = next(iter(compared)) if len(compared) == 1 else "plain features of the same other settings"
+    said = f"; differences to {to} are paired by seed" if compared else ""
     return "\n".join([f"in percent, mean ± standard deviation of n runs{said}", *lines])
 
 

@@ -106,7 +106,7 @@ def sweep_context(places: Sequence[str], page: Path, metric: str | None, baselin
         "other": counterpart(chosen) if any(row.counterparts for row in rows) else None,
         "states": {state: count for state, count in states.items() if count},
         "rows": [{**_row(row), "baseline": row.label == row.baseline} for row in rows],
-        "compared": any(row.differences for row in rows),
+        "compared": bool(differences),
         "forest": Forest(differences) if differences else None,
         "grid": None if grid is None else _cells(grid),
         "runs": [_run(run, page.parent, chosen) for run in found],

@@ -106,6 +106,13 @@ def test_each_row_is_compared_with_plain_features_of_its_other_settings(tmp_path
     assert "plain features of the same other settings" in compare(str(tmp_path), str(tmp_path / "out"))
 
 
+def test_rows_that_are_all_plain_have_no_differences(tmp_path: Path) -> None:
+    for number in range(3):
+        make_run(tmp_path / str(number), ["techniques=none", f"timestep={number}"], 0.1 * (number + 1))
+    lines = compare(str(tmp_path), str(tmp_path / "out")).splitlines()
+    assert "differences" not in lines[1] and lines[2].split() == ["timestep", "n", "val/mIoU"]
+
+
 def test_the_pace_of_training_is_a_column_where_it_was_logged(sweep: Path, tmp_path: Path) -> None:
     log = "step,train/images_per_second,val/mIoU\n10,4.0,\n20,8.0,\n20,,0.1\n30,9.0,\n"
     (sweep / "0" / "metrics.csv").write_text(log)
