@@ -63,6 +63,8 @@ def _settings(rows: Sequence[Row]) -> dict[str, list[str]]:
 
     The settings of a run whose files are damaged are unknown: the first column has its label.
     """
+    if len(rows) == 1 and rows[0].runs[0].settings:
+        return {"run": ["settings of all"]}  # nothing differs but seeds
     chosen = [dict(_key_and_value(item) for item in row.runs[0].settings) for row in rows]
     known = [settings for settings, row in zip(chosen, rows, strict=True) if row.runs[0].status != BROKEN]
     keys = dict.fromkeys(key for settings in known for key in settings)

@@ -106,6 +106,13 @@ def test_each_row_is_compared_with_plain_features_of_its_other_settings(tmp_path
     assert "plain features of the same other settings" in compare(str(tmp_path), str(tmp_path / "out"))
 
 
+def test_a_sweep_over_seeds_alone_does_not_repeat_its_settings(tmp_path: Path) -> None:
+    for seed in range(3):
+        make_run(tmp_path / str(seed), ["techniques=prompt", "trainer.max_steps=5", f"seed={seed}"], 0.1)
+    lines = compare(str(tmp_path), str(tmp_path / "out")).splitlines()
+    assert lines[3].split() == ["settings", "of", "all", "3", "10.0", "±", "0.0"]
+
+
 def test_rows_that_are_all_plain_have_no_differences(tmp_path: Path) -> None:
     for number in range(3):
         make_run(tmp_path / str(number), ["techniques=none", f"timestep={number}"], 0.1 * (number + 1))
