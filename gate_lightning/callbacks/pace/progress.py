@@ -25,7 +25,7 @@ __all__ = ["ProgressLines", "RunProgress", "planned_steps", "progress_bar"]
 log = logging.getLogger(__name__)
 
 
-def progress_bar(every_seconds: float = 30.0) -> RunProgress:
+def progress_bar(every_seconds: float = 60.0) -> RunProgress:
     """A live display where the output is a terminal, else `ProgressLines`.
 
     Args:
@@ -155,7 +155,7 @@ class ProgressLines(RunProgress):
         ConfigError: if ``every_seconds`` is negative, or no number.
     """
 
-    def __init__(self, every_seconds: float = 30.0) -> None:
+    def __init__(self, every_seconds: float = 60.0) -> None:
         super().__init__()
         self.every_seconds = number(every_seconds, "every_seconds", 0)
         self._said = 0.0
