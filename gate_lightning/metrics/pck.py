@@ -80,7 +80,7 @@ class PCK:
         return tuple(every[index] for index in sorted(every))
 
     def reset(self) -> None:
-        """Forget all pairs."""
+        """Forget all pairs that were measured."""
         self._measured = {}
 
     def check(self, pairs: Sequence[Pair]) -> None:

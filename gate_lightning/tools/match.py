@@ -90,15 +90,8 @@ def match(
     chosen = _points(points, files[0].sizes(0)[0], grid)
     if isinstance(extractor, nn.Module):
         extractor.to(device_of(device))
-    grids, images = [], []
-    for file in files:
-        batch = BatchDataset((required_inputs or RequiredInputs()).attach(file), sizing)[[SampleRequest(0)]]
-        place = extractor.backbone.device
-        sizes = file.sizes(0)
-        grids += descriptor_grids(
-            extractor, amalgamation, head, batch.images.to(place), batch.conditions.to(place), sizes
-        )
-        images.append(file.load(0).image)
+    grids = [_grid(file, extractor, amalgamation, head, sizing, required_inputs or RequiredInputs()) for file in files]
+    images = [file.load(0).image for file in files]
     here, there = grids
     if chosen is None:
         chosen, found = _buddies(here, there, grid)
@@ -129,6 +122,22 @@ def _file(path: str | Path, name: str) -> ImageSource:
         found = "is a folder" if file.is_dir() else "does not exist"
         raise DataError(f"{name}={path} {found} (= {file.resolve()}); give an image")
     return ImageSource(file)
+
+
+def _grid(
+    file: ImageSource,
+    extractor: Extractor,
+    amalgamation: Amalgamation,
+    head: PlainDescriptors,
+    sizing: Sizing,
+    required_inputs: RequiredInputs,
+) -> FeatureGrid:
+    """Descriptors of an image."""
+    batch = BatchDataset(required_inputs.attach(file), sizing)[[SampleRequest(0)]]
+    place = extractor.backbone.device
+    images, conditions = batch.images.to(place), batch.conditions.to(place)
+    (grid,) = descriptor_grids(extractor, amalgamation, head, images, conditions, file.sizes(0))
+    return grid
 
 
 def _points(points: str | Sequence[Sequence[float]], size: tuple[int, int], grid: int) -> Tensor | None:

@@ -37,7 +37,7 @@ LONGEST = 768
 
 @dataclass(frozen=True)
 class Examples:
-    """Example images.
+    """Example images with their classes.
 
     Attributes:
         classes: names.
@@ -53,7 +53,7 @@ class Examples:
 def write_examples(
     folder: Path, rows: Sequence[PredictedImage], classes: Sequence[str], palette: Palette, ignore_index: int | None
 ) -> None:
-    """Write example images.
+    """Write example images as files.
 
     Args:
         folder: made where it is missing; those that are there are replaced.

@@ -49,12 +49,12 @@ class LiveProgress(RunProgress):
         self._evaluation: TaskID | None = None
 
     def disable(self) -> None:
-        """Show nothing."""
+        """Keep the display off (Lightning calls this in all processes but the first)."""
         super().disable()
         self._close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the display."""
+        """Show the display when training begins."""
         super().on_train_start(trainer, pl_module)
         self._open()
         self._train = self._bars.add_task("train", total=None, count="", rest="waiting for the first batch")
@@ -67,7 +67,7 @@ class LiveProgress(RunProgress):
             self._bars.update(self._train, rest="computing the first step")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Show the step."""
+        """Show the step that has ended."""
         super().on_train_batch_end(trainer, pl_module, *args)
         now = time.monotonic()
         if self._live is not None and now - self._stepped >= _STEPS_EVERY:

@@ -56,7 +56,7 @@ class RunProgress(ProgressBar):
         self._began = 0.0
 
     def disable(self) -> None:
-        """Show nothing."""
+        """Show nothing from now on (Lightning calls this in all processes but the first)."""
         self.enabled = False
 
     def enable(self) -> None:
@@ -70,7 +70,7 @@ class RunProgress(ProgressBar):
             self._waiting.enter_context(taking(what, seconds))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock of steps."""
         self.clock.start(trainer.global_step)
         self.waits("waiting for the first batch")
 
@@ -80,7 +80,7 @@ class RunProgress(ProgressBar):
             self.waits("computing the first step")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Count a batch."""
+        """Count a batch of training."""
         self.waits(None)
         self.clock.step(trainer.global_step)
 
@@ -117,17 +117,17 @@ class RunProgress(ProgressBar):
         self._evaluate("prediction", sum(trainer.num_predict_batches))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop waiting."""
+        """Drop the message about what is waited for."""
         self.waits(None)
 
     on_predict_end = on_test_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop waiting."""
+        """Drop the message about what is waited for."""
         self.waits(None)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop waiting."""
+        """Drop the message about what is waited for."""
         self.waits(None)
 
     def evaluating(self, what: str, done: int, total: float, left: float) -> None:
@@ -161,7 +161,7 @@ class ProgressLines(RunProgress):
         self._said = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clocks."""
+        """Start the clocks of steps and of lines."""
         super().on_train_start(trainer, pl_module)
         self._said = time.monotonic()
 

@@ -96,7 +96,7 @@ class MatchImages(SplitReport[CorrespondenceResults, Any]):
         self.shown = whole_number(count, "count", 1)
 
     def on_split_end(self, trainer: Trainer, task: CorrespondenceResults, split: str, rows: list[Any]) -> None:
-        """Draw both."""
+        """Draw the first and the worst pairs."""
         measured, variant = task.measured[split], main_variant(task.pck.variants)
         shares = {one.number: float(task.pck.right(one, variant).mean()) for one in measured}
 

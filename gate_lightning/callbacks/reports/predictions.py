@@ -101,7 +101,7 @@ class WorstImages(SplitReport[SegmentationResults, PredictedImage]):
         return sorted(rows, key=lambda row: (row.miou, row.name))[: self.most]
 
     def on_split_end(self, trainer: Trainer, task: SegmentationResults, split: str, rows: list[PredictedImage]) -> None:
-        """Draw the images."""
+        """Draw the images with the lowest mIoU."""
         if rows:
             rows = _of_files(rows, trainer, split)
             publish_image(trainer, f"worst_{split}", _grid(rows, task.labels))

@@ -46,7 +46,7 @@ class SquareBicubic(Resize):
         super().__init__(whole_number(side, "dataset.size"))
 
     def size(self, height: int, width: int, ratio: float = 1.0) -> tuple[int, int]:
-        """(side, side)."""
+        """(side, side): height and width after resizing."""
         return (self.short, self.short) if self.short else (height, width)
 
     def _image(self, image: np.ndarray, height: int, width: int) -> np.ndarray:

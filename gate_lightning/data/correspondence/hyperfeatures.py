@@ -30,7 +30,7 @@ _NOTHING = torch.zeros(0, 2)
 
 
 def read_list(path: Path, root: Path, folder: str = "") -> Annotated:
-    """A JSON list.
+    """Pairs and images of a JSON list of Hyperfeatures.
 
     Args:
         path: the file.

@@ -54,7 +54,7 @@ class PairImage:
 
 
 class ImagesOfPairs:
-    """Images as `SampleSource`.
+    """Images of pairs as a `SampleSource`.
 
     Args:
         images: sample id → image, in the order of the indices.

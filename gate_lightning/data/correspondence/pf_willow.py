@@ -70,7 +70,7 @@ class PFWillowDataModule(PairDataModule):
         return first_of(self.root, "test_pairs_pf.csv", "test_pairs.csv")
 
     def read(self, split: str) -> Annotated:
-        """The test pairs.
+        """The 900 test pairs of the list.
 
         Raises:
             DataError: the list is broken; names the row.

@@ -47,7 +47,7 @@ class FeatureGrid:
 
     @property
     def scales(self) -> tuple[float, float]:
-        """``scale``, never None."""
+        """Positions per pixel of the file, vertically and horizontally."""
         assert self.scale is not None
         return self.scale
 

@@ -75,7 +75,7 @@ class ReadOut:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Settings, JSON-able."""
+        """Settings of the read-out, JSON-able."""
         return asdict(self)
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(template: str, file: Path, context: dict[str, Any]) -> None:
-    """Write a page.
+    """Write a page made of a template.
 
     The page's policy lets a browser load nothing and run only the script that is in the template: a name that became
     markup, against all care, could do nothing.

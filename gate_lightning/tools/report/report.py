@@ -17,7 +17,7 @@ __all__ = ["REPORT", "report", "write_report"]
 def report(
     runs: str | Sequence[str] | None, target: str | None = None, metric: str | None = None, baseline: str | None = None
 ) -> str:
-    """Write a report.
+    """Write the report of a run, a sweep or several runs.
 
     Args:
         runs: a run folder, a folder that contains run folders (a sweep), or several of these.

@@ -3,49 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.tools.comparison.run_files import column_of, metrics_of, overrides_of, status_of
+from gate_lightning.tools.comparison.run_files import metrics_of, overrides_of, status_of
 from gate_lightning.tools.report.charts import curves_of
+from gate_lightning.tools.report.facts import branches_of, cost_of, environment_of, read_mapping, weights_of
 from gate_lightning.tools.report.pictures import examples_of, picture
-from gate_lightning.tools.report.words import is_share, of_split, tail_of
+from gate_lightning.tools.report.tables import (
+    category_tables,
+    class_tables,
+    confusions,
+    image_tables,
+    of_splits,
+    resplit_table,
+)
+from gate_lightning.tools.report.words import of_split, tail_of
 from gate_lightning.utils.commands import override
-from gate_lightning.utils.text import read_csv, read_json, read_text
-from gate_lightning.utils.units import GIB, duration, human_size
+from gate_lightning.utils.text import read_csv, read_text
 
 __all__ = ["REPORT", "is_run", "run_context", "settings_of", "splits_of"]
 
-#: rows of the tables of images
-MOST_IMAGES = 20
-#: confusions that are named
-MOST_CONFUSED = 8
 #: file name of a report
 REPORT = "report.html"
-PACE = "train/images_per_second"
-
-
-@dataclass
-class Table:
-    """A table.
-
-    Attributes:
-        title: above.
-        columns: titles; the first one's cells are names.
-        rows: names and numbers.
-        shares: columns that are shown in percent.
-        note: below.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: list[list[Any]]
-    shares: frozenset[str] = field(default_factory=frozenset)
-    note: str = ""
 
 
 def is_run(folder: Path) -> bool:
@@ -59,7 +41,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: it is damaged.
     """
-    found = _read(folder / "settings.json")
+    found = read_mapping(folder / "settings.json")
     return (
         {key: found.get(key) for key in ("task", "dataset", "monitor", "mode", "seed", "differences")} if found else {}
     )
@@ -83,7 +65,7 @@ def run_context(folder: Path) -> dict[str, Any]:
     status, message = status_of(folder)
     settings = settings_of(folder)
     metrics = (metrics_of(folder / "metrics.json") or {}) if status == "done" else {}
-    splits, frozen = splits_of(folder), _read(folder / "frozen.json") or {}
+    splits, frozen = splits_of(folder), read_mapping(folder / "frozen.json") or {}
     first = list(_examples(folder, "first"))
     return {
         "name": "/".join(folder.resolve().parts[-2:]),
@@ -98,28 +80,24 @@ def run_context(folder: Path) -> dict[str, Any]:
         "typed": overrides_of(folder),
         "config": _config(folder),
         "curves": curves_of(folder / "metrics.csv", settings.get("monitor")),
-        "classes": list(_class_tables(folder)),
-        "categories": list(_category_tables(folder, tail_of(settings.get("monitor") or ""))),
+        "classes": list(class_tables(folder)),
+        "categories": list(category_tables(folder, tail_of(settings.get("monitor") or ""))),
         "matches": list(_matches(folder)),
         "examples_first": first,
         "colours": dict(pair for group in first for pair in group["legend"]),
         "worst": list(_examples(folder, "worst")),
-        "images": list(_image_tables(folder)),
-        "confusion": list(_confusions(folder)),
+        "images": list(image_tables(folder)),
+        "confusion": list(confusions(folder)),
         "features": [(path.stem, *picture(path)) for path in sorted(folder.glob("images/feature_pca*.png"))],
-        "splits": _splits(folder, splits),
+        "splits": resplit_table(folder, splits),
         "split_links": {path.name: f"{path.name}/{REPORT}" for path in splits if (path / REPORT).is_file()},
-        "cost": dict(_cost(folder)),
-        "environment": _environment(folder),
-        "weights": list(_weights(frozen)),
-        "branches": list(_branches(frozen)),
+        "cost": dict(cost_of(folder)),
+        "environment": environment_of(folder),
+        "weights": list(weights_of(frozen)),
+        "branches": list(branches_of(frozen)),
         "again_command": override("run", folder),
         "exported": sorted(str(path.relative_to(folder)) for path in (folder / "model").rglob("*.safetensors")),
     }
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return dict(read_json(path)) if path.is_file() else None
 
 
 def _config(folder: Path) -> str:
@@ -169,53 +147,11 @@ def _so_far(folder: Path, monitor: str, mode: str) -> Iterator[dict[str, Any]]:
         yield {"metric": monitor, "value": value, "spread": None, "note": f"best so far, at step {step}"}
 
 
-def _class_tables(folder: Path) -> Iterator[Table]:
-    for split, path in _of_splits(folder, "classes_{}.csv"):
-        rows = read_csv(path, columns=("class",))
-        columns = list(rows[0]) if rows else ["class"]
-        cells = [[row["class"], *(_number(row[name]) for name in columns[1:])] for row in rows]
-        note = "share: of the labelled pixels" if "share" in columns else ""
-        yield Table(split, columns, cells, frozenset(columns[1:]), note)
-
-
-def _category_tables(folder: Path, monitored: str) -> Iterator[Table]:
-    """Scores of the categories of pairs, the monitored one first."""
-    for split, path in _of_splits(folder, "categories_{}.csv"):
-        rows = read_csv(path, columns=("category", "pairs", "keypoints"))
-        names = list(rows[0]) if rows else ["category", "pairs", "keypoints"]
-        scores = sorted((name for name in names if is_share(name)), key=lambda name: name != monitored)
-        columns = [*(name for name in names if name not in scores), *scores]
-        cells = [[row["category"], *(_number(row[name]) for name in columns[1:])] for row in rows]
-        yield Table(split, columns, cells, frozenset(scores))
-
-
 def _matches(folder: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """Title, data URI and size of the pictures of matches."""
     for kind in ("first", "worst"):
-        for split, path in _of_splits(folder, f"images/matches_{kind}_{{}}.png"):
+        for split, path in of_splits(folder, f"images/matches_{kind}_{{}}.png"):
             yield f"{split}: {kind} pairs", *picture(path)
-
-
-def _image_tables(folder: Path) -> Iterator[Table]:
-    """The worst images, and the most uncertain ones."""
-    for split, path in _of_splits(folder, "images_{}.csv"):
-        rows = read_csv(path, columns=("image",))
-        yield _images(
-            f"{split}: the lowest mIoU first",
-            rows,
-            f"the first {MOST_IMAGES} of {len(rows)} images; all are in {path.name}",
-        )
-    for _, path in _of_splits(folder, "uncertainty_{}.csv"):
-        rows = read_csv(path, columns=("image",))
-        yield _images(
-            "test: the most uncertain first", rows, f"uncertainty in nats; all {len(rows)} images are in {path.name}"
-        )
-
-
-def _images(title: str, rows: list[dict[str, str]], note: str) -> Table:
-    columns = list(rows[0]) if rows else ["image"]
-    cells = [[row["image"], *(_number(row[name]) for name in columns[1:])] for row in rows[:MOST_IMAGES]]
-    return Table(title, columns, cells, frozenset(name for name in columns if is_share(name)), note)
 
 
 def _examples(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
@@ -224,111 +160,3 @@ def _examples(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
         if rows:
             layers = max((row.layers for row in rows), key=len)
             yield {"split": split, "rows": rows, "legend": legend, "layers": [layer.name for layer in layers]}
-
-
-def _confusions(folder: Path) -> Iterator[dict[str, Any]]:
-    """Picture of the matrix, and the largest shares of a class that are called another one."""
-    for split, path in _of_splits(folder, "confusion_{}.csv"):
-        drawn = folder / "images" / f"confusion_{split}.png"
-        rows = read_csv(path, columns=("truth",))
-        pairs = []
-        for row in rows:
-            truth = row.pop("truth")
-            counts = {name: _number(cell) or 0.0 for name, cell in row.items()}
-            total = sum(counts.values())
-            pairs += [(n / total, truth, name) for name, n in counts.items() if n and name != truth]
-        pairs.sort(key=lambda pair: -pair[0])
-        yield {"split": split, "picture": picture(drawn) if drawn.is_file() else None, "pairs": pairs[:MOST_CONFUSED]}
-
-
-def _of_splits(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
-    for split in ("test", "val"):
-        path = folder / pattern.format(split)
-        if path.is_file():
-            yield split, path
-
-
-def _splits(folder: Path, splits: Sequence[Path]) -> Table | None:
-    """Metrics of every re-split, with a link to its report."""
-    path = folder / "splits.csv"
-    if not splits or not path.is_file():
-        return None
-    rows = read_csv(path, columns=("split",))
-    columns = list(rows[0]) if rows else ["split"]
-    cells = [[row["split"], *(_number(row[name]) for name in columns[1:])] for row in rows]
-    return Table("re-splits", columns, cells, frozenset(name for name in columns if is_share(name)))
-
-
-def _cost(folder: Path) -> Iterator[tuple[str, str]]:
-    """What is said about time and memory, in words."""
-    found = {name: float(value) for name, value in (_read(folder / "cost.json") or {}).items()}
-    seconds, steps = found.get("trained_seconds"), found.get("trained_steps")
-    if seconds is not None and steps:
-        yield "training", f"{duration(seconds)} for {steps:.0f} steps, validation included"
-        yield "a step", f"{duration(seconds / steps)} on average, validation included"
-    if "seconds_per_step" in found:
-        yield "a step at the beginning", f"{duration(found['seconds_per_step'])}, without validation"
-    paces = column_of(folder / "metrics.csv", PACE)
-    if paces:
-        yield "images a second", f"{median(paces):.3g} (median of the training)"
-    for name, title in (("memory_peak_gib", "memory at most"), ("device_peak_gib", "accelerator's memory at most")):
-        if name in found:
-            yield title, human_size(found[name] * GIB)
-    if "checkpoints_gib" in found:
-        yield "checkpoints", human_size(found["checkpoints_gib"] * GIB)
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    """What the run depended on, in words."""
-    found = _read(folder / "environment.json") or {}
-    packages, command = found.pop("packages", {}), found.pop("command", [])
-    said = {"command": " ".join(map(str, command)) if isinstance(command, list) else str(command)}
-    said |= {"gate_lightning": found.pop("version", "?"), **{key: str(value) for key, value in sorted(found.items())}}
-    return said | ({str(key): str(value) for key, value in packages.items()} if isinstance(packages, dict) else {})
-
-
-def _weights(node: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
-    """Part, name and revision, digest of all frozen weights in ``frozen.json``, adapters and control networks too."""
-    if not isinstance(node, dict):
-        return
-    if isinstance(node.get("digest"), str):
-        identity = " ".join(str(node[key]) for key in ("name", "revision") if node.get(key))
-        yield name, identity, node["digest"]
-        for part in ("adapters", "controlnets"):
-            found = node.get(part)
-            for key, digest in found.items() if isinstance(found, dict) else ():
-                yield part.removesuffix("s"), str(key), str(digest)
-        return
-    for key, value in node.items():
-        yield from _weights(value, str(key))
-
-
-def _branches(node: Any) -> Iterator[dict[str, str]]:
-    """Name, timestep, layers, techniques and prompt of the branches in ``frozen.json``."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        if key != "branches" or not isinstance(value, list):
-            yield from _branches(value)
-            continue
-        for branch in (one for one in value if isinstance(one, dict)):
-            techniques = [_technique(one) for one in branch.get("techniques") or [] if isinstance(one, dict)]
-            yield {
-                "branch": str(branch.get("name", "")),
-                "timestep": str(branch.get("timestep", "")),
-                "techniques": ", ".join(techniques) or "none",
-                "layers": ", ".join(map(str, branch.get("layers") or [])),
-                "prompt": str(branch.get("prompt", "")),
-            }
-
-
-def _technique(found: dict[str, Any]) -> str:
-    name = str(found.get("technique", "?"))
-    detail = found.get("adapter") or found.get("name")
-    return f"{name} ({detail})" if detail else name
-
-
-def _number(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

@@ -45,7 +45,7 @@ class Forest:
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """Size of the chart in pixels."""
         return ROW * len(self.differences) + 40
 
     @property
@@ -55,7 +55,7 @@ class Forest:
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """Size of the chart in pixels."""
         return self.names + WIDTH
 
     @property

@@ -1,0 +1,122 @@
+"""Tables of a report, read from the CSV files of a run folder; what is not there is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gate_lightning.tools.report.pictures import picture
+from gate_lightning.tools.report.words import is_share
+from gate_lightning.utils.text import read_csv
+
+__all__ = ["Table", "category_tables", "class_tables", "confusions", "image_tables", "of_splits", "resplit_table"]
+
+#: rows of the tables of images
+MOST_IMAGES = 20
+#: confusions that are named
+MOST_CONFUSED = 8
+
+
+@dataclass
+class Table:
+    """Table of a report.
+
+    Attributes:
+        title: above.
+        columns: titles; the first one's cells are names.
+        rows: names and numbers.
+        shares: columns that are shown in percent.
+        note: below.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: list[list[Any]]
+    shares: frozenset[str] = field(default_factory=frozenset)
+    note: str = ""
+
+
+def class_tables(folder: Path) -> Iterator[Table]:
+    for split, path in of_splits(folder, "classes_{}.csv"):
+        rows = read_csv(path, columns=("class",))
+        columns = list(rows[0]) if rows else ["class"]
+        cells = [[row["class"], *(_number(row[name]) for name in columns[1:])] for row in rows]
+        note = "share: of the labelled pixels" if "share" in columns else ""
+        yield Table(split, columns, cells, frozenset(columns[1:]), note)
+
+
+def category_tables(folder: Path, monitored: str) -> Iterator[Table]:
+    """Scores of the categories of pairs, the monitored one first."""
+    for split, path in of_splits(folder, "categories_{}.csv"):
+        rows = read_csv(path, columns=("category", "pairs", "keypoints"))
+        names = list(rows[0]) if rows else ["category", "pairs", "keypoints"]
+        scores = sorted((name for name in names if is_share(name)), key=lambda name: name != monitored)
+        columns = [*(name for name in names if name not in scores), *scores]
+        cells = [[row["category"], *(_number(row[name]) for name in columns[1:])] for row in rows]
+        yield Table(split, columns, cells, frozenset(scores))
+
+
+def image_tables(folder: Path) -> Iterator[Table]:
+    """The worst images, and the most uncertain ones."""
+    for split, path in of_splits(folder, "images_{}.csv"):
+        rows = read_csv(path, columns=("image",))
+        yield _images(
+            f"{split}: the lowest mIoU first",
+            rows,
+            f"the first {MOST_IMAGES} of {len(rows)} images; all are in {path.name}",
+        )
+    for _, path in of_splits(folder, "uncertainty_{}.csv"):
+        rows = read_csv(path, columns=("image",))
+        yield _images(
+            "test: the most uncertain first", rows, f"uncertainty in nats; all {len(rows)} images are in {path.name}"
+        )
+
+
+def _images(title: str, rows: list[dict[str, str]], note: str) -> Table:
+    columns = list(rows[0]) if rows else ["image"]
+    cells = [[row["image"], *(_number(row[name]) for name in columns[1:])] for row in rows[:MOST_IMAGES]]
+    return Table(title, columns, cells, frozenset(name for name in columns if is_share(name)), note)
+
+
+def confusions(folder: Path) -> Iterator[dict[str, Any]]:
+    """Picture of the matrix, and the largest shares of a class that are called another one."""
+    for split, path in of_splits(folder, "confusion_{}.csv"):
+        drawn = folder / "images" / f"confusion_{split}.png"
+        rows = read_csv(path, columns=("truth",))
+        pairs = []
+        for row in rows:
+            truth = row.pop("truth")
+            counts = {name: _number(cell) or 0.0 for name, cell in row.items()}
+            total = sum(counts.values())
+            pairs += [(n / total, truth, name) for name, n in counts.items() if n and name != truth]
+        pairs.sort(key=lambda pair: -pair[0])
+        yield {"split": split, "picture": picture(drawn) if drawn.is_file() else None, "pairs": pairs[:MOST_CONFUSED]}
+
+
+def of_splits(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
+    for split in ("test", "val"):
+        path = folder / pattern.format(split)
+        if path.is_file():
+            yield split, path
+
+
+def resplit_table(folder: Path, splits: Sequence[Path]) -> Table | None:
+    """Metrics of every re-split, with a link to its report."""
+    path = folder / "splits.csv"
+    if not splits or not path.is_file():
+        return None
+    rows = read_csv(path, columns=("split",))
+    columns = list(rows[0]) if rows else ["split"]
+    cells = [[row["split"], *(_number(row[name]) for name in columns[1:])] for row in rows]
+    return Table("re-splits", columns, cells, frozenset(name for name in columns if is_share(name)))
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
