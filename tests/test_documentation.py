@@ -25,7 +25,7 @@ PAGES = sorted(
 READ_FIRST = ("README.md", *(f"docs/{name}.md" for name in ("start", "own_images", "sweeps", "real_weights")))
 CONTINUED = re.compile(r" *\\\n *")
 MARKDOWN = MarkdownIt().enable("table")
-COMMAND = re.compile(r"(?:python|-m|torchrun .*?) +(train|eval)\.py +(\S.*)")
+COMMAND = re.compile(r"(?:python|-m|torchrun .*?) +(train|eval)\.py +(?!-sc )(\S.*)")  # -sc: completion of a shell
 
 
 @cache
@@ -39,8 +39,9 @@ def code(page: str) -> tuple[str, ...]:
 
 def words_of(text: str) -> list[str]:
     """Overrides of a command: placeholders filled, without what stands for more, of a sweep the first values."""
-    text = re.sub(r"<[^<>]*>", "x", text).replace("…/", "x/")
-    words = [word for word in shlex.split(text, comments=True) if "…" not in word and word not in ("-m", "job")]
+    text = re.sub(r"^--(help|info|cfg) +[a-z-]+(?= |$)", "", text)  # an option and what it asks for
+    text = re.sub(r"<[^<>]*>", "x", text.replace("<Tab>", "…")).replace("…/", "x/")
+    words = [word for word in shlex.split(text, comments=True) if "…" not in word and word != "-m"]
     overrides = [word for word in words if not word.startswith("--")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     first = [next(one.sweep_string_iterator()) if one.is_sweep_override() else None for one in parsed]
