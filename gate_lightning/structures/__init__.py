@@ -1,0 +1,28 @@
+"""Data exchanged between the packages, and the protocol of feature extractors.
+
+Shape letters: B images, C channels, H × W pixels, h × w positions of a feature map, K classes.
+"""
+
+from gate_lightning.structures.batches import ImageBatch, PixelBatch, SegmentationBatch
+from gate_lightning.structures.conditions import Conditions, Noise
+from gate_lightning.structures.extractor import BackboneInfo, Extractor
+from gate_lightning.structures.features import BranchFeatures, FeatureInfo, Features, FeaturesInfo, Identity, Pyramid
+from gate_lightning.structures.pairs import Pair, PairBatch
+
+__all__ = [
+    "BackboneInfo",
+    "BranchFeatures",
+    "Conditions",
+    "Extractor",
+    "FeatureInfo",
+    "Features",
+    "FeaturesInfo",
+    "Identity",
+    "ImageBatch",
+    "Noise",
+    "Pair",
+    "PairBatch",
+    "PixelBatch",
+    "Pyramid",
+    "SegmentationBatch",
+]

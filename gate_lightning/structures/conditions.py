@@ -1,0 +1,105 @@
+"""What is known of a batch's images besides their pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Conditions", "Movable", "Noise"]
+
+#: noise of a batch: one tensor for all branches, or branch name → tensor
+Noise = Tensor | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Movable:
+    """Base of dataclasses with tensors that move between devices; Lightning moves batches by ``to``."""
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
+        """A copy with its tensors, also nested ones, on ``device``."""
+        return replace(self, **{one.name: _moved(getattr(self, one.name), device, **kwargs) for one in fields(self)})
+
+
+def _moved(value: Any, device: torch.device | str, **kwargs: Any) -> Any:
+    """``value`` with its tensors, also nested ones, on ``device``."""
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device, **kwargs) for key, item in value.items()}
+    return value.to(device, **kwargs) if hasattr(value, "to") else value
+
+
+@dataclass(frozen=True)
+class Conditions(Movable):
+    """Data of the images of a batch besides their pixels.
+
+    A tuple or tensor has one entry per image, a mapping has such values; anything else holds for all images. Caches
+    and ``conditions[rows]`` rely on it for every field.
+
+    Attributes:
+        sample_ids: B names that identify the images (path relative to the data set's root). Noise is keyed by them.
+        views: B names of augmented views, "" for the plain image; part of the noise key.
+        windows: B (top, left) pixel offsets of the sliding window or crop, (0, 0) for the whole; part of the key.
+        captions: B captions, the default of the ``prompt`` technique, or None if the data set has none.
+        categories: B category names, or None.
+        control_images: control name → (B, 3, H, W) in [0, 1], cropped and flipped with the image. A control that is
+            a function of the image (Canny) need not be given.
+        noise: explicit standard normal noise (B, c, h, w) that replaces the keyed draw, or None. For branches that
+            average an ensemble of E draws, (B, E, c, h, w). A mapping branch → noise replaces the draws of the named
+            branches only.
+        posterior_noise: the same for the sample of the autoencoder's posterior.
+        training: True for a training step of a head; turns on ControlNet dropout, as the extractor itself is always in
+            evaluation mode.
+    """
+
+    sample_ids: tuple[str, ...]
+    views: tuple[str, ...] = ()
+    windows: tuple[tuple[int, int], ...] = ()
+    captions: tuple[str, ...] | None = None
+    categories: tuple[str, ...] | None = None
+    control_images: Mapping[str, Tensor] = field(default_factory=dict)
+    noise: Noise | None = None
+    training: bool = False
+    posterior_noise: Noise | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.sample_ids)
+        object.__setattr__(self, "views", self.views or ("",) * count)
+        object.__setattr__(self, "windows", self.windows or ((0, 0),) * count)
+        for name in ("views", "windows", "captions", "categories"):
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise ValueError(f"{name} has {len(value)} entries for {count} images; give one per image")
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> Self:
+        """The conditions of some of the images; of one image, still as a batch, for an int."""
+        every = range(len(self))
+        chosen = [every[rows]] if isinstance(rows, int) else list(every[rows] if isinstance(rows, slice) else rows)
+
+        def rows_of(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: rows_of(entry) for name, entry in value.items()}
+            if isinstance(value, Tensor):
+                return value[chosen]
+            return tuple(value[row] for row in chosen) if isinstance(value, tuple) else value
+
+        return replace(self, **{one.name: rows_of(getattr(self, one.name)) for one in fields(self)})
+
+    @property
+    def has_explicit_noise(self) -> bool:
+        """True if noise was given by the caller; caches do not keep such features."""
+        return self.noise is not None or self.posterior_noise is not None
+
+    def at_window(self, top: int, left: int) -> Self:
+        """The same images, read through a window whose corner is (top, left) pixels further."""
+        moved = tuple((row + top, column + left) for row, column in self.windows)
+        return replace(self, windows=moved)
+
+    def map_controls(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """A copy with ``function`` applied to every control image (B, 3, H, W)."""
+        return replace(self, control_images={name: function(image) for name, image in self.control_images.items()})
