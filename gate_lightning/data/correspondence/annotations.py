@@ -186,7 +186,7 @@ def _outside(split: str, pairs: Sequence[Pair], slack: float) -> tuple[list[str]
     points = torch.cat([both for pair in pairs for both in (pair.source_points, pair.target_points)])
     owner = torch.repeat_interleave(torch.arange(len(names)), counts)
     beyond = torch.maximum(-points, points - (sizes[owner].flip(1) - 1)).amax(dim=1)
-    near = int(((beyond > 0) & (beyond <= slack)).sum())
+    near = int(((beyond > 0.5) & (beyond <= slack)).sum())  # half a pixel around a centre is still the pixel
     far = torch.nonzero(beyond > slack)[:, 0].tolist()
     errors = []
     if far:

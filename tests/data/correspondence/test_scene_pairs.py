@@ -145,3 +145,11 @@ def test_settings_out_of_range_are_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             ScenePairsDataModule(**wrong)
+
+
+def test_keypoints_at_the_border_lie_within_the_outermost_pixels(caplog: pytest.LogCaptureFixture) -> None:
+    pairs = ScenePairsDataModule(size=64, train=1, val=1, test=64).pairs_of("test")
+    points = torch.cat([both for pair in pairs for both in (pair.source_points, pair.target_points)])
+    assert points.min() < 0 or points.max() > 63  # beyond the outermost centres
+    assert points.min() >= -0.5 and points.max() <= 63.5
+    assert "outside" not in caplog.text
