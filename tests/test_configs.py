@@ -101,6 +101,11 @@ def test_experiments_say_purpose_and_a_command_that_composes(name: str) -> None:
         composed(*given, name=program)
 
 
+def test_an_experiment_may_set_what_only_eval_has() -> None:
+    assert composed("experiment=sweep/single_layer_correspondence", name="eval").split == "val"
+    assert composed("experiment=sweep/single_layer_correspondence", "split=test", name="eval").split == "test"
+
+
 def test_scenes_bring_their_adapters_and_edges() -> None:
     config = runs.resolve(composed())
     assert config.technique.controlnet.blur_sigma == 1.3
