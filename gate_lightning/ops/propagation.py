@@ -1,0 +1,262 @@
+"""Propagation of labels through a video by the similarity of features, in memory that does not grow with its length.
+
+A cell of the new frame takes the mean label of the cells that are most like it, among those of the first frame and of
+the last few. Cells are looked for in a window round its own place only, so cells are compared tile by tile with the
+union of a tile's windows: no matrix of all cells by all cells is made.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import check_choice, number, whole_number
+
+__all__ = ["WINDOWS", "Propagation", "Propagator", "labels_of", "one_hot"]
+
+WINDOWS = ("square", "disc")
+_SIDE = 8  # cells of a tile, each way
+_FRAMES = 8  # frames of the context that are compared at once
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """Rule by which labels are propagated. The defaults are those of DINO's evaluation on DAVIS-2017.
+
+    Args:
+        last: frames before the new one that labels are taken from, besides the first frame.
+        radius: cells on each side of a cell's own place that are looked at; 0 for all.
+        top_k: number of most similar cells, of all frames together, whose labels are averaged.
+        temperature: weights are exp(cosine / temperature).
+        window: ``square`` (rows and columns at most ``radius`` away) or ``disc`` (less than ``radius`` away).
+        window_in_first: whether the window holds in the first frame, too.
+        ties: keep all cells that are as similar as the last of the ``top_k``; else any of them.
+        repeat_first: fill the last frames up with copies of the first one while there are too few.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+
+    last: int = 7
+    radius: int = 12
+    top_k: int = 5
+    temperature: float = 0.1
+    window: str = "square"
+    window_in_first: bool = True
+    ties: bool = True
+    repeat_first: bool = False
+
+    def __post_init__(self) -> None:
+        whole_number(self.last, "last", 0)
+        whole_number(self.radius, "radius")
+        whole_number(self.top_k, "top_k", 1)
+        number(self.temperature, "temperature", 1e-6)
+        check_choice(self.window, "window", WINDOWS)
+
+
+class Propagator:
+    """Labels of a video, frame by frame.
+
+    Features and labels of the first frame and of the last ``rule.last`` frames are kept, and nothing else.
+
+    Args:
+        rule: how.
+        features: (C, h, w) of the first frame.
+        labels: (K, h, w) of the first frame, numbers from 0.
+    """
+
+    def __init__(self, rule: Propagation, features: Tensor, labels: Tensor) -> None:
+        if features.shape[-2:] != labels.shape[-2:]:
+            raise ConfigError(f"features are {tuple(features.shape)}, labels {tuple(labels.shape)}: other cells")
+        self.rule = rule
+        first = _Frame(_cells(features), labels.permute(1, 2, 0).to(features).contiguous())
+        self._first = first
+        self._last: deque[_Frame] = deque([first] * rule.last if rule.repeat_first else [], maxlen=rule.last)
+
+    @property
+    def kept(self) -> int:
+        """Number of frames that are kept now."""
+        return 1 + len({id(frame) for frame in self._last} - {id(self._first)})
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Labels (K, h, w) of the next frame, from its features (C, h, w); labels of a cell are a mean of others'."""
+        cells = _cells(features)
+        if cells.shape != self._first.cells.shape:
+            raise ConfigError(
+                f"features of a frame are {tuple(features.shape)}, those of the first one have "
+                f"{tuple(self._first.cells.permute(2, 0, 1).shape)}"
+            )
+        labels = _propagated(self.rule, cells, self._first, list(self._last))
+        self._last.append(_Frame(cells, labels))
+        return labels.permute(2, 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """A frame whose labels are known: unit vectors (h, w, C), labels (h, w, K)."""
+
+    cells: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Columns of some frames: (h, F, columns, C) unit vectors and (h, F, columns, K) labels.
+
+    Attributes:
+        left: number of the first column.
+        windowed: whether only the cells of a window count.
+    """
+
+    cells: Tensor
+    labels: Tensor
+    left: int
+    windowed: bool
+
+
+def one_hot(mask: Tensor, channels: int) -> Tensor:
+    """Labels (K, h, w) of a mask (h, w) of whole numbers below K."""
+    return torch.nn.functional.one_hot(mask.long(), channels).permute(2, 0, 1).float()
+
+
+def labels_of(soft: Tensor, size: tuple[int, int]) -> Tensor:
+    """The label of every pixel, (H, W): maps (K, h, w) resized bilinearly, each stretched to [0, 1], the highest.
+
+    A map that is the same everywhere and not 0 counts as 1.
+    """
+    maps = interpolate(soft[None], size, mode="bilinear", align_corners=False)[0].flatten(1)
+    low, high = maps.amin(dim=1, keepdim=True), maps.amax(dim=1, keepdim=True)
+    flat = high == low
+    stretched = torch.where(flat, torch.ones_like(maps), (maps - low) / torch.where(flat, 1, high - low))
+    return torch.where(high > 0, stretched, maps).argmax(dim=0).view(size)
+
+
+def _cells(features: Tensor) -> Tensor:
+    """Unit vectors (h, w, C) of a feature map (C, h, w)."""
+    return normalize(features.float(), dim=0).permute(1, 2, 0).contiguous()
+
+
+def _propagated(rule: Propagation, query: Tensor, first: _Frame, last: Sequence[_Frame]) -> Tensor:
+    """Labels (h, w, K) of the cells of a frame, unit vectors (h, w, C)."""
+    height, width = query.shape[:2]
+    found = first.labels.new_empty(first.labels.shape)
+    columns = _SIDE if rule.radius else width
+    rows = max(_SIDE * _SIDE // columns, 1)
+    for left in range(0, width, columns):
+        strip = query[:, left : left + columns]
+        tiles = [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
+        best = [_Best(rule, len(strip[tile].flatten(0, 1)), found) for tile in tiles]
+        for block in _blocks(rule, first, last, left, strip.shape[1]):
+            for tile, one in zip(tiles, best, strict=True):
+                one.add(*_compared(rule, strip, tile, left, block))
+        tied = [(tile, one) for tile, one in zip(tiles, best, strict=True) if rule.ties and one.tied]
+        if tied:  # the same similarities once more, now that it is known how far down they count
+            for block in _blocks(rule, first, last, left, strip.shape[1]):
+                for tile, one in tied:
+                    one.add_tied(*_compared(rule, strip, tile, left, block))
+        for tile, one in zip(tiles, best, strict=True):
+            found[tile, left : left + columns] = one.labels().view(-1, strip.shape[1], found.shape[-1])
+    return found
+
+
+def _blocks(rule: Propagation, first: _Frame, last: Sequence[_Frame], left: int, columns: int) -> Iterator[_Block]:
+    """The context of a strip of columns, a few frames at a time."""
+    width = first.cells.shape[1]
+    free = rule.radius > 0 and not rule.window_in_first
+    if free:
+        yield _Block(first.cells[:, None], first.labels[:, None], 0, False)
+    frames = [*([] if free else [first]), *last]
+    window = slice(max(left - rule.radius, 0), left + columns + rule.radius) if rule.radius else slice(0, width)
+    for start in range(0, len(frames), _FRAMES):
+        some = frames[start : start + _FRAMES]
+        cells = torch.stack([frame.cells[:, window] for frame in some], dim=1)
+        labels = torch.stack([frame.labels[:, window] for frame in some], dim=1)
+        yield _Block(cells, labels, window.start, rule.radius > 0)
+
+
+def _compared(rule: Propagation, strip: Tensor, tile: slice, left: int, block: _Block) -> tuple[Tensor, Tensor]:
+    """Similarities (q, n) of a tile's cells to the cells near them, -inf outside the windows, and labels (n, K)."""
+    height, columns = strip.shape[:2]
+    cells = strip[tile].flatten(0, 1)
+    if not block.windowed:
+        return cells @ block.cells.flatten(0, 2).T, block.labels.flatten(0, 2)
+    rows = slice(max(tile.start - rule.radius, 0), min(tile.stop + rule.radius, height))
+    near = block.cells[rows]
+    similarity = cells @ near.flatten(0, 2).T
+    device = cells.device
+    down = torch.arange(tile.start, tile.stop, device=device)[:, None] - torch.arange(
+        rows.start, rows.stop, device=device
+    )
+    across = torch.arange(left, left + columns, device=device)[:, None] - (
+        block.left + torch.arange(near.shape[2], device=device)
+    )
+    if rule.window == "square":
+        outside = (down.abs() > rule.radius)[:, None, :, None] | (across.abs() > rule.radius)[None, :, None, :]
+    else:
+        outside = (down**2)[:, None, :, None] + (across**2)[None, :, None, :] >= rule.radius**2
+    outside = outside.flatten(0, 1)[:, :, None]  # (q, rows, 1, columns)
+    similarity.view(-1, *near.shape[:3]).masked_fill_(outside, -torch.inf)
+    return similarity, block.labels[rows].flatten(0, 2)
+
+
+class _Best:
+    """The most similar cells of a tile's cells, and their labels, collected block by block.
+
+    Args:
+        rule: how many, and what they weigh.
+        count: cells of the tile, q.
+        like: has the device, type and number of labels.
+    """
+
+    def __init__(self, rule: Propagation, count: int, like: Tensor) -> None:
+        self.rule = rule
+        self._values = like.new_empty(count, 0)
+        self._labels = like.new_empty(count, 0, like.shape[-1])
+        self._sums: tuple[Tensor, Tensor] | None = None
+
+    def add(self, similarity: Tensor, labels: Tensor) -> None:
+        """Take the best of similarities (q, n) to cells with labels (n, K); one more than counts, to see a tie."""
+        values, index = similarity.topk(min(self.rule.top_k + 1, similarity.shape[1]), dim=1)
+        values, known = torch.cat([self._values, values], dim=1), torch.cat([self._labels, labels[index]], dim=1)
+        self._values, order = values.topk(min(self.rule.top_k + 1, values.shape[1]), dim=1)
+        self._labels = known.gather(1, order[..., None].expand(-1, -1, known.shape[2]))
+
+    @property
+    def tied(self) -> bool:
+        """Whether further cells are as similar as the last one that counts, of any cell of the tile."""
+        return bool(self._ties.any())
+
+    @property
+    def _ties(self) -> Tensor:
+        if self._values.shape[1] <= self.rule.top_k:
+            return torch.zeros(len(self._values), dtype=torch.bool, device=self._values.device)
+        least, next_one = self._values[:, -2], self._values[:, -1]
+        return (least == next_one) & least.isfinite()
+
+    def add_tied(self, similarity: Tensor, labels: Tensor) -> None:
+        """Weigh all cells that are as similar as the last one that counts, for the cells with a tie."""
+        tied = self._ties
+        similarity = similarity[tied]
+        weights = self._weights(similarity, tied).masked_fill_(similarity < self._values[tied, -2, None], 0)
+        sums, totals = (0, 0) if self._sums is None else self._sums
+        self._sums = sums + weights @ labels, totals + weights.sum(dim=1, keepdim=True)
+
+    def labels(self) -> Tensor:
+        """Weighted means (q, K) of the labels."""
+        weights = self._weights(self._values[:, : self.rule.top_k], slice(None))
+        means = torch.einsum(
+            "qk,qkc->qc", weights / weights.sum(dim=1, keepdim=True), self._labels[:, : weights.shape[1]]
+        )
+        if self._sums is not None:
+            means[self._ties] = self._sums[0] / self._sums[1]
+        return means
+
+    def _weights(self, similarity: Tensor, rows: Tensor | slice) -> Tensor:
+        """exp(similarity / temperature), over that of the most similar cell: the quotients are the same."""
+        return ((similarity - self._values[rows, :1]) / self.rule.temperature).exp()
