@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.command_help import asked_help, help_text
-from gate_lightning.engine.configuration import composed, config_folder
+from gate_lightning.engine.configuration import composed, config_folder, with_data
 from gate_lightning.engine.redaction import redacted_override, refuse_secrets
 from gate_lightning.engine.renamed import refuse_old_names
 from gate_lightning.engine.run_lock import occupied
@@ -272,6 +272,7 @@ def _guarded(job: Callable[..., Any], name: str = "train") -> int:
                 return 0
             refuse_old_names(sys.argv[1:])
             refuse_secrets(sys.argv[1:])
+            sys.argv[1:] = with_data(sys.argv[1:])
             job()
     except (GateError, HydraException, OmegaConfBaseException) as error:
         # what Hydra wrapped says more than Hydra; an error of ours says all it has to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -11,7 +12,7 @@ from gate_lightning.engine.run_folder import require_run
 from gate_lightning.engine.run_lock import new_folder
 from gate_lightning.engine.saved_paths import check_links
 
-__all__ = ["composed", "config_folder"]
+__all__ = ["composed", "config_folder", "with_data"]
 
 
 def _run_folder(resumed: str | None, wanted: str, trust: bool = False) -> str:
@@ -38,6 +39,19 @@ def config_folder() -> Path:
     return beside if (beside / "train.yaml").is_file() else package / "conf"
 
 
+#: task → the generated data set that it is measured on where none is named: a task cannot choose one in its file, for
+#: data sets choose their tasks
+_GENERATED = {"geometric": "scene_homographies"}
+
+
+def with_data(overrides: Sequence[str]) -> list[str]:
+    """Overrides of a command line, and the generated data set of a task for which they name none."""
+    chosen = {key: value for key, _, value in (one.partition("=") for one in overrides)}
+    named = {"dataset", "experiment", "run", "resume", "tool"} & {*chosen}
+    dataset = None if named else _GENERATED.get(chosen.get("task", ""))
+    return [*overrides] if dataset is None else [*overrides, f"dataset={dataset}"]
+
+
 def composed(*overrides: str, name: str = "train") -> DictConfig:
     """The configuration that the command line would give, with its interpolations, open to new keys.
 
@@ -46,6 +60,6 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
         name: file of conf/ without its suffix: ``train``, ``eval``, ``backbone/sd15`` …
     """
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        config = compose(name, overrides=list(overrides))
+        config = compose(name, overrides=with_data(overrides))
     OmegaConf.set_struct(config, False)
     return config

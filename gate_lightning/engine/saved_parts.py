@@ -40,6 +40,8 @@ _NAMED = frozenset(
         "gate_lightning.callbacks.loggers.tensorboard_logger",
         "gate_lightning.callbacks.loggers.wandb_logger",
         "gate_lightning.callbacks.pace.progress.progress_bar",
+        "gate_lightning.data.geometric.keypoints.KeypointRule",
+        "gate_lightning.ops.correspondence.estimators.Estimator",
         "gate_lightning.ops.correspondence.read_outs.ReadOut",
         "gate_lightning.ops.edges.canny",
         "gate_lightning.tasks.inference.Inference",

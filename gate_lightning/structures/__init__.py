@@ -7,7 +7,8 @@ from gate_lightning.structures.batches import ImageBatch, PixelBatch, Segmentati
 from gate_lightning.structures.conditions import Conditions, Noise
 from gate_lightning.structures.extractor import BackboneInfo, Extractor
 from gate_lightning.structures.features import BranchFeatures, FeatureInfo, Features, FeaturesInfo, Identity, Pyramid
-from gate_lightning.structures.pairs import Pair, PairBatch
+from gate_lightning.structures.pairs import ImagePair, Pair, PairBatch
+from gate_lightning.structures.views import RelativePose, ViewBatch, ViewPair
 
 __all__ = [
     "BackboneInfo",
@@ -19,10 +20,14 @@ __all__ = [
     "FeaturesInfo",
     "Identity",
     "ImageBatch",
+    "ImagePair",
     "Noise",
     "Pair",
     "PairBatch",
     "PixelBatch",
     "Pyramid",
+    "RelativePose",
     "SegmentationBatch",
+    "ViewBatch",
+    "ViewPair",
 ]

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
 from gate_lightning.structures.batches import ImageBatch
 from gate_lightning.structures.conditions import Movable
 
-__all__ = ["Pair", "PairBatch"]
+__all__ = ["ImagePair", "Pair", "PairBatch"]
+
+
+class ImagePair(Protocol):
+    """What all pairs of images have; see `Pair`."""
+
+    @property
+    def source(self) -> str:
+        """Sample id of the first image."""
+
+    @property
+    def target(self) -> str:
+        """Sample id of the second image."""
+
+    @property
+    def source_size(self) -> tuple[int, int]:
+        """(H, W) of the first image's file."""
+
+    @property
+    def target_size(self) -> tuple[int, int]:
+        """(H, W) of the second image's file."""
+
+    @property
+    def group(self) -> str:
+        """Part of the data set that the pair is averaged in."""
 
 
 @dataclass(frozen=True)

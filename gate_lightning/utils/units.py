@@ -12,7 +12,9 @@ __all__ = ["GIB", "duration", "few", "human_size", "measured"]
 GIB = 2**30
 
 #: metrics that are shares: in percent where people read them, fractions in files and on dashboards
-_SHARE = re.compile(r"(?:IoU|Acc)(?:_ddpm)?(?:_std)?$|^val/(?:kind|color|both)$|/PCK_")
+_SHARE = re.compile(
+    r"(?:IoU|Acc)(?:_ddpm)?(?:_std)?$|^val/(?:kind|color|both)$|/PCK_|/homography_accuracy_|/MMA_|/pose_AUC_"
+)
 
 #: metrics that one line shows; of more, the monitored one and ``_OTHERS``
 _MOST, _OTHERS = 6, 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.files import write_atomically
 
-__all__ = ["comparison_chart", "confusion_image", "heat_chart"]
+__all__ = ["comparison_chart", "confusion_image", "curve_image", "heat_chart"]
 
 BAR_COLOUR = "#4c78a8"
 POINT_COLOUR = "#111111"
@@ -151,6 +151,35 @@ def confusion_image(confusion: NDArray[np.int64], classes: Sequence[str], title:
         value = shares[row, column]
         colour = "black" if value > 40 else "white"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def curve_image(
+    places: Sequence[float], curves: Mapping[str, NDArray[np.float64]], titles: tuple[str, str]
+) -> NDArray[np.uint8]:
+    """Curves of fractions, in percent.
+
+    Args:
+        places: values of the horizontal axis.
+        curves: name → fraction at each place.
+        titles: of both axes.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    figure = Figure(figsize=(6.4, 4.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for name, values in curves.items():
+        axes.plot(places, 100.0 * np.asarray(values), "o-", ms=3.5, lw=1.6, label=name)
+    axes.set_xlabel(titles[0])
+    axes.set_ylabel(f"{titles[1]} (%)")
+    axes.set_ylim(0, 102)
+    axes.grid(color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -28,6 +28,8 @@ def match_image(
     truth: NDArray[np.floating] | None = None,
     height: int = 300,
     colours: Sequence[tuple[int, int, int]] | None = None,
+    frames: Sequence[tuple[NDArray[np.floating], tuple[int, int, int]]] = (),
+    thin: bool = False,
 ) -> NDArray[np.uint8]:
     """Two images side by side, a line from every point to its match.
 
@@ -39,6 +41,8 @@ def match_image(
         truth: (N, 2) in pixels of ``target``: marked by a ring where the match is wrong; or None.
         height: of both images, in pixels.
         colours: N, of lines and points where nobody knows which are correct.
+        frames: closed lines on ``target``: corners x, y (K, 2), and colour.
+        thin: lines and points as small as many of them need.
 
     Returns:
         (height, W, 3) uint8.
@@ -49,6 +53,12 @@ def match_image(
     here = _scaled(points, source, height)
     there = _scaled(matches, target, height) + offset
     wanted = None if truth is None else _scaled(truth, target, height) + offset
+    for corners, colour in frames:
+        place = (_scaled(corners, target, height) + offset).clip(-(2**14), 2**14)
+        # on the target only, whatever of it lies outside
+        part = canvas[:, left.shape[1] + GAP :]
+        shifted = np.rint(place - offset).astype(np.int32)
+        cv2.polylines(part, [shifted], True, colour, 2, cv2.LINE_AA)
     for index in range(len(points)):
         matched = bool(np.isfinite(there[index]).all())
         good = None if right is None else bool(right[index]) and matched
@@ -57,9 +67,9 @@ def match_image(
         if wanted is not None and not good:
             _ring(canvas, wanted[index], colour)
         if matched:
-            cv2.line(canvas, _pixel(here[index]), _pixel(there[index]), colour, 2, cv2.LINE_AA)
-            _dot(canvas, there[index], colour)
-        _dot(canvas, here[index], colour)
+            cv2.line(canvas, _pixel(here[index]), _pixel(there[index]), colour, 1 if thin else 2, cv2.LINE_AA)
+            _dot(canvas, there[index], colour, thin)
+        _dot(canvas, here[index], colour, thin)
     return canvas
 
 
@@ -104,9 +114,11 @@ def _pixel(point: NDArray[np.floating]) -> tuple[int, int]:
     return round(float(point[0])), round(float(point[1]))
 
 
-def _dot(canvas: NDArray[np.uint8], point: NDArray[np.floating], colour: tuple[int, int, int]) -> None:
-    cv2.circle(canvas, _pixel(point), 5, INK, -1, cv2.LINE_AA)
-    cv2.circle(canvas, _pixel(point), 4, colour, -1, cv2.LINE_AA)
+def _dot(
+    canvas: NDArray[np.uint8], point: NDArray[np.floating], colour: tuple[int, int, int], thin: bool = False
+) -> None:
+    cv2.circle(canvas, _pixel(point), 3 if thin else 5, INK, -1, cv2.LINE_AA)
+    cv2.circle(canvas, _pixel(point), 2 if thin else 4, colour, -1, cv2.LINE_AA)
 
 
 def _ring(canvas: NDArray[np.uint8], point: NDArray[np.floating], colour: tuple[int, int, int]) -> None:

@@ -25,6 +25,8 @@ TOOLS = sorted(path.stem for path in Path(config_folder(), "tool").glob("*.yaml"
 WITH_BACKBONE = ("extract", "generate", "agreement", "layers", "match")
 #: what generates or trains a part, and reads no features
 WITHOUT_FEATURES = ("autoencoder", "controlnet", "lora", "single_object", "unet")
+#: what measures features as they are, and has nothing that could be trained
+TRAINED_BY_NOTHING = ("geometric",)
 OF_FEATURES = ("techniques", "technique", "timestep", "layers", "noise", "ensemble", "cache", "features", "head")
 OF_FEATURES = (*OF_FEATURES, "loss", "amalgamation", "backbones", "edge_channels", "caption_channels", "repeats")
 
@@ -45,7 +47,7 @@ def test_every_key_is_read_or_refused(task: str) -> None:
     expected = {*OF_FEATURES} if task in WITHOUT_FEATURES else set()
     assert expected <= {*map(str, config)} - read
     assert {"dataset", "trainer", "callbacks", "seed", "monitor"} - read <= {"monitor"}
-    assert {"optimizer", "scheduler"} <= read
+    assert ({"optimizer", "scheduler"} <= read) == (task not in TRAINED_BY_NOTHING)
     assert ("repeats" in read) == (task in ("label_scarce", "nearest_pixels"))
     assert ("backbone" in read) == (task != "single_object")
 

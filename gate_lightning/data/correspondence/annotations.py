@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +17,29 @@ from gate_lightning.data.files.checks import check_images
 from gate_lightning.data.files.images import image_header
 from gate_lightning.data.files.report import SplitReport
 from gate_lightning.errors import DataError
-from gate_lightning.structures import Pair
+from gate_lightning.structures import ImagePair, Pair
 from gate_lightning.utils.checks import check_choice
 
-__all__ = ["Annotated", "Box", "box_of", "check_pairs", "field_of", "numbers_of", "points_of", "size_of"]
+__all__ = [
+    "Annotated",
+    "AnyPair",
+    "Box",
+    "box_of",
+    "check_files",
+    "check_pairs",
+    "field_of",
+    "first_of",
+    "numbers_of",
+    "points_of",
+    "size_of",
+]
 
 Box = tuple[float, float, float, float]
+AnyPair = TypeVar("AnyPair", bound=ImagePair)
 
 
 @dataclass(frozen=True)
-class Annotated:
+class Annotated(Generic[AnyPair]):
     """A split as its annotation files have it.
 
     Attributes:
@@ -39,7 +52,7 @@ class Annotated:
             and rounding; more where a data set is known for points beside its images.
     """
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[AnyPair, ...]
     images: Mapping[str, PairImage]
     errors: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -117,7 +130,7 @@ def size_of(entry: Mapping[str, Any], name: str, where: str) -> tuple[int, int]:
     return value[1], value[0]
 
 
-def check_pairs(split: str, annotated: Annotated, level: str = "quick", by_category: bool = False) -> SplitReport:
+def check_pairs(split: str, annotated: Annotated[Pair], level: str = "quick", by_category: bool = False) -> SplitReport:
     """Check one split: images, sizes, points, boxes, categories, duplicates.
 
     Args:
@@ -129,30 +142,44 @@ def check_pairs(split: str, annotated: Annotated, level: str = "quick", by_categ
     Raises:
         ConfigError: unknown level.
     """
+    outside, rounded = _outside(split, annotated.pairs, annotated.slack)
+    errors = [*outside, *_no_points(split, annotated), *_no_area(split, annotated), *_twice(split, annotated)]
+    if by_category:
+        errors += _no_category(split, annotated)
+    return check_files(split, annotated, level, errors, rounded)
+
+
+def check_files(
+    split: str, annotated: Annotated[Any], level: str, errors: Sequence[str] = (), warnings: Sequence[str] = ()
+) -> SplitReport:
+    """Check the images of a split, whatever its pairs say of them.
+
+    Args:
+        split: name.
+        annotated: what its files say.
+        level: ``quick`` (all headers, some images decoded) or ``full`` (all decoded).
+        errors, warnings: what else was found.
+
+    Raises:
+        ConfigError: unknown level.
+    """
     check_choice(level, "level", ("quick", "full"))
-    errors = list(annotated.errors)
     files = [image for image in annotated.images.values() if image.drawn is None]
     there = [image for image in files if image.path.is_file()]
     missing = [image.path for image in files if not image.path.is_file()]
+    absent = []
     if missing:
-        errors.append(f"{split}: {len(missing)} of {len(files)} images are missing, the first is {missing[0]}")
-    errors += _sizes(split, there)
-    outside, rounded = _outside(split, annotated.pairs, annotated.slack)
-    errors += outside
-    for faulty in (_no_points, _no_area, _twice):
-        errors += faulty(split, annotated)
-    if by_category:
-        errors += _no_category(split, annotated)
+        absent = [f"{split}: {len(missing)} of {len(files)} images are missing, the first is {missing[0]}"]
     report = check_images(split, sorted({image.path for image in there}), level)
-    warnings = [*report.warnings, *rounded, *annotated.notes]
     drawn = len(annotated.images) - len(files)
     sizes = Counter(image.size for image in annotated.images.values() if image.drawn is not None and image.size)
+    found = (*annotated.errors, *absent, *_sizes(split, there), *errors, *report.errors)
     return replace(
         report,
         count=report.count + drawn,
         inspected=report.inspected + drawn,
-        errors=tuple(dict.fromkeys((*errors, *report.errors))),
-        warnings=tuple(warnings),
+        errors=tuple(dict.fromkeys(found)),
+        warnings=(*report.warnings, *warnings, *annotated.notes),
         sizes=Counter(report.sizes) + sizes,
     )
 
@@ -173,7 +200,7 @@ def _sizes(split: str, images: Iterable[PairImage]) -> list[str]:
                 )
     if not wrong:
         return []
-    return [f"{_first(split, wrong, 'images')}; points would not fit: use the images as they were published"]
+    return [f"{first_of(split, wrong, 'images')}; points would not fit: use the images as they were published"]
 
 
 def _outside(split: str, pairs: Sequence[Pair], slack: float) -> tuple[list[str], list[str]]:
@@ -192,43 +219,45 @@ def _outside(split: str, pairs: Sequence[Pair], slack: float) -> tuple[list[str]
     if far:
         (x, y), (height, width) = points[far[0]].tolist(), sizes[owner[far[0]]].tolist()
         first = f"{names[owner[far[0]]]}: keypoint ({x:g}, {y:g}) is outside the image of {width}×{height} pixels"
-        errors = [f"{_first(split, [first] * len(far), 'keypoints')}; correct the annotation"]
+        errors = [f"{first_of(split, [first] * len(far), 'keypoints')}; correct the annotation"]
     rounded = f"{split}: {near} keypoints lie up to {slack:g} pixels outside their image; they are taken as they are"
     return errors, [rounded] if near else []
 
 
-def _no_points(split: str, annotated: Annotated) -> list[str]:
+def _no_points(split: str, annotated: Annotated[Pair]) -> list[str]:
     if annotated.without_points:
         return []
     found = [f"{pair.source} → {pair.target}: no keypoints in common" for pair in annotated.pairs if not len(pair)]
-    return [f"{_first(split, found, 'pairs')}; leave such pairs out: nothing can be measured on them"] if found else []
+    return (
+        [f"{first_of(split, found, 'pairs')}; leave such pairs out: nothing can be measured on them"] if found else []
+    )
 
 
-def _no_area(split: str, annotated: Annotated) -> list[str]:
+def _no_area(split: str, annotated: Annotated[Pair]) -> list[str]:
     found = [
         f"{name}: the box {list(box)} of {pair.source} → {pair.target} has no area"
         for pair in annotated.pairs
         for name, box in ((pair.source, pair.source_box), (pair.target, pair.target_box))
         if box is not None and not (box[0] < box[2] and box[1] < box[3])
     ]
-    return [f"{_first(split, found, 'boxes')}; expected x1 < x2 and y1 < y2"] if found else []
+    return [f"{first_of(split, found, 'boxes')}; expected x1 < x2 and y1 < y2"] if found else []
 
 
-def _no_category(split: str, annotated: Annotated) -> list[str]:
+def _no_category(split: str, annotated: Annotated[Pair]) -> list[str]:
     found = [f"{name}: no category" for name, image in annotated.images.items() if not image.category]
     advice = "the prompt names it; give every pair one, or set dataset.prompt_simple='a photo'"
-    return [f"{_first(split, found, 'images')}; {advice}"] if found else []
+    return [f"{first_of(split, found, 'images')}; {advice}"] if found else []
 
 
-def _twice(split: str, annotated: Annotated) -> list[str]:
+def _twice(split: str, annotated: Annotated[Pair]) -> list[str]:
     counts = Counter(
         (pair.source, pair.target, pair.category, pair.group, pair.attributes.get("flip")) for pair in annotated.pairs
     )
     found = [f"{one[0]} → {one[1]} is there {count} times" for one, count in counts.items() if count > 1]
-    return [f"{_first(split, found, 'pairs')}; keep one of each"] if found else []
+    return [f"{first_of(split, found, 'pairs')}; keep one of each"] if found else []
 
 
-def _first(split: str, found: Sequence[str], what: str) -> str:
+def first_of(split: str, found: Sequence[str], what: str) -> str:
     """The first of several sentences, and how many more there are."""
     more = f" ({len(found)} such {what} in {split})" if len(found) > 1 else f" ({split})"
     return f"{found[0]}{more}"

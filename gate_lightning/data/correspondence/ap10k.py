@@ -105,7 +105,7 @@ class AP10KDataModule(PairDataModule):
             return {"": place / _FOLDERS[split]}
         return {subset: place / f"{_FOLDERS[split]}{SUBSETS[subset]}" for subset in self.subsets}
 
-    def read(self, split: str) -> Annotated:
+    def read(self, split: str) -> Annotated[Pair]:
         """The pairs of a split, in the order of their files' names.
 
         Raises:

@@ -131,7 +131,7 @@ class CUBDataModule(PairDataModule):
         self.metadata = self.root / "cub_metadata" if metadata is None else Path(metadata).expanduser()
         self.count = whole_number(pairs, "dataset.pairs", 1)
 
-    def read(self, split: str) -> Annotated:
+    def read(self, split: str) -> Annotated[Pair]:
         """The pairs of the protocol.
 
         Raises:
@@ -143,7 +143,7 @@ class CUBDataModule(PairDataModule):
         parts = self._parts()
         return self._subsets(names, parts) if self.protocol == "subsets" else self._same_class(names, parts)
 
-    def _subsets(self, names: Mapping[str, str], parts: Mapping[str, Tensor]) -> Annotated:
+    def _subsets(self, names: Mapping[str, str], parts: Mapping[str, Tensor]) -> Annotated[Pair]:
         lists = [self.metadata / f"cub_subset_{number}_original_paths.txt" for number in range(_SUBSETS)]
         lists = [path for path in lists if path.is_file()]
         if not lists:
@@ -188,7 +188,7 @@ class CUBDataModule(PairDataModule):
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise DataError(f"{path}: images is no list of rel_path and bbox (x1, y1, x2, y2): {error!r}") from error
 
-    def _same_class(self, names: Mapping[str, str], parts: Mapping[str, Tensor]) -> Annotated:
+    def _same_class(self, names: Mapping[str, str], parts: Mapping[str, Tensor]) -> Annotated[Pair]:
         classes = self._table("image_class_labels.txt", 1)
         boxes = self._table("bounding_boxes.txt", 4)
         by_class: dict[str, list[str]] = {}

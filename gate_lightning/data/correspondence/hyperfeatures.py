@@ -29,7 +29,7 @@ __all__ = ["read_list", "read_rows"]
 _NOTHING = torch.zeros(0, 2)
 
 
-def read_list(path: Path, root: Path, folder: str = "") -> Annotated:
+def read_list(path: Path, root: Path, folder: str = "") -> Annotated[Pair]:
     """Pairs and images of a JSON list of Hyperfeatures.
 
     Args:
@@ -48,7 +48,7 @@ def read_list(path: Path, root: Path, folder: str = "") -> Annotated:
     return read_rows(rows, root, folder)
 
 
-def read_rows(rows: Sequence[tuple[str, Mapping[str, Any]]], root: Path, folder: str = "") -> Annotated:
+def read_rows(rows: Sequence[tuple[str, Mapping[str, Any]]], root: Path, folder: str = "") -> Annotated[Pair]:
     """Pairs of the entries of a list, each with the place that messages name.
 
     Raises:

@@ -21,6 +21,7 @@ from gate_lightning.data.correspondence.cards import correspondence_branches
 from gate_lightning.data.correspondence.hyperfeatures import read_list, read_rows
 from gate_lightning.data.files.pairing import require_root
 from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.structures import Pair
 from gate_lightning.utils.text import read_csv
 
 __all__ = ["OwnPairsDataModule", "read_table"]
@@ -74,7 +75,7 @@ class OwnPairsDataModule(PairDataModule):
         """Whether there are test pairs."""
         return "test" in self.lists
 
-    def read(self, split: str) -> Annotated:
+    def read(self, split: str) -> Annotated[Pair]:
         """The pairs of a split.
 
         Raises:
@@ -88,7 +89,7 @@ class OwnPairsDataModule(PairDataModule):
         raise DataError(f"dataset.{split}={path}: expected a list of pairs, .csv or .json")
 
 
-def read_table(path: Path, root: Path) -> Annotated:
+def read_table(path: Path, root: Path) -> Annotated[Pair]:
     """A CSV table of pairs.
 
     Raises:

@@ -88,7 +88,7 @@ class PFPascalDataModule(PairDataModule):
         names = [f"{name}_pairs{end}.csv" for name in _LISTS[split] for end in ("_pf_pascal", "")]
         return first_of(self.root, *names)
 
-    def read(self, split: str) -> Annotated:
+    def read(self, split: str) -> Annotated[Pair]:
         """The pairs of a split.
 
         Raises:

@@ -69,7 +69,7 @@ class PFWillowDataModule(PairDataModule):
     def _list(self) -> Path | None:
         return first_of(self.root, "test_pairs_pf.csv", "test_pairs.csv")
 
-    def read(self, split: str) -> Annotated:
+    def read(self, split: str) -> Annotated[Pair]:
         """The 900 test pairs of the list.
 
         Raises:

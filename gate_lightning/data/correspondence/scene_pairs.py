@@ -123,7 +123,7 @@ class ScenePairsDataModule(PairDataModule):
             licence="Apache-2.0",
         )
 
-    def read(self, split: str) -> Annotated:
+    def read(self, split: str) -> Annotated[Pair]:
         """Render the scenes of a split and pair their objects (some hundred images a second)."""
         pairs: list[Pair] = []
         drawn: dict[str, tuple[SceneSpec, Rendering]] = {}

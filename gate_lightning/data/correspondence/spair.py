@@ -104,7 +104,7 @@ class SPairDataModule(PairDataModule):
     def _folder(self, split: str) -> Path:
         return self.root / "PairAnnotation" / FOLDERS[split]
 
-    def read(self, split: str) -> Annotated:
+    def read(self, split: str) -> Annotated[Pair]:
         """The pairs of a split.
 
         Raises:

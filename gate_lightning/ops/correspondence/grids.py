@@ -84,6 +84,21 @@ class FeatureGrid:
                 found += flat[:, row * width + column] * (by_row * by_column).to(flat)
         return found.T
 
+    def sample_released(self, points: Tensor) -> Tensor:
+        """Descriptors (N, C) at points x, y (N, 2) of the file as the released code of DIFT reads them on HPatches.
+
+        It counts coordinates from the centres of the outermost pixels, and reads the map from corner to corner: exact
+        in the middle, half a position too far out at the border, where zeros begin.
+        """
+        _, height, width = self.features.shape
+        points = points.to(self.features.device)
+        sides = points.new_tensor([self.size[1], self.size[0]], dtype=torch.float64)
+        covered = sides * sides.new_tensor(self.scales[::-1])  # positions of the image, without padding
+        places = points.double() / (sides - 1).clamp(min=1) * covered  # from the map's corner, in positions
+        grid = (2 * places / sides.new_tensor([width, height]) - 1).to(self.features)
+        found = torch.nn.functional.grid_sample(self.features[None], grid[None, None], align_corners=False)
+        return found[0, :, 0].T
+
     def resize(self, maps: Tensor) -> Tensor:
         """Maps (N, h, w) on the positions, bilinearly resized to the file's pixels: (N, H, W)."""
         rows, columns = self._weights

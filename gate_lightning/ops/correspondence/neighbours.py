@@ -9,25 +9,62 @@ from torch.nn.functional import normalize
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.correspondence.grids import FeatureGrid
 
-__all__ = ["dense_matches", "instance_distance", "mutual_distance", "mutual_neighbours", "nearest_neighbours"]
+__all__ = [
+    "dense_matches",
+    "instance_distance",
+    "mutual_distance",
+    "mutual_neighbours",
+    "mutual_pairs",
+    "nearest_neighbours",
+]
 
 #: rows of the matrix of similarities that are in memory at once
 ROWS = 1024
 
 
-def nearest_neighbours(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Index and cosine of the target vector that is most similar to each source vector; the first of equal ones.
+def nearest_neighbours(source: Tensor, target: Tensor, metric: str = "cosine") -> tuple[Tensor, Tensor]:
+    """Index and similarity of the target vector that is most similar to each source vector; the first of equal ones.
 
     Args:
         source: (P, C).
         target: (Q, C).
+        metric: ``cosine``, or ``l2``: the negative squared distance.
 
     Returns:
         (P,) int64 and (P,).
     """
-    source, target = normalize(source.float(), dim=1), normalize(target.float(), dim=1)
-    found = [(part @ target.T).max(dim=1) for part in source.split(ROWS)]
+    if metric == "cosine":
+        source, target = normalize(source.float(), dim=1), normalize(target.float(), dim=1)
+        found = [(part @ target.T).max(dim=1) for part in source.split(ROWS)]
+    else:
+        # in double precision: of long vectors that are near each other little is left by the subtraction
+        source, target = source.double(), target.double()
+        squares = target.square().sum(dim=1)
+        found = [
+            (2 * part @ target.T - squares - part.square().sum(dim=1, keepdim=True)).max(dim=1)
+            for part in source.split(ROWS)
+        ]
     return torch.cat([one.indices for one in found]), torch.cat([one.values for one in found])
+
+
+def mutual_pairs(source: Tensor, target: Tensor, metric: str = "cosine") -> Tensor:
+    """Vectors that are each other's nearest neighbours.
+
+    Args:
+        source: (P, C).
+        target: (Q, C).
+        metric: see `nearest_neighbours`.
+
+    Returns:
+        (M, 2) int64 indices of both, in the order of the source.
+    """
+    if not len(source) or not len(target):
+        return torch.zeros(0, 2, dtype=torch.int64, device=source.device)
+    there, _ = nearest_neighbours(source, target, metric)
+    back, _ = nearest_neighbours(target, source, metric)
+    here = torch.arange(len(there), device=there.device)
+    mutual = back[there] == here
+    return torch.stack([here[mutual], there[mutual]], dim=1)
 
 
 def mutual_neighbours(source: FeatureGrid, target: FeatureGrid) -> tuple[Tensor, Tensor, Tensor]:

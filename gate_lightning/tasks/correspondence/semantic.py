@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.data.correspondence.batches import MIRRORED
-from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.errors import ConfigError
 from gate_lightning.features.descriptors import descriptor_grids
 from gate_lightning.heads.descriptors import PlainDescriptors
 from gate_lightning.losses.contrastive import KeypointContrastiveLoss
@@ -25,7 +25,7 @@ from gate_lightning.ops.correspondence.neighbours import instance_distance, mutu
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.structures import Extractor, Features, ImageBatch, Pair, PairBatch
 from gate_lightning.tasks.base import BaseTask
-from gate_lightning.tasks.correspondence.open_pairs import OpenPairs
+from gate_lightning.tasks.correspondence.open_pairs import OpenPairs, open_pairs, require_measured
 from gate_lightning.tasks.evaluation import branch_weights
 from gate_lightning.utils.checks import check_choice
 
@@ -128,7 +128,7 @@ class SemanticCorrespondence(BaseTask):
         self._variants(thresholds or ("img",))  # wrong settings are told of before anything is read
         self.pck = PCK(())
         self._partners: Mapping[str, Mapping[str, str]] = {}
-        self._open: OpenPairs[_Views] = OpenPairs(())
+        self._open: OpenPairs[Pair, _Views] = OpenPairs(())
 
     def frozen_description(self) -> dict[str, Any]:
         """The extractor's description."""
@@ -213,18 +213,12 @@ class SemanticCorrespondence(BaseTask):
         self.pck.check(pairs)
         if self.flip == "instance":
             self._require_boxes(pairs)
-        numbers = {id(pair): number for number, pair in enumerate(pairs)}
-        self._open = OpenPairs([(numbers[id(pair)], pair) for pair in data.share_of(split)])
+        self._open = open_pairs(data, split)
 
     def _end(self, split: str) -> None:
         measured, left = self.pck.measured(), len(self._open)
         self._open = OpenPairs(())
-        if not measured:
-            raise DataError(
-                f"no pair of {split} was complete: both of its images have to be read (limit_{split}_batches)"
-            )
-        if left:
-            log.warning("%d pairs of %s were not measured: not all of their images were read", left, split)
+        require_measured(measured, left, split)
         self.measured[split] = measured
         self.log_dict({f"{split}/{key}": value for key, value in self.pck.compute(measured).items()})
 

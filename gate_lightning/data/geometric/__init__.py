@@ -1,0 +1,1 @@
+"""Data sets of pairs of images whose geometry is known."""
