@@ -37,6 +37,7 @@ _NAMED = frozenset(
         "gate_lightning.backbones.adm.loading.load_adm_backbone",
         "gate_lightning.backbones.stable_diffusion.cleandift.load_cleandift_backbone",
         "gate_lightning.backbones.stable_diffusion.loading.load_unet_backbone",
+        "gate_lightning.backbones.vision.loading.load_vision_backbone",
         "gate_lightning.callbacks.loggers.tensorboard_logger",
         "gate_lightning.callbacks.loggers.wandb_logger",
         "gate_lightning.callbacks.pace.progress.progress_bar",

@@ -50,7 +50,7 @@ def test_feature_info_tells_what_every_layer_yields(backbone: Backbone) -> None:
 def test_derived_layers_yield_what_feature_info_tells(backbone: Backbone) -> None:
     names = [*backbone.derived, *backbone.aliases]
     if not names:
-        assert backbone.family == "pixels" or isinstance(backbone, TransformerBackbone)
+        assert backbone.family in ("pixels", "vision") or isinstance(backbone, TransformerBackbone)
         return
     images = odd_images(backbone)
     height, width = images.shape[-2:]
@@ -65,7 +65,7 @@ def test_attention_maps_are_heads_by_queries_by_keys_and_sum_to_one(backbone: Ba
     images = odd_images(backbone)
     maps = [layer for layer, spec in backbone.layers.items() if spec.kind == "attention"]
     if not maps:
-        assert backbone.family == "pixels" or isinstance(backbone, TransformerBackbone)
+        assert backbone.family in ("pixels", "vision") or isinstance(backbone, TransformerBackbone)
         return
     queries = [layer.replace("-map", "-q") for layer in maps]
     features = run(backbone, images, [*maps, *queries])

@@ -19,21 +19,25 @@ from gate_lightning.backbones.stable_diffusion.architectures import build_random
 from gate_lightning.backbones.stable_diffusion.cleandift import load_cleandift_backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.backbones.tiny.tokenizer import build_tokenizer
+from gate_lightning.backbones.vision.loading import load_vision_backbone
 from gate_lightning.structures import Conditions, Identity
 from tests.support.xl_networks import xl_like
 
-MEMBERS = ("tiny", "one_repeat", "sd2_like", "xl_like", "pixels", "adm", "cleandift")
+VISION = ("dinov2_tiny", "dinov3_tiny")
+MEMBERS = ("tiny", "one_repeat", "sd2_like", "xl_like", "pixels", "adm", "cleandift", *VISION)
 WORDS = ("a", "of", "photo", "red", "circle", "house")
 
 
 def build(member: str, seed: int = 0) -> Backbone:
-    """A fresh backbone: tiny, of other depths, in the style of SD 2, SDXL, ADM or CleanDIFT, or raw pixels."""
+    """A fresh backbone: tiny, of other depths, in the style of SD 2, SDXL, ADM, CleanDIFT or DINO, or raw pixels."""
     if member == "pixels":
         return PixelBackbone()
     if member == "xl_like":
         return xl_like(seed)
     if member == "adm":
         return load_adm_backbone("random", architecture="adm_tiny", seed=seed)
+    if member in VISION:
+        return load_vision_backbone("random", architecture=member, seed=seed)
     if member == "cleandift":
         return load_cleandift_backbone("random", base="", architecture="tiny", seed=seed)
     if member == "tiny":

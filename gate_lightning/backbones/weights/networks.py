@@ -23,7 +23,7 @@ from gate_lightning.backbones.weights.locate import weight_files
 from gate_lightning.errors import WeightsError, first_line
 from gate_lightning.utils.text import read_json
 
-__all__ = ["build_network", "check_fit", "check_numbers", "fill_network", "open_part"]
+__all__ = ["build_network", "check_fit", "check_numbers", "fill_network", "open_part", "read_files"]
 
 _ALIGNMENT = 64  # bytes; what torch itself allocates at
 _SHOWN = 3  # tensors that a message names
@@ -58,7 +58,7 @@ def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, files: Sequence
     made_by = config.get("_class_name", kind.__name__)
     if made_by != kind.__name__:
         raise WeightsError(f"{folder} holds a {made_by}, expected a {kind.__name__}")
-    weights = _read_files(files or weight_files(folder))
+    weights = read_files(files or weight_files(folder))
     if hasattr(kind, "from_config"):  # diffusers
         _check_types(kind, config, str(path))
         network = build_network(lambda: kind.from_config(config), config, len(weights), str(path))
@@ -67,7 +67,7 @@ def open_part(kind: type[Any], folder: Path, dtype: torch.dtype, files: Sequence
     return fill_network(network, _todays_names(network.state_dict(), weights), dtype, str(folder)).eval()
 
 
-def _read_files(paths: Sequence[Path]) -> dict[str, Tensor]:
+def read_files(paths: Sequence[Path]) -> dict[str, Tensor]:
     """Tensors of the files of one network."""
     weights: dict[str, Tensor] = {}
     for path in paths:

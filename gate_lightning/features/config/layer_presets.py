@@ -1,7 +1,8 @@
 """Layer presets, resolved on a backbone.
 
-A preset has one choice of layers for each family of networks (Stable Diffusion 1.x and 2.x, SDXL, ADM), as in the
-field's code; the first choice whose layers all exist is used. Without one, the preset is refused.
+A preset has one choice of layers for each family of networks (Stable Diffusion 1.x and 2.x, SDXL, ADM, vision
+transformers), as in the field's code; the first choice whose layers all exist is used. Without one, the preset is
+refused.
 """
 
 from __future__ import annotations
@@ -127,6 +128,16 @@ def _fine_up_block(backbone: Backbone) -> tuple[str, ...] | None:
     return None if chosen is None else (chosen,)
 
 
+def _last_blocks(count: int) -> Choice:
+    """Choice of the outputs of a vision transformer's last blocks."""
+
+    def choice(backbone: Backbone) -> tuple[str, ...] | None:
+        blocks = [layer for layer in backbone.layers if re.fullmatch(r"block-\d+-out", layer)]
+        return tuple(blocks[-count:]) if len(blocks) >= count else None
+
+    return choice
+
+
 _DIFT_SEMANTIC = (_fine_up_block, _named("output_blocks.4"))
 _PRESETS: dict[str, tuple[Choice, ...]] = {
     # the output of every up block, with its upsampler where there is one
@@ -148,5 +159,8 @@ _PRESETS: dict[str, tuple[Choice, ...]] = {
     "hyperfeatures": (_matching(r"up-level\d+-repeat\d+-res-increment"),),
     "cleandift": (_named("mid", *(f"us{count}" for count in range(1, 11))),),
     "ddpm_segmentation": (_named(*_DDPM_SEGMENTATION),),
+    # of vision transformers: what they are read at in the field (DINOv2's linear heads, SD+DINO)
+    "last": (_last_blocks(1),),
+    "last4": (_last_blocks(4),),
     "pixels": (),
 }

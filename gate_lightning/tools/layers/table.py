@@ -98,9 +98,11 @@ def _structure(network: Mapping[str, Any]) -> Backbone:
             made = build(
                 **{**settings, "weights": "random", **({"controlnets": {}} if "controlnets" in settings else {})}
             )
-        config = Path(str(settings["weights"])) / "unet" / "config.json"
-        if config.is_file() and not _is_structure_of(made, config):
-            made = build(**settings)  # a folder of another architecture than the configuration's
+        folder = Path(str(settings["weights"]))
+        unet = folder / "unet" / "config.json"
+        # a folder of another architecture than the configuration's, or of one network (ADM, vision transformers)
+        if (folder / "config.json").is_file() or (unet.is_file() and not _is_structure_of(made, unet)):
+            made = build(**settings)
     assert isinstance(made, Backbone)
     return made.to("meta") if "weights" in settings else made
 

@@ -14,7 +14,7 @@ from gate_lightning.backbones.stable_diffusion.layer_table import unet_layers
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.config.layer_presets import preset_names, resolve_layers
 from gate_lightning.structures import Identity
-from tests.support.small_networks import MEMBERS, build
+from tests.support.small_networks import MEMBERS, VISION, build
 
 XL = {
     "sample_size": 128,
@@ -154,8 +154,9 @@ def test_legacy_ends_in_the_last_output_of_whatever_network() -> None:
 def test_every_offered_preset_names_layers_that_exist(member: str) -> None:
     backbone = build(member)
     names = preset_names(backbone)
-    # ADM has no such decoder: the names are refused there rather than given another meaning
-    assert ({"dift"} if member == "adm" else {"legacy", "gate_segmentation", "dift"}) <= set(names)
+    # ADM and vision transformers have no such decoder: the names are refused rather than given another meaning
+    own = {"adm": {"dift"}, **{name: {"last"} for name in VISION}}
+    assert own.get(member, {"legacy", "gate_segmentation", "dift"}) <= set(names)
     for name in names:
         assert set(resolve_layers(backbone, name)) <= set(backbone.layers)
 
