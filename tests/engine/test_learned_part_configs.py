@@ -38,7 +38,7 @@ def build(node, **given):
     return made(**given)
 
 
-@pytest.mark.parametrize("name", names("amalgamation", without=PIXELS["amalgamation"]))
+@pytest.mark.parametrize("name", names("amalgamation", without=(*PIXELS["amalgamation"], "joint_pca")))
 def test_amalgamations(name):
     amalgamation = build(load("amalgamation", name), feature_info={"a": LAYERS, "b": LAYERS}, concatenated=())
     features = {
@@ -46,6 +46,19 @@ def test_amalgamations(name):
         for branch in "ab"
     }
     assert tuple(level.shape[1] for level in amalgamation(features).levels) == amalgamation.out_channels
+
+
+def test_the_amalgamation_of_pairs():
+    node = OmegaConf.merge(load("amalgamation", "joint_pca"), {"components": 8, "weights": {"b": 0.5}})
+    joint = build(node, feature_info={"a": LAYERS, "b": LAYERS})
+    pair = [
+        {
+            branch: {layer: torch.randn(1, i.channels, 32 // i.stride, 64 // i.stride) for layer, i in LAYERS.items()}
+            for branch in "ab"
+        }
+        for _ in range(2)
+    ]
+    assert {part.shape for part in joint(*pair)} == {(1, *joint.out_channels, 8, 16)}
 
 
 @pytest.mark.parametrize("name", PIXELS["amalgamation"])

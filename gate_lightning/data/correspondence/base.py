@@ -11,15 +11,26 @@ from torch.utils.data import Dataset
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.samplers import BatchLoader
 from gate_lightning.data.correspondence.annotations import Annotated, check_pairs
-from gate_lightning.data.correspondence.batches import Groups, PairSource, PairTransform, Partners, collate_pairs
+from gate_lightning.data.correspondence.batches import (
+    Groups,
+    PaddedSquare,
+    PairSource,
+    PairTransform,
+    Partners,
+    SquareBicubic,
+    collate_pairs,
+)
 from gate_lightning.data.correspondence.images import ImagesOfPairs
 from gate_lightning.data.correspondence.paired_images import PairedImagesDataModule, names_in_order
 from gate_lightning.data.files.report import SplitReport
 from gate_lightning.data.samples import BatchDataset, Collate, SampleSource, collate_images
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Pair, PairBatch
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["PairDataModule"]
+
+RESIZES: Mapping[str, type[SquareBicubic]] = {"square": SquareBicubic, "pad_square": PaddedSquare}
 
 
 class PairDataModule(PairedImagesDataModule[Pair]):
@@ -36,8 +47,8 @@ class PairDataModule(PairedImagesDataModule[Pair]):
         keypoint_groups: category → groups of keypoints that look alike but for their place.
 
     Args:
-        size: side of the square that images are resized to for the backbone, aspect not kept; 0 keeps them as they
-            are.
+        size: side of the square that images are resized to for the backbone; 0 keeps them as they are.
+        resize: ``square``: aspect not kept; ``pad_square``: aspect kept, black at the bottom and the right (SD+DINO).
         flip: probability that both images of a training pair are mirrored.
         flip_one: probability that one of them alone is mirrored, its keypoints renamed.
         subset: take at most so many pairs of every split, evenly spread over their order; None for all.
@@ -56,6 +67,7 @@ class PairDataModule(PairedImagesDataModule[Pair]):
     def __init__(
         self,
         size: int = 0,
+        resize: str = "square",
         flip: float = 0.0,
         flip_one: float = 0.0,
         subset: int | None = None,
@@ -63,8 +75,16 @@ class PairDataModule(PairedImagesDataModule[Pair]):
         **loading: Any,
     ) -> None:
         super().__init__(size, subset, check_level, **loading)
+        check_choice(resize, "dataset.resize", RESIZES)
+        if resize == "pad_square" and not size:
+            raise ConfigError("dataset.resize=pad_square pads images to a square; dataset.size=0 names no side of it")
+        self.eval_resize = RESIZES[resize](size)
         self.train_transform = PairTransform(self.eval_resize, flip, flip_one, self.partners)
         self.random_views = self.train_transform.random
+
+    def shown_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in pixels of an image of a batch, without padding, from those of its file."""
+        return self.eval_resize.shown(height, width)
 
     def make_source(self, split: str) -> SampleSource:
         """Pairs of the training split; of the others images, in the order in which pairs need them."""

@@ -19,6 +19,7 @@ from gate_lightning.utils.checks import number, whole_number
 __all__ = [
     "MIRRORED",
     "Groups",
+    "PaddedSquare",
     "PairSample",
     "PairSource",
     "PairTransform",
@@ -49,8 +50,32 @@ class SquareBicubic(Resize):
         """(side, side): height and width after resizing."""
         return (self.short, self.short) if self.short else (height, width)
 
+    def shown(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that the image has after resizing, without padding."""
+        return self.size(height, width)
+
     def _image(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         return image if image.shape[:2] == (height, width) else resize_bicubic(image, height, width)
+
+
+class PaddedSquare(SquareBicubic):
+    """Resize the longer side with PIL's bicubic filter, aspect kept, and pad to a square with black at the bottom and
+    the right, where no coordinate changes.
+
+    Args:
+        side: in pixels, 1 or more.
+    """
+
+    def shown(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the image in the square."""
+        scale = self.short / max(height, width)
+        return max(round(height * scale), 1), max(round(width * scale), 1)
+
+    def _image(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        rows, columns = self.shown(*image.shape[:2])
+        square = np.zeros((height, width, image.shape[2]), dtype=image.dtype)
+        square[:rows, :columns] = super()._image(image, rows, columns)
+        return square
 
 
 @dataclass(frozen=True)
@@ -124,7 +149,7 @@ class PairTransform:
     Draws two random numbers.
 
     Args:
-        resize: of images.
+        resize: of images, to a square.
         flip: probability that both images are mirrored.
         flip_one: probability that one alone is, either by half; needs ``partners`` of the pair's category.
         partners: keypoints that change places in a mirror image.
@@ -134,7 +159,7 @@ class PairTransform:
     """
 
     def __init__(
-        self, resize: Resize, flip: float = 0.0, flip_one: float = 0.0, partners: Partners | None = None
+        self, resize: SquareBicubic, flip: float = 0.0, flip_one: float = 0.0, partners: Partners | None = None
     ) -> None:
         self.resize, self.partners = resize, partners or {}
         self.flip, self.flip_one = (
@@ -183,7 +208,7 @@ class PairTransform:
 
     def _resized(self, sample: Sample, points: Tensor) -> tuple[Sample, Tensor]:
         height, width = sample.image.shape[:2]
-        new = self.resize.size(height, width)
+        new = self.resize.shown(height, width)
         scale = torch.tensor([new[1] / width, new[0] / height])
         return self.resize(sample, np.random.default_rng(0)), (points + 0.5) * scale - 0.5
 

@@ -44,6 +44,7 @@ class PairedImagesDataModule(ImageDataModule, Generic[AnyPair]):
 
     #: what the root should hold, for messages
     layout = ""
+    eval_resize: SquareBicubic
 
     def __init__(self, size: int = 0, subset: int | None = None, check_level: str = "quick", **loading: Any) -> None:
         super().__init__(**loading)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gate_lightning.amalgamation.base import Amalgamation
+from gate_lightning.amalgamation.joint_pca import JointPCA
 from gate_lightning.data.correspondence.batches import MIRRORED
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.descriptors import descriptor_grids
+from gate_lightning.features.descriptors import ImageFeatures, descriptor_grids, image_features, joint_grids
 from gate_lightning.heads.descriptors import PlainDescriptors
 from gate_lightning.losses.contrastive import KeypointContrastiveLoss
 from gate_lightning.metrics.pck import PCK, KeypointGroups, MeasuredPair
@@ -25,6 +27,7 @@ from gate_lightning.ops.correspondence.neighbours import instance_distance, mutu
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.structures import Extractor, Features, ImageBatch, Pair, PairBatch
 from gate_lightning.tasks.base import BaseTask
+from gate_lightning.tasks.correspondence.image_views import Described, Views, box_mask, mirror_images
 from gate_lightning.tasks.correspondence.open_pairs import OpenPairs, open_pairs, require_measured
 from gate_lightning.tasks.evaluation import branch_weights
 from gate_lightning.utils.checks import check_choice
@@ -49,13 +52,6 @@ class CorrespondenceResults(Protocol):
     pck: PCK
 
 
-class _Views:
-    """Feature maps of an image, and of its mirror image where that may be chosen."""
-
-    def __init__(self, plain: FeatureGrid, mirrored: FeatureGrid | None) -> None:
-        self.plain, self.mirrored = plain, mirrored
-
-
 class SemanticCorrespondence(BaseTask):
     """Matches the keypoints of image pairs by their descriptors, and counts the correct ones.
 
@@ -67,11 +63,11 @@ class SemanticCorrespondence(BaseTask):
     second of its images has come, and features are dropped after their last pair.
 
     The data module gives ``pairs_of(split)``, ``share_of(split)`` (the pairs of this process) and batches of the images
-    of these.
+    of these; where these are padded, ``shown_size(height, width)``: what an image of that size fills of its batch.
 
     Args:
         extractor: frozen backbone and branches.
-        amalgamation: features → pyramid.
+        amalgamation: features → pyramid; or `JointPCA`: features of a pair → descriptors.
         read_out: rule by which matches are read off.
         head: levels of the pyramid → descriptors; None for the levels themselves, resized to the finest one.
         loss: descriptors of both images, places of the keypoints in both → scalar; None for the contrastive loss.
@@ -93,14 +89,14 @@ class SemanticCorrespondence(BaseTask):
     batch_type = PairBatch
     final_splits = ("val", "test")
     training_free = True
-    amalgamation: Amalgamation
+    amalgamation: Amalgamation | JointPCA
     head: nn.Module
     loss: nn.Module
 
     def __init__(
         self,
         extractor: Extractor,
-        amalgamation: Amalgamation,
+        amalgamation: Amalgamation | JointPCA,
         read_out: ReadOut,
         head: nn.Module | None = None,
         loss: nn.Module | None = None,
@@ -121,6 +117,10 @@ class SemanticCorrespondence(BaseTask):
         self.extractor, self.amalgamation, self.read_out = extractor, amalgamation, read_out
         self.head = PlainDescriptors(amalgamation.out_channels) if head is None else head
         self.loss = KeypointContrastiveLoss() if loss is None else loss
+        if isinstance(amalgamation, JointPCA) and list(self.head.parameters()):
+            raise ConfigError(
+                "amalgamation=joint_pca makes the descriptors of a pair, and no head reads them; use head=descriptors"
+            )
         self.flip = flip
         self.measured: dict[str, tuple[MeasuredPair, ...]] = {}
         self._settings = (alphas, averages, comparisons, reference, subsets)
@@ -128,7 +128,8 @@ class SemanticCorrespondence(BaseTask):
         self._variants(thresholds or ("img",))  # wrong settings are told of before anything is read
         self.pck = PCK(())
         self._partners: Mapping[str, Mapping[str, str]] = {}
-        self._open: OpenPairs[Pair, _Views] = OpenPairs(())
+        self._shown: Callable[[int, int], tuple[int, int]] | None = None
+        self._open: OpenPairs[Pair, Views] = OpenPairs(())
 
     def frozen_description(self) -> dict[str, Any]:
         """The extractor's description."""
@@ -139,6 +140,7 @@ class SemanticCorrespondence(BaseTask):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Loss of a batch of pairs, and the amalgamation's regularization."""
         sides = (batch.source, batch.target)
+        assert isinstance(self.amalgamation, Amalgamation)  # JointPCA has nothing to train
         features = [self.extractor(side.images, side.conditions) for side in sides]
         if batch.source.images.shape == batch.target.images.shape:  # one pass, and one batch for batch normalisation
             pyramids = [self.amalgamation(_joined(*features))]
@@ -182,16 +184,26 @@ class SemanticCorrespondence(BaseTask):
         """Log every PCK of the validation split."""
         self._end("val")
 
-    def match(self, pair: Pair, source: _Views, target: FeatureGrid) -> Tensor:
+    def match(self, pair: Pair, source: Views, target: Described) -> Tensor:
         """Matches (N, 2) of a pair's keypoints, in pixels of the target's file."""
-        if source.mirrored is None or not self._mirror_is_nearer(pair, source, target):
-            return self.read_out(source.plain, target, pair.source_points)
+        plain = self._pair(source.plain, target)
+        mirrored = None if source.mirrored is None else self._pair(source.mirrored, target)
+        if mirrored is None or not self._mirror_is_nearer(pair, plain, mirrored):
+            return self.read_out(*plain, pair.source_points)
         partners = self._partners.get(pair.category, {})
         place = {name: index for index, name in enumerate(pair.keypoint_ids)}
         order = [place.get(partners.get(name, name), place[name]) for name in pair.keypoint_ids] or range(len(pair))
         points = pair.source_points[list(order)].clone()
         points[:, 0] = pair.source_size[1] - 1 - points[:, 0]
-        return self.read_out(source.mirrored, target, points)
+        return self.read_out(*mirrored, points)
+
+    def _pair(self, source: Described, target: Described) -> tuple[FeatureGrid, FeatureGrid]:
+        """Descriptors of both images."""
+        if isinstance(source, FeatureGrid) and isinstance(target, FeatureGrid):
+            return source, target
+        assert isinstance(self.amalgamation, JointPCA)
+        assert isinstance(source, ImageFeatures) and isinstance(target, ImageFeatures)
+        return joint_grids(self.amalgamation, source, target)
 
     def _begin(self, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -200,7 +212,7 @@ class SemanticCorrespondence(BaseTask):
         if thresholds is None:
             boxes = all(pair.target_box is not None and pair.source_box is not None for pair in pairs)
             thresholds = ("bbox", "img") if boxes else ("img",)
-        self._partners = getattr(data, "partners", {})
+        self._partners, self._shown = getattr(data, "partners", {}), getattr(data, "shown_size", None)
         groups = (
             self._groups
             or getattr(data, "keypoint_groups", None)
@@ -232,32 +244,36 @@ class SemanticCorrespondence(BaseTask):
             return
         names = [batch.conditions.sample_ids[row] for row in rows]
         plain = self._grids(batch, rows, names)
-        mirrored: dict[str, FeatureGrid] = {}
+        mirrored: dict[str, Described] = {}
         if self.flip is not None:
             sources = [row for row, name in zip(rows, names, strict=True) if name in self._open.sources]
             of = [batch.conditions.sample_ids[row] for row in sources]
             mirrored = dict(zip(of, self._grids(batch, sources, of, mirror=True), strict=True)) if sources else {}
         for name, grid in zip(names, plain, strict=True):
-            for number, pair, source, target in self._open.arrive(name, _Views(grid, mirrored.get(name))):
+            for number, pair, source, target in self._open.arrive(name, Views(grid, mirrored.get(name))):
                 yield self.pck.update(number, pair, self.match(pair, source, target.plain))
 
-    def _grids(self, batch: ImageBatch, rows: list[int], names: list[str], mirror: bool = False) -> list[FeatureGrid]:
-        """Feature maps of some images of a batch, or of their mirror images."""
+    def _grids(self, batch: ImageBatch, rows: list[int], names: list[str], mirror: bool = False) -> list[Described]:
+        """What is kept of some images of a batch, or of their mirror images."""
         images, conditions = batch.images[rows], batch.conditions[rows]
-        if mirror:
-            images, views = images.flip(-1), tuple(f"{view}{MIRRORED}" for view in conditions.views)
-            conditions = replace(conditions.map_controls(lambda control: control.flip(-1)), views=views)
         sizes = [self._open.sizes[name] for name in names]
-        return descriptor_grids(self.extractor, self.amalgamation, self.head, images, conditions, sizes)
+        shown = None if self._shown is None else [self._shown(*size) for size in sizes]
+        if mirror:
+            views = tuple(f"{view}{MIRRORED}" for view in conditions.views)
+            conditions = replace(conditions.map_controls(partial(mirror_images, shown=shown)), views=views)
+            images = mirror_images(images, shown)
+        if isinstance(self.amalgamation, JointPCA):
+            return list(image_features(self.extractor, images, conditions, sizes, shown))
+        return list(descriptor_grids(self.extractor, self.amalgamation, self.head, images, conditions, sizes, shown))
 
-    def _mirror_is_nearer(self, pair: Pair, source: _Views, target: FeatureGrid) -> bool:
-        assert source.mirrored is not None
+    def _mirror_is_nearer(
+        self, pair: Pair, plain: tuple[FeatureGrid, FeatureGrid], mirrored: tuple[FeatureGrid, FeatureGrid]
+    ) -> bool:
         if self.flip == "mutual":
-            return mutual_distance(source.mirrored, target) < mutual_distance(source.plain, target)
+            return mutual_distance(*mirrored) < mutual_distance(*plain)
         assert pair.source_box is not None and pair.target_box is not None
-        here, there = _mask(pair.source_box, pair.source_size), _mask(pair.target_box, pair.target_size)
-        plain = instance_distance(source.plain, target, here, there)
-        return instance_distance(source.mirrored, target, here.flip(-1), there) < plain
+        here, there = box_mask(pair.source_box, pair.source_size), box_mask(pair.target_box, pair.target_size)
+        return instance_distance(*mirrored, here.flip(-1), there) < instance_distance(*plain, here, there)
 
     def _require_boxes(self, pairs: Sequence[Pair]) -> None:
         missing = [pair for pair in pairs if pair.source_box is None or pair.target_box is None]
@@ -274,9 +290,3 @@ def _joined(first: Features, second: Features) -> Features:
         branch: {layer: torch.cat([values, second[branch][layer]]) for layer, values in maps.items()}
         for branch, maps in first.items()
     }
-
-
-def _mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
-    """(H, W) bool: pixels in a box."""
-    y, x = (torch.arange(length) for length in size)
-    return ((y >= box[1]) & (y <= box[3]))[:, None] & ((x >= box[0]) & (x <= box[2]))[None, :]

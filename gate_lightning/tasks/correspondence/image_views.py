@@ -1,0 +1,41 @@
+"""An image of a pair as it is and mirrored: what is kept of it, and what the mirror does to its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gate_lightning.features.descriptors import ImageFeatures
+from gate_lightning.ops.correspondence.grids import FeatureGrid
+
+__all__ = ["Described", "Views", "box_mask", "mirror_images"]
+
+#: descriptors of an image, or its features where descriptors depend on the other image of the pair
+Described = FeatureGrid | ImageFeatures
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is kept of an image, and of its mirror image where that may be chosen."""
+
+    plain: Described
+    mirrored: Described | None
+
+
+def mirror_images(images: Tensor, shown: Sequence[tuple[int, int]] | None = None) -> Tensor:
+    """Mirror images of (B, 3, H, W), each of the part (height, width) that it shows; its padding stays where it is."""
+    if shown is None:
+        return images.flip(-1)
+    made = images.clone()
+    for row, (height, width) in enumerate(shown):
+        made[row, :, :height, :width] = images[row, :, :height, :width].flip(-1)
+    return made
+
+
+def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """(H, W) bool: pixels in a box x1, y1, x2, y2."""
+    y, x = (torch.arange(length) for length in size)
+    return ((y >= box[1]) & (y <= box[3]))[:, None] & ((x >= box[0]) & (x <= box[2]))[None, :]
