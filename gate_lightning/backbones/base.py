@@ -212,7 +212,7 @@ class Backbone(nn.Module, ABC):
 
     def check_timestep(self, timestep: int) -> None:
         """Raise ConfigError unless the timestep is a whole number within the noise schedule."""
-        whole_number(timestep, "timestep", 0, self.schedule.length - 1)
+        whole_number(timestep, "timestep", self.schedule.lowest, self.schedule.length - 1)
 
     def check_images(self, images: Tensor) -> None:
         """Raise DataError unless the images are (B, 3, H, W) of a valid size."""
