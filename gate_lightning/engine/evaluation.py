@@ -48,6 +48,10 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         check_overrides(overrides, keys_of_tool(config), str(config.tool._target_).rsplit(".", 1)[-1])
         run_tool(config, output, partial(_loaded, config, overrides))
         return {}
+    if config.get("resume") is not None:
+        from gate_lightning.engine.untrained import go_on_untrained
+
+        return go_on_untrained(config, overrides)
     measuring = not config.submission and config.input is None
     if measures_untrained(config):
         from gate_lightning.engine.untrained import measure_untrained

@@ -45,6 +45,7 @@ _NAMED = frozenset(
         "gate_lightning.ops.correspondence.estimators.Estimator",
         "gate_lightning.ops.correspondence.read_outs.ReadOut",
         "gate_lightning.ops.edges.canny",
+        "gate_lightning.ops.propagation.Propagation",
         "gate_lightning.tasks.inference.Inference",
         "gate_lightning.tasks.pretraining.tiny_parts.FolderEncoder",
         "gate_lightning.tasks.pretraining.tiny_parts.untrained_backbone",

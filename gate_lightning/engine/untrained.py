@@ -22,13 +22,15 @@ from gate_lightning.engine.components import Components
 from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.engine.settings import save_settings
-from gate_lightning.engine.used_keys import ONLY_TRAINING, check_overrides, keys_of_task, recorded
-from gate_lightning.errors import ConfigError
+from gate_lightning.engine.used_keys import ONLY_TRAINING, check_overrides, keys_of_run, keys_of_task, recorded
+from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.tasks.base import BaseTask
+from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import taking
+from gate_lightning.utils.files import differences, plain_json
 
-__all__ = ["is_training_free", "measure_untrained"]
+__all__ = ["go_on_untrained", "is_training_free", "measure_untrained"]
 
 log = logging.getLogger(__name__)
 
@@ -66,16 +68,63 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
         _once(runs.save_config, described, folder)
         _once(runs.save_overrides, overrides, folder)
         _once(save_settings, described, folder)
-        _once(runs.write_json, folder / "status.json", {"status": "running"})
-        try:
-            return _measured(components, split, folder)
-        except Exception as error:  # whatever it was, tables of runs say why there is no result
-            message = f"{type(error).__name__}: {error}"
-            _once(runs.write_json, folder / "status.json", {"status": "failed", "message": message})
-            raise
+        return _watched(components, split, folder, go_on=False)
 
 
-def _measured(components: Components, split: str, folder: Path) -> dict[str, float]:
+def go_on_untrained(config: DictConfig, overrides: Sequence[str]) -> dict[str, float]:
+    """Go on with a run that `measure_untrained` began and that was stopped, in its folder and with its settings.
+
+    Args:
+        config: composed configuration of ``eval.yaml``; ``resume`` names the folder.
+        overrides: command-line overrides.
+
+    Returns:
+        Metrics, as in ``metrics.json``.
+
+    Raises:
+        ConfigError: it is no run folder.
+        ResumeError: an override changes the run, the run was trained, or its task measures all at once.
+    """
+    folder = Path(config.resume)
+    saved, said = runs.load_config(folder, bool(config.get("trust"))), runs.resolve(config)
+    if not is_training_free(saved) or (folder / "checkpoints").is_dir():
+        raise ResumeError(f"{folder} is a training: go on with it by python train.py {override('resume', folder)}")
+    task = get_class(saved.task._target_)
+    if not hasattr(task, "go_on"):
+        raise ResumeError(
+            f"{folder}: {task.__name__} measures all at once, there is nothing to go on with; measure it again: "
+            f"python eval.py {override('run', folder)}"
+        )
+    check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
+    patched = runs.patch(saved, said, overrides)
+    runs.check_patched(patched, folder, said, trust=bool(config.get("trust")))
+    changes = runs.changed_keys(saved, patched)
+    if changes:
+        listed = "\n  ".join(changes)
+        raise ResumeError(f"the settings differ from those that {folder} was begun with:\n  {listed}\nLeave them out")
+    done = metrics_of(folder / "metrics.json")
+    if (runs.read_json(folder / "status.json") or {}).get("status") == "done" and done is not None:
+        log.info("%s is finished: its results are in %s", folder, folder / "metrics.json")
+        return done
+    with occupied(folder), closing_dashboards():
+        components = Components(patched, str(folder))
+        typed: list[str] = runs.read_json(folder / "overrides.json", list) or []
+        split = next((one.partition("=")[2] for one in typed if one.startswith("split=")), None)
+        return _watched(components, _split_of(split, components), folder, go_on=True)
+
+
+def _watched(components: Components, split: str, folder: Path, go_on: bool) -> dict[str, float]:
+    """See `_measured`; the run folder says how it ended, and a stopped one how to go on."""
+    _once(runs.write_json, folder / "status.json", {"status": "running"})
+    try:
+        return _measured(components, split, folder, go_on)
+    except Exception as error:  # whatever it was, tables of runs say why there is no result
+        message = f"{type(error).__name__}: {error}"
+        _once(runs.write_json, folder / "status.json", {"status": "failed", "message": message})
+        raise
+
+
+def _measured(components: Components, split: str, folder: Path, go_on: bool) -> dict[str, float]:
     began = time.monotonic()
     lightning.seed_everything(components.config.seed, workers=True, verbose=False)
     datamodule = components.connected_datamodule
@@ -84,6 +133,9 @@ def _measured(components: Components, split: str, folder: Path) -> dict[str, flo
         datamodule.setup({"val": "validate", "test": "test"}[split])
     task, trainer = components.task, components.trainer
     _require_no_weights(task)
+    if go_on:
+        _check_frozen(task, folder)
+        task.go_on(folder, split, datamodule)  # type: ignore[operator]
     _once(runs.write_json, folder / "frozen.json", task.frozen_description())
     log.info("run folder: %s", folder)
     measure = {"val": trainer.validate, "test": trainer.test}[split]
@@ -105,6 +157,15 @@ def _split_of(asked: str | None, components: Components) -> str:
             f"split={wanted}: {components.card.name} has {' and '.join(there) or 'no split'} to be measured on"
         )
     return wanted
+
+
+def _check_frozen(task: BaseTask, folder: Path) -> None:
+    """Raise ResumeError where the features are others than those that the run was begun with."""
+    before = runs.read_json(folder / "frozen.json")
+    changes = [] if before is None else differences(before, plain_json(task.frozen_description()))
+    if changes:
+        listed = "\n  ".join(changes)
+        raise ResumeError(f"{folder} was begun with other features than this run has (then → now):\n  {listed}")
 
 
 def _require_no_weights(task: BaseTask) -> None:

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate, normalize
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.checks import check_choice, number, whole_number
 
-__all__ = ["WINDOWS", "Propagation", "Propagator", "labels_of", "one_hot"]
+__all__ = ["WINDOWS", "Propagation", "Propagator", "labels_of", "nearest", "one_hot"]
 
 WINDOWS = ("square", "disc")
 _SIDE = 8  # cells of a tile, each way
@@ -125,16 +125,39 @@ def one_hot(mask: Tensor, channels: int) -> Tensor:
     return torch.nn.functional.one_hot(mask.long(), channels).permute(2, 0, 1).float()
 
 
-def labels_of(soft: Tensor, size: tuple[int, int]) -> Tensor:
+def nearest(mask: Tensor, size: tuple[int, int], reach: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """Mask (H, W) resized to (h, w): the pixels at the new ones' centres, as Pillow's filter of that name.
+
+    Args:
+        mask: any type.
+        size: (h, w).
+        reach: factors of the height and the width that the new pixels cover; beyond 1 the border is repeated.
+    """
+    places = [
+        ((torch.arange(new, dtype=torch.float64) + 0.5) * (old * beyond / new)).long().clamp_(max=old - 1)
+        for new, old, beyond in zip(size, mask.shape, reach, strict=True)
+    ]
+    rows, columns = (place.to(mask.device) for place in places)
+    return mask[rows[:, None], columns[None, :]]
+
+
+def labels_of(soft: Tensor, size: tuple[int, int], cut: tuple[int, int] | None = None) -> Tensor:
     """The label of every pixel, (H, W): maps (K, h, w) resized bilinearly, each stretched to [0, 1], the highest.
 
     A map that is the same everywhere and not 0 counts as 1.
+
+    Args:
+        soft: maps.
+        size: (H, W) that they are resized to.
+        cut: rows and columns that are kept of these; None for all.
     """
-    maps = interpolate(soft[None], size, mode="bilinear", align_corners=False)[0].flatten(1)
+    height, width = cut or size
+    resized = interpolate(soft[None], size, mode="bilinear", align_corners=False)[0]
+    maps = resized[:, :height, :width].flatten(1)
     low, high = maps.amin(dim=1, keepdim=True), maps.amax(dim=1, keepdim=True)
     flat = high == low
     stretched = torch.where(flat, torch.ones_like(maps), (maps - low) / torch.where(flat, 1, high - low))
-    return torch.where(high > 0, stretched, maps).argmax(dim=0).view(size)
+    return torch.where(high > 0, stretched, maps).argmax(dim=0).view(height, width)
 
 
 def _cells(features: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from gate_lightning.structures.conditions import Conditions, Noise
 from gate_lightning.structures.extractor import BackboneInfo, Extractor
 from gate_lightning.structures.features import BranchFeatures, FeatureInfo, Features, FeaturesInfo, Identity, Pyramid
 from gate_lightning.structures.pairs import ImagePair, Pair, PairBatch
+from gate_lightning.structures.videos import Video
 from gate_lightning.structures.views import RelativePose, ViewBatch, ViewPair
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Pyramid",
     "RelativePose",
     "SegmentationBatch",
+    "Video",
     "ViewBatch",
     "ViewPair",
 ]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gate_lightning.errors import ConfigError, DataError
 
-__all__ = ["IGNORED_COLOUR", "Palette", "colorize", "palette_array"]
+__all__ = ["IGNORED_COLOUR", "Palette", "colorize", "palette_array", "voc_palette"]
 
 #: one RGB colour (0 … 255) per class
 Palette = Sequence[Sequence[int]]
@@ -52,3 +52,14 @@ def colorize(labels: NDArray[np.integer], palette: Palette, ignore_index: int | 
     image = colours[np.where(ignored, 0, labels)]
     image[ignored] = IGNORED_COLOUR
     return image
+
+
+def voc_palette(count: int) -> Palette:
+    """The first colours of PASCAL VOC's palette, which DAVIS's masks have: black, dark red, dark green … (at most 256).
+
+    Bits of a label are dealt to red, green and blue in turn, the lowest ones to the highest bits of the colours.
+    """
+    return tuple(
+        tuple(sum((label >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))  # type: ignore[misc]
+        for label in range(count)
+    )

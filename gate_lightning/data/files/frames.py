@@ -62,20 +62,25 @@ class Frames(ABC):
             DataError: it does not decode, or has another size than the first one.
         """
 
+    def check_sizes(self) -> None:
+        """Check what can be told of all frames without decoding them.
+
+        Raises:
+            DataError: files of other sizes than the first one, or that are no images.
+        """
+        self._require_size(self.size, 0)
+
     @cached_property
     @abstractmethod
     def _count(self) -> int:
         """Number of frames."""
 
-    def _sized(self, image: np.ndarray, index: int) -> np.ndarray:
-        """A frame that was checked for its size."""
-        found = image.shape[:2]
+    def _require_size(self, found: tuple[int, ...], index: int) -> None:
         if found != self.size:
             raise DataError(
                 f"{self.place(index)} has {found[1]}×{found[0]} pixels (width × height), {self.place(0)} "
                 f"{self.size[1]}×{self.size[0]}; the frames of a video have one size"
             )
-        return image
 
 
 class _Folder(Frames):
@@ -100,7 +105,13 @@ class _Folder(Frames):
         return str(self.files[index])
 
     def read(self, index: int) -> np.ndarray:
-        return self._sized(read_image(self.files[index]), index)
+        image = read_image(self.files[index])
+        self._require_size(image.shape[:2], index)
+        return image
+
+    def check_sizes(self) -> None:
+        for index, file in enumerate(self.files):
+            self._require_size(image_size(file), index)
 
 
 class _VideoFile(Frames):
@@ -134,7 +145,7 @@ class _VideoFile(Frames):
         while capture.grab():
             count += 1
         if count < self.declared - 1:  # durations are rounded to one frame more or less
-            self._refuse(count)
+            raise self._broken(count)
         return count
 
     def name(self, index: int) -> str:
@@ -149,11 +160,12 @@ class _VideoFile(Frames):
         while self._next < index and self._capture.grab():
             self._next += 1
         decoded, image = self._capture.read() if self._next == index else (False, None)
-        if not decoded:
+        if image is None or not decoded:
             self._capture = None
-            self._refuse(index)
+            raise self._broken(index)
         self._next = index + 1
-        return self._sized(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index)
+        self._require_size(image.shape[:2], index)
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         # without counting, which decodes all of them once
@@ -162,13 +174,14 @@ class _VideoFile(Frames):
             decoded, image = capture.read()
             if not decoded:
                 break
-            yield self._sized(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), index)
+            self._require_size(image.shape[:2], index)
+            yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
             index += 1
         if index < self.declared - 1:
-            self._refuse(index)
+            raise self._broken(index)
 
-    def _refuse(self, index: int) -> None:
-        raise DataError(
+    def _broken(self, index: int) -> DataError:
+        return DataError(
             f"{self.place(index)} does not decode (the file declares {self.declared}); it is damaged or cut off: "
             "replace it, or cut it before that frame"
         )

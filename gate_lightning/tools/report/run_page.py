@@ -26,6 +26,9 @@ from gate_lightning.utils.text import read_csv, read_text
 
 __all__ = ["REPORT", "is_run", "run_context", "settings_of", "splits_of"]
 
+#: videos whose frames are shown
+VIDEOS = 12
+
 #: file name of a report
 REPORT = "report.html"
 
@@ -83,6 +86,7 @@ def run_context(folder: Path) -> dict[str, Any]:
         "classes": list(class_tables(folder)),
         "categories": list(category_tables(folder, tail_of(settings.get("monitor") or ""))),
         "matches": list(_matches(folder)),
+        "videos": [(path.stem[6:], *picture(path)) for path in sorted(folder.glob("images/video_*.png"))[:VIDEOS]],
         "examples_first": first,
         "colours": dict(pair for group in first for pair in group["legend"]),
         "worst": list(_examples(folder, "worst")),

@@ -1,0 +1,1 @@
+"""Data sets of videos whose first frame is annotated."""
