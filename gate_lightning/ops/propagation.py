@@ -134,11 +134,18 @@ def nearest(mask: Tensor, size: tuple[int, int], reach: tuple[float, float] = (1
         reach: factors of the height and the width that the new pixels cover; beyond 1 the border is repeated.
     """
     places = [
-        ((torch.arange(new, dtype=torch.float64) + 0.5) * (old * beyond / new)).long().clamp_(max=old - 1)
+        _places(new, old * beyond / new).clamp_(max=old - 1)
         for new, old, beyond in zip(size, mask.shape, reach, strict=True)
     ]
     rows, columns = (place.to(mask.device) for place in places)
     return mask[rows[:, None], columns[None, :]]
+
+
+def _places(count: int, step: float) -> Tensor:
+    """Numbers of the pixels at the centres of new ones; summed up, as Pillow does, which decides where halves meet."""
+    steps = torch.full((count,), step, dtype=torch.float64)
+    steps[0] = 0.5 * step
+    return steps.cumsum(0).long()
 
 
 def labels_of(soft: Tensor, size: tuple[int, int], cut: tuple[int, int] | None = None) -> Tensor:

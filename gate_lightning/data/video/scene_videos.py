@@ -141,10 +141,10 @@ class SceneVideosDataModule(VideoDataModule):
         annotation: str = "masks",
         domain: str = "source",
         size: int = 128,
-        frames: int = 24,
+        frames: int = 16,
         moving_camera: bool = True,
         val: int = 4,
-        test: int = 8,
+        test: int = 6,
         **others: Any,
     ) -> None:
         super().__init__(FrameResize(0), **others)
