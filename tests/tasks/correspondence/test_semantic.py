@@ -300,14 +300,18 @@ class Larger(PairsDataModule):
     eval_resize = SquareBicubic(64)
 
 
-EXPERIMENTS = ("spair71k", "spair71k_adm", "pf_willow", "cub")
+EXPERIMENTS = (
+    *("dift/spair71k", "dift/spair71k_adm", "dift/spair71k_dinov2", "dift/pf_willow", "dift/cub"),
+    *("cleandift/spair71k", "sd_dino/spair71k"),
+)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_match_at_real_widths(name: str, tmp_path: Path) -> None:
     own = ("backbone.weights=random", "ensemble=1", "logger=none", "trainer.accelerator=cpu")
-    config = composed(f"experiment=dift/{name}", *own, name="eval")
+    second = ("backbones.dino.weights=random",) if name.startswith("sd_dino") else ()
+    config = composed(f"experiment={name}", *own, *second, name="eval")
     OmegaConf.set_struct(config, False)
     config.dataset = {"_target_": f"{__name__}.Larger", "batch_size": 1}
     config.task.thresholds, config.task.averages = ["img"], ["image"]
