@@ -14,6 +14,7 @@ from tests.support.paths import BENCHMARKS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads its memory from /proc")
+@pytest.mark.slow
 def test_the_engine_is_compared_with_the_naive_loop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -33,6 +34,7 @@ def test_the_engine_is_compared_with_the_naive_loop(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it reads its memory by resource")
+@pytest.mark.slow
 def test_a_training_step_is_split_into_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,25 +48,22 @@ def targets(node: object) -> list[str]:
     return []
 
 
-def check(*overrides: str) -> None:
-    resolved = OmegaConf.to_container(runs.resolve(composed(*overrides)))
+def check(*overrides: str, program: str = "train") -> None:
+    resolved = OmegaConf.to_container(runs.resolve(composed(*overrides, name=program)))
     found = targets(resolved)
     assert found
     for target in found:
         get_object(target)  # raises if a configuration names what does not exist
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_resolve(name: str) -> None:
-    check(f"experiment={name}", *(["dataset.root=x"] if name.endswith(("lora", "student", "student_tiny")) else []))
-
-
 @pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.slow
 def test_ablations_resolve(name: str) -> None:
     check(f"ablation={name}")
 
 
 @pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.slow
 def test_options_resolve(option: str) -> None:
     check(option)
 
@@ -87,7 +84,8 @@ def header_commands(name: str) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiments_say_purpose_and_a_command_that_composes(name: str) -> None:
+@pytest.mark.slow
+def test_experiments_say_purpose_and_commands_that_resolve(name: str) -> None:
     assert "# Purpose:" in (CONF / f"experiment/{name}.yaml").read_text()
     commands = header_commands(name)
     assert any(f"experiment={name}" in words for _, words in commands)
@@ -98,7 +96,7 @@ def test_experiments_say_purpose_and_a_command_that_composes(name: str) -> None:
             word if value is None else f"{one.key_or_group}={value}"
             for word, one, value in zip(words, parsed, first, strict=True)
         ]
-        composed(*given, name=program)
+        check(*given, program=program)
 
 
 def test_an_experiment_may_set_what_only_eval_has() -> None:

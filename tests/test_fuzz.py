@@ -13,6 +13,7 @@ QUICK = "image.png,image.tif,mask-P,mask-npy,captions.jsonl,captions.csv,classes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads its memory from /proc")
+@pytest.mark.slow
 def test_no_mutated_file_raises_anything_but_errors_of_ours(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

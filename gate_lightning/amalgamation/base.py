@@ -24,16 +24,23 @@ class Amalgamation(nn.Module, ABC):
     Args:
         feature_info: branch → layer id → channels and stride, from the feature extractor.
         concatenated: branches that are concatenated rather than fused.
-        joined: one level only: all layers of a branch are resized bilinearly to the finest one and concatenated, as
-            GATE and Hyperfeatures do for correspondence.
+        joined: one level only: all layers of a branch are resized bilinearly to one size and concatenated, as GATE and
+            Hyperfeatures do for correspondence.
+        stride: pixels per position of the joined level; None for those of its finest layer.
 
     Raises:
         ConfigError: if there is nothing to fuse, or ``concatenated`` names an unknown branch.
     """
 
-    def __init__(self, feature_info: FeaturesInfo, concatenated: Collection[str] = (), joined: bool = False) -> None:
+    def __init__(
+        self,
+        feature_info: FeaturesInfo,
+        concatenated: Collection[str] = (),
+        joined: bool = False,
+        stride: int | None = None,
+    ) -> None:
         super().__init__()
-        self.levels: tuple[Level, ...] = plan_levels(feature_info, concatenated, joined)
+        self.levels: tuple[Level, ...] = plan_levels(feature_info, concatenated, joined, stride)
 
     @property
     def strides(self) -> tuple[int, ...]:

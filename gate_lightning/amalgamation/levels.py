@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import FeatureInfo, Features, FeaturesInfo
+from gate_lightning.utils.checks import whole_number
 
 __all__ = ["Level", "plan_levels"]
 
@@ -24,7 +25,8 @@ class Level:
         fused: branch → its layer ids of this stride, for branches that are fused with each other.
         appended: branch → its layer ids of this stride, for branches that are concatenated after the fusion.
         channels: branch → channels of its layers of this stride, added up.
-        joined: the level has layers of all strides; they are resized to the finest map.
+        joined: the level has layers of all strides; they are resized to one size.
+        finest: where ``joined``, the stride of its finest layers, which need not be ``stride``.
     """
 
     stride: int
@@ -32,6 +34,7 @@ class Level:
     appended: Mapping[str, tuple[str, ...]]
     channels: Mapping[str, int]
     joined: bool = False
+    finest: int = 0
 
     @property
     def appended_channels(self) -> int:
@@ -52,6 +55,7 @@ class Level:
         if self.joined:
             every = [features[b][layer] for b, own in {**self.fused, **self.appended}.items() for layer in own]
             size = max(tuple(map_.shape[-2:]) for map_ in every)
+            size = tuple(max(1, round(side * self.finest / self.stride)) for side in size)
             maps = [_resized(map_, size) for map_ in maps]
         joined = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
         if joined.shape[1] != self.channels[branch]:
@@ -63,7 +67,7 @@ class Level:
 
 
 def plan_levels(
-    feature_info: FeaturesInfo, concatenated: Collection[str] = (), joined: bool = False
+    feature_info: FeaturesInfo, concatenated: Collection[str] = (), joined: bool = False, stride: int | None = None
 ) -> tuple[Level, ...]:
     """Pyramid levels, one for each stride among the layers, finest first.
 
@@ -71,12 +75,19 @@ def plan_levels(
         feature_info: branch → layer id → channels and stride.
         concatenated: branches that are not fused but concatenated to the level of their stride (attention features, an
             edge map). Their layers may bring levels of their own.
-        joined: one level of the finest stride for the layers of all strides.
+        joined: one level for the layers of all strides.
+        stride: of that level; None for the finest one.
 
     Raises:
-        ConfigError: if there is no branch or layer, a layer is no map or its channels are unknown, or ``concatenated``
-            names an unknown branch.
+        ConfigError: if there is no branch or layer, a layer is no map or its channels are unknown, ``concatenated``
+            names an unknown branch, or there is a ``stride`` without ``joined``.
     """
+    if stride is not None:
+        whole_number(stride, "amalgamation.stride", 1, optional="that of the finest layer")
+        if not joined:
+            raise ConfigError(
+                f"amalgamation.stride={stride}: layers of a stride are a level of their own, unless amalgamation.joined"
+            )
     unknown = [branch for branch in concatenated if branch not in feature_info]
     if unknown:
         raise ConfigError(f"concatenated names {', '.join(unknown)}; the branches are {', '.join(feature_info)}")
@@ -89,8 +100,11 @@ def plan_levels(
             _check_map(branch, layer, info)
     strides = sorted({info.stride for layers in feature_info.values() for info in layers.values()})
     if joined:
-        return (_plan_level(feature_info, concatenated, strides),)
-    return tuple(_plan_level(feature_info, concatenated, [stride]) for stride in strides)
+        level = _plan_level(feature_info, concatenated, strides)
+        if stride is None or (len(strides) == 1 and stride == level.stride):
+            return (level,)
+        return (replace(level, stride=stride, joined=True),)
+    return tuple(_plan_level(feature_info, concatenated, [one]) for one in strides)
 
 
 def _check_map(branch: str, layer: str, info: FeatureInfo) -> None:
@@ -120,6 +134,7 @@ def _plan_level(feature_info: FeaturesInfo, concatenated: Collection[str], strid
             branch: sum(feature_info[branch][layer].channels for layer in layers) for branch, layers in here.items()
         },
         joined=len(strides) > 1,
+        finest=strides[0],
     )
 
 

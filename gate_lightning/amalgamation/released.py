@@ -1,9 +1,9 @@
-"""The two amalgamations of GATE's released segmentation code, equal in their results.
+"""The amalgamations of GATE's released code for segmentation, equal in their results, and for correspondence.
 
-The released residual blocks start with every convolution, scale and shift at zero, so gradients reach the last shift
-alone and a block is the identity plus a vector. The "four blocks" of the code are one block applied four times: they
-add that vector four times. Only this is built here; the other parameters (29.5 million in a block of 1280 channels)
-stay zero and are left out.
+In segmentation, the released residual blocks start with every convolution, scale and shift at zero, so gradients reach
+the last shift alone and a block is the identity plus a vector. The "four blocks" of the code are one block applied four
+times: they add that vector four times. Only this is built here; the other parameters (29.5 million in a block of 1280
+channels) stay zero and are left out.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.random import fork_rng
 
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
-from gate_lightning.structures import FeaturesInfo
+from gate_lightning.structures import Features, FeaturesInfo, Pyramid
 
-__all__ = ["ReleasedConcat", "ReleasedRefiner", "ReleasedWeighted"]
+__all__ = ["ReleasedConcat", "ReleasedJoined", "ReleasedRefiner", "ReleasedWeighted"]
 
 #: applications of a released block: to each branch's map, and to the joined map of a level
 BRANCH_REPEATS, LEVEL_REPEATS = 4, 2
@@ -98,3 +99,42 @@ class ReleasedWeighted(WeightedAmalgamation):
         assert isinstance(own, nn.ModuleList)
         fused, weights = super().fuse(index, [refine(map_) for refine, map_ in zip(own, maps, strict=True)])
         return self.after[index](fused), weights
+
+
+class ReleasedJoined(WeightedAmalgamation):
+    """Weights per branch and channel of all layers joined: the released code's network for correspondence.
+
+    That code never switches it to evaluation: images are measured under dropout, and normalised by the statistics of
+    the batch they happen to be in. So an image's descriptors depend on the images beside it, and results on the size of
+    the batches and the number of processes. Dropout draws the same numbers for every batch that is evaluated, and none
+    of training's; running statistics, which nothing would read, are left out. There is no reward of sparsity.
+
+    Args:
+        feature_info: branch → layer id → channels and stride. Fused branches must have equal channels.
+        concatenated: branches that are concatenated rather than fused.
+        always_training: as released; False to evaluate without dropout and by running statistics.
+    """
+
+    def __init__(
+        self, feature_info: FeaturesInfo, concatenated: Collection[str] = (), always_training: bool = True
+    ) -> None:
+        super().__init__(feature_info, concatenated, per_channel=True, norm="BN", joined=True)
+        self.always_training, self._evaluated = always_training, False
+        for module in self.modules() if always_training else ():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+
+    def train(self, mode: bool = True) -> ReleasedJoined:
+        """Switch between training and evaluation; where ``always_training``, layers stay in training."""
+        self._evaluated = not mode
+        super().train(mode or self.always_training)
+        return self
+
+    def forward(self, features: Features) -> Pyramid:
+        """Pyramid of a batch's features, see `Amalgamation`."""
+        if not (self._evaluated and self.always_training):
+            return super().forward(features)
+        first = next(map_ for maps in features.values() for map_ in maps.values())
+        with fork_rng([first.device] if first.device.type != "cpu" else [], device_type=first.device.type):
+            torch.manual_seed(0)
+            return super().forward(features)

@@ -132,7 +132,7 @@ class WeightedAmalgamation(Amalgamation):
         refiner_blocks: residual blocks that every branch passes before fusion; one set per level, shared by branches.
         sparsity: γ1 ≥ 0; rewards weights that pick one branch.
         diversity: γ2 ≥ 0; rewards assigners that differ from each other.
-        joined: one level for all strides, see `Amalgamation`.
+        joined, stride: one level for all strides, see `Amalgamation`.
 
     Raises:
         ConfigError: if fused branches differ in channels at a stride, or a number is out of range.
@@ -153,8 +153,9 @@ class WeightedAmalgamation(Amalgamation):
         sparsity: float = 0.0,
         diversity: float = 0.0,
         joined: bool = False,
+        stride: int | None = None,
     ) -> None:
-        super().__init__(feature_info, concatenated, joined)
+        super().__init__(feature_info, concatenated, joined, stride)
         check_assigners(num_assigners, hidden_channels, dropout, sparsity, diversity)
         whole_number(refiner_blocks, "refiner_blocks")
         branches = [branch for branch in feature_info if branch not in concatenated]

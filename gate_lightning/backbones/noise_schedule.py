@@ -35,6 +35,7 @@ class NoiseSchedule(ABC):
 
     Attributes:
         length: number T of training timesteps; timesteps are whole numbers in [0, T).
+        lowest: the lowest timestep: 0, or -1 where clean latents, told as -1, may be read (Diffusion Hyperfeatures).
         prediction_type: the denoiser's target; None without a forward process.
         config: scheduler config of the weights, for diffusers' schedulers; empty without a forward process.
         reads_clean: the denoiser reads clean latents (CleanDIFT): no noise is drawn.
@@ -43,6 +44,7 @@ class NoiseSchedule(ABC):
     """
 
     length: int
+    lowest: int = 0
     prediction_type: PredictionType | None
     config: Mapping[str, Any]
     reads_clean = False
@@ -99,7 +101,7 @@ class NoiseSchedule(ABC):
 
 
 class DiffusionSchedule(NoiseSchedule):
-    """Variance-preserving diffusion with ᾱ_t = ∏ (1 - β_s), s ≤ t (DDPM, Ho et al. 2020); time input t.
+    """Variance-preserving diffusion with ᾱ_t = ∏ (1 - β_s), s ≤ t (DDPM, Ho et al. 2020); time input t. ᾱ_-1 = 1.
 
     Args:
         config: a diffusers scheduler's (``scheduler_config.json``): betas, number of timesteps, prediction type.
@@ -107,6 +109,8 @@ class DiffusionSchedule(NoiseSchedule):
     Raises:
         WeightsError: no betas (EDM, flow matching), or an unknown prediction type.
     """
+
+    lowest = -1
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         kind = str(config.get("_class_name", ""))
@@ -131,8 +135,8 @@ class DiffusionSchedule(NoiseSchedule):
         self.unit_signal = kind.startswith("Euler")
 
     def level(self, timestep: int) -> tuple[float, float]:
-        """(√ᾱ, √(1 - ᾱ))."""
-        return self._levels[timestep]
+        """(√ᾱ, √(1 - ᾱ)), without noise at -1."""
+        return self._levels[timestep] if timestep >= 0 else (1.0, 0.0)
 
 
 def _betas(config: Mapping[str, Any]) -> tuple[list[float], list[float]]:

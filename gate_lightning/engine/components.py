@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.weights.checkpoints import read_tensors
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.building import built, call_with, called, check_kinds, check_values
@@ -190,7 +191,12 @@ class Components:
         info = self.extractor.feature_info
         if isinstance(made, partial) and "backbone_groups" in inspect.signature(made.func).parameters:
             return call_with(made, backbone_groups=group_widths(info, self.backbone_groups))
-        return call_with(made, feature_info=info, concatenated=self.extractor.concatenated)
+        fused: nn.Module = call_with(
+            made, feature_info=info, concatenated=self.extractor.concatenated, read_weights=read_tensors
+        )
+        if self.config.amalgamation.get("released") and not self.training:
+            fused.requires_grad_(False)  # measured as it was released
+        return fused
 
     @cached_property
     def backbone_groups(self) -> dict[str, tuple[str, ...]]:

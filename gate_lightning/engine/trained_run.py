@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image as PILImage
 
 from gate_lightning.callbacks.state.ema import averaged_weights
@@ -61,6 +61,8 @@ class TrainedRun:
         self.checkpoint: Path | None = None
         if config.get("optimizer") is not None or not getattr(self.components.task_class, "training_free", False):
             self.checkpoint = require_sound(runs.checkpoint_of(folder, checkpoint))
+            if OmegaConf.select(config, "amalgamation.released"):
+                config.amalgamation.released = None  # what training began from
         with of_saved(folder):
             self._needed_besides(self.components.control_folders)
             task: Any = self.components.task

@@ -23,7 +23,7 @@ class Branch:
 
     Attributes:
         name: key of its features; unique among the branches of an extractor.
-        timestep: training timestep of the noised image and of the denoiser's time input.
+        timestep: training timestep of the noised image and of the denoiser's time input; -1: clean latents.
         layers: layer ids, aliases or presets ("practical"), one or several, in the order of the features. Extractors
             resolve presets on their backbone.
         techniques: sorted by ``Technique.order`` (prompt, controlnet, lora, inversion, denoise).
@@ -62,7 +62,7 @@ class Branch:
             raise ConfigError(f"{where} names {', '.join(doubled)} more than once; name each layer once")
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "techniques", _ordered(self.techniques, where))
-        for key, low in (("timestep", 0), ("noise_index", 0), ("ensemble", 1)):
+        for key, low in (("timestep", -1), ("noise_index", 0), ("ensemble", 1)):
             object.__setattr__(self, key, whole_number(getattr(self, key), f"{where}: {key}", low))
         object.__setattr__(self, "noise_seed", int(self.noise_seed))
 

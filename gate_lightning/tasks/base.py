@@ -27,6 +27,7 @@ from gate_lightning.utils.files import differences, plain_json
 from gate_lightning.utils.finite import all_finite, not_finite_in
 from gate_lightning.utils.lightning_private import is_attached
 from gate_lightning.utils.processes import gathered
+from gate_lightning.utils.state_dicts import misfits
 
 __all__ = ["BaseTask", "ReadsFeatures", "SegmentationResults", "UncertainResults"]
 
@@ -251,13 +252,7 @@ class BaseTask(LightningModule):
 
     def _check_weights(self, saved: Mapping[str, Tensor]) -> None:
         own = dict(self._saved_tensors(self.state_dict()))
-        problems = [f"{name}: absent in the checkpoint" for name in own if name not in saved]
-        problems += [f"{name}: only in the checkpoint" for name in saved if name not in own]
-        problems += [
-            f"{name}: {tuple(saved[name].shape)} in the checkpoint, {tuple(value.shape)} here"
-            for name, value in own.items()
-            if name in saved and saved[name].shape != value.shape
-        ]
+        problems = misfits(saved, own, "the checkpoint")
         if problems:
             listed = "\n  ".join(problems[:8]) + (f"\n  and {len(problems) - 8} more" if len(problems) > 8 else "")
             raise ResumeError(f"the checkpoint's trained weights do not fit this task:\n  {listed}")

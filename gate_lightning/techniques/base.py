@@ -99,6 +99,11 @@ class Conditioning:
     adapters: Adapters = ()
     trajectory: Trajectory | None = None
 
+    @property
+    def steering(self) -> tuple[object, ...]:
+        """What steers a pass: prompts, controls and adapters; hashable."""
+        return (self.prompts, self.controls, self.adapters)
+
 
 class Technique:
     """Base class of techniques: off-the-shelf generation techniques that steer the denoiser.

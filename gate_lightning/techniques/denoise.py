@@ -73,8 +73,10 @@ class Denoise(Technique):
         return replace(conditioning, trajectory=self)
 
     def check(self, backbone: Backbone, timestep: int) -> None:
-        """Raise ConfigError if the start lies above the schedule."""
+        """Raise ConfigError if the start lies above the schedule, or the end below it."""
         length = backbone.schedule.length
+        if timestep < 0:
+            raise ConfigError(f"denoising to the timestep {timestep}: it ends at 0 at the lowest; leave denoising out")
         if self.start(timestep) >= length:
             raise ConfigError(
                 f"denoising by {self.steps} steps of {self.stride} to the timestep {timestep} starts at "

@@ -22,19 +22,23 @@ __all__ = ["Inversion"]
 class Inversion(Technique):
     """Clean latents brought up to the timestep that is read by DDIM steps in reverse (Song et al. 2021, §4.3).
 
-    Every pass has the conditioning of the branch: prompt, ControlNets, LoRAs. Its input is the latents of the last
-    timestep with the next timestep as time input. No noise is drawn. For flow-matching models the steps are Euler's.
+    Every pass has the conditioning of the branch: prompt, ControlNets, LoRAs. No noise is drawn. For flow-matching
+    models the steps are Euler's.
 
     Args:
-        stride: timesteps per step, at least 1. The released GATE code takes 10.
-        first: timestep assigned to the clean latents, 0 or more.
+        stride: timesteps per step, at least 1. The released GATE code takes 10, Diffusion Hyperfeatures 20.
+        first: timestep assigned to the clean latents, 0 or more; -1: they are clean, and the first step leads to 0, as
+            in Hyperfeatures.
         last: "exact" ends at the timestep that is read, with a shorter step if needed; "grid" ends at the next
             multiple of the stride above it, as in the released code, with noisier latents. Equal on the grid.
+        told: time input of a pass: the timestep that its step leads to ("next"), or that of its latents ("current", as
+            in Hyperfeatures).
     """
 
     stride: int = 10
     first: int = 1
     last: Literal["exact", "grid"] = "exact"
+    told: Literal["next", "current"] = "next"
 
     kind = "inversion"
     order = 40
@@ -42,8 +46,14 @@ class Inversion(Technique):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stride", whole_number(self.stride, "inversion.stride", 1))
-        object.__setattr__(self, "first", whole_number(self.first, "inversion.first"))
+        object.__setattr__(self, "first", whole_number(self.first, "inversion.first", -1))
         check_choice(self.last, "inversion.last", ("exact", "grid"))
+        check_choice(self.told, "inversion.told", ("next", "current"))
+
+    @property
+    def description(self) -> dict[str, object]:
+        """Settings, JSON-able; ``told`` only where it is not "next", as in older run folders."""
+        return {key: value for key, value in super().description.items() if (key, value) != ("told", "next")}
 
     def prepare(self, backbone: Backbone) -> None:
         """Raise ConfigError for a backbone without noise schedule."""
@@ -57,12 +67,14 @@ class Inversion(Technique):
 
     def levels(self, timestep: int) -> list[int]:
         """Timesteps of the latents along the trajectory, the first included."""
+        clean, first = [self.first] if self.first < 0 <= timestep else [], max(self.first, min(timestep, 0))
         if self.last == "grid":
-            return list(range(self.first, timestep + self.stride, self.stride)) or [self.first]
-        return [*range(self.first, timestep, self.stride), max(timestep, self.first)]
+            return [*clean, *(range(first, timestep + self.stride, self.stride) or [first])]
+        return [*clean, *range(first, timestep, self.stride), max(timestep, first)]
 
     def check(self, backbone: Backbone, timestep: int) -> None:
         """Raise ConfigError if the trajectory leaves the schedule."""
+        whole_number(self.first, "inversion.first", backbone.schedule.lowest)
         last = self.levels(timestep)[-1]
         if last >= backbone.schedule.length:
             raise ConfigError(
@@ -78,5 +90,6 @@ class Inversion(Technique):
         schedule = noise_schedule(backbone, "DDIM inversion")
         state = wide(latents)
         for level, target in pairwise(self.levels(timestep)):
-            state = schedule.move(state, predict(state, target), level, target)
+            told = target if self.told == "next" else level
+            state = schedule.move(state, predict(state, told), level, target)
         return state.to(latents)

@@ -118,3 +118,28 @@ def test_what_is_no_map_is_refused_when_it_is_built(cls):
         cls(weights)
     with pytest.raises(ConfigError, match="attn-up-self, whose number of channels depends on the image's size"):
         cls({"a": {"attn-up-self": FeatureInfo(0, 8)}})
+
+
+@pytest.mark.parametrize(("stride", "size"), [(None, (16, 12)), (2, (32, 24)), (16, (4, 3)), (4, (16, 12))])
+def test_layers_are_joined_at_the_stride_asked_for(stride, size):
+    made = WeightedAmalgamation(BRANCHES, ["edges"], joined=True, stride=stride)
+    features = random_features()
+    (level,) = made(features).levels
+    assert made.strides == (stride or 4,) and level.shape == (2, *made.out_channels, *size)
+    resized = torch.nn.functional.interpolate(features["edges"]["edges-8"], size=size, mode="bilinear")
+    torch.testing.assert_close(level[:, -8:-5], resized)
+
+
+def test_layers_of_one_stride_are_resized_too():
+    (level,) = plan_levels({"plain": {"fine": FeatureInfo(3, 8)}}, joined=True, stride=4)
+    map_ = torch.randn(1, 3, 2, 5)
+    assert level.branch_map({"plain": {"fine": map_}}, "plain").shape == (1, 3, 4, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"stride": 8}, "unless amalgamation.joined"), ({"joined": True, "stride": 0}, "amalgamation.stride=0")],
+)
+def test_a_stride_that_cannot_be_is_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        plan_levels(BRANCHES, **options)

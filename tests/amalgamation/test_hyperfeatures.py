@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, group_norm, interpolate
 
 from gate_lightning.amalgamation.hyperfeatures import HyperfeaturesAggregation
+from gate_lightning.backbones.weights.checkpoints import read_tensors
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import FeatureInfo
 
@@ -87,13 +89,16 @@ def test_released_weights_are_taken_over() -> None:
     ("change", "words"),
     [
         (lambda state: state.update(mixing_weights=torch.ones(22)), "mixes 22 maps, here are 3 timesteps"),
-        (lambda state: state.pop("bottleneck_layers.1.0.conv2.weight"), "conv2.weight is missing"),
-        (lambda state: state.update({"bottleneck_layers.2.0.conv1.weight": torch.ones(1)}), "belongs to no layer here"),
+        (lambda state: state.pop("bottleneck_layers.1.0.conv2.weight"), "conv2.weight: absent in the file"),
+        (
+            lambda state: state.update({"bottleneck_layers.2.0.conv1.weight": torch.ones(1)}),
+            "conv1.weight: only in the file",
+        ),
         (
             lambda state: state.update({"bottleneck_layers.0.0.conv1.weight": torch.ones(32, 9, 1, 1)}),
             "(32, 9, 1, 1)",
         ),
-        (lambda state: state.clear(), "is missing"),
+        (lambda state: state.clear(), "absent in the file"),
     ],
 )
 def test_weights_for_something_else_are_refused(change: Any, words: str) -> None:
@@ -107,9 +112,82 @@ def test_weights_for_something_else_are_refused(change: Any, words: str) -> None
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
 
 
+def test_a_released_file_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gate_lightning")
+    file, maps, released = tmp_path / "aggregation_network.pt", features(), network(seed=5)
+    content = {"step": 4000, "config": {"model_id": "sd"}, "optimizer_state_dict": {}}
+    torch.save({**content, "aggregation_network": released.state_dict()}, file)
+    made = network_from(file)
+    assert torch.equal(made(maps).levels[0], released(maps).levels[0])
+    assert "step 4000 of a training with {'model_id': 'sd'}" in caplog.text
+    torch.save({**content, "aggregation_network": network(out_channels=256).state_dict()}, file)
+    with pytest.raises(WeightsError, match="no aggregation network for 3 timesteps"):
+        network_from(file)
+    for nothing in (content, {**content, "aggregation_network": {"a": 1}}, released.state_dict(), [1]):
+        torch.save(nothing, file)
+        with pytest.raises(WeightsError, match="no released file of Hyperfeatures"):
+            network_from(file)
+    with pytest.raises(WeightsError, match="nowhere"):
+        network_from(tmp_path / "nowhere.pt")
+    with pytest.raises(ConfigError, match="nothing to read it with"):
+        HyperfeaturesAggregation(INFO, released=str(file))
+
+
+def network_from(file: Path) -> HyperfeaturesAggregation:
+    return HyperfeaturesAggregation(INFO, out_channels=128, released=str(file), read_weights=read_tensors)
+
+
+SOURCES = {
+    "sd": {"s4": FeatureInfo(6, 16), "s5": FeatureInfo(4, 8)},
+    "dino": {"tokens": FeatureInfo(5, 16)},
+}
+
+
+def of_sources(channels: float = 1.0) -> dict[str, dict[str, Tensor]]:
+    return {
+        source: {
+            layer: torch.full((2, one.channels, 64 // one.stride, 32 // one.stride), channels)
+            for layer, one in of.items()
+        }
+        for source, of in SOURCES.items()
+    }
+
+
+def test_sources_have_bottlenecks_and_weights_of_their_own() -> None:
+    made = network(info=SOURCES, shared=False, stride=16)
+    maps = {
+        source: {layer: torch.randn_like(map_) for layer, map_ in of.items()} for source, of in of_sources().items()
+    }
+    parts = [
+        bottleneck(interpolate(map_, (4, 2), mode="bilinear", align_corners=False))
+        for bottleneck, map_ in zip(
+            made.bottleneck_layers, [maps["sd"]["s4"], maps["sd"]["s5"], maps["dino"]["tokens"]], strict=True
+        )
+    ]
+    weights = made.mixing_weights.softmax(dim=0)
+    pyramid = made(maps)
+    assert made.strides == (16,) and pyramid.levels[0].shape == (2, 128, 4, 2)
+    torch.testing.assert_close(pyramid.levels[0], sum(w * part for w, part in zip(weights, parts, strict=True)))
+    torch.testing.assert_close(pyramid.weights[0][0, 0], torch.stack([weights[:2].sum(), weights[2]]))
+
+
+def test_dropout_leaves_out_whole_channels_in_training_only() -> None:
+    made, seen = network(info=SOURCES, shared=False, dropout=0.5), []
+    made.bottleneck_layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    made(of_sources())
+    made.eval()(of_sources())
+    trained, evaluated = (map_.flatten(2) for map_ in seen)
+    assert {0.0, 2.0} == set(trained.unique().tolist())  # what is kept is scaled
+    assert bool((trained.amin(dim=2) == trained.amax(dim=2)).all()) and bool((evaluated == 1.0).all())
+
+
 def test_branches_need_the_same_layers() -> None:
     other = {**INFO, "t60": {"fine": FeatureInfo(4, 8)}}
     with pytest.raises(ConfigError, match="same layers"):
         network(info=other)
+    with pytest.raises(ConfigError, match="of one width"):
+        network(info={"t0": INFO["t0"], "t20": {"coarse": FeatureInfo(8, 16), "fine": FeatureInfo(4, 8)}})
     with pytest.raises(ConfigError, match="multiple of 128"):
         network(out_channels=100)
+    with pytest.raises(ConfigError, match=r"amalgamation\.dropout"):
+        network(dropout=1.0)

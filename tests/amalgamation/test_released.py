@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gate_lightning.amalgamation.released import ReleasedConcat, ReleasedRefiner, ReleasedWeighted
+from gate_lightning.amalgamation.released import ReleasedConcat, ReleasedJoined, ReleasedRefiner, ReleasedWeighted
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
 from gate_lightning.structures import FeatureInfo
 
@@ -90,3 +90,33 @@ def test_the_class_for_gate_shifts_before_and_after_its_weights() -> None:
     given = features()
     given["second"]["fine"] = given["second"]["fine"] + 4 * 0.5
     torch.testing.assert_close(released(features()).levels[0], plain(given).levels[0] + 20)
+
+
+def joined(**options: bool) -> ReleasedJoined:
+    torch.manual_seed(0)
+    return ReleasedJoined(INFO, **options)
+
+
+def test_the_network_for_correspondence_stays_in_training_as_released() -> None:
+    made, maps = joined().eval(), features()
+    state = torch.random.get_rng_state()
+    first = made(maps).levels[0]
+    assert torch.equal(torch.random.get_rng_state(), state)  # training's numbers are left alone
+    torch.manual_seed(0)
+    torch.testing.assert_close(first, made.train()(maps).levels[0])  # the same layers, under the numbers of seed 0
+    made.eval()
+    assert torch.equal(made(maps).levels[0], first)
+    alone = {branch: {layer: map_[:1] for layer, map_ in of.items()} for branch, of in maps.items()}
+    assert not torch.allclose(made(alone).levels[0], first[:1], atol=1e-4)  # statistics of the batch
+    assert not any("running" in name or "tracked" in name for name in made.state_dict())
+
+
+def test_it_can_be_evaluated_as_usual() -> None:
+    made, maps = joined(always_training=False), features()
+    made(maps)
+    made.eval()
+    plain = WeightedAmalgamation(INFO, per_channel=True, norm="BN", joined=True)
+    plain.load_state_dict(made.state_dict())
+    assert torch.equal(made(maps).levels[0], plain.eval()(maps).levels[0])
+    alone = {branch: {layer: map_[:1] for layer, map_ in of.items()} for branch, of in maps.items()}
+    torch.testing.assert_close(made(alone).levels[0], made(maps).levels[0][:1])

@@ -133,7 +133,7 @@ def test_something_else_than_colour_images_is_refused(backbone: Backbone, shape:
         backbone.check_images(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("timestep", [-1, 1000, 50.0, True, "50"])
+@pytest.mark.parametrize("timestep", [-2, 1000, 50.0, True, "50"])
 def test_a_timestep_outside_the_schedule_is_refused(backbone: Backbone, timestep: object) -> None:
     with pytest.raises(ConfigError, match="timestep"):
         backbone.check_timestep(timestep)  # type: ignore[arg-type]

@@ -206,6 +206,7 @@ close_dashboards()
 """
 
 
+@pytest.mark.slow
 def test_training_needs_no_dashboard(tmp_path: Path) -> None:
     code = [sys.executable, "-c", WITHOUT_DASHBOARDS, str(tmp_path)]
     done = subprocess.run(code, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ import gate_lightning.heads
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
 from gate_lightning.amalgamation.hyperfeatures import HyperfeaturesAggregation
-from gate_lightning.amalgamation.released import ReleasedConcat, ReleasedWeighted
+from gate_lightning.amalgamation.released import ReleasedConcat, ReleasedJoined, ReleasedWeighted
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
 from gate_lightning.heads.base import Head
 from gate_lightning.heads.linear import LinearHead
@@ -46,6 +46,7 @@ BRANCHES = {
 AMALGAMATIONS = {
     "concat": (ConcatAmalgamation, {}),
     "hyperfeatures": (HyperfeaturesAggregation, {}),
+    "hyperfeatures-geoaware": (HyperfeaturesAggregation, {"shared": False, "stride": 8}),
     "weighted": (WeightedAmalgamation, {}),
     "weighted-per_channel": (WeightedAmalgamation, {"per_channel": True}),
     "weighted-bn": (WeightedAmalgamation, {"norm": "BN"}),
@@ -59,6 +60,7 @@ AMALGAMATIONS = {
     "weighted-refined": (WeightedAmalgamation, {"refiner_blocks": 2}),
     "weighted-spatial": (WeightedAmalgamation, {"spatial": True, "num_assigners": 2, "diversity": 0.1}),
     "released_concat": (ReleasedConcat, {}),
+    "released_joined": (ReleasedJoined, {}),
     "released_weighted": (ReleasedWeighted, {}),
 }
 

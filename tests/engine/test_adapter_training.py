@@ -23,6 +23,7 @@ def write_images(folder: Path) -> None:
         cv2.imwrite(str(folder / f"{index}.png"), np.full((40, 60, 3), 80 * index, np.uint8))
 
 
+@pytest.mark.slow
 def test_any_folder_of_images_trains_adapters_that_load(tmp_path: Path) -> None:
     write_images(tmp_path / "set" / "images" / "train")
     (tmp_path / "set" / "captions_tags.txt").write_text("train/0.png\tnight\ntrain/1.png\tday\n")

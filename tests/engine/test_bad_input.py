@@ -28,6 +28,7 @@ def evaluated(run: Path, folder: Path, *overrides: str) -> dict[str, float]:
     return evaluate(composed(*given, name="eval"), given, folder)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_number_of_classes_says_so(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ResumeError, match=r"trained on 16 classes \(.+, …\), the data set has 8 \(.+\)\. Use the data set"
@@ -40,6 +41,7 @@ def test_a_checkpoint_of_another_head_names_the_weights(trained: Path, tmp_path:
         evaluated(trained, tmp_path, "head=linear")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_backbone_names_what_changed(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"other features than this run has .*\n.*backbone\.digest: '\w+' → '\w+'"):
         evaluated(trained, tmp_path, "backbone.seed=1")

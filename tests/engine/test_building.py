@@ -76,6 +76,7 @@ def make(component: str, config: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "component", "message"), WRONG, ids=[line for line, *_ in WRONG])
+@pytest.mark.slow
 def test_wrong_values_are_told_of(line: str, component: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         make(component, composed(*SMALL, *line.split()), tmp_path)

@@ -56,6 +56,7 @@ def test_a_path_that_hydra_cannot_parse_is_shown_quoted(
     assert "quote it: \"dataset.root='/my data/a=b'\"" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_our_own_error_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_sweep_with_a_failed_run_ends_with_a_table(monkeypatch: pytest.MonkeyP
     assert float(rows[1]["val/mIoU"]) >= 0
 
 
+@pytest.mark.slow
 def test_a_sweep_of_evaluations_without_training_ends_with_a_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_sweep_of_evaluations_without_training_ends_with_a_table(
     assert any("test/PCK_0.10_bbox_per-image_le of 4 runs" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_a_tool_makes_no_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tool = ("tool=layers", "backbone.weights=random", "backbone.in_channels=3,4", f"hydra.sweep.dir={tmp_path}")
     call(monkeypatch, cli.eval_main, "-m", *tool)
@@ -150,6 +153,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert "torch" in imported_by("from gate_lightning import Conditions")
 
 
+@pytest.mark.slow
 def test_a_tool_without_run_needs_no_lightning() -> None:
     code = "from gate_lightning.engine import evaluation, tools; import gate_lightning.tools.layers.table"
     assert not imported_by(code) & {"lightning", "torchmetrics", "mmseg", "matplotlib"}

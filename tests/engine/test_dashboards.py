@@ -73,6 +73,7 @@ def test_the_page_names_every_panel_of_the_workspace() -> None:
 
 
 @pytest.mark.parametrize("key", [key for key in documented() if not of_sweeps(key)])
+@pytest.mark.slow
 def test_every_panel_of_a_run_has_its_data(logged: OfflineRun, key: str) -> None:
     pattern = re.sub(r"<\w+>", "[^/]+", key)
     values = [row[name] for row in logged.rows for name in row if re.fullmatch(pattern, name)]

@@ -135,6 +135,7 @@ def test_every_experiment_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.slow
 def test_it_builds_at_its_real_size(
     name: str, root: Path, real_loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_it_builds_at_its_real_size(
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.slow
 def test_it_takes_a_step_on_small_networks(
     name: str, root: Path, small_loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def grey(images: Tensor, gain: float = 1.0) -> Tensor:
     return ((images + 1) / 2 * gain).mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_two_backbones_and_is_evaluated(tmp_path: Path) -> None:
     given = small(*SECOND, "backbone_scale={second: 0.5}", TWO_BRANCHES, "dataset.val=1", "dataset.test=1")
     metrics = train(composed(*given), given, tmp_path / "run")
@@ -66,6 +67,7 @@ def test_a_run_trains_on_two_backbones_and_is_evaluated(tmp_path: Path) -> None:
     ("given", "scales"),
     [("{second: 0.5}", (1.0, 0.5)), ("{main: 2, second: 0.5}", (2.0, 0.5)), ("0.5", (0.5, 1.0))],
 )
+@pytest.mark.slow
 def test_every_backbone_has_its_scale(given: str, scales: tuple[float, float]) -> None:
     made = components(*SECOND, f"backbone_scale={given}", TWO_BRANCHES, "cache.memory_gib=0").extractor
     assert tuple(made.scales.values()) == scales
@@ -85,6 +87,7 @@ def test_every_backbone_has_its_scale(given: str, scales: tuple[float, float]) -
         (("+backbone@backbones.main=tiny", TWO_BRANCHES), "choose another"),
     ],
 )
+@pytest.mark.slow
 def test_backbones_that_make_no_sense_are_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         _ = components(*overrides).extractor
@@ -140,6 +143,7 @@ def test_a_missing_caption_stops_before_training(root: Path, tmp_path: Path) -> 
         made.connected_datamodule.setup("fit")
 
 
+@pytest.mark.slow
 def test_images_to_be_labelled_bring_their_controls_too(root: Path, tmp_path: Path) -> None:
     given = small(*controlled(root, "dataset.batch_size=2"))
     train(composed(*given), given, tmp_path / "run")

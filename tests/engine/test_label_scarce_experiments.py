@@ -26,6 +26,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gate/horse21_re
 
 
 @pytest.mark.parametrize("name", ["gate/horse21", "ddpm_segmentation/horse21", *SLOW])
+@pytest.mark.slow
 def test_it_trains_and_is_measured(name: str, tmp_path: Path) -> None:
     key = "bedroom_28" if name.endswith("bedroom28") else "horse_21"
     root = make_scarce(tmp_path / "data", key, train=3, test=1, side=32)

@@ -73,6 +73,7 @@ def protocol(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_split_is_a_run_of_its_own_and_the_protocol_their_mean(protocol: Path) -> None:
     singles = [json.loads((protocol / f"split{number}" / "metrics.json").read_text()) for number in range(2)]
     together = json.loads((protocol / "metrics.json").read_text())
@@ -102,6 +103,7 @@ def test_members_stop_by_themselves_at_different_steps(protocol: Path) -> None:
     assert len(set(stopping["steps"].tolist())) > 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(protocol: Path, tmp_path: Path) -> None:
     steps = sorted(state(protocol / "split1")["stopping"]["steps"].tolist())
     middle = steps[0] + 1  # one member has stopped
@@ -134,6 +136,7 @@ def test_an_interrupt_says_how_all_splits_go_on(tmp_path: Path) -> None:
     assert not (folder / "split1").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_had_only_its_evaluation_left_trains_no_more(protocol: Path, tmp_path: Path) -> None:
     folder = tmp_path / "late"
     with pytest.MonkeyPatch.context() as patch:
@@ -151,6 +154,7 @@ def test_a_run_that_had_only_its_evaluation_left_trains_no_more(protocol: Path, 
 
 
 @pytest.mark.parametrize(("where", "words"), [("on_fit_start", "before the first step"), ("test_step", "evaluation")])
+@pytest.mark.slow
 def test_ctrl_c_where_no_step_is_made(where: str, words: str, protocol: Path, tmp_path: Path) -> None:
     """While features are computed, and while images are measured, both of which take long with a large model."""
 
@@ -208,6 +212,7 @@ def test_splits_are_compared_like_seeds(protocol: Path) -> None:
     assert len({one.label for one in found}) == 1
 
 
+@pytest.mark.slow
 def test_a_cap_stops_all_members(tmp_path: Path) -> None:
     run(tmp_path / "run", "callbacks=quiet", "repeats=1", "task.max_steps_per_member=3", "task.patience=100")
     saved = state(tmp_path / "run")
@@ -215,6 +220,7 @@ def test_a_cap_stops_all_members(tmp_path: Path) -> None:
     assert saved["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_the_uncertainty_of_the_test_images_is_reported(tmp_path: Path) -> None:
     given = ("callbacks=label_scarce", "callbacks.cost=null", "repeats=1", "task.max_steps_per_member=2")
     run(tmp_path / "run", *given)
@@ -230,6 +236,7 @@ def test_memory_is_refused_before_it_is_taken(tmp_path: Path) -> None:
         run(tmp_path / "run", "repeats=1", "task.memory_gib=0.01")
 
 
+@pytest.mark.slow
 def test_concatenation_takes_branches_of_any_width(tmp_path: Path) -> None:
     branches = (
         "techniques=[{name: a, layers: [up-level1-upsampler-out]}, {name: b, layers: [up-level3-repeat0-vit-out]}]"

@@ -47,6 +47,7 @@ def swept(name: str) -> dict[str, list[str]]:
         ("sweep/single_layer_ddpm_segmentation", "adm.loading.load_adm_backbone", 18),
     ],
 )
+@pytest.mark.slow
 def test_single_layers_are_layers_of_the_network(name: str, target: str, count: int) -> None:
     params = swept(name)
     node = runs.resolve(composed(f"experiment={name}")).backbone
@@ -58,6 +59,7 @@ def test_single_layers_are_layers_of_the_network(name: str, target: str, count: 
     assert all(0 <= int(timestep) < backbone.schedule.length for timestep in params["timestep"])
 
 
+@pytest.mark.slow
 def test_a_student_trains_on_images_alone(tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data", {split: [(32, 32)] * 4 for split in ("train", "val", "test")})
     tiny = ("head.decode.width=4", "head.decode.decoder.channels=8", "backbone.native_size=32", "trainer.max_epochs=2")
@@ -79,6 +81,7 @@ def test_a_student_trains_on_images_alone(tmp_path: Path) -> None:
     assert any(name.startswith("head.network.layer4") for name in state)
 
 
+@pytest.mark.slow
 def test_from_an_ensemble_to_its_student_s_data(tmp_path: Path) -> None:
     """What the commands of docs/label_scarce.md do, but for the training of the student."""
     ensemble, given = tmp_path / "ensemble", [*ENSEMBLE, "callbacks=quiet"]

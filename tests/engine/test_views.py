@@ -59,6 +59,7 @@ def test_views_for_all_epochs_change_no_metric(cached: tuple[Path, dict[str, flo
     assert sorted(names) == ["draw0"] * 8 + ["draw1"] * 8
 
 
+@pytest.mark.slow
 def test_every_view_is_read_by_a_backbone_once(tmp_path: Path, computed: list[tuple[str, str]]) -> None:
     run(tmp_path / "one", "cache.augmented_views=1", f"cache.folder={tmp_path}/cache")
     assert len(computed) == len(set(computed)) == 8
@@ -68,6 +69,7 @@ def test_every_view_is_read_by_a_backbone_once(tmp_path: Path, computed: list[tu
     assert len(computed) == 16
 
 
+@pytest.mark.slow
 def test_without_a_folder_runs_of_equal_settings_share_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[tuple[str, str]]
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_run_is_evaluated_where_its_views_are_not(cached: tuple[Path, dict[str
     assert found["val/loss"] == pytest.approx(metrics["val/loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_views(cached: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     class Stop(Exception):  # noqa: N818 - no error
         pass
@@ -106,6 +109,7 @@ def test_an_interrupted_run_goes_on_with_the_same_views(cached: tuple[Path, dict
     assert train(composed(*given), given, tmp_path / "cut") == pytest.approx(metrics, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_pooled_features_are_trained_and_evaluated_on(tmp_path: Path) -> None:
     metrics = run(tmp_path / "run", "features.pooling=2", "trainer.max_steps=1", "trainer.val_check_interval=1")
     given = [f"run={tmp_path / 'run'}"]

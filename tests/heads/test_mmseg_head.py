@@ -189,6 +189,7 @@ def test_without_mmsegmentation_the_error_says_what_to_install(monkeypatch):
         build()
 
 
+@pytest.mark.slow
 def test_building_a_head_prints_nothing():
     code = "from gate_lightning.heads.mmseg import MMSegHead; MMSegHead([8], [4], 3, channels=8)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)

@@ -57,6 +57,7 @@ def test_images_are_normalised_as_imagenet_classifiers_want_them():
 
 
 @pytest.mark.parametrize("norm", ["GN", "BN"])
+@pytest.mark.slow
 def test_it_learns_a_image_by_heart(norm):
     head = build(8, norm=norm, decoder={"type": "ASPPHead", "channels": 8, "dilations": (1, 2), "dropout_ratio": 0.0})
     masks = torch.zeros(2, 32, 32, dtype=torch.long)

@@ -58,6 +58,7 @@ def test_ignored_pixels_do_not_count(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.slow
 def test_descending_the_loss_finds_the_masks(name):
     _, masks = example()
     masks = torch.where(masks == 1, 2, masks)  # the class of weight zero need not be found

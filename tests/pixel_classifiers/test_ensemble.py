@@ -103,6 +103,7 @@ def _batches(steps: int, members: int, pixels: int, channels: int, classes: int)
     return list(zip(centres[labels] + 1.5 * noise, labels, strict=True))
 
 
+@pytest.mark.slow
 def test_together_and_one_after_another_stop_at_the_same_steps_with_the_same_predictions():
     """300 steps, float64, epochs of 15 steps; every member on batches of its own."""
     members, epoch_steps, patience = 5, 15, 20

@@ -188,7 +188,8 @@ def test_steps_within_the_schedule_only(epsilon: Backbone) -> None:
         (lambda: Denoise(2, stride=0), "denoise.stride=0"),
         (lambda: Denoise(2, "ddpm"), "denoise.sampler='ddpm': did you mean ddim\\? expected one of ddim, pndm"),
         (lambda: Inversion(0), "inversion.stride=0"),
-        (lambda: Inversion(first=-1), "inversion.first=-1"),
+        (lambda: Inversion(first=-2), "inversion.first=-2"),
+        (lambda: Inversion(told="last"), "inversion.told='last'"),  # type: ignore[arg-type]
         (lambda: Inversion(last="over"), "inversion.last='over'"),  # type: ignore[arg-type]
         (lambda: Denoise(2, "pndm", 3).prepare(build("one_repeat")), None),
         (lambda: Denoise(2, "pndm", 300).prepare(build("one_repeat")), "denoise.stride=300: the PNDM sampler"),
@@ -213,3 +214,50 @@ def test_samplers_get_a_zero_terminal_schedule() -> None:
     # whether or not they know that setting
     own = PNDMScheduler(num_train_timesteps=1000, trained_betas=schedule.betas)
     torch.testing.assert_close(own.alphas_cumprod, expected)
+
+
+def hyperfeatures(
+    clean: Tensor, steps: int, predict: Callable[[Tensor, int], Tensor], length: int = 50
+) -> list[Tensor]:
+    """Latents at every call of Hyperfeatures' inversion, as its released loop makes them: a call is told the time of
+    its latents, -1 at first, and moves them to the next one of 0, 20, 40 …"""
+    ascending = list(range(0, 1000, 1000 // length))
+    states, state = [], clean.double()
+    for told, following in zip([-1, *ascending][:steps], ascending[:steps], strict=True):
+        states.append(state)
+        noise = predict(state, told)
+        at, after = (1.0 if one < 0 else float(ALPHAS[one]) for one in (told, following))
+        state = math.sqrt(after) * (state - math.sqrt(1 - at) * noise) / math.sqrt(at) + math.sqrt(1 - after) * noise
+    return states
+
+
+def test_inversion_of_hyperfeatures(epsilon: Backbone) -> None:
+    def predict(latents: Tensor, timestep: int) -> Tensor:
+        visits.append(timestep)
+        return torch.tanh(latents * (1 + timestep / 500))
+
+    visits: list[int] = []
+    # those of its eleven maps, the last of its 50 calls among them
+    expected = hyperfeatures(latents(), 50, predict)
+    for label, timestep in ((49, -1), (45, 60), (40, 160), (0, 960)):
+        visits.clear()
+        actual = Inversion(stride=20, first=-1, told="current").run(latents(), timestep, predict, epsilon)
+        assert visits == [-1, *range(0, 1000, 20)][: 49 - label]
+        assert relative(actual.double(), expected[49 - label]) < 1e-6
+    assert relative(Inversion(stride=20).run(latents(), 61, predict, epsilon).double(), expected[4]) > 1e-3
+
+
+def test_clean_latents_are_told_so(epsilon: Backbone, velocity: Backbone) -> None:
+    assert epsilon.schedule.level(-1) == (1.0, 0.0)
+    start = latents()
+    for backbone, kind in ((epsilon, "epsilon"), (velocity, "v_prediction")):
+        backbone.check_timestep(-1)
+        predict = gaussian(kind)
+        moved = backbone.schedule.move(start, predict(start, 0), -1, 0)
+        signal, sigma = backbone.schedule.level(0)
+        noise = predict(start, 0)
+        torch.testing.assert_close(moved, signal * start + sigma * noise)
+    with pytest.raises(ConfigError, match="timestep=-1"):
+        build("pixels").check_timestep(-1)
+    with pytest.raises(ConfigError, match="ends at 0 at the lowest"):
+        Denoise(steps=2).check(epsilon, -1)

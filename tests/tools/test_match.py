@@ -61,6 +61,7 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("changed", ["source", "mirrored", "shifted"])
+@pytest.mark.slow
 def test_points_and_dense_matches_of_an_image_that_moved(images: dict[str, Path], changed: str, tmp_path: Path) -> None:
     run(f"source={images['source']}", f"target={images[changed]}", f"points={POINTS}", f"output={tmp_path}")
     given = np.array(POINTS, dtype=float)

@@ -63,6 +63,7 @@ def test_confusion_is_drawn_with_the_truth_in_rows() -> None:
         assert cells(image[y : y + 1, x : x + 1], expected).all(), (row, column)
 
 
+@pytest.mark.slow
 def test_many_classes_fit_a_screenful_of_screens() -> None:
     rng = np.random.default_rng(0)
     names = [f"class with a name {number}" for number in range(150)]

@@ -18,7 +18,7 @@ from gate_lightning.errors import ConfigError, DataError, NotFiniteError
 from gate_lightning.features.branch import CATEGORY, Branch, check_names
 from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
-from gate_lightning.features.reading.passes import SteeredBranch, group_branches, run_pass
+from gate_lightning.features.reading.passes import Known, SteeredBranch, group_branches, run_pass
 from gate_lightning.features.reading.reassembly import GatheredFeatures
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
@@ -34,7 +34,8 @@ class FeatureExtractor(nn.Module):
     """Frozen feature extractor: one backbone, several branches.
 
     Per batch the images are encoded once, control images are made once, and branches of equal timestep go through
-    the denoiser as one batch that ends after the last layer any of them reads; so do branches of equal trajectory.
+    the denoiser as one batch that ends after the last layer any of them reads; so do branches of equal trajectory,
+    and trajectories to several timesteps share the passes with which they begin.
     Texts are encoded once per run. Features of an ensemble are summed up draw by draw. The result equals
     separate passes, one branch, draw and image at a time, up to rounding.
 
@@ -150,9 +151,10 @@ class FeatureExtractor(nn.Module):
             if control.source not in sources:
                 sources[control.source] = control.source(images, conditions)
         gathered = {branch.name: GatheredFeatures(branch) for branch in self.branches}
+        known: Known = {}
         for group in group_branches(steered, self.max_samples):
             with fast_ops(self.fast):
-                passed = run_pass(self.backbone, group, sources)
+                passed = run_pass(self.backbone, group, sources, known)
             for one, features in zip(group, passed, strict=True):
                 gathered[one.branch.name].add(one, features)
         read = {name: features.result(images.dtype) for name, features in gathered.items()}
@@ -293,9 +295,9 @@ def _trajectory(branch: Branch) -> Trajectory | None:
 
 def _start(backbone: Backbone, branch: Branch) -> int | None:
     """Timestep to which the clean latents are noised; None for no noise."""
-    if backbone.schedule.reads_clean:
-        return None
     trajectory = _trajectory(branch)
+    if backbone.schedule.reads_clean or (branch.timestep < 0 and trajectory is None):
+        return None
     return branch.timestep if trajectory is None else trajectory.start(branch.timestep)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from gate_lightning.features.reading.hooks import FeatureRecorder
 from gate_lightning.structures import BranchFeatures
 from gate_lightning.techniques.base import Conditioning, Control, ControlSource
 
-__all__ = ["SteeredBranch", "group_branches", "run_pass"]
+__all__ = ["Known", "SteeredBranch", "group_branches", "run_pass"]
+
+#: conditioning and timestep → inputs and prediction of a denoising pass on the way to a timestep that is read
+Known = dict[tuple[object, ...], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,10 @@ def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -
 
 
 def run_pass(
-    backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
+    backbone: Backbone,
+    group: Sequence[SteeredBranch],
+    control_images: Mapping[ControlSource, Tensor],
+    known: Known,
 ) -> list[BranchFeatures]:
     """Features of each member of a group, from one pass of the denoiser at the end of their trajectory.
 
@@ -79,12 +86,14 @@ def run_pass(
         backbone: the backbone.
         group: steered branches of equal plan.
         control_images: control images (B, 3, H, W) of every source.
+        known: passes of other groups of this batch, to which those of this one are added: trajectories to several
+            timesteps begin alike (an inversion), and no pass is made twice.
     """
     timestep, trajectory = group[0].branch.timestep, group[0].conditioning.trajectory
     denoiser = _SteeredDenoiser(backbone, group, control_images)
     latents = torch.cat([steered.latents for steered in group])
     if trajectory is not None:
-        latents = trajectory.run(latents, timestep, denoiser, backbone)
+        latents = trajectory.run(latents, timestep, partial(_remembered, denoiser, known), backbone)
     wanted = dict.fromkeys(layer for steered in group for layer in steered.branch.layers)
     with FeatureRecorder(backbone, wanted) as recorder:
         denoiser(latents, timestep)
@@ -95,6 +104,14 @@ def run_pass(
         features.append({layer: recorder.features[layer][start:end] for layer in steered.branch.layers})
         start = end
     return features
+
+
+def _remembered(denoiser: _SteeredDenoiser, known: Known, latents: Tensor, timestep: int) -> Tensor:
+    """The denoiser's prediction, from ``known`` if it has been asked for the same."""
+    key = (*((one.rows, one.conditioning.steering) for one in denoiser.group), timestep)
+    if key not in known or not torch.equal(known[key][0], latents):
+        known[key] = (latents, denoiser(latents, timestep))
+    return known[key][1]
 
 
 class _SteeredDenoiser:

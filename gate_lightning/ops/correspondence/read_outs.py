@@ -46,6 +46,9 @@ class ReadOut:
         temperature: of the softmax.
         window: see ``window_soft_argmax``; places on each side.
         sigma: see ``kernel_soft_argmax``.
+        square: match on both images as squares of so many pixels, aspect not kept, instead of on the files: points and
+            matches are scaled by the ratio of the sides (x · square / width, without half pixels), as in the released
+            code of Hyperfeatures and GATE. None for the files.
 
     Raises:
         ConfigError: an unknown name, a number out of range, or ``kernel_soft_argmax`` by distances.
@@ -58,6 +61,7 @@ class ReadOut:
     temperature: float = 0.04
     window: int = 5
     sigma: float = 7.0
+    square: int | None = None
 
     def __post_init__(self) -> None:
         check_choice(self.name, "read_out.name", READ_OUTS)
@@ -67,6 +71,8 @@ class ReadOut:
         number(self.temperature, "read_out.temperature", 1e-6)
         whole_number(self.window, "read_out.window")
         number(self.sigma, "read_out.sigma", 1e-6)
+        if self.square is not None:
+            whole_number(self.square, "read_out.square", 1, optional="the files' pixels")
         if self.name == "kernel_soft_argmax" and self.metric != "cosine":
             raise ConfigError(
                 f"read_out.metric={self.metric}: kernel_soft_argmax weighs similarities, and distances are negative; "
@@ -89,7 +95,14 @@ class ReadOut:
         Returns:
             (N, 2) float64 x, y in pixels of the target's file.
         """
-        return READ_OUTS[self.name](self, source, target, points.to(source.features.device))
+        points, read = points.to(source.features.device), READ_OUTS[self.name]
+        if self.square is None:
+            return read(self, source, target, points)
+        squares = _squared(source, self.square), _squared(target, self.square)
+        here, there = (
+            self.square / points.new_tensor(grid.size[::-1], dtype=torch.float64) for grid in (source, target)
+        )
+        return read(self, *squares, points.double() * here) / there
 
     def descriptors(self, source: FeatureGrid, points: Tensor) -> Tensor:
         """Descriptors (N, C) of points, as ``query`` says."""
@@ -120,6 +133,12 @@ class ReadOut:
     def to_pixels(self, places: Tensor, target: FeatureGrid) -> Tensor:
         """x, y in pixels of the file, from x, y (N, 2) of places."""
         return places.double() if self.resolution == "full" else target.to_pixels(places)
+
+
+def _squared(grid: FeatureGrid, side: int) -> FeatureGrid:
+    """The same map in the pixels of a square to which the image is resized."""
+    height, width = (scale * size / side for scale, size in zip(grid.scales, grid.size, strict=True))
+    return FeatureGrid(grid.features, (side, side), (height, width))
 
 
 def _best(similarities: Tensor) -> Tensor:

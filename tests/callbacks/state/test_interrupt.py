@@ -204,6 +204,7 @@ except Interrupted as stopped:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_from_outside_then_resume(tmp_path: Path) -> None:
     """A real SIGINT at an arbitrary moment in another process; what it left goes on in this one."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}

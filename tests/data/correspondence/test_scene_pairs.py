@@ -43,6 +43,7 @@ def part_masks(data: ScenePairsDataModule, pair: Pair) -> tuple[np.ndarray, np.n
     return render(first, SIZE).parts, render(second, SIZE).parts
 
 
+@pytest.mark.slow
 def test_both_points_lie_on_one_part_of_one_object(data: ScenePairsDataModule) -> None:
     points = Counter()
     for pair in data.pairs_of("test"):

@@ -59,6 +59,7 @@ def test_the_recipe_is_that_of_the_experiment_without_the_second_backbone(key: s
     assert [{k: v for k, v in branch.items() if k != "name"} for branch in card(key).branches] == told
 
 
+@pytest.mark.slow
 def test_every_set_has_a_name_on_the_command_line() -> None:
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("dataset/*.yaml")}
     ours = {name: node for name, node in files.items() if "_ddpm_segmentation" in node.get("defaults", ())}

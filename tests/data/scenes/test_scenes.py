@@ -328,6 +328,7 @@ def test_sizes_agree():
 # --- captions -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_captions_use_known_words_and_stay_short():
     assert list(VOCABULARY) == sorted(set(VOCABULARY)) and len(VOCABULARY) < 50
     used: set[str] = set()

@@ -209,6 +209,7 @@ def test_corrupted_masks_score_as_a_second_computation_says(shared_dir: Path) ->
     assert found["aAcc"] == pytest.approx(sum(overlap.values()) / sum(labelled.values()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_reaches_a_submission_that_scores_the_same(root: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     given = [

@@ -15,6 +15,7 @@ from tests.support.small_networks import conditions
 KEY = ("diffusion", 3, "horse/1.png", "", (0, 16), 0, 2)
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bits() -> None:
     code = (
         "from gate_lightning.utils.seeding import keyed_noise;"

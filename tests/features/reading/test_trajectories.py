@@ -114,6 +114,7 @@ def by_hand(
     [(Denoise(steps=3), [34, 33, 32]), (Inversion(stride=15), [16, 31])],
     ids=["down", "up"],
 )
+@pytest.mark.slow
 def test_trajectories_in_one_batch_equal_every_branch_and_image_alone(
     network: UNetBackbone,
     backbone: UNetBackbone,
@@ -254,6 +255,7 @@ class LongPrompts:
 
 
 @pytest.mark.parametrize("ensemble", [1, 2])
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_length_of_other_prompts(
     backbone: UNetBackbone, monkeypatch: pytest.MonkeyPatch, ensemble: int
 ) -> None:

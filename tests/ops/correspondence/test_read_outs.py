@@ -187,6 +187,18 @@ def test_whole_pixels_of_a_query_are_rounded_as_asked_for_and_stay_in_the_image(
     torch.testing.assert_close(between[0], ends.mean(dim=0))  # both lie between the same positions
 
 
+@pytest.mark.parametrize("side", [8, 23])
+def test_matches_are_found_on_squares_where_asked_for(side: int) -> None:
+    source, target = grids()
+    squares = [FeatureGrid(grid.features, (side, side)) for grid in (source, target)]
+    found = ReadOut(square=side, query="round")(source, target, POINTS)
+    for (x, y), (right, down) in zip(POINTS.tolist(), found.tolist(), strict=True):
+        column, row = (min(side - 1, round(value * side / length)) for value, length in ((x, 19), (y, 13)))
+        likenesses = map_of(ReadOut(), resized(squares[0])[:, row, column], squares[1])
+        best = peak(likenesses)
+        assert (right, down) == pytest.approx((best[0] * 11 / side, best[1] * 17 / side))
+
+
 def test_features_of_half_precision_are_compared_in_single_precision() -> None:
     source, target = grids()
     half = [FeatureGrid(grid.features.half(), grid.size) for grid in (source, target)]
@@ -195,6 +207,8 @@ def test_features_of_half_precision_are_compared_in_single_precision() -> None:
 
 
 def test_bad_settings_say_what_is_expected() -> None:
+    with pytest.raises(ConfigError, match=r"read_out.square=0: .* or null for the files' pixels"):
+        ReadOut(square=0)
     with pytest.raises(
         ConfigError, match=r"read_out.name='nearst': did you mean nearest\? expected one of nearest, mutual"
     ):

@@ -285,6 +285,7 @@ def test_toy_images_are_the_pairs_own() -> None:
     assert (images.load(2).image[y, x] == images.load(3).image[v, u]).all()
 
 
+@pytest.mark.slow
 def test_steered_features_of_scenes_are_matched(tmp_path: Path) -> None:
     given = (
         *("dataset=scene_pairs", "dataset.test=2", "dataset.size=32", "techniques=all", "logger=none"),

@@ -76,6 +76,7 @@ def task_of(amalgamation: Any, head: Any = None) -> SemanticCorrespondence:
     )
 
 
+@pytest.mark.slow
 def test_a_convolution_learns_to_leave_out_what_tells_nothing(tmp_path: Path) -> None:
     before, after = trained(task_of(ConcatAmalgamation, ConvDescriptors), 120, tmp_path)
     assert before < 0.2 and after > 0.8

@@ -89,6 +89,7 @@ def large_adapters(task: LoraTask) -> None:
 
 
 @pytest.mark.parametrize("text_lr", [None, 1e-4])
+@pytest.mark.slow
 def test_adapter_files_give_diffusers_the_trained_prediction(
     model: Path, images: Path, tmp_path: Path, text_lr: float | None
 ) -> None:
@@ -114,6 +115,7 @@ def test_adapter_files_give_diffusers_the_trained_prediction(
     assert float(keys["lora_unet_mid_block_resnets_0_conv1.alpha"]) == 2.0
 
 
+@pytest.mark.slow
 def test_adapter_training_moves_only_adapters_and_is_reproducible(model: Path, images: Path, tmp_path: Path) -> None:
     written = []
     for run in ("a", "b"):
@@ -169,6 +171,7 @@ class ControlData(torch.utils.data.Dataset[CaptionedBatch]):
         return CaptionedBatch(("a red car", ""), latents=latents, control_images=control)
 
 
+@pytest.mark.slow
 def test_controlnet_trains_alone_and_is_exported(model: Path, tmp_path: Path) -> None:
     task = ControlNetTask(load_unet_backbone(str(model)), ADAM, drop_prompt=0.2)
     frozen = {name: p.clone() for name, p in task.named_parameters() if not p.requires_grad}

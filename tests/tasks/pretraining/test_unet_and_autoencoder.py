@@ -170,6 +170,7 @@ def unet_task() -> UNetTask:
     return UNetTask(untrained_backbone(), ADAM, partial(constant, warmup_steps=0))
 
 
+@pytest.mark.slow
 def test_a_resumed_unet_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     data = unet_data(tmp_path / "cache")
     straight = unet_task()
@@ -191,6 +192,7 @@ def test_a_resumed_unet_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_export_writes_the_average_and_training_keeps_its_own(tmp_path: Path) -> None:
     task, average = unet_task(), WeightAverage(0.5)
     trainer(tmp_path, 2, average, Export(tmp_path / "model")).fit(task, unet_data(tmp_path / "cache"))

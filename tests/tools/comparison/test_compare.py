@@ -167,6 +167,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, text) for name, texts in DAMAGED.items() for text in texts])
+@pytest.mark.slow
 def test_a_damaged_run_is_named_and_the_others_are_compared(
     name: str, content: str, sweep: Path, tmp_path: Path
 ) -> None:

@@ -266,6 +266,7 @@ def maps(backbone: Backbone, folder: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("layout", ["npy_by_layer", "npy_by_image", "npy_joined"])
+@pytest.mark.slow
 def test_released_layouts(
     backbone: Backbone, folder: Path, tmp_path: Path, layout: str, maps: dict[str, torch.Tensor]
 ) -> None:

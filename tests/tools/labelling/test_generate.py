@@ -142,6 +142,7 @@ def test_prompts_of_data_sets() -> None:
     assert prompts_of(None) == ["a photo"]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     small = ("backbone.weights=random", "dataset.train=2", "tool.count=1", "tool.steps=1", "tool.batch_size=1")
     config = composed("tool=generate", f"output={tmp_path}", "tool.device=cpu", *small, name="eval")

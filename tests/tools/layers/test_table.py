@@ -57,6 +57,7 @@ def operations_of_a_stopped_pass(backbone: Backbone, layer: str) -> tuple[int, t
         "vae-out",
     ],
 )
+@pytest.mark.slow
 def test_costs_and_shapes_are_those_of_a_pass_that_ends_there(backbone: Backbone, layer: str) -> None:
     shape, operations = layer_costs(backbone, HEIGHT, WIDTH).layers[layer]
     assert (operations, shape) == operations_of_a_stopped_pass(backbone, layer)
@@ -139,6 +140,7 @@ def test_something_else_than_a_backbone_is_refused() -> None:
         layers({"_target_": "os.system"})
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = composed(
         "tool=layers", "backbone=tiny", "tool.filter=gate_segmentation", f"output={tmp_path}", name="eval"
