@@ -27,7 +27,7 @@ CHOSEN = {
         *("low", "high", "blur_sigma"),
     },
     "head": {"type", "levels", "channels", "batch_norm", "decoder"},
-    "loss": {"weights"},
+    "loss": {"weights", "ignore_index", "learned", "negatives"},
     "task": {"inference", "data"},  # the engine builds task.data
     "technique": {"weights", "source", "tokens"},
     "tool": {"processes"},  # the engine starts them

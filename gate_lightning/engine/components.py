@@ -248,8 +248,9 @@ class Components:
 
     def _about_classes(self, made: Any, *names: str) -> dict[str, Any]:
         """Facts about the classes that a partial wants; data sets without classes are asked for none."""
-        wanted = inspect.signature(made.func).parameters if isinstance(made, partial) else ()
-        return {name: getattr(self.labels, name) for name in names if name in wanted}
+        parameters = inspect.signature(made.func).parameters if isinstance(made, partial) else ()
+        wanted = [name for name in names if name in parameters and name not in made.keywords]
+        return {name: getattr(self.labels, name) for name in wanted}
 
     @property
     def optimizer(self) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ class CompositeLoss(nn.Module):
         losses: name → loss, or name → a factory that takes ``ignore_index`` (a loss class, or a partial of one, which
             is what a configuration gives).
         weights: name → factor; 1 for names that are not there.
-        ignore_index: mask value of pixels that do not count, for all of them.
+        ignore_index: mask value of pixels that do not count, for all of them; None for losses that see no masks.
 
     Raises:
         ConfigError: if there is no loss, a weight has no loss, or a loss was built for another ``ignore_index``.
@@ -28,7 +28,7 @@ class CompositeLoss(nn.Module):
         self,
         losses: Mapping[str, nn.Module | Callable[..., nn.Module]],
         weights: Mapping[str, float] | None = None,
-        ignore_index: int = 255,
+        ignore_index: int | None = 255,
     ) -> None:
         super().__init__()
         given = dict(weights or {})
@@ -49,11 +49,12 @@ class CompositeLoss(nn.Module):
         self.weights = {name: float(given.get(name, 1.0)) for name in losses}
         self.ignore_index = ignore_index
 
-    def terms(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def terms(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Every loss by name, without its weight, for logs."""
-        return {name: loss(logits, masks) for name, loss in self.losses.items()}
+        return {name: loss(*inputs) for name, loss in self.losses.items()}
 
-    def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """Scalar loss of logits (B, K, H, W) against masks (B, H, W) int64; see the single losses."""
-        terms = self.terms(logits, masks)
-        return sum((self.weights[name] * term for name, term in terms.items()), start=logits.new_zeros(()))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Scalar loss of what every single loss takes: logits (B, K, H, W) and masks (B, H, W) int64, or descriptors
+        and keypoints."""
+        terms = self.terms(*inputs)
+        return sum((self.weights[name] * term for name, term in terms.items()), start=inputs[0].new_zeros(()))

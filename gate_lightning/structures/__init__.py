@@ -4,7 +4,7 @@ Shape letters: B images, C channels, H × W pixels, h × w positions of a featur
 """
 
 from gate_lightning.structures.batches import ImageBatch, PixelBatch, SegmentationBatch
-from gate_lightning.structures.conditions import Conditions, Noise
+from gate_lightning.structures.conditions import MIRRORED, Conditions, Noise
 from gate_lightning.structures.extractor import BackboneInfo, Extractor
 from gate_lightning.structures.features import BranchFeatures, FeatureInfo, Features, FeaturesInfo, Identity, Pyramid
 from gate_lightning.structures.pairs import ImagePair, Pair, PairBatch
@@ -12,6 +12,7 @@ from gate_lightning.structures.videos import Video
 from gate_lightning.structures.views import RelativePose, ViewBatch, ViewPair
 
 __all__ = [
+    "MIRRORED",
     "BackboneInfo",
     "BranchFeatures",
     "Conditions",

@@ -9,10 +9,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-__all__ = ["Conditions", "Movable", "Noise"]
+__all__ = ["MIRRORED", "Conditions", "Movable", "Noise"]
 
 #: noise of a batch: one tensor for all branches, or branch name → tensor
 Noise = Tensor | Mapping[str, Tensor]
+
+
+#: view of a mirrored image
+MIRRORED = "mirrored"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Conditions(Movable):
 
     Attributes:
         sample_ids: B names that identify the images (path relative to the data set's root). Noise is keyed by them.
-        views: B names of augmented views, "" for the plain image; part of the noise key.
+        views: B names of augmented views, "" for the plain image, `MIRRORED` for its mirror image; part of the noise
+            key.
         windows: B (top, left) pixel offsets of the sliding window or crop, (0, 0) for the whole; part of the key.
         captions: B captions, the default of the ``prompt`` technique, or None if the data set has none.
         categories: B category names, or None.
@@ -89,6 +94,11 @@ class Conditions(Movable):
             return tuple(value[row] for row in chosen) if isinstance(value, tuple) else value
 
         return replace(self, **{one.name: rows_of(getattr(self, one.name)) for one in fields(self)})
+
+    @property
+    def has_random_views(self) -> bool:
+        """True if an image is shown in a view of its own draw; plain and mirrored images come again."""
+        return any(view not in ("", MIRRORED) for view in self.views)
 
     @property
     def has_explicit_noise(self) -> bool:

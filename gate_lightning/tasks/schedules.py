@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["constant", "cosine", "poly", "trapezoid"]
+__all__ = ["constant", "cosine", "one_cycle", "poly", "trapezoid"]
 
 
 def poly(
@@ -71,6 +71,24 @@ def trapezoid(optimizer: Optimizer, total_steps: int, *, warmup_steps: int = 0, 
         return min(1.0, (1.0 - progress) / decay_share) if decay_share else 1.0
 
     return _schedule(optimizer, total_steps, warmup_steps, 0.0, fall)
+
+
+def one_cycle(optimizer: Optimizer, total_steps: int, *, rise_share: float = 0.3) -> OneCycleLR:
+    """Rise from a 25th of the rate and fall to nearly 0, both as half a period of a cosine, while the momentum of Adam
+    and SGD falls from 0.95 to 0.85 and rises again (Smith and Topin 2017; PyTorch's own).
+
+    Args:
+        optimizer, total_steps: as in ``poly``.
+        rise_share: share of the steps until the peak, in (0, 1).
+
+    Raises:
+        ConfigError: if a number is out of range.
+    """
+    if not 0.0 < rise_share < 1.0 or total_steps < 1:
+        raise ConfigError(
+            f"rise_share is {rise_share}, total_steps {total_steps}; expected a share in (0, 1) of 1 step or more"
+        )
+    return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps, pct_start=rise_share)
 
 
 def _schedule(

@@ -39,6 +39,17 @@ EXPERIMENTS: dict[str, tuple[int, int, dict[str, tuple[int, ...]]]] = {
             "amalgamation.bottleneck_layers.0.0.conv2.weight": (96, 96, 3, 3),
         },
     ),
+    "geoaware/spair71k": (
+        768,
+        16,
+        {
+            "amalgamation.mixing_weights": (4,),
+            "amalgamation.bottleneck_layers.0.0.shortcut.weight": (768, 640, 1, 1),
+            "amalgamation.bottleneck_layers.2.0.conv1.weight": (192, 1280, 1, 1),
+            "amalgamation.bottleneck_layers.3.0.conv2.weight": (192, 192, 3, 3),
+            "loss.losses.sparse.log_scale": (),
+        },
+    ),
     "hyperfeatures/spair71k_one_step": (384, 8, {"amalgamation.mixing_weights": (12,)}),
 }
 
@@ -65,9 +76,10 @@ def small_loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_loras(tmp_path_factory.mktemp("small") / "loras", small("sd15"))
 
 
-def common(root: Path, loras: Path) -> list[str]:
+def common(root: Path, loras: Path, name: str = "") -> list[str]:
     weights = [f"technique.lora.weights.{role}={loras / role}.safetensors" for role in ("moderate", "overtrained")]
-    own = ["backbone.weights=random", "dataset.num_workers=0", f"dataset.root={root}", "trainer.accelerator=cpu"]
+    own = ["backbone.weights=random", "backbones.dino.weights=random"] if name.startswith("geoaware") else []
+    own += ["backbone.weights=random", "dataset.num_workers=0", f"dataset.root={root}", "trainer.accelerator=cpu"]
     return [*own, *weights, "cache.folder=null", "trainer.max_steps=1"]
 
 
@@ -89,7 +101,7 @@ def test_it_builds_at_its_real_size(
     name: str, root: Path, real_loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "build_random_backbone", lambda architecture, *args, **own: structure(architecture))
-    components = parts_of(name, common(root, real_loras), tmp_path)
+    components = parts_of(name, common(root, real_loras, name), tmp_path)
     assert components.extractor.feature_info
     with torch.device("meta"):
         task: Any = components.task
@@ -120,9 +132,11 @@ def test_it_takes_a_step_and_is_validated_on_small_networks(
 ) -> None:
     in_small(monkeypatch)
     own = ["dataset.size=64", "trainer.val_check_interval=1", "dataset.subset=1"]
+    if name.startswith("geoaware"):
+        own += ["backbones.dino.architecture=dinov2_tiny", "backbones.dino.native_size=null", "trainer.max_epochs=-1"]
     if name.endswith("as_released"):
         own += [f"techniques[{branch}].denoise.steps=1" for branch in (4, 5, 6)]
-    components = parts_of(name, [*common(root, small_loras), *own], tmp_path)
+    components = parts_of(name, [*common(root, small_loras, name), *own], tmp_path)
     before = [parameter.detach().clone() for parameter in components.task.parameters() if parameter.requires_grad]
     components.trainer.fit(components.task, components.datamodule)
     after = [parameter for parameter in components.task.parameters() if parameter.requires_grad]

@@ -20,6 +20,7 @@ PIXELS = {
 }
 IMAGES = ("deeplab",)
 LAYERS = {"fine": FeatureInfo(16, 4), "middle": FeatureInfo(24, 8), "coarse": FeatureInfo(32, 16)}
+KEYPOINTS = ("contrastive", "geoaware")
 DESCRIPTORS = ("descriptors", "conv_descriptors")
 
 
@@ -92,9 +93,11 @@ def test_heads_of_descriptors(name, channels):
     assert load("head", name).auxiliary is None
 
 
-def test_the_loss_of_descriptors():
-    loss, places = build(load("loss", "contrastive")), torch.zeros(1, 1, 2)
-    assert loss(torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3), places, places).item() > 0
+@pytest.mark.parametrize("name", KEYPOINTS)
+def test_losses_of_descriptors(name):
+    loss, places = build(load("loss", name)), torch.zeros(1, 1, 2)
+    found = loss(torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3), places, places, torch.tensor([2.0]))
+    assert found.item() > 0
 
 
 @pytest.mark.parametrize("part", ["decode", "auxiliary"])
@@ -109,7 +112,7 @@ def test_heads(name, part):
     assert head(levels).shape == (2, 3, 8, 8)
 
 
-@pytest.mark.parametrize("name", names("loss", without=("contrastive",)))
+@pytest.mark.parametrize("name", names("loss", without=KEYPOINTS))
 def test_losses(name):
     loss = build(load("loss", name), ignore_index=2)
     assert loss(torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.int64)).item() > 0
@@ -126,5 +129,5 @@ def test_optimizers(name):
 def test_schedulers(name):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = build(load("scheduler", name), optimizer=optimizer, total_steps=10)
-    assert scheduler.get_last_lr() == [1.0]
+    assert scheduler.get_last_lr() == pytest.approx([1.0 / 25 if name == "one_cycle" else 1.0])
     assert "per optimiser step" in (CONF / "scheduler" / f"{name}.yaml").read_text()

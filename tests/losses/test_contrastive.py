@@ -47,6 +47,22 @@ def test_it_is_the_mean_over_pairs_of_both_directions() -> None:
     assert float(loss) == pytest.approx(sum(expected) / 2, rel=1e-6)  # τ is a float32
 
 
+def test_negatives_may_be_the_other_keypoints_alone() -> None:
+    source, target = maps(0, 1, 5, 4, 3), maps(1, 1, 5, 3, 6)
+    first = torch.tensor([[[0.0, 3.0], [2.0, 1.0], [1.0, 0.0]]])
+    second = torch.tensor([[[5.0, 0.0], [0.0, 2.0], [3.0, 1.0]]])
+    loss = KeypointContrastiveLoss(0.2, negatives="keypoints").double()(source, target, first, second)
+    # maps of the keypoints alone
+    small = [
+        torch.stack([one[0, :, int(y), int(x)] for x, y in points[0]], dim=1)[:, None, :]
+        for one, points in ((source, first), (target, second))
+    ]
+    at = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    assert float(loss) == pytest.approx(by_loop(*small, at, at, 0.2), rel=1e-6)
+    with pytest.raises(ConfigError, match=r"loss\.negatives='all'"):
+        KeypointContrastiveLoss(negatives="all")
+
+
 def test_places_are_rounded_and_stay_inside() -> None:
     source, target, loss = maps(0, 1, 5, 4, 4), maps(1, 1, 5, 4, 4), KeypointContrastiveLoss().double()
     rough = loss(source, target, torch.tensor([[[3.4, -0.7], [9.0, 1.6]]]), torch.tensor([[[0.6, 5.0], [1.2, 1.0]]]))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.tasks.schedules import constant, cosine, poly, trapezoid
+from gate_lightning.tasks.schedules import constant, cosine, one_cycle, poly, trapezoid
 
 
 def rates(schedule, steps: int, **options) -> list[float]:
@@ -94,3 +94,15 @@ def test_numbers_out_of_range_are_refused(schedule, options, words):
 def test_a_run_without_steps_is_refused():
     with pytest.raises(ConfigError, match="total_steps is 0"):
         rates(constant, 0)
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
+    found = rates(one_cycle, 20, rise_share=0.25)
+    # half periods of a cosine between start, peak (step 0.25 · 20 - 1) and end
+    first, last = 2.0 / 25, 2.0 / 25 / 1e4
+    rise = [2.0 + (first - 2.0) * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    fall = [last + (2.0 - last) * (1 + math.cos(math.pi * step / 15)) / 2 for step in range(16)]
+    assert found[:20] == pytest.approx([*rise, *fall])
+    for options in ({"rise_share": 0.0}, {"rise_share": 1.0}):
+        with pytest.raises(ConfigError, match="rise_share"):
+            one_cycle(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 10, **options)

@@ -13,11 +13,10 @@ from torch import Tensor
 from gate_lightning.data.samples import Sample, SampleSource, collate_images
 from gate_lightning.data.transforms.basic import Resize, resize_bicubic
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.structures import Pair, PairBatch
+from gate_lightning.structures import MIRRORED, Pair, PairBatch
 from gate_lightning.utils.checks import number, whole_number
 
 __all__ = [
-    "MIRRORED",
     "Groups",
     "PaddedSquare",
     "PairSample",
@@ -32,8 +31,6 @@ __all__ = [
 Partners = Mapping[str, Mapping[str, str]]
 #: category → groups of keypoints that look alike but for their place (four paws), for the geometry-aware subset
 Groups = Mapping[str, Sequence[Collection[str]]]
-#: view of a mirrored image; noise and features are keyed by it
-MIRRORED = "mirrored"
 
 
 class SquareBicubic(Resize):

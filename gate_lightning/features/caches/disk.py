@@ -15,7 +15,7 @@ from torch import Tensor
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.caches.keys import batch, image_key, row
 from gate_lightning.features.wrappers.base import WrappedExtractor
-from gate_lightning.structures import Conditions, Extractor, Features
+from gate_lightning.structures import MIRRORED, Conditions, Extractor, Features
 from gate_lightning.utils.resources import check_disk
 from gate_lightning.utils.units import human_size
 from gate_lightning.version import __version__
@@ -31,8 +31,8 @@ _READERS = 8
 class DiskCache(WrappedExtractor):
     """Extractor that stores features on disk, at native resolution, and reads them again.
 
-    Stored are features of plain images (``Conditions.views`` empty) and, with ``views`` > 0, of augmented training
-    views, in both cases without explicit noise. Returned features are rounded to the stored dtype, also when they are
+    Stored are features of plain and mirrored images and, with ``views`` > 0, of augmented training views, in all cases
+    without explicit noise. Returned features are rounded to the stored dtype, also when they are
     new. A batch with an unknown image is extracted whole.
 
     The folder belongs to one description (weights, branches, seed, package version …); another one is refused. The
@@ -73,7 +73,7 @@ class DiskCache(WrappedExtractor):
             ConfigError: the disk has no room for all ``views``; nothing was written.
         """
         come_again = self.views > 0 and conditions.training and all(conditions.views)
-        if conditions.has_explicit_noise or (any(conditions.views) and not come_again):
+        if conditions.has_explicit_noise or (conditions.has_random_views and not come_again):
             return self.extractor(images, conditions)
         keys = [image_key(image, conditions, index) for index, image in enumerate(images)]
         names = [
@@ -102,7 +102,8 @@ class DiskCache(WrappedExtractor):
 
     def check_room(self, images: int, values: int) -> None:
         """See `Extractor`; images that are stored already take no more room."""
-        self._check_room("images", images - self._count("**") + self._count("draw*/**"), values)
+        further = self._count("draw*/**") + self._count(f"{MIRRORED}/**")
+        self._check_room("images", images - self._count("**") + further, values)
 
     def _check_room(self, what: str, missing: int, values: int) -> None:
         """Log and check the disk space of ``missing`` images of ``values`` numbers each."""

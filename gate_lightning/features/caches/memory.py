@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 class MemoryCache(WrappedExtractor):
     """Extractor that keeps features in memory.
 
-    Only plain images are kept (``Conditions.views`` empty). A batch with an unknown image is extracted whole, so that
-    every feature comes from a batch of the usual size: the choice of convolution kernels depends on it, and a resumed
-    run, whose cache is empty, must compute the same numbers.
+    Only plain and mirrored images are kept (see ``Conditions.has_random_views``). A batch with an unknown image is
+    extracted whole, so that every feature comes from a batch of the usual size: the choice of convolution kernels
+    depends on it, and a resumed run, whose cache is empty, must compute the same numbers.
 
     Args:
         extractor: source of the features.
@@ -54,7 +54,7 @@ class MemoryCache(WrappedExtractor):
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
         """Features of the extractor."""
-        if conditions.has_explicit_noise or any(conditions.views):
+        if conditions.has_explicit_noise or conditions.has_random_views:
             return self.extractor(images, conditions)
         keys = [image_key(image, conditions, index) for index, image in enumerate(images)]
         known = [self._known.get(key) for key in keys]

@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.amalgamation.joint_pca import JointPCA
-from gate_lightning.data.correspondence.batches import MIRRORED
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.descriptors import ImageFeatures, descriptor_grids, image_features, joint_grids
 from gate_lightning.heads.descriptors import PlainDescriptors
@@ -25,7 +24,7 @@ from gate_lightning.metrics.pck_variants import PCKVariant, pck_variants
 from gate_lightning.ops.correspondence.grids import FeatureGrid
 from gate_lightning.ops.correspondence.neighbours import instance_distance, mutual_distance
 from gate_lightning.ops.correspondence.read_outs import ReadOut
-from gate_lightning.structures import Extractor, Features, ImageBatch, Pair, PairBatch
+from gate_lightning.structures import MIRRORED, Extractor, Features, ImageBatch, Pair, PairBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.correspondence.image_views import Described, Views, box_mask, mirror_images
 from gate_lightning.tasks.correspondence.open_pairs import OpenPairs, open_pairs, require_measured
@@ -70,7 +69,8 @@ class SemanticCorrespondence(BaseTask):
         amalgamation: features → pyramid; or `JointPCA`: features of a pair → descriptors.
         read_out: rule by which matches are read off.
         head: levels of the pyramid → descriptors; None for the levels themselves, resized to the finest one.
-        loss: descriptors of both images, places of the keypoints in both → scalar; None for the contrastive loss.
+        loss: descriptors of both images, places of the keypoints in both, larger sides of the targets' objects, in
+            positions → scalar; None for the contrastive loss.
         optimizer: takes the trainable parameters; None where nothing is trained.
         scheduler: takes the optimiser and the number of optimiser steps, or None.
         alphas, thresholds, averages, comparisons, reference, subsets: the variants of PCK, in all combinations; see
@@ -149,7 +149,7 @@ class SemanticCorrespondence(BaseTask):
         described = [part for one in pyramids for part in self.head(one.levels).float().split(len(batch))]
         stride = self.amalgamation.strides[0]
         places = [(points + 0.5) / stride - 0.5 for points in (batch.source_points, batch.target_points)]
-        loss: Tensor = self.loss(*described, *places)
+        loss: Tensor = self.loss(*described, *places, self._lengths(batch).to(places[1]) / stride)
         regularization = [self.amalgamation.regularization(one) for one in pyramids]
         terms = [term for term in regularization if term is not None]
         if terms:
@@ -159,6 +159,20 @@ class SemanticCorrespondence(BaseTask):
         weights = branch_weights((f"weights/stride{level.stride}", level.fused, found, 2) for level, found in named)
         self.log_dict(weights, batch_size=len(batch))
         return loss
+
+    def on_train_start(self) -> None:
+        """Learn how the data module shows images."""
+        self._shown = getattr(self.trainer.datamodule, "shown_size", None)  # type: ignore[attr-defined]
+
+    def _lengths(self, batch: PairBatch) -> Tensor:
+        """Larger side (B,) of the targets' boxes in pixels of the batch's images; NaN where there is none."""
+        found = []
+        for pair in batch.pairs:
+            shown = batch.target.images.shape[-2:] if self._shown is None else self._shown(*pair.target_size)
+            (height, width), box = pair.target_size, pair.target_box
+            sides = [] if box is None else [(box[2] - box[0]) * shown[1] / width, (box[3] - box[1]) * shown[0] / height]
+            found.append(max(sides, default=torch.nan))
+        return torch.tensor(found)
 
     # evaluation -------------------------------------------------------------------------------------------------
 

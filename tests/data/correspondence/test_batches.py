@@ -11,11 +11,11 @@ import torch
 from lightning import LightningModule
 
 from gate_lightning.data.core.required_inputs import RequiredInputs
-from gate_lightning.data.correspondence.batches import MIRRORED, PairSample, PairTransform, SquareBicubic, collate_pairs
+from gate_lightning.data.correspondence.batches import PairSample, PairTransform, SquareBicubic, collate_pairs
 from gate_lightning.data.correspondence.spair import SPairDataModule
 from gate_lightning.data.samples import Sample
 from gate_lightning.errors import ConfigError
-from gate_lightning.structures import Pair, PairBatch
+from gate_lightning.structures import MIRRORED, Pair, PairBatch
 from tests.support.pair_layouts import write_spair
 from tests.support.toy_data import Stop, trainer_of
 

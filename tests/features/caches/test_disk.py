@@ -21,7 +21,7 @@ from gate_lightning.features.caches.disk import DiskCache
 from gate_lightning.features.caches.folder import FeatureFolder, read_features
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.structures import Conditions, Features
+from gate_lightning.structures import MIRRORED, Conditions, Features
 from gate_lightning.utils import files
 from gate_lightning.utils.dtypes import DTYPES
 from tests.support.small_networks import build, random_images
@@ -111,6 +111,15 @@ def test_another_image_under_the_same_name(backbone: Backbone, tmp_path: Path) -
 def test_what_does_not_come_again_is_not_kept(backbone: Backbone, tmp_path: Path, change: dict[str, object]) -> None:
     DiskCache(extractor(backbone), tmp_path)(random_images(2), replace(CONDITIONS, **change))
     assert not stored(tmp_path)
+
+
+def test_mirrored_images_come_again(backbone: Backbone, tmp_path: Path) -> None:
+    made, seen = extractor(backbone), replace(CONDITIONS, views=("", MIRRORED))
+    first = DiskCache(made, tmp_path)(random_images(2), seen)
+    cache = MemoryCache(DiskCache(made, tmp_path), 1.0)
+    assert same(first, cache(random_images(2), seen)) and same(first, cache(random_images(2), seen))
+    assert made.calls == 1
+    assert sorted(path.relative_to(tmp_path).parts[0] for path in stored(tmp_path))[1] == MIRRORED
 
 
 def test_memory_in_front_of_the_disk(backbone: Backbone, tmp_path: Path) -> None:
