@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -210,7 +209,6 @@ def _hint(error: Exception) -> str:
     found = re.search(r"Could not override '([^']+)'", str(error))
     if found is None:
         return ""
-    GlobalHydra.instance().clear()
     keys = sorted(_dotted_keys(OmegaConf.to_container(composed(name="eval"))))
     return f"\n{did_you_mean(found.group(1), keys).capitalize()}".rstrip()
 

@@ -12,7 +12,7 @@ from gate_lightning.engine.configuration import config_folder
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.checks import did_you_mean
 
-__all__ = ["asked_help", "described", "help_text"]
+__all__ = ["asked_help", "described", "described_choices", "help_text"]
 
 #: of a defaults list: "  - head: upernet      # decode head: …"
 _GROUP = re.compile(r"  - (?:optional )?(\w+): +(\S.*?)(?: +# (.*))?$")
@@ -63,12 +63,17 @@ def described(path: Path) -> str:
     ].rstrip(".")
 
 
+def described_choices(group: str) -> list[tuple[str, str]]:
+    """Choices of a group and what each is."""
+    return [(path.stem, described(path)) for path in _choices(config_folder() / group)]
+
+
 def _command_help(name: str) -> str:
     folder, command = config_folder(), f"python {name}.py"
     usage, *examples = _commands(folder / f"{name}.yaml")
     parts = [f"Usage: {usage[0]}", "\nExamples", *_rows(examples)]
     if name == "eval":
-        tools = [(f"tool={path.stem}", described(path)) for path in _choices(folder / "tool") if path.stem != "none"]
+        tools = [(f"tool={tool}", about) for tool, about in described_choices("tool") if tool != "none"]
         parts += ["\nTools", *_rows(tools), f"\nKeys, beside those of train.py ({folder / 'train.yaml'})"]
     else:
         listed = list(_groups(folder / "train.yaml"))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine.run_folder import require_run
 from gate_lightning.engine.run_lock import new_folder
 from gate_lightning.engine.saved_paths import check_links
 
-__all__ = ["composed", "config_folder", "with_data"]
+__all__ = ["chosen_option", "composed", "config_folder", "with_data"]
 
 
 def _run_folder(resumed: str | None, wanted: str, trust: bool = False) -> str:
@@ -59,7 +61,27 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
         overrides: as on the command line.
         name: file of conf/ without its suffix: ``train``, ``eval``, ``backbone/sd15`` …
     """
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+    with _hydra_of_its_own():
         config = compose(name, overrides=with_data(overrides))
     OmegaConf.set_struct(config, False)
     return config
+
+
+def chosen_option(group: str, *overrides: str, name: str = "train") -> str:
+    """The option of a group that a command line chooses, itself or by an experiment or default."""
+    with _hydra_of_its_own():
+        config = compose(name, overrides=with_data(overrides), return_hydra_config=True)
+    return str(config.hydra.runtime.choices[group])
+
+
+@contextmanager
+def _hydra_of_its_own() -> Iterator[None]:
+    """Context in which Hydra composes, also inside a command, whose own Hydra is there again afterwards."""
+    inside = GlobalHydra.instance()
+    previous = inside.hydra
+    inside.clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = previous

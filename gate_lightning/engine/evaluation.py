@@ -46,7 +46,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         raise ConfigError("control_images belongs to run=<run folder>; without one, set technique.controlnet.folder")
     if config.tool is not None and "_target_" in config.tool:
         check_overrides(overrides, keys_of_tool(config), str(config.tool._target_).rsplit(".", 1)[-1])
-        run_tool(config, output, partial(_loaded, config, overrides))
+        run_tool(config, output, partial(_loaded, config, overrides), overrides)
         return {}
     if config.get("resume") is not None:
         from gate_lightning.engine.untrained import go_on_untrained

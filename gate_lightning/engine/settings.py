@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import run_folder as runs
@@ -54,13 +53,7 @@ def save_settings(config: DictConfig, folder: Path) -> None:
 @lru_cache(maxsize=1)
 def _defaults() -> dict[str, Any]:
     """Resolved configuration of ``python train.py`` alone."""
-    inside = GlobalHydra.instance()
-    previous = inside.hydra  # the command line's; composing by itself wants none
-    inside.clear()
-    try:
-        found = OmegaConf.to_container(runs.resolve(composed("~local")))
-    finally:
-        GlobalHydra.instance().hydra = previous
+    found = OmegaConf.to_container(runs.resolve(composed("~local")))
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}
 

@@ -34,6 +34,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     # a row of the controls study sets keys of the extractor
     "extractor": (*_INPUTS, "noise", "posterior", "backbone_scale", "features", *_ABLATIONS),
     "amalgamation": ("amalgamation", "extractor"),
+    "parts_of": ("extractor", "amalgamation", "required_inputs"),
     "backbone_groups": ("amalgamation", "extractor"),
     "head": ("head", "amalgamation", "labels"),
     "auxiliary_head": ("head", "amalgamation", "labels"),

@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Any
 
-__all__ = ["override"]
+__all__ = ["override", "quoted"]
 
 #: what neither a shell nor Hydra takes for something else
 _PLAIN = re.compile(r"[A-Za-z_/.][\w/.+@%-]*", re.ASCII)
@@ -22,13 +22,14 @@ def override(key: str, value: Any) -> str:
     text = str(value)
     if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
         return f"{key}={text}"
-    quoted = f"{key}='{_escaped(text)}'"
+    whole = f"{key}={quoted(text)}"
     # double quotes are easier to read; a shell looks for these signs inside them
-    return shlex.quote(quoted) if re.search(r'["$`\\!\n]', quoted) else f'"{quoted}"'
+    return shlex.quote(whole) if re.search(r'["$`\\!\n]', whole) else f'"{whole}"'
 
 
-def _escaped(text: str) -> str:
-    """Content of single quotes in Hydra's grammar: backslashes count only before a quote, ``${`` interpolates."""
+def quoted(text: str) -> str:
+    """A text in single quotes of Hydra's grammar: backslashes count only before a quote, ``${`` interpolates."""
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)
     text = re.sub(r"(\\+)$", r"\1\1", text)
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return f"'{text}'"

@@ -1,6 +1,7 @@
 """A page in Debian's or anybody's Chromium without a window, by the DevTools protocol.
 
 As a command it makes a picture of a page: python -m tests.support.browser report.html picture.png [width [dark]]
+(an address in place of the file is one that begins with http).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Page:
     """A page that is open in a Chromium of its own; a context.
 
     Args:
-        file: HTML file.
+        place: HTML file, or address of a page.
         width: of the window, in pixels of the page.
         dark: whether the page is asked to be dark.
 
@@ -40,8 +41,9 @@ class Page:
         errors: messages of the console, of scripts that failed and of what the page's policy refused.
     """
 
-    def __init__(self, file: Path, width: int = 1280, dark: bool = False) -> None:
-        self.file, self.width, self.dark = file.resolve(), width, dark
+    def __init__(self, place: Path | str, width: int = 1280, dark: bool = False) -> None:
+        self.address = place.resolve().as_uri() if isinstance(place, Path) else place
+        self.width, self.dark = width, dark
         self.requests: list[str] = []
         self.errors: list[str] = []
         self._number = 0
@@ -83,7 +85,7 @@ class Page:
             self.call("Emulation.setEmulatedMedia", features=[scheme])
             size = {"width": self.width, "height": 900, "deviceScaleFactor": 1, "mobile": self.width < 600}
             self.call("Emulation.setDeviceMetricsOverride", **size)
-            self.call("Page.navigate", url=self.file.as_uri())
+            self.call("Page.navigate", url=self.address)
             while self.evaluate("document.readyState") != "complete":
                 time.sleep(0.05)
         except BaseException:
@@ -124,11 +126,24 @@ class Page:
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def point(self, selector: str, across: float = 0.5, click: bool = False) -> None:
+    def wait(self, condition: str, seconds: float = 30) -> None:
+        """Wait until a JavaScript expression is true."""
+        end = time.monotonic() + seconds
+        while not self.evaluate(condition):
+            assert time.monotonic() < end, f"{condition} has not become true in {seconds} s"
+            time.sleep(0.02)
+
+    def choose_files(self, selector: str, *files: Path) -> None:
+        """Choose files in a file input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(file) for file in files], nodeId=node)
+
+    def point(self, selector: str, across: float = 0.5, click: bool = False, down: float = 0.5) -> None:
         """Move the mouse to an element, ``across`` of its width from its left, and click there if wanted."""
         self.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
         box = json.loads(self.evaluate(f"JSON.stringify(document.querySelector({selector!r}).getBoundingClientRect())"))
-        place = {"x": box["left"] + across * box["width"], "y": box["top"] + box["height"] / 2}
+        place = {"x": box["left"] + across * box["width"], "y": box["top"] + down * box["height"]}
         for kind in ("mouseMoved", *(("mousePressed", "mouseReleased") if click else ())):
             self.call("Input.dispatchMouseEvent", type=kind, button="left" if click else "none", clickCount=1, **place)
 
@@ -165,5 +180,6 @@ class Page:
 
 if __name__ == "__main__":
     wide = int(sys.argv[3]) if len(sys.argv) > 3 else 1280
-    with Page(Path(sys.argv[1]), wide, dark="dark" in sys.argv[4:]) as shown:
+    asked = sys.argv[1]
+    with Page(asked if asked.startswith("http") else Path(asked), wide, dark="dark" in sys.argv[4:]) as shown:
         Path(sys.argv[2]).write_bytes(shown.picture())

@@ -137,6 +137,16 @@ def test_what_cannot_be_matched(images: dict[str, Path], overrides: list[str], m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("wrong", "message"), [("source=nowhere.png", "nowhere"), ("points=[[99,1]]", "outside")])
+def test_files_and_points_are_looked_at_before_a_backbone_is_loaded(
+    images: dict[str, Path], wrong: str, message: str
+) -> None:
+    given = [f"source={images['source']}", f"target={images['source']}", wrong]
+    absent = composed("tool=match", "backbone=sd15", "backbone.weights=/no/such/folder", *given, name="eval")
+    with pytest.raises(DataError, match=message):
+        evaluate(absent, [], Path("unused"))
+
+
 def test_weights_that_nobody_has_trained(images: dict[str, Path], tmp_path: Path) -> None:
     both: list[Any] = [f"source={images['source']}", f"target={images['source']}", f"output={tmp_path}"]
     with pytest.raises(ConfigError, match="weights that nobody has trained; use amalgamation=concat"):

@@ -42,7 +42,7 @@ from gate_lightning.structures import Pair
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.seeding import data_generator
 
-__all__ = ["CHANGES", "ScenePairsDataModule", "other_view"]
+__all__ = ["CHANGES", "ScenePairsDataModule", "changed_scene", "other_view"]
 
 CHANGES = ("elsewhere", "domain", "view")
 _SIDES = (("crown_left", "crown_right"), ("wall_left", "wall_right"))
@@ -132,7 +132,7 @@ class ScenePairsDataModule(PairDataModule):
             first = sample_scene(seed, self.domain, self.kinds)
             drawn[_name(first)] = first, render(first, self.size)
             for change in self.changes:
-                spec, view = _changed(first, change, second)
+                spec, view = changed_scene(first, change, second)
                 name = _name(spec) + ("/view" if view is not None else "")
                 drawn[name] = spec, render(spec, self.size, view)
                 made = _pairs((_name(first), *drawn[_name(first)]), (name, *drawn[name]), change)
@@ -161,8 +161,14 @@ def _name(spec: SceneSpec) -> str:
     return f"scene_pairs/{spec.domain}/{spec.seed}"
 
 
-def _changed(first: SceneSpec, change: str, second: int) -> tuple[SceneSpec, np.ndarray | None]:
-    """The other scene of a pair, and the homography it is seen through."""
+def changed_scene(first: SceneSpec, change: str, second: int) -> tuple[SceneSpec, np.ndarray | None]:
+    """The other scene of a pair, and the homography it is seen through.
+
+    Args:
+        first: the first scene.
+        change: of `CHANGES`.
+        second: seed of the places of the objects and of the background.
+    """
     if change == "view":
         return first, other_view(first.seed)
     domain = first.domain if change == "elsewhere" else next(name for name in DOMAINS if name != first.domain)

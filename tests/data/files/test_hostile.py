@@ -166,7 +166,8 @@ def test_images_of_other_modes_are_refused_or_read(tmp_path: Path, mode: str) ->
     if mode == "I":
         assert read_image(path).shape == (8, 8, 3)
         return
-    with pytest.raises(GateError, match=r"a\.tif (is CMYK|has colour mode)"):
+    # before 13, Pillow does not read the YCbCr file that it writes
+    with pytest.raises(GateError, match=r"a\.tif (is CMYK|has colour mode|does not decode)"):
         read_image(path)
 
 

@@ -1,0 +1,1 @@
+"""The page of ``tool=app``: matches of a clicked point in several pictures."""

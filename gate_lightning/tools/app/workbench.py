@@ -1,0 +1,192 @@
+"""What a browser tab holds and what it is shown: the page without its widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gate_lightning.errors import DataError
+from gate_lightning.ops.correspondence.read_outs import ReadOut
+from gate_lightning.tools.app.features import PictureFeatures
+from gate_lightning.tools.app.figures import Figure, figures
+from gate_lightning.tools.app.pictures import EXAMPLE_POINT, Picture, PictureFolder
+from gate_lightning.tools.app.settings import AS_GIVEN, Settings, command, words
+from gate_lightning.tools.app.views import colours_of, match_of, shown, to_file, with_mark
+from gate_lightning.tools.matching import Describer, PartsOf
+from gate_lightning.utils.checks import check_choice
+
+__all__ = ["VIEWS", "Screen", "Session", "Workbench"]
+
+#: views of the pictures, with their titles
+VIEWS = {"heat": "Match and heat map", "match": "Match alone", "colours": "Features as colours (PCA)"}
+LEGENDS = {
+    "heat": "Each picture under its similarity to the point: black is its smallest value, yellow its largest.",
+    "match": "The place in each picture whose features are most similar to those of the point.",
+    "colours": "Three principal components of the features, one basis for all pictures: equal colours, equal features.",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one browser tab holds.
+
+    Attributes:
+        source: picture that is clicked.
+        targets: pictures that are searched.
+        point: x, y in pixels of the source's file.
+        settings: how pictures are read.
+        view: of `VIEWS`.
+    """
+
+    source: Picture
+    targets: tuple[Picture, ...]
+    point: tuple[float, float]
+    settings: Settings
+    view: str = "heat"
+
+
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """What a tab shows.
+
+    Attributes:
+        source: (h, w, 3) uint8, the source with a mark.
+        figures: HTML of the other pictures.
+        command: lines for a terminal, one for each target.
+    """
+
+    source: NDArray[np.uint8]
+    figures: str
+    command: str
+
+
+class Workbench:
+    """What all tabs share: backbone, features, pictures. A change of a session is a new session.
+
+    Args:
+        parts_of: makes extractor and amalgamation of a command line.
+        read_out: rule by which matches are read off.
+        resize, size, device: see `Describer`.
+        pictures: keeps copies of what is dropped.
+        limit: bytes of features that are kept.
+        given: source and targets of the command line; without a source, examples.
+
+    Raises:
+        GateError: what the command line names cannot be loaded or read.
+    """
+
+    def __init__(
+        self,
+        parts_of: PartsOf,
+        read_out: ReadOut,
+        resize: str,
+        size: int | None,
+        device: str,
+        pictures: PictureFolder,
+        limit: int,
+        given: Sequence[str | Path] = (),
+    ) -> None:
+        self.pictures, self.read_out, self._parts_of = pictures, read_out, parts_of
+        kept = [pictures.keep(path) for path in given] or pictures.examples()
+        self.backbones = [name for name, _ in parts_of.choices("backbone")]
+        self.initial = Settings.of_command(parts_of)
+        given_branches = [AS_GIVEN] if AS_GIVEN in self.initial.techniques else []
+        self.techniques = [*given_branches, "all", *parts_of.value("technique")]
+        self.features = PictureFeatures(
+            lambda words: Describer(partial(parts_of, ["tool=app", *words]), resize, size, device), limit
+        )
+        point = kept[0].middle if given else EXAMPLE_POINT
+        self.first = Session(kept[0], tuple(kept[1:]), point, self.initial)
+        self.screen(self.first)
+
+    def layers(self, session: Session) -> list[str]:
+        """Presets and layers of a session's backbone."""
+        return self.features.layers(self.words(session.settings))
+
+    def words(self, settings: Settings) -> tuple[str, ...]:
+        """Words of the command line that settings stand for."""
+        return words(self._parts_of.overrides, self.initial, settings)
+
+    def screen(self, session: Session) -> Screen:
+        """What a session is shown.
+
+        Raises:
+            GateError: settings or pictures cannot be read.
+        """
+        line = self.words(session.settings)
+        source = self.features(line, session.source)
+        targets = [self.features(line, picture) for picture in session.targets]
+        if session.view == "colours":
+            names = [picture.path.name for picture in (session.source, *session.targets)]
+            made = [
+                Figure(colours, name, "", aspect=one.image.shape[1] / one.image.shape[0], blocks=True)
+                for colours, name, one in zip(colours_of([source, *targets]), names, (source, *targets), strict=True)
+            ]
+        else:
+            found = [
+                match_of(self.read_out, source, target, session.point, session.view == "heat") for target in targets
+            ]
+            made = [
+                Figure(one.image, picture.path.name, _told(one.point, one.similarity))
+                for one, picture in zip(found, session.targets, strict=True)
+            ]
+        commands = [command(line, session.source.path, picture.path, session.point) for picture in session.targets]
+        return Screen(
+            with_mark(shown(source.image), session.point, session.source.size),
+            figures(made, LEGENDS[session.view]),
+            "\n".join(commands),
+        )
+
+    def clicked(self, session: Session, x: float, y: float) -> Session:
+        """The point at a pixel of the source as it is shown."""
+        return replace(session, point=to_file(x, y, session.source.size))
+
+    def with_source(self, session: Session, path: str | Path) -> Session:
+        """Another source, whose middle is the point."""
+        picture = self.pictures.keep(path)
+        return replace(session, source=picture, point=picture.middle)
+
+    def with_targets(self, session: Session, paths: Sequence[str | Path]) -> Session:
+        """Further targets; the examples make room for the first of one's own."""
+        kept = [self.pictures.keep(path) for path in paths]
+        before = () if session.targets == self.first.targets else session.targets
+        return replace(session, targets=(*before, *(one for one in kept if one not in before)))
+
+    def without_targets(self, session: Session) -> Session:
+        """No target."""
+        return replace(session, targets=())
+
+    def turned(self, session: Session) -> Session:
+        """The first target is the source, and the source the last target.
+
+        Raises:
+            DataError: there is no target.
+        """
+        if not session.targets:
+            raise DataError("there is no other picture; add one")
+        source, *targets = session.targets
+        return replace(session, source=source, targets=(*targets, session.source), point=source.middle)
+
+    def with_view(self, session: Session, view: str) -> Session:
+        """Another view of the pictures."""
+        check_choice(view, "view", list(VIEWS))
+        return replace(session, view=view)
+
+    def with_settings(self, session: Session, settings: Callable[[], Settings]) -> Session:
+        """Other settings.
+
+        Raises:
+            ConfigError: a value of another form, or a name that there is not.
+        """
+        made = settings()
+        made.check(self.backbones, self.techniques)
+        return replace(session, settings=made)
+
+
+def _told(point: tuple[float, float] | None, similarity: float) -> str:
+    return "no match" if point is None else f"({point[0]:.1f}, {point[1]:.1f}), similarity {similarity:.3f}"

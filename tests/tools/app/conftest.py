@@ -1,0 +1,34 @@
+"""A page's workbench as `eval.py tool=app` makes it, with the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.feature_parts import ComposedParts
+from gate_lightning.ops.correspondence.read_outs import ReadOut
+from gate_lightning.tools.app.pictures import PictureFolder
+from gate_lightning.tools.app.workbench import Workbench
+from tests.support.composition import composed
+
+#: what is typed behind `python eval.py`
+COMMAND = ("tool=app", "tool.device=cpu")
+
+
+@pytest.fixture(scope="package")
+def make_workbench(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Workbench]:
+    def make(*overrides: str, given: tuple[Path, ...] = (), limit: int = 10**9) -> Workbench:
+        line = (*COMMAND, *overrides)
+        parts = ComposedParts(runs.resolve(composed(*line, name="eval")), line)
+        folder = PictureFolder(tmp_path_factory.mktemp("app") / "pictures")
+        return Workbench(parts, ReadOut(), "square", None, "cpu", folder, limit, given)
+
+    return make
+
+
+@pytest.fixture(scope="package")
+def workbench(make_workbench: Callable[..., Workbench]) -> Workbench:
+    return make_workbench()
