@@ -2,6 +2,7 @@
 
     .venv/bin/python docs/tools/pictures.py                    # trains what it draws; about ten minutes on two cores
     .venv/bin/python docs/tools/pictures.py --run <run folder> --sweep <sweep folder>      # draws runs that are there
+    .venv/bin/python docs/tools/pictures.py --app     # the page of tool=app alone
 
 The sweep is the command below, the run ``python train.py``. docs/images/data_flow.svg is drawn by hand.
 """
@@ -9,6 +10,7 @@ The sweep is the command below, the run ``python train.py``. docs/images/data_fl
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +44,7 @@ SWEEP = (
 SHOWN = (2, 9, 24, 36)
 #: width and height of the browser's window
 REPORT_SIZE = (1000, 1250)
+APP_SIZE = (1280, 1190)
 #: layer whose features are drawn: 16 × 16 positions of a 64 px image
 LAYER = "up-level2-upsampler-out"
 
@@ -51,7 +54,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="folder of a run of the default job")
     parser.add_argument("--sweep", type=Path, help="folder of the sweep")
+    parser.add_argument("--app", action="store_true", help="draw the page of tool=app alone")
     given = parser.parse_args()
+    write("app", app_page())
+    if given.app:
+        return
     run = given.run or started(TRAINING, "hydra.run.dir", OUTPUTS / "run")
     sweep = given.sweep or started(SWEEP, "hydra.sweep.dir", OUTPUTS / "sweep")
     loaded = gl.load_run(run)
@@ -81,12 +88,31 @@ def write(name: str, image: NDArray[np.uint8]) -> None:
 def report(run: Path) -> NDArray[np.uint8]:
     """Upper part of the run's HTML report, as Chromium shows it."""
     with tempfile.TemporaryDirectory() as folder:
-        page, picture = write_report([run], Path(folder)), Path(folder) / "report.png"
-        browser = shutil.which("chromium") or shutil.which("google-chrome")
-        if browser is None:
-            sys.exit("the picture of the report needs Chromium: apt install chromium")
-        options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=4000")
-        shot = (f"--screenshot={picture}", f"--window-size={','.join(map(str, REPORT_SIZE))}", page.as_uri())
+        return browser_picture(write_report([run], Path(folder)).as_uri(), REPORT_SIZE)
+
+
+def app_page() -> NDArray[np.uint8]:
+    """First screen of the page of ``tool=app``."""
+    command = (sys.executable, "eval.py", "tool=app", "tool.port=0", "hydra.run.dir=outputs/documentation/app")
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
+        try:
+            assert page.stdout is not None
+            lines = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in page.stdout)
+            address = next(found.group() for found in lines if found)
+            return browser_picture(address, APP_SIZE)
+        finally:
+            page.terminate()
+
+
+def browser_picture(address: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A page as Chromium shows it in a window of (width, height) pixels."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        sys.exit("pictures of pages need Chromium: apt install chromium")
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "page.png"
+        options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=8000")
+        shot = (f"--screenshot={picture}", f"--window-size={','.join(map(str, size))}", address)
         subprocess.run([browser, *options, *shot], check=True, capture_output=True)
         return np.asarray(Image.open(picture).convert("RGB"))
 
