@@ -21,7 +21,7 @@ from gate_lightning.errors import ConfigError
 from tests.support.composition import SMALL, composed
 
 TASKS = sorted(path.stem for path in Path(config_folder(), "task").glob("*.yaml"))
-TOOLS = sorted(path.stem for path in Path(config_folder(), "tool").glob("*.yaml") if path.stem != "none")
+TOOLS = sorted(path.stem for path in Path(config_folder(), "tool").glob("[!_]*.yaml") if path.stem != "none")
 WITH_BACKBONE = ("extract", "generate", "agreement", "layers", "match", "app")
 #: what generates or trains a part, and reads no features
 WITHOUT_FEATURES = ("autoencoder", "controlnet", "lora", "single_object", "unet")
