@@ -57,7 +57,7 @@ class PCK:
         self.variants, self.groups = tuple(variants), groups or {}
         if not self.groups and any(one.subset != "all" for one in self.variants):
             raise ConfigError(
-                "subsets has geometry-aware, which needs the groups of keypoints that look alike: "
+                "subsets has geometry-aware ones, which need the groups of keypoints that look alike: "
                 "keypoint_groups={cat: [[2, 3], [9, 10, 11, 12]], …}"
             )
         self._measured: dict[int, MeasuredPair] = {}
@@ -100,7 +100,14 @@ class PCK:
             lengths_of(pairs, variant)
             if variant.average.endswith("_by_group") and not any(pair.group for pair in pairs):
                 raise ConfigError(f"averages has {variant.average}, and these pairs are in no groups; leave it out")
-            if variant.subset != "all" and not any(_counted(pair, self.groups).any() for pair in pairs):
+            unknown = [pair for pair in pairs if variant.subset == "geometry-aware" and pair.target_visible is None]
+            if unknown:
+                raise ConfigError(
+                    f"subsets has geometry-aware, and of {len(unknown)} of {len(pairs)} pairs it is not known which "
+                    f"keypoints are visible in the target, the first is {unknown[0].source} → {unknown[0].target} "
+                    "(SPair-71k tells in ImageAnnotation/); count those of the pair alone: geometry-aware-common"
+                )
+            if variant.subset != "all" and not any(_counted(pair, self.groups, variant.subset).any() for pair in pairs):
                 raise ConfigError(
                     "no pair has two keypoints of one group of keypoint_groups; its names are those of the data set: "
                     f"{', '.join(pairs[0].keypoint_ids) or 'none'} in {pairs[0].category or 'the first pair'}"
@@ -166,10 +173,12 @@ def lengths_of(pairs: Sequence[Pair], variant: PCKVariant) -> Numbers:
     return np.array(found, dtype=np.float64)
 
 
-def _counted(pair: Pair, groups: KeypointGroups) -> NDArray[np.bool_]:
-    """Keypoints (N,) of a pair that have another one of the pair in their group."""
+def _counted(pair: Pair, groups: KeypointGroups, subset: str) -> NDArray[np.bool_]:
+    """Keypoints (N,) of a pair that have another one in their group; see `PCKVariant`."""
     own = [{str(name) for name in group} for group in groups.get(pair.category, ())]
     there = set(pair.keypoint_ids)
+    if subset == "geometry-aware":
+        there |= pair.target_visible or set()
     found = [any(name in group and len(group & there) > 1 for group in own) for name in pair.keypoint_ids]
     return np.array(found or [False] * len(pair), dtype=bool)
 
@@ -190,7 +199,7 @@ class _Keypoints:
         }
         self._groups = groups
         self._lengths: dict[tuple[str, str], Numbers] = {}
-        self._subset: NDArray[np.bool_] | None = None
+        self._subsets: dict[str, NDArray[np.bool_]] = {}
 
     def score(self, variant: PCKVariant) -> float:
         right, count = self._per_pair(variant)
@@ -214,9 +223,10 @@ class _Keypoints:
         if variant.subset == "all":
             counted = np.ones(len(right), dtype=bool)
         else:
-            if self._subset is None:
-                self._subset = np.concatenate([_counted(pair, self._groups) for pair in self.pairs])
-            counted = self._subset
+            if variant.subset not in self._subsets:
+                found = [_counted(pair, self._groups, variant.subset) for pair in self.pairs]
+                self._subsets[variant.subset] = np.concatenate(found)
+            counted = self._subsets[variant.subset]
         return self._sums(right & counted), self._sums(counted)
 
     def right(self, variant: PCKVariant) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ __all__ = ["AVERAGES", "COMPARISONS", "THRESHOLDS", "PCKVariant", "main_variant"
 THRESHOLDS = ("bbox", "img", "bbox-kp", "square")
 AVERAGES = ("image", "point", "image_by_category", "point_by_category", "image_by_group", "point_by_group")
 COMPARISONS = {"le": "≤", "lt": "<"}
-SUBSETS = ("all", "geometry-aware")
+SUBSETS = ("all", "geometry-aware", "geometry-aware-common")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class PCKVariant:
             category or group, and their plain mean, with ``_by_category`` or ``_by_group``.
         comparison: ``le`` (≤) or ``lt`` (<).
         reference: image whose box, size or keypoints give the length: ``target`` or ``source``.
-        subset: ``all`` keypoints, or the ``geometry-aware`` ones: those with another keypoint of the pair in their
-            group of keypoints that look alike (GeoAware-SC).
+        subset: ``all`` keypoints; the ``geometry-aware`` ones: those with another keypoint of their group, of keypoints
+            that look alike, visible in the target, whether in the source or not (GeoAware-SC); or
+            ``geometry-aware-common``: those with another one of the pair in their group, for data that do not tell what
+            else is visible.
 
     Raises:
         ConfigError: unknown or out of range.

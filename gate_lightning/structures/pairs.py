@@ -54,6 +54,8 @@ class Pair:
         keypoint_ids: names of the N keypoints, or () where they have none.
         group: subset or part of the protocol that the pair is averaged in; "" for none.
         attributes: further facts, e.g. viewpoint_variation.
+        target_visible: names of all keypoints that are visible in the target, whether in the source or not; None where
+            that is not known.
     """
 
     source: str
@@ -69,6 +71,7 @@ class Pair:
     keypoint_ids: tuple[str, ...] = ()
     group: str = ""
     attributes: Mapping[str, int] = field(default_factory=dict)
+    target_visible: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         shapes = {tuple(self.source_points.shape), tuple(self.target_points.shape)}

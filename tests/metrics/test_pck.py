@@ -28,6 +28,8 @@ def made_up(count: int = 14) -> list[tuple[Pair, torch.Tensor]]:
         length = int(rng.integers(2, 6))
         points = [torch.from_numpy(rng.integers(0, 60, (length, 2))).float() for _ in range(2)]
         points[1][0] += 7  # so that keypoints have an extent
+        further = np.random.default_rng(number).permutation([2, 3, 9, 10, 11])[:2]
+        names = tuple(str(one) for one in rng.permutation([2, 3, 9, 10, 11])[:length])
         pair = Pair(
             f"{number}a",
             f"{number}b",
@@ -37,8 +39,9 @@ def made_up(count: int = 14) -> list[tuple[Pair, torch.Tensor]]:
             (1.0, 2.0, 31.0, 22.0),
             (0.0, 0.0, 20.0, 30.0 + number),
             category=("cat", "dog")[number % 2],
-            keypoint_ids=tuple(str(one) for one in rng.permutation([2, 3, 9, 10, 11])[:length]),
+            keypoint_ids=names,
             group=f"part {number % 3}",
+            target_visible=frozenset((*names, *map(str, further))),
         )
         matches = pair.target_points.double() + torch.from_numpy(rng.integers(-6, 7, (length, 2)))
         if number == 5:
@@ -66,9 +69,10 @@ def slow(rows: Sequence[tuple[Pair, torch.Tensor]], variant: PCKVariant) -> floa
         }[variant.threshold]
         right = []
         for index, name in enumerate(pair.keypoint_ids):
-            others = {other for other in pair.keypoint_ids if other != name}
+            seen = pair.target_visible if variant.subset == "geometry-aware" else pair.keypoint_ids
+            others = {other for other in seen or () if other != name}
             alike = any(name in group and others & set(group) for group in GROUPS[pair.category])
-            if variant.subset == "geometry-aware" and not alike:
+            if variant.subset != "all" and not alike:
                 continue
             across, down = (matches[index] - pair.target_points[index]).tolist()
             if variant.threshold == "square":
@@ -88,7 +92,7 @@ def slow(rows: Sequence[tuple[Pair, torch.Tensor]], variant: PCKVariant) -> floa
 
 
 @pytest.mark.parametrize("threshold", ["bbox", "img", "bbox-kp", "square", "256px"])
-@pytest.mark.parametrize("subset", ["all", "geometry-aware"])
+@pytest.mark.parametrize("subset", ["all", "geometry-aware", "geometry-aware-common"])
 @pytest.mark.parametrize("reference", ["target", "source"])
 def test_every_variant_is_that_of_a_loop(threshold: str, subset: str, reference: str) -> None:
     variants = pck_variants([0.01, 0.05, 0.1], [threshold], AVERAGES, ["le", "lt"], reference, [subset])
@@ -162,13 +166,13 @@ def test_names_tell_all_variants_apart() -> None:
         ["bbox", "img", "bbox-kp", "square", "256px", "25px"],
         AVERAGES,
         ["le", "lt"],
-        subsets=["all", "geometry-aware"],
+        subsets=["all", "geometry-aware", "geometry-aware-common"],
     )
     assert (
         len({variant.key for variant in variants})
         == len({variant.name for variant in variants})
         == len(variants)
-        == 288
+        == 432
     )
 
 
@@ -203,10 +207,14 @@ def test_what_cannot_be_measured_is_told_before_anything_is_matched() -> None:
         PCK([PCKVariant(threshold="bbox-kp")]).check([single])
     with pytest.raises(ConfigError, match="averages has point_by_group, and these pairs are in no groups"):
         PCK([PCKVariant(threshold="img", average="point_by_group")]).check([single])
-    with pytest.raises(ConfigError, match="needs the groups of keypoints"):
+    with pytest.raises(ConfigError, match="need the groups of keypoints"):
         PCK([PCKVariant(subset="geometry-aware")])
     with pytest.raises(ConfigError, match=r"no pair has two keypoints of one group .* in cat"):
         PCK([PCKVariant(subset="geometry-aware")], {"cat": [["left"]]}).check(pairs)
+    unknown = replace(pairs[0], target_visible=None)
+    with pytest.raises(ConfigError, match=r"of 1 of 2 pairs it is not known which keypoints .* 0a → 0b"):
+        PCK([PCKVariant(subset="geometry-aware")], GROUPS).check([pairs[1], unknown])
+    PCK([PCKVariant(subset="geometry-aware-common")], GROUPS).check([unknown])
     empty = Pair("a", "b", torch.ones(0, 2), torch.ones(0, 2), (8, 8), (8, 8))
     with pytest.raises(DataError, match="a → b has no keypoints in common"):
         PCK([PCKVariant()]).update(0, empty, torch.ones(0, 2))

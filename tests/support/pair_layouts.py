@@ -71,8 +71,11 @@ def write_spair(root: Path, splits: dict[str, tuple[str, ...]] | None = None, id
         for category in categories:
             drawn, pair = drawing(number), []
             stems = [f"{split}_{number:02d}_{side}" for side in "ab"]
-            for stem, image in zip(stems, drawn.images, strict=True):
+            named = list(ids) or [str(index) for index in range(len(drawn.points[0]))]
+            for stem, image, points in zip(stems, drawn.images, drawn.points, strict=True):
                 save(root / f"JPEGImages/{category}/{stem}.jpg", image)
+                seen = {**dict(zip(named, points.tolist(), strict=True)), "28": [1, 1], "29": None}
+                dump(root / f"ImageAnnotation/{category}/{stem}.json", {"kps": seen})
             for first in (0, 1):
                 pair = [first, 1 - first]
                 name = f"{number:06d}-{stems[pair[0]]}-{stems[pair[1]]}:{category}"
@@ -91,7 +94,7 @@ def write_spair(root: Path, splits: dict[str, tuple[str, ...]] | None = None, id
                         f"{side}_kps": drawn.points[which].tolist(),
                         f"{side}_pose": "Unspecified",
                     }
-                entry["kps_ids"] = list(ids) or [str(index) for index in range(len(drawn.points[0]))]
+                entry["kps_ids"] = named
                 dump(root / f"PairAnnotation/{split}/{name}.json", entry)
                 names.append(name)
                 number += 1

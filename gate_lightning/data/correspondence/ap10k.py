@@ -152,7 +152,8 @@ class _Animal:
 
 
 def _pair(source: _Animal, target: _Animal, group: str) -> Pair:
-    seen = (source.keypoints[:, 2] > 0) & (target.keypoints[:, 2] > 0)
+    visible = target.keypoints[:, 2] > 0
+    seen = (source.keypoints[:, 2] > 0) & visible
     return Pair(
         source.name,
         target.name,
@@ -166,4 +167,5 @@ def _pair(source: _Animal, target: _Animal, group: str) -> Pair:
         "" if source.species == target.species else target.species,
         tuple(name for name, both in zip(KEYPOINTS, seen.tolist(), strict=True) if both),
         group,
+        target_visible=frozenset(name for name, one in zip(KEYPOINTS, visible.tolist(), strict=True) if one),
     )

@@ -204,6 +204,7 @@ def _pairs(
                 "hidden": int((~seen).sum()),
                 "mirrored": int(obj.flip != second[1].objects[other].flip),
             },
+            target_visible=frozenset(name for name, there in zip(two.names, two.visible, strict=True) if there),
         )
         made.append(pair)
     return made

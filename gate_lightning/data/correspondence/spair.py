@@ -3,6 +3,7 @@
 root/JPEGImages/<category>/<name>.jpg
 root/PairAnnotation/{trn,val,test}/<number>-<source>-<target>:<category>.json      one pair each
 root/Layout/{large,small}/{trn,val,test}.txt                                       names of those, one a line
+root/ImageAnnotation/<category>/<name>.json                                        visible keypoints (optional)
 
 Facts: the devkit of SPair-71k; prompts of DIFT and GATE; the counts of pairs are those of the data set's paper.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -113,7 +115,8 @@ class SPairDataModule(PairDataModule):
         if split in self.lists:
             return read_list(self.lists[split], self.root, "JPEGImages")
         images: dict[str, PairImage] = {}
-        pairs = [_pair(path, self.root, images) for path in self._files(split)]
+        visible = _visible_in(self.root / "ImageAnnotation")
+        pairs = [_pair(path, self.root, images, visible) for path in self._files(split)]
         return Annotated(tuple(pairs), images)
 
     def _files(self, split: str) -> list[Path]:
@@ -146,7 +149,23 @@ def _stored(name: str, there: set[str]) -> str | None:
     return next((stored for stored in (name.replace(":", sign) for sign in _COLONS) if stored in there), None)
 
 
-def _pair(path: Path, root: Path, images: dict[str, PairImage]) -> Pair:
+def _visible_in(folder: Path) -> Callable[[str, str], frozenset[str] | None]:
+    """Category and name of an image → its visible keypoints; None where its annotation is not there."""
+
+    @cache
+    def visible(category: str, name: str) -> frozenset[str] | None:
+        path = folder / category / f"{Path(name).stem}.json"
+        if not path.is_file():
+            return None
+        points = field_of(read_json(path), "kps", dict, str(path))
+        return frozenset(str(number) for number, point in points.items() if point is not None)
+
+    return visible
+
+
+def _pair(
+    path: Path, root: Path, images: dict[str, PairImage], visible: Callable[[str, str], frozenset[str] | None]
+) -> Pair:
     """The pair of a file, whose images are added to ``images``."""
     entry, where = read_json(path), str(path)
     category: str = field_of(entry, "category", str, where)
@@ -182,6 +201,7 @@ def _pair(path: Path, root: Path, images: dict[str, PairImage]) -> Pair:
         category,
         keypoint_ids=names,
         attributes={name: entry[name] for name in _ATTRIBUTES if type(entry.get(name)) is int},
+        target_visible=visible(category, entry["trg_imname"]),
     )
 
 

@@ -161,8 +161,11 @@ class SemanticCorrespondence(BaseTask):
         return loss
 
     def on_train_start(self) -> None:
-        """Learn how the data module shows images."""
-        self._shown = getattr(self.trainer.datamodule, "shown_size", None)  # type: ignore[attr-defined]
+        """Learn how the data module shows images; refuse what cannot be measured, before training rather than after."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._shown = getattr(data, "shown_size", None)
+        if self.trainer.limit_val_batches:
+            self._measures(data, data.pairs_of("val"))
 
     def _lengths(self, batch: PairBatch) -> Tensor:
         """Larger side (B,) of the targets' boxes in pixels of the batch's images; NaN where there is none."""
@@ -221,25 +224,29 @@ class SemanticCorrespondence(BaseTask):
 
     def _begin(self, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        pairs: tuple[Pair, ...] = data.pairs_of(split)
+        self._partners, self._shown = getattr(data, "partners", {}), getattr(data, "shown_size", None)
+        self.pck = self._measures(data, data.pairs_of(split))
+        self._open = open_pairs(data, split)
+
+    def _measures(self, data: Any, pairs: Sequence[Pair]) -> PCK:
+        """All variants that are asked for, if they can be computed on these pairs."""
         thresholds = self._thresholds
         if thresholds is None:
             boxes = all(pair.target_box is not None and pair.source_box is not None for pair in pairs)
             thresholds = ("bbox", "img") if boxes else ("img",)
-        self._partners, self._shown = getattr(data, "partners", {}), getattr(data, "shown_size", None)
         groups = (
             self._groups
             or getattr(data, "keypoint_groups", None)
             or {
                 category: [{name, other} for name, other in partners.items()]
-                for category, partners in self._partners.items()
+                for category, partners in getattr(data, "partners", {}).items()
             }
         )
-        self.pck = PCK(self._variants(thresholds), groups)
-        self.pck.check(pairs)
+        pck = PCK(self._variants(thresholds), groups)
+        pck.check(pairs)
         if self.flip == "instance":
             self._require_boxes(pairs)
-        self._open = open_pairs(data, split)
+        return pck
 
     def _end(self, split: str) -> None:
         measured, left = self.pck.measured(), len(self._open)

@@ -27,6 +27,7 @@ def test_pairs_are_grouped_by_subset(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pair.source_points.numpy(), drawn.points[0][seen])
     np.testing.assert_array_equal(pair.target_points.numpy(), drawn.points[1][seen])
     assert pair.keypoint_ids == tuple(KEYPOINTS[index] for index in seen)
+    assert pair.target_visible == {*pair.keypoint_ids, KEYPOINTS[3]}  # hidden in the source alone
     assert (list(pair.source_box), list(pair.target_box)) == drawn.boxes
     assert pair.source_size == (64, 96)
     assert {pair.group for pair in data.pairs_of("train")} == {""}

@@ -73,6 +73,12 @@ def test_homographies_map_points_and_pixels_of_views() -> None:
         assert np.median(difference) < 5
 
 
+def test_what_is_visible_in_the_target_is_known(data: ScenePairsDataModule) -> None:
+    further = [(pair.target_visible or set()) - set(pair.keypoint_ids) for pair in data.pairs_of("test")]
+    assert all(set(pair.keypoint_ids) <= (pair.target_visible or set()) for pair in data.pairs_of("test"))
+    assert any(further) and not all(further)
+
+
 def test_hidden_points_are_left_out(data: ScenePairsDataModule) -> None:
     pairs = data.pairs_of("test")
     assert all(len(pair) for pair in pairs)

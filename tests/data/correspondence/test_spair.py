@@ -226,3 +226,16 @@ def test_real_pairs() -> None:
     assert one.target_size == (332, 500)
     assert one.target_box == (162, 51, 406, 269)
     assert data.splits == ("val", "test")
+
+
+def test_what_is_visible_in_the_target_is_known_where_images_are_annotated(tmp_path: Path) -> None:
+    root = str(write_spair(tmp_path))
+    pairs = SPairDataModule(root, size=16).pairs_of("test")
+    assert all(pair.target_visible == {*pair.keypoint_ids, "28"} for pair in pairs)  # 28 is not in the pair, 29 nowhere
+    path = next(tmp_path.glob("ImageAnnotation/cat/test_*.json"))
+    path.unlink()
+    found = SPairDataModule(root, size=16).pairs_of("test")
+    assert [pair.target_visible is None for pair in found] == [Path(pair.target).stem == path.stem for pair in found]
+    path.write_text('{"kps": [1, 2]}')
+    with pytest.raises(DataError, match="kps is"):
+        SPairDataModule(root, size=16).pairs_of("test")
