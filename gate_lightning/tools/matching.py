@@ -1,4 +1,4 @@
-"""What `match` and the page of `app` share: features made on request, descriptors of image files, heat maps."""
+"""What `match`, `propagate` and the page of `app` share: features on request, descriptors of image files, heat maps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from gate_lightning.amalgamation.base import Amalgamation
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.core.required_inputs import RequiredInputs
-from gate_lightning.data.samples import BatchDataset, SampleRequest
+from gate_lightning.data.samples import Sample, collate_images
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.descriptors import descriptor_grids
 from gate_lightning.heads.descriptors import PlainDescriptors
@@ -25,6 +25,7 @@ from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.structures import Extractor
 from gate_lightning.tools.devices import device_of
 from gate_lightning.tools.extraction.sizing import Sizing
+from gate_lightning.utils.seeding import data_generator
 from gate_lightning.visualization.heat import heat_overlay
 
 __all__ = ["DescribedImage", "Describer", "FeatureParts", "PartsOf", "cosines", "heat_of", "image_file", "matched"]
@@ -103,11 +104,17 @@ class Describer:
         Raises:
             DataError: it is broken, or lacks what techniques need.
         """
-        batch = BatchDataset(self.required_inputs.attach(file), self.sizing)[[SampleRequest(0)]]
-        place = self.extractor.backbone.device
+        sample: Sample = self.required_inputs.attach(file).load(0)
+        return DescribedImage(sample.image, self.grid_of(sample))
+
+    @torch.no_grad()
+    def grid_of(self, sample: Sample) -> FeatureGrid:
+        """Descriptors of an image that was read already."""
+        batch = collate_images([self.sizing(sample, data_generator())])  # resizing draws nothing
+        place, size = self.extractor.backbone.device, sample.image.shape[:2]
         images, conditions = batch.images.to(place), batch.conditions.to(place)
-        (grid,) = descriptor_grids(self.extractor, self.amalgamation, self.head, images, conditions, file.sizes(0))
-        return DescribedImage(file.load(0).image, grid)
+        (grid,) = descriptor_grids(self.extractor, self.amalgamation, self.head, images, conditions, [size])
+        return grid
 
 
 def image_file(path: str | Path, name: str) -> ImageSource:

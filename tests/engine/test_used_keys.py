@@ -22,7 +22,7 @@ from tests.support.composition import SMALL, composed
 
 TASKS = sorted(path.stem for path in Path(config_folder(), "task").glob("*.yaml"))
 TOOLS = sorted(path.stem for path in Path(config_folder(), "tool").glob("[!_]*.yaml") if path.stem != "none")
-WITH_BACKBONE = ("extract", "generate", "agreement", "layers", "match", "app")
+WITH_BACKBONE = ("extract", "generate", "agreement", "layers", "match", "app", "propagate")
 #: what generates or trains a part, and reads no features
 WITHOUT_FEATURES = ("autoencoder", "controlnet", "lora", "single_object", "unet")
 #: what measures features as they are, and has nothing that could be trained
@@ -61,7 +61,7 @@ def test_every_tool_refuses_what_it_does_not_read(tool: str) -> None:
         return  # they read a run, which decides by itself
     assert not {"optimizer", "scheduler", "head", "loss", "trainer", "callbacks"} & read
     assert {"backbone"} <= read if tool in WITH_BACKBONE else "backbone" not in read
-    assert ("techniques" in read) == (tool in ("extract", "match", "app"))
+    assert ("techniques" in read) == (tool in ("extract", "match", "app", "propagate"))
     with pytest.raises(ConfigError, match=r"head=fcn, optimizer\.lr=1: .* reads no head, optimizer"):
         check_overrides(["head=fcn", "optimizer.lr=1"], read, tool)
 

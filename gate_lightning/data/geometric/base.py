@@ -18,7 +18,7 @@ from gate_lightning.data.files.report import SplitReport
 from gate_lightning.data.geometric.keypoints import KeypointRule, Points, read_keypoints
 from gate_lightning.data.samples import Collate, Sample, SampleSource, collate_images
 from gate_lightning.errors import DataError
-from gate_lightning.ops.correspondence.homographies import fault_of
+from gate_lightning.ops.correspondence.homographies import corners_of, fault_of
 from gate_lightning.structures import ViewBatch, ViewPair
 
 __all__ = ["ViewDataModule", "ViewSample", "collate_views", "homography_fault"]
@@ -152,7 +152,7 @@ class ViewDataModule(PairedImagesDataModule[ViewPair]):
 
 def homography_fault(matrix: np.ndarray, size: tuple[int, int], where: object) -> str:
     """Sentence about a homography that cannot be the truth of an image of ``size`` (H, W); "" for none."""
-    fault = fault_of(matrix, size)
+    fault = fault_of(matrix, corners_of(size))
     return f"{where}: the homography {fault}; expected source → target in pixels of the files" if fault else ""
 
 

@@ -93,7 +93,7 @@ class SceneViewsDataModule(ViewDataModule):
         domain: str = "source",
         kinds: str | Sequence[str] | None = "leak_free",
         pixels: int = 256,
-        scenes: int = 8,
+        scenes: int = 4,
         views: int = 5,
         size: int = 128,
         **others: Any,

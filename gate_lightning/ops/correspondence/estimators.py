@@ -62,22 +62,22 @@ class Estimator:
         whole_number(self.iterations, "estimator.iterations", 1)
         number(self.confidence, "estimator.confidence", 1e-6, 1 - 1e-9)
 
-    def homography(self, source: Numbers, target: Numbers, size: tuple[int, int]) -> Estimate:
-        """Homography of an image of ``size`` (H, W) from matches x, y (M, 2) in pixels."""
+    def homography(self, source: Numbers, target: Numbers, corners: Numbers) -> Estimate:
+        """Homography of an image with these corners (4, 2) from matches x, y (M, 2) in pixels."""
         if len(source) < 4:
             return _failed(len(source), "too_few_matches")
         settings = (METHODS[self.method], self.threshold, None, self.iterations, self.confidence)
         matrix, mask = cv2.findHomography(source, target, *settings)
-        return _checked(matrix, mask, len(source), size)
+        return _checked(matrix, mask, len(source), corners)
 
-    def affine(self, source: Numbers, target: Numbers, size: tuple[int, int]) -> Estimate:
-        """Affine map of an image of ``size`` (H, W) as (3, 3), from matches x, y (M, 2) in pixels."""
+    def affine(self, source: Numbers, target: Numbers, corners: Numbers) -> Estimate:
+        """Affine map (3, 3) of an image with these corners (4, 2) from matches x, y (M, 2) in pixels."""
         if len(source) < 3:
             return _failed(len(source), "too_few_matches")
         method, limits = METHODS[self.method], (self.iterations, self.confidence)
         matrix, mask = cv2.estimateAffine2D(source, target, None, method, self.threshold, *limits)
         whole = None if matrix is None else np.concatenate([matrix, [[0.0, 0.0, 1.0]]])
-        return _checked(whole, mask, len(source), size)
+        return _checked(whole, mask, len(source), corners)
 
     def pose(self, source: Numbers, target: Numbers, cameras: tuple[Numbers, Numbers]) -> Estimate:
         """Rotation and translation of length 1 between calibrated cameras (3, 3), from matches x, y (M, 2) in pixels.
@@ -110,10 +110,10 @@ def _normalised(points: Numbers, camera: Numbers) -> Numbers:
     return found
 
 
-def _checked(matrix: Numbers | None, mask: NDArray[np.uint8] | None, count: int, size: tuple[int, int]) -> Estimate:
+def _checked(matrix: Numbers | None, mask: NDArray[np.uint8] | None, count: int, corners: Numbers) -> Estimate:
     if matrix is None or mask is None or not matrix.size:
         return _failed(count, "no_estimate")
-    if fault_of(matrix, size):
+    if fault_of(matrix, corners):
         return _failed(count, "degenerate")
     return Estimate(np.asarray(matrix, dtype=np.float64), mask.ravel() > 0)
 

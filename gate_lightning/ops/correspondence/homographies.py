@@ -27,12 +27,12 @@ def project(points: Numbers, matrix: Numbers) -> Numbers:
     return found
 
 
-def fault_of(matrix: Numbers, size: tuple[int, int]) -> str:
-    """Why no camera sees a plane so, for a homography of an image of ``size`` (H, W); "" where nothing is wrong."""
+def fault_of(matrix: Numbers, corners: Numbers) -> str:
+    """Why no camera sees the front of a plane so, for a homography and the corners (4, 2) of an image, going round; ""
+    where nothing is wrong."""
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
         return "is no matrix of 3 × 3 finite numbers"
-    corners = corners_of(size)
-    middle = np.array([corners[2, 0] / 2, corners[2, 1] / 2, 1.0])
+    middle = np.append(corners.mean(axis=0), 1.0)
     weights = np.concatenate([corners, np.ones((4, 1))], axis=1) @ matrix[2] / (matrix[2] @ middle or np.nan)
     if not (weights > _NEAREST).all():
         return "sends a part of the image to infinity"
@@ -42,5 +42,4 @@ def fault_of(matrix: Numbers, size: tuple[int, int]) -> str:
     turns = sides[:, 0] * after[:, 1] - sides[:, 1] * after[:, 0]
     if (np.hypot(*sides.T) < 1e-6).any() or np.abs(turns).max() < 1e-9:
         return "maps the image to a line or a point"
-    # mirrored: no view of the front of a plane, either
     return "" if (turns > 0).all() else "folds the image over"

@@ -16,6 +16,7 @@ from gate_lightning.features.descriptors import descriptor_grids
 from gate_lightning.heads.descriptors import PlainDescriptors
 from gate_lightning.metrics.homography import MeasuredViews, ViewMetrics
 from gate_lightning.ops.correspondence.estimators import Estimator
+from gate_lightning.ops.correspondence.homographies import corners_of
 from gate_lightning.ops.correspondence.neighbours import mutual_pairs
 from gate_lightning.ops.correspondence.read_outs import METRICS
 from gate_lightning.structures import Extractor, ViewBatch, ViewPair
@@ -133,7 +134,7 @@ class GeometricCorrespondence(BaseTask):
         found = mutual_pairs(source.vectors, target.vectors, self.metric).cpu()
         points, matches = (side.points[index].numpy() for side, index in zip((source, target), found.T, strict=True))
         if pair.pose is None:
-            estimate = self.estimator.homography(points, matches, pair.source_size)
+            estimate = self.estimator.homography(points, matches, corners_of(pair.source_size))
         else:
             cameras = pair.pose.source_camera.numpy(), pair.pose.target_camera.numpy()
             estimate = self.estimator.pose(points, matches, cameras)

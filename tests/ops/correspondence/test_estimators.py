@@ -11,7 +11,7 @@ from gate_lightning.ops.correspondence.estimators import METHODS, Estimator
 from gate_lightning.ops.correspondence.homographies import corners_of, fault_of, project
 from tests.support.view_layouts import HOMOGRAPHIES, moved
 
-SIZE = (96, 128)
+SIZE = corners_of((96, 128))
 
 
 def matches(outliers: int = 20) -> tuple[np.ndarray, np.ndarray]:
