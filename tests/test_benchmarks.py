@@ -107,3 +107,24 @@ def test_correspondences_are_measured_in_both_ways(
             module.main(small)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_propagation_is_measured_in_both_ways(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+    small = ["--frames", "1", "--channels", "16", "--rows", "12", "--columns", "20", "--last", "3", "--radius", "2"]
+    module = importlib.import_module("propagation")
+    try:
+        module.main([*small, "--top-k", "4"])
+        lines = capsys.readouterr().out.splitlines()
+        ratios = re.fullmatch(r"propagate (\d+\.\d)x, memory (\d+)x", lines[-1])
+        assert ratios and float(ratios[2]) >= 2
+        module.main([*small, "--video", "6"])
+        assert capsys.readouterr().out.splitlines()[-1].startswith("frame 5: 4 frames kept, ")
+        monkeypatch.setattr(module, "ready", lambda rule, context: lambda query: context[0][1])
+        with pytest.raises(SystemExit, match="labels differ"):
+            module.main(small)
+    finally:
+        torch.set_num_threads(threads)

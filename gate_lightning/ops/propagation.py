@@ -84,6 +84,10 @@ class Propagator:
         """Number of frames that are kept now."""
         return 1 + len({id(frame) for frame in self._last} - {id(self._first)})
 
+    def know(self, features: Tensor, labels: Tensor) -> None:
+        """Take a next frame whose labels (K, h, w) are known."""
+        self._last.append(_Frame(_cells(features), labels.permute(1, 2, 0).to(features).contiguous()))
+
     def __call__(self, features: Tensor) -> Tensor:
         """Labels (K, h, w) of the next frame, from its features (C, h, w); labels of a cell are a mean of others'."""
         cells = _cells(features)

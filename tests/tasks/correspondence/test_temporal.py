@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -184,6 +186,22 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
             continue
         with pytest.raises(ResumeError, match=r"json"):
             task.go_on(tmp_path / "run", "val", data)
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    root = write_davis(tmp_path / "DAVIS", videos=3)
+    given = [*SETTINGS, f"dataset.root={root}"]
+    wanted = evaluate(config_of(f"dataset.root={root}"), given, tmp_path / "one")
+    several = [*given, "trainer.devices=2", "+trainer.strategy=ddp_fork"]
+    code = (
+        "from pathlib import Path; from tests.support.composition import composed; "
+        "from gate_lightning.engine.evaluation import evaluate; "
+        f"given = {several!r}; evaluate(composed(*given, name='eval'), given, Path({str(tmp_path / 'two')!r}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    assert json.loads((tmp_path / "two/metrics.json").read_text()) == wanted
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
 
 
 def test_test_dev_is_exported_and_not_measured(tmp_path: Path) -> None:
