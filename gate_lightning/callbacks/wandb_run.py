@@ -178,7 +178,8 @@ def _begin(logger: WandbRun) -> Any:
             return None
     best = logger.description.monitor
     if best is not None:
-        run.define_metric(best, summary=f"{logger.description.mode},last")
+        # a dot would lead into a nested value: PCK_0.10
+        run.define_metric(best.replace(".", "\\."), summary=f"{logger.description.mode},last")
     place = _place(run)
     if place and logger.description.job_type == "train":  # else it ends at once, and that is said
         log.info("wandb: %s", place)

@@ -16,17 +16,30 @@ SETTINGS = ("timestep", "layers", "techniques", "backbone", "dataset", "head", "
 LINES = {
     "Training": ("train/loss", "train/lr", "train/gradient_norm"),
     "Validation": ("val/mIoU", "val/mAcc", "val/aAcc", "val/loss"),
+    "Correspondence": (
+        "val/PCK_0.10_bbox_per-image_le",
+        "val/PCK_0.05_bbox_per-image_le",
+        "val/PCK_0.10_img_per-image_le",
+        "val/PCK_0.10_bbox_per-point_le",
+    ),
     "Cost": ("train/images_per_second", "cost/memory_gib"),
 }
 #: section → images
 MEDIA = {
     "Predictions": ("predictions/val", "predictions/worst_val", "predictions/test", "predictions/worst_test"),
     "Features and errors": ("images/feature_pca", "images/confusion_val", "images/confusion_test"),
+    "Correspondence": (
+        "images/matches_first_val",
+        "images/matches_worst_val",
+        "images/matches_first_test",
+        "images/matches_worst_test",
+    ),
     "Sweep": ("images/comparison", "images/comparison_grid"),
 }
 #: section → tables
 TABLES = {
     "Tables": ("tables/classes_val", "tables/classes_test", "tables/images_val", "tables/images_test"),
+    "Correspondence": ("tables/categories_val", "tables/categories_test"),
     "Sweep": ("tables/comparison_summary", "tables/comparison"),
 }
 #: mean weight of every branch at every level, by step

@@ -13,7 +13,8 @@ from gate_lightning.callbacks.report import REPORT
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.export import Export
 from gate_lightning.tasks.base import BaseTask, SegmentationResults
-from gate_lightning.utils.commands import override
+from gate_lightning.tasks.correspondence.semantic import CorrespondenceResults
+from gate_lightning.utils.commands import override, quoted
 from gate_lightning.utils.console import HEADLINE
 from gate_lightning.utils.units import duration, human_size, measured
 
@@ -53,6 +54,8 @@ def tell(
         log.info("%s", task.usage(export.written))
     if isinstance(task, SegmentationResults):
         log.info("label your own images: python eval.py %s input=<image or folder>", override("run", folder))
+    if isinstance(task, CorrespondenceResults):
+        log.info("compare it with another run: python eval.py tool=compare %s", _with_another(folder))
 
 
 def headline(metrics: Mapping[str, float], monitor: str | None = None, step: int | None = None) -> str:
@@ -95,6 +98,12 @@ def _places(folder: Path) -> list[str]:
     if report.is_file():
         found.append(f"report: {report} ({human_size(report.stat().st_size)})")
     return [*found, f"all metrics, as fractions: {folder / 'metrics.json'}"]
+
+
+def _with_another(folder: Path) -> str:
+    """Override that names a run and a place for another one, for a shell."""
+    named = str(folder) if override("run", folder) == f"run={folder}" else quoted(str(folder))
+    return f'"run=[{named},<another run>]"'
 
 
 def _callback(trainer: Trainer, kind: type[One]) -> One | None:

@@ -55,12 +55,16 @@ def logged(folder: Path) -> OfflineRun:
 
 def documented() -> list[str]:
     """Keys of the tables under "What is shown"."""
-    text = (REPOSITORY / "docs" / "dashboards.md").read_text().split("## What is shown")[1]
+    text = (REPOSITORY / "docs" / "dashboards.md").read_text().split("## What is shown\n")[1]
     return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
 
 
 def of_sweeps(key: str) -> bool:
     return "/comparison" in key
+
+
+def of_pairs(key: str) -> bool:
+    return any(part in key for part in ("/PCK_", "/matches_", "/categories_"))
 
 
 def test_the_page_names_every_panel_of_the_workspace() -> None:
@@ -72,9 +76,13 @@ def test_the_page_names_every_panel_of_the_workspace() -> None:
     assert set(workspace.SETTINGS) == ASKED
 
 
-@pytest.mark.parametrize("key", [key for key in documented() if not of_sweeps(key)])
+@pytest.mark.parametrize("key", [key for key in documented() if not of_sweeps(key) and not of_pairs(key)])
 @pytest.mark.slow
 def test_every_panel_of_a_run_has_its_data(logged: OfflineRun, key: str) -> None:
+    check_data(logged, key)
+
+
+def check_data(logged: OfflineRun, key: str) -> None:
     pattern = re.sub(r"<\w+>", "[^/]+", key)
     values = [row[name] for row in logged.rows for name in row if re.fullmatch(pattern, name)]
     assert values
@@ -86,6 +94,20 @@ def test_every_panel_of_a_run_has_its_data(logged: OfflineRun, key: str) -> None
         assert all(table["columns"] and table["data"] for table in tables)
     else:
         assert all(isinstance(value, int | float) for value in values)
+
+
+@pytest.mark.slow
+def test_every_panel_of_a_run_on_pairs_has_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    given = ["dataset=scene_pairs", "backbone.weights=random", "dataset.train=1", "dataset.val=1", "dataset.test=1"]
+    given += ["trainer.accelerator=cpu", "trainer.max_steps=2", "trainer.val_check_interval=1", "logger=wandb"]
+    given += ["techniques=[prompt]", "head=conv_descriptors", "callbacks.report=null", "trainer.log_every_n_steps=1"]
+    train(composed(*given), given, tmp_path / "run", CHOICES)
+    (run,) = offline_runs(tmp_path / "run")
+    for key in (*filter(of_pairs, documented()), "train/loss", "train/lr", "train/images_per_second"):
+        check_data(run, key)
+    best = max(row["val/PCK_0.10_bbox_per-image_le"] for row in run.rows if "val/PCK_0.10_bbox_per-image_le" in row)
+    assert run.summary["val/PCK_0.10_bbox_per-image_le"]["max"] == best
 
 
 def test_predictions_have_masks_captions_and_classes(folder: Path, logged: OfflineRun) -> None:

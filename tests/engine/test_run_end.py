@@ -40,6 +40,16 @@ def test_the_end_names_the_metric_what_it_is_and_the_places(tmp_path: Path, capl
     ]
 
 
+def test_a_run_on_pairs_is_compared_with_another_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    results = SimpleNamespace(measured={}, pck=None)
+    line = f"""compare it with another run: python eval.py tool=compare "run=['{folder}',<another run>]\""""
+    assert told(folder, caplog, task=results)[-1] == line
+    config = composed(line.partition('"')[2].rstrip('"').replace("<another run>", "other"), name="eval")
+    assert config.run == [str(folder), "other"]
+
+
 def test_without_a_monitored_metric_the_last_split_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first, *rest = told(tmp_path, caplog)
     assert first == "done in 3 min 20 s: test/aAcc 93.1 %, test/mIoU 67.1 %, test/loss 0.5778"
