@@ -211,9 +211,8 @@ class Backbone(nn.Module, ABC):
         return {name: FeatureInfo(spec.channels, spec.stride, spec.module) for name, spec in specs.items()}
 
     def check_timestep(self, timestep: int) -> None:
-        """Raise ConfigError unless the timestep is a whole number within the noise schedule, or its lowest one."""
-        if type(timestep) is not int or timestep != self.schedule.lowest:
-            whole_number(timestep, "timestep", 0, self.schedule.length - 1)
+        """Raise ConfigError unless the timestep is a whole number within the noise schedule."""
+        whole_number(timestep, "timestep", self.schedule.lowest, self.schedule.length - 1)
 
     def check_images(self, images: Tensor) -> None:
         """Raise DataError unless the images are (B, 3, H, W) of a valid size."""

@@ -317,7 +317,7 @@ def test_what_makes_no_sense_is_refused(backbone: UNetBackbone) -> None:
         Branch("x", 50, layers, ensemble=0)
     with pytest.raises(ConfigError, match="starts at 1005, outside 0 … 999"):
         FeatureExtractor(backbone, [Branch("x", 995, layers, (Denoise(),))])
-    with pytest.raises(ConfigError, match="timestep=1000: expected a whole number from 0 to 999"):
+    with pytest.raises(ConfigError, match="timestep=1000: expected a whole number from -1 to 999"):
         FeatureExtractor(backbone, [Branch("x", 1000, layers, (Inversion(),))])
     with pytest.raises(ConfigError, match=r"inversion, so that all its draws would be equal \(ensemble=2"):
         FeatureExtractor(backbone, [Branch("x", 50, layers, (Inversion(),), ensemble=2)])
