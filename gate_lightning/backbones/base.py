@@ -211,7 +211,7 @@ class Backbone(nn.Module, ABC):
         return {name: FeatureInfo(spec.channels, spec.stride, spec.module) for name, spec in specs.items()}
 
     def check_timestep(self, timestep: int) -> None:
-        """Raise ConfigError unless the timestep is a whole number within the noise schedule."""
+        """Raise ConfigError unless the timestep is a whole number from the lowest to the last of the noise schedule."""
         whole_number(timestep, "timestep", self.schedule.lowest, self.schedule.length - 1)
 
     def check_images(self, images: Tensor) -> None:
