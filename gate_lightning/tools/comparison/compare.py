@@ -16,7 +16,14 @@ from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.tools.comparison.grid import grid_of, write_grid
 from gate_lightning.tools.comparison.intervals import paired_interval
 from gate_lightning.tools.comparison.rows import BROKEN, ComparedRun, Row, counterpart
-from gate_lightning.tools.comparison.run_files import column_of, metrics_of, monitor_of, overrides_of, status_of
+from gate_lightning.tools.comparison.run_files import (
+    column_of,
+    differences_of,
+    metrics_of,
+    monitor_of,
+    overrides_of,
+    status_of,
+)
 from gate_lightning.tools.comparison.text import comparison_text
 from gate_lightning.utils.files import write_csv
 from gate_lightning.visualization.charts import comparison_chart
@@ -24,7 +31,9 @@ from gate_lightning.visualization.charts import comparison_chart
 __all__ = ["ComparedRun", "Row", "compare", "compared_metric", "find_runs", "group_runs"]
 
 #: overrides that are left out of a row's label
-UNLABELLED = ("seed", "experiment", "resume", "logger", "callbacks", "allow_changes", "hydra")
+UNLABELLED = ("seed", "resume", "logger", "callbacks", "allow_changes", "hydra")
+#: settings by which runs of equal overrides are told apart; of more, the folder tells
+MOST_SETTINGS = 4
 #: plain features, which a row is compared with by default
 BASELINES = ("techniques=none", "ablation=plain")
 #: monitored metric of runs that do not say theirs
@@ -86,7 +95,7 @@ def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
         found += [_read(folder) for run in inside for folder in _splits(run)]
     if not found:
         raise ConfigError("no run given: run=<sweep folder> or run=[<run>,<run>]")
-    return _labelled(found)
+    return _labelled(_told_apart(found))
 
 
 def compared_metric(found: Sequence[ComparedRun]) -> str:
@@ -105,6 +114,43 @@ def _monitored(folder: Path) -> str | None:
         return monitor_of(folder)
     except GateError:  # its results are whole; the run is told of as broken, if more than this file is
         return None
+
+
+def _told_apart(found: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """Runs with equal overrides that were not of equal settings (another state of an experiment's file, or of the
+    defaults) get those in which they differ; seeds and what is kept out of labels are none."""
+    alike: dict[tuple[str, ...], list[ComparedRun]] = {}
+    for run in found:
+        if run.status != BROKEN:
+            alike.setdefault(run.settings, []).append(run)
+    further: dict[Path, tuple[str, ...]] = {}
+    for runs in (runs for runs in alike.values() if len(runs) > 1):
+        recorded = [_recorded(run.folder) for run in runs]
+        defaults = {key: default for one in recorded for key, (_, default) in one.items()}
+        values = {key: [one.get(key, (default,))[0] for one in recorded] for key, default in defaults.items()}
+        varied = {key: chosen for key, chosen in values.items() if len(set(chosen)) > 1}
+        for place, run in enumerate(runs) if varied else ():
+            named = tuple(f"{key}={chosen[place]}" for key, chosen in varied.items())
+            further[run.folder] = named if len(named) <= MOST_SETTINGS else (f"settings={run.folder.name}",)
+    return [
+        replace(run, settings=settings, label=" ".join(settings))
+        if (settings := (*run.settings, *further.get(run.folder, ()))) != run.settings
+        else run
+        for run in found
+    ]
+
+
+def _recorded(folder: Path) -> dict[str, tuple[str, str]]:
+    """What tells runs apart of the settings in which one differs from the defaults."""
+    try:
+        found = differences_of(folder)
+    except GateError:  # its results are whole
+        return {}
+    return {
+        key: one
+        for key, one in found.items()
+        if key.split(".")[0] not in UNLABELLED and not key.rpartition(".")[2].endswith("seed")
+    }
 
 
 def _labelled(found: Sequence[ComparedRun]) -> list[ComparedRun]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from gate_lightning.errors import DataError
 from gate_lightning.utils.text import read_csv, read_json
 
-__all__ = ["STATES", "column_of", "metrics_of", "monitor_of", "overrides_of", "status_of"]
+__all__ = ["STATES", "column_of", "differences_of", "metrics_of", "monitor_of", "overrides_of", "status_of"]
 
 #: what ``status.json`` says
 STATES = ("running", "done", "failed", "interrupted")
@@ -56,6 +56,20 @@ def monitor_of(folder: Path) -> str | None:
     if found is not None and not isinstance(found, str):
         raise DataError(f"{path} has the monitor {found!r}, expected the name of a metric")
     return found
+
+
+def differences_of(folder: Path) -> dict[str, tuple[str, str]]:
+    """Setting → its value and the default, as text, of the settings in which a run differs from the defaults; none
+    where ``settings.json`` is missing.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / "settings.json"
+    found = read_json(path).get("differences", []) if path.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(one, dict) and "value" in one for one in found):
+        raise DataError(f"{path}: differences are no list of settings with a value")
+    return {str(one.get("key")): (str(one["value"]), str(one.get("default", "default"))) for one in found}
 
 
 def overrides_of(folder: Path) -> list[str]:

@@ -113,6 +113,45 @@ def test_a_sweep_over_seeds_alone_does_not_repeat_its_settings(tmp_path: Path) -
     assert lines[3].split() == ["settings", "of", "all", "3", "10.0", "±", "0.0"]
 
 
+def record(folder: Path, **settings: str) -> None:
+    differences = [{"key": key.replace("__", "."), "value": value} for key, value in settings.items()]
+    (folder / "settings.json").write_text(json.dumps({"differences": differences}))
+
+
+def test_runs_of_equal_overrides_and_other_settings_are_not_one_row(tmp_path: Path) -> None:
+    for number, layers in enumerate(("mid", "mid", "dift")):  # the file of the experiment was changed before the third
+        folder = tmp_path / str(number)
+        make_run(folder, ["experiment=mine", "techniques=none", f"seed={number}"], 0.1 * (number + 1))
+        record(folder, layers=layers, head__seed=str(number), callbacks__cost="null")
+    rows = {row.label: sorted(row.values) for row in group_runs(find_runs([tmp_path]), "val/mIoU")}
+    assert rows == {"layers=mid": ["0", "1"], "layers=dift": ["2"]}
+
+
+def test_a_setting_at_its_default_is_told_from_others_recorded(tmp_path: Path) -> None:
+    for number in range(2):
+        make_run(tmp_path / str(number), [], 0.1)
+    (tmp_path / "1" / "settings.json").write_text(
+        json.dumps({"differences": [{"key": "timestep", "value": 25, "default": 50}]})
+    )
+    assert {row.label for row in group_runs(find_runs([tmp_path]), "val/mIoU")} == {"timestep=50", "timestep=25"}
+
+
+def test_many_settings_are_told_by_the_folder(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name, ["techniques=none"], 0.1)
+        record(tmp_path / name, **{f"k{number}": name for number in range(5)})
+    assert {row.label for row in group_runs(find_runs([tmp_path]), "val/mIoU")} == {"settings=a", "settings=b"}
+
+
+def test_experiments_are_told_apart_by_name(tmp_path: Path) -> None:
+    for name in ("gate", "baseline"):
+        make_run(tmp_path / name, [f"experiment={name}", "timestep=50"], 0.1)
+    assert {row.label for row in group_runs(find_runs([tmp_path]), "val/mIoU")} == {
+        "experiment=gate",
+        "experiment=baseline",
+    }
+
+
 def test_rows_that_are_all_plain_have_no_differences(tmp_path: Path) -> None:
     for number in range(3):
         make_run(tmp_path / str(number), ["techniques=none", f"timestep={number}"], 0.1 * (number + 1))
