@@ -54,7 +54,7 @@ def _matches(workbench: Workbench, blocks: Any) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             source = gr.Image(
-                start.source, label="Click a point", interactive=False, buttons=[], elem_id="source", format="png"
+                start.source, label="Click a point", interactive=False, buttons=[], elem_id="source", format="jpeg"
             )
             with gr.Row():
                 new_source = gr.UploadButton(
@@ -79,6 +79,8 @@ def _matches(workbench: Workbench, blocks: Any) -> None:
         language="shell",
         label="The same by commands, one for each picture",
         wrap_lines=True,
+        lines=3,
+        max_lines=8,
         show_line_numbers=False,
         elem_id="command",
     )

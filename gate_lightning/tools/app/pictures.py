@@ -66,8 +66,11 @@ class PictureFolder:
             DataError: it is missing, broken, no image, or too large.
         """
         source = Path(path)
-        image_file(source, "picture")
-        height, width = read_image(source).shape[:2]
+        try:
+            image_file(source, "picture")
+            height, width = read_image(source).shape[:2]
+        except DataError as error:  # where a browser's file lies for the moment says nothing
+            raise DataError(str(error).replace(str(source), source.name)) from error
         if height * width > MOST_PIXELS:
             raise DataError(
                 f"{source.name} has {width} × {height} pixels; expected {MOST_PIXELS // 10**6} millions at most, for a "
