@@ -44,7 +44,7 @@ SWEEP = (
 SHOWN = (2, 9, 24, 36)
 #: width and height of the browser's window
 REPORT_SIZE = (1000, 1250)
-APP_SIZE = (1280, 1190)
+APP_SIZE = (1280, 1095)
 #: layer whose features are drawn: 16 × 16 positions of a 64 px image
 LAYER = "up-level2-upsampler-out"
 

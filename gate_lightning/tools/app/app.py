@@ -54,5 +54,7 @@ def app(
         raise ConfigError("targets are searched for points of a source; name it: source=<image>")
     given = [] if source is None else [source, *targets]
     with listening(whole_number(port, "tool.port", 0, 65535)) as place:
-        pictures = PictureFolder(Path(output) / "pictures")
+        folder, here = Path(output).resolve(), Path.cwd()
+        folder = folder.relative_to(here) if folder.is_relative_to(here) else folder  # commands are typed here
+        pictures = PictureFolder(folder / "pictures")
         serve(Workbench(parts_of, read_out, resize, size, device, pictures, limit, given), place)
