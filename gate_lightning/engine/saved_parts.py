@@ -49,7 +49,10 @@ _NAMED = frozenset(
         "gate_lightning.tasks.inference.Inference",
         "gate_lightning.tasks.pretraining.tiny_parts.FolderEncoder",
         "gate_lightning.tasks.pretraining.tiny_parts.untrained_backbone",
-        *(f"gate_lightning.tasks.schedules.{name}" for name in ("constant", "cosine", "poly", "trapezoid")),
+        *(
+            f"gate_lightning.tasks.schedules.{name}"
+            for name in ("constant", "cosine", "one_cycle", "poly", "trapezoid")
+        ),
         "lightning.pytorch.callbacks.EarlyStopping",
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.strategies.DDPStrategy",
