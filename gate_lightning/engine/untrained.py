@@ -23,12 +23,13 @@ from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.engine.settings import save_settings
 from gate_lightning.engine.used_keys import ONLY_TRAINING, check_overrides, keys_of_run, keys_of_task, recorded
-from gate_lightning.errors import ConfigError, ResumeError
+from gate_lightning.errors import ConfigError, Interrupted, ResumeError
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import taking
 from gate_lightning.utils.files import differences, plain_json
+from gate_lightning.utils.signals import stop_in
 
 __all__ = ["go_on_untrained", "is_training_free", "measure_untrained"]
 
@@ -122,6 +123,13 @@ def _watched(components: Components, split: str, folder: Path, go_on: bool) -> d
         message = f"{type(error).__name__}: {error}"
         _once(runs.write_json, folder / "status.json", {"status": "failed", "message": message})
         raise
+    except (KeyboardInterrupt, SystemExit) as error:
+        number = stop_in(error)
+        if number is None or not hasattr(components.task_class, "go_on"):
+            raise
+        text = f"stopped by {number.name}. Go on with: python eval.py {override('resume', folder)}"
+        _once(runs.write_json, folder / "status.json", {"status": "interrupted", "message": text})
+        raise Interrupted(text, number) from None
 
 
 def _measured(components: Components, split: str, folder: Path, go_on: bool) -> dict[str, float]:

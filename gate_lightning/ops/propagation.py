@@ -1,8 +1,8 @@
 """Propagation of labels through a video by the similarity of features, in memory that does not grow with its length.
 
 A cell of the new frame takes the mean label of the cells that are most like it, among those of the first frame and of
-the last few. Cells are looked for in a window round its own place only, so cells are compared tile by tile with the
-union of a tile's windows: no matrix of all cells by all cells is made.
+the last few. Cells are looked for in a window round its own place only, so a strip of columns is compared, row by row,
+with the rows and columns that its windows reach: no matrix of all cells by all cells is made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate, normalize, pad
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.checks import check_choice, number, whole_number
@@ -21,7 +21,7 @@ from gate_lightning.utils.checks import check_choice, number, whole_number
 __all__ = ["WINDOWS", "Propagation", "Propagator", "labels_of", "nearest", "one_hot"]
 
 WINDOWS = ("square", "disc")
-_SIDE = 8  # cells of a tile, each way
+_COLUMNS = 8  # columns of cells that are looked at together
 _FRAMES = 8  # frames of the context that are compared at once
 
 
@@ -111,14 +111,16 @@ class _Frame:
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """Columns of some frames: (h, F, columns, C) unit vectors and (h, F, columns, K) labels.
+    """Columns of some frames.
 
     Attributes:
+        cells: (h, columns, C) unit vectors of each of the F frames.
+        labels: (h, F, columns, K).
         left: number of the first column.
         windowed: whether only the cells of a window count.
     """
 
-    cells: Tensor
+    cells: tuple[Tensor, ...]
     labels: Tensor
     left: int
     windowed: bool
@@ -178,24 +180,22 @@ def _cells(features: Tensor) -> Tensor:
 
 def _propagated(rule: Propagation, query: Tensor, first: _Frame, last: Sequence[_Frame]) -> Tensor:
     """Labels (h, w, K) of the cells of a frame, unit vectors (h, w, C)."""
-    height, width = query.shape[:2]
+    width = query.shape[1]
     found = first.labels.new_empty(first.labels.shape)
-    columns = _SIDE if rule.radius else width
-    rows = max(_SIDE * _SIDE // columns, 1)
+    columns = _COLUMNS if rule.radius else width
     for left in range(0, width, columns):
-        strip = query[:, left : left + columns]
-        tiles = [slice(top, min(top + rows, height)) for top in range(0, height, rows)]
-        best = [_Best(rule, len(strip[tile].flatten(0, 1)), found) for tile in tiles]
+        strip = query[:, left : left + columns].contiguous()
+        best = [_Best(rule, len(row), found) for row in strip]
         for block in _blocks(rule, first, last, left, strip.shape[1]):
-            for tile, one in zip(tiles, best, strict=True):
-                one.add(*_compared(rule, strip, tile, left, block))
-        tied = [(tile, one) for tile, one in zip(tiles, best, strict=True) if rule.ties and one.tied]
-        if tied:  # the same similarities once more, now that it is known how far down they count
+            for one, (similarity, labels) in zip(best, _compared(rule, strip, left, block), strict=True):
+                one.add(similarity, labels)
+        if rule.ties and any(one.tied for one in best):
+            # the same similarities once more, now that it is known how far down they count
             for block in _blocks(rule, first, last, left, strip.shape[1]):
-                for tile, one in tied:
-                    one.add_tied(*_compared(rule, strip, tile, left, block))
-        for tile, one in zip(tiles, best, strict=True):
-            found[tile, left : left + columns] = one.labels().view(-1, strip.shape[1], found.shape[-1])
+                for one, (similarity, labels) in zip(best, _compared(rule, strip, left, block), strict=True):
+                    if one.tied:
+                        one.add_tied(similarity, labels)
+        found[:, left : left + columns] = torch.stack([one.labels() for one in best])
     return found
 
 
@@ -204,47 +204,61 @@ def _blocks(rule: Propagation, first: _Frame, last: Sequence[_Frame], left: int,
     width = first.cells.shape[1]
     free = rule.radius > 0 and not rule.window_in_first
     if free:
-        yield _Block(first.cells[:, None], first.labels[:, None], 0, False)
+        yield _Block((first.cells,), first.labels[:, None], 0, False)
     frames = [*([] if free else [first]), *last]
     window = slice(max(left - rule.radius, 0), left + columns + rule.radius) if rule.radius else slice(0, width)
     for start in range(0, len(frames), _FRAMES):
         some = frames[start : start + _FRAMES]
-        cells = torch.stack([frame.cells[:, window] for frame in some], dim=1)
+        cells = tuple(frame.cells[:, window] for frame in some)
         labels = torch.stack([frame.labels[:, window] for frame in some], dim=1)
         yield _Block(cells, labels, window.start, rule.radius > 0)
 
 
-def _compared(rule: Propagation, strip: Tensor, tile: slice, left: int, block: _Block) -> tuple[Tensor, Tensor]:
-    """Similarities (q, n) of a tile's cells to the cells near them, -inf outside the windows, and labels (n, K)."""
-    height, columns = strip.shape[:2]
-    cells = strip[tile].flatten(0, 1)
+def _compared(rule: Propagation, strip: Tensor, left: int, block: _Block) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of every row of a strip (h, q, C): similarities (q, n) to the cells near it, -inf outside of windows, and the
+    labels (n, K) of these cells."""
     if not block.windowed:
-        return cells @ block.cells.flatten(0, 2).T, block.labels.flatten(0, 2)
-    rows = slice(max(tile.start - rule.radius, 0), min(tile.stop + rule.radius, height))
-    near = block.cells[rows]
-    similarity = cells @ near.flatten(0, 2).T
-    device = cells.device
-    down = torch.arange(tile.start, tile.stop, device=device)[:, None] - torch.arange(
-        rows.start, rows.stop, device=device
-    )
-    across = torch.arange(left, left + columns, device=device)[:, None] - (
-        block.left + torch.arange(near.shape[2], device=device)
-    )
+        cells, labels = torch.stack(block.cells, dim=1).flatten(0, 2), block.labels.flatten(0, 2)
+        yield from ((row @ cells.T, labels) for row in strip)
+        return
+    height, columns = strip.shape[:2]
+    frames, width = block.labels.shape[1:3]
+    reach = min(rule.radius, height - 1)  # rows on each side
+    found = strip.new_full((height, columns, 2 * reach + 1, frames * width), -torch.inf)
+    by_row, by_column, by_offset, _ = found.stride()
+    for y in range(height):
+        cells = torch.cat([one[y] for one in block.cells])  # while they are used: they stay in the processor's cache
+        top, bottom = max(y - reach, 0), min(y + reach + 1, height)
+        similarity = strip[top:bottom].flatten(0, 1) @ cells.T
+        # the row y of cells is one row nearer to each next row of the strip
+        place = found.as_strided(
+            (bottom - top, columns, frames * width),
+            (by_row - by_offset, by_column, 1),
+            top * by_row + (y - top + reach) * by_offset,
+        )
+        place.copy_(similarity.view(bottom - top, columns, -1))
+    outside = _outside(rule, reach, columns, left - block.left, width, strip.device)
+    found.view(height, columns, -1, frames, width).masked_fill_(outside[:, :, None, :], -torch.inf)
+    labels = pad(block.labels, (0, 0, 0, 0, 0, 0, reach, reach))
+    for row, similarity in enumerate(found.flatten(2)):
+        yield similarity, labels[row : row + 2 * reach + 1].flatten(0, 2)
+
+
+def _outside(rule: Propagation, reach: int, columns: int, left: int, width: int, device: torch.device) -> Tensor:
+    """Whether cells are outside of the window: (columns of the strip, rows on each side, columns of the block)."""
+    down = torch.arange(-reach, reach + 1, device=device)[None, :, None]
+    across = torch.arange(left, left + columns, device=device)[:, None, None] - torch.arange(width, device=device)
     if rule.window == "square":
-        outside = (down.abs() > rule.radius)[:, None, :, None] | (across.abs() > rule.radius)[None, :, None, :]
-    else:
-        outside = (down**2)[:, None, :, None] + (across**2)[None, :, None, :] >= rule.radius**2
-    outside = outside.flatten(0, 1)[:, :, None]  # (q, rows, 1, columns)
-    similarity.view(-1, *near.shape[:3]).masked_fill_(outside, -torch.inf)
-    return similarity, block.labels[rows].flatten(0, 2)
+        return (across.abs() > rule.radius).expand(columns, 2 * reach + 1, width)
+    return down**2 + across**2 >= rule.radius**2
 
 
 class _Best:
-    """The most similar cells of a tile's cells, and their labels, collected block by block.
+    """The most similar cells of some cells, and their labels, collected block by block.
 
     Args:
         rule: how many, and what they weigh.
-        count: cells of the tile, q.
+        count: of the cells, q.
         like: has the device, type and number of labels.
     """
 
@@ -263,7 +277,7 @@ class _Best:
 
     @property
     def tied(self) -> bool:
-        """Whether further cells are as similar as the last one that counts, of any cell of the tile."""
+        """Whether further cells are as similar as the last one that counts, of any cell."""
         return bool(self._ties.any())
 
     @property

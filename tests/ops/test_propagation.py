@@ -83,7 +83,7 @@ def test_many_cells_of_many_frames_are_more_than_a_block() -> None:
     generator = torch.Generator().manual_seed(2)
     frames = list(torch.randn(12, 4, 3, 18, generator=generator))
     labels = one_hot(torch.randint(0, 2, (3, 18), generator=generator), 2)
-    assert propagation._FRAMES < 10 and propagation._SIDE < 18
+    assert propagation._FRAMES < 10 and propagation._COLUMNS < 18
     for found, wanted in follow(Propagation(10, 3, 6, 0.1), frames, labels):
         assert (found.double() - wanted).abs().max() < 1e-6
 
