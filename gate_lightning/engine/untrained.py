@@ -67,7 +67,9 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
         split = _split_of(config.split, components)
         described = components.record_card()
         _once(runs.save_config, described, folder)
-        _once(runs.save_overrides, overrides, folder)
+        # a split that an experiment names is no part of the configuration that is saved
+        named = [] if config.split is None or any(map(_names_split, overrides)) else [f"split={config.split}"]
+        _once(runs.save_overrides, [*overrides, *named], folder)
         _once(save_settings, described, folder)
         return _watched(components, split, folder, go_on=False)
 
@@ -110,7 +112,7 @@ def go_on_untrained(config: DictConfig, overrides: Sequence[str]) -> dict[str, f
     with occupied(folder), closing_dashboards():
         components = Components(patched, str(folder))
         typed: list[str] = runs.read_json(folder / "overrides.json", list) or []
-        split = next((one.partition("=")[2] for one in typed if one.startswith("split=")), None)
+        split = next((one.partition("=")[2] for one in typed if _names_split(one)), None)
         return _watched(components, _split_of(split, components), folder, go_on=True)
 
 
@@ -165,6 +167,10 @@ def _split_of(asked: str | None, components: Components) -> str:
             f"split={wanted}: {components.card.name} has {' and '.join(there) or 'no split'} to be measured on"
         )
     return wanted
+
+
+def _names_split(override: str) -> bool:
+    return override.lstrip("+").startswith("split=")
 
 
 def _check_frozen(task: BaseTask, folder: Path) -> None:

@@ -266,8 +266,9 @@ def test_an_evaluation_without_training_makes_a_run_folder(tmp_path: Path, caplo
 
 
 def test_other_splits_and_what_is_wrong(tmp_path: Path) -> None:
-    found = evaluate(configured("split=val", "callbacks=quiet"), [*SETTINGS, "split=val"], tmp_path / "val")
+    found = evaluate(configured("split=val", "callbacks=quiet"), SETTINGS, tmp_path / "val")  # as by an experiment
     assert f"val/{KEY}" in found
+    assert json.loads((tmp_path / "val/overrides.json").read_text()) == [*SETTINGS, "split=val"]
     with pytest.raises(ConfigError, match="split=train: shifted pairs has val and test to be measured on"):
         evaluate(configured("split=train"), SETTINGS, tmp_path / "train")
     with pytest.raises(ConfigError, match=r"optimizer=sgd: SemanticCorrespondence, measured .* reads no optimizer"):
