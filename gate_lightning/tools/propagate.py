@@ -146,7 +146,6 @@ def propagate(
     whole_number(smooth, "tool.smooth")
     number(least_inliers, "tool.least_inliers", 0.0, 1.0)
     number(stiffness, "tool.stiffness", 0.0)
-    rule = Estimator(method, threshold)
     first, layer = _drawn(Path(source).expanduser(), Path(edit).expanduser())
     pictures, count = _pictures(Path(input).expanduser())
     chosen, box = _chosen(layer, points, seed)
