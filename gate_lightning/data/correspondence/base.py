@@ -24,7 +24,7 @@ from gate_lightning.data.correspondence.images import ImagesOfPairs
 from gate_lightning.data.correspondence.paired_images import PairedImagesDataModule, names_in_order
 from gate_lightning.data.files.report import SplitReport
 from gate_lightning.data.samples import BatchDataset, Collate, SampleSource, collate_images
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Pair, PairBatch
 from gate_lightning.utils.checks import check_choice
 
@@ -104,6 +104,10 @@ class PairDataModule(PairedImagesDataModule[Pair]):
             raise ConfigError(
                 f"dataset.size=0 keeps images at their sizes, and batch_size={self.batch_size} needs one size; give a "
                 "size, or dataset.batch_size=1"
+            )
+        if self.annotated("train").without_points:
+            raise DataError(
+                f"{self.card.name}: none of the training pairs has keypoints, so nothing can be learned from them"
             )
         return super().train_dataloader()
 

@@ -106,7 +106,9 @@ def _image(path: str, category: str, root: Path, folder: str, where: str) -> str
     inner = inner_path(path, where)
     prefix = f"{folder}/" if folder else ""
     if "/" not in inner and category and not (root / prefix / inner).is_file():
-        inner = f"{inner_path(category, where)}/{inner}"
+        below = f"{inner_path(category, where)}/{inner}"
+        if (root / prefix / below).is_file():  # else a message names the path as it is written
+            inner = below
     return f"{prefix}{inner}"
 
 

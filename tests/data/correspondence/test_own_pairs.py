@@ -60,6 +60,13 @@ def test_pairs_without_points_are_for_looking(root: Path) -> None:
     assert batch.conditions.categories is None
 
 
+def test_a_list_without_points_trains_nothing(root: Path) -> None:
+    (root / "train.csv").write_text("source_path,target_path\na.png,birds/b c.png\n")
+    data = OwnPairsDataModule(str(root), train="train.csv", test=None, size=16)
+    with pytest.raises(DataError, match="none of the training pairs has keypoints"):
+        data.train_dataloader()
+
+
 BROKEN = {
     "some without points": (
         HEADER + "a.png,birds/b c.png,,1 2,3 4,,\nbirds/b c.png,a.png,,,,,\n",
@@ -73,6 +80,7 @@ BROKEN = {
     "outside": (HEADER + "a.png,birds/b c.png,,99 2,3 4,,\n", r"keypoint \(99, 2\) is outside"),
     "infinite": (HEADER + "a.png,birds/b c.png,,inf 2,3 4,,\n", "expected 2 numbers"),
     "missing image": (HEADER + "a.png,gone.png,,1 2,3 4,,\n", r"1 of 2 images are missing, the first is .*gone.png"),
+    "missing image of a category": (HEADER + "a.png,gone.png,cat,1 2,3 4,,\n", r"the first is [^ ]*(?<!cat)/gone.png"),
     "twice": (HEADER + "a.png,birds/b c.png,,1 2,3 4,,\n" * 2, "is there 2 times"),
     "leaves the folder": (HEADER + "../a.png,birds/b c.png,,1 2,3 4,,\n", "leaves its folder"),
     "unknown column": ("source_path,target_path,points\na.png,birds/b c.png,1\n", "column 'points'; expected of"),
