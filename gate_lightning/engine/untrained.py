@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from gate_lightning.engine.used_keys import ONLY_TRAINING, check_overrides, keys
 from gate_lightning.errors import ConfigError, Interrupted, ResumeError
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tools.comparison.run_files import metrics_of
+from gate_lightning.utils.checks import did_you_mean
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import taking
 from gate_lightning.utils.files import differences, plain_json
@@ -154,8 +155,17 @@ def _measured(components: Components, split: str, folder: Path, go_on: bool) -> 
     _once(runs.write_json, folder / "metrics.json", metrics)
     _once(runs.write_json, folder / "status.json", {"status": "done"})
     _once(tell_callbacks, trainer, task, metrics)
-    tell(trainer, task, metrics, time.monotonic() - began, components.config.get("monitor"))
+    monitor = components.config.get("monitor")
+    _once(_tell_unmeasured, monitor, split, metrics)
+    tell(trainer, task, metrics, time.monotonic() - began, monitor)
     return metrics
+
+
+def _tell_unmeasured(monitor: str | None, split: str, metrics: Mapping[str, float]) -> None:
+    """Warn where the metric that a run is compared by is not among those that were measured."""
+    wanted = f"{split}/{str(monitor).partition('/')[2]}"
+    if monitor is not None and monitor not in metrics and wanted not in metrics:
+        log.warning("monitor=%s was not measured; %sothers are named", monitor, did_you_mean(wanted, metrics))
 
 
 def _split_of(asked: str | None, components: Components) -> str:
@@ -186,8 +196,9 @@ def _require_no_weights(task: BaseTask) -> None:
     if task.has_weights:
         parts = sorted({name.split(".", 1)[0] for name, one in task.named_parameters() if one.requires_grad} - {"loss"})
         raise ConfigError(
-            f"{' and '.join(parts)} have weights that nobody has trained. Train them by python train.py with the same "
-            "options; or measure features as they are: amalgamation=concat head=descriptors"
+            f"{' and '.join(parts)} {'has' if len(parts) == 1 else 'have'} weights that nobody has trained. Train them "
+            "by python train.py with the same options; or measure features as they are: amalgamation=concat "
+            "head=descriptors"
         )
 
 

@@ -29,7 +29,7 @@ from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.correspondence.image_views import Described, Views, box_mask, mirror_images
 from gate_lightning.tasks.correspondence.open_pairs import OpenPairs, open_pairs, require_measured
 from gate_lightning.tasks.evaluation import branch_weights
-from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.checks import check_choice, did_you_mean
 
 __all__ = ["CorrespondenceResults", "SemanticCorrespondence"]
 
@@ -165,7 +165,19 @@ class SemanticCorrespondence(BaseTask):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._shown = getattr(data, "shown_size", None)
         if self.trainer.limit_val_batches:
-            self._measures(data, data.pairs_of("val"))
+            self._require_monitored(self._measures(data, data.pairs_of("val")))
+
+    def _require_monitored(self, pck: PCK) -> None:
+        """Raise ConfigError where validation does not give the metric that chooses the checkpoint."""
+        known = [f"val/{variant.key}" for variant in pck.variants]
+        wanted = [getattr(one, "monitor", None) for one in self.trainer.checkpoint_callbacks]
+        for monitor in wanted:
+            if monitor is not None and monitor not in known and not monitor.startswith(("train/", "weights/")):
+                boxes = "" if any("_bbox_" in name for name in known) else "; bbox needs a box in all pairs"
+                raise ConfigError(
+                    f"monitor={monitor}: validation on these pairs gives no such metric{boxes}; "
+                    f"{did_you_mean(monitor, known)}there are: {', '.join(known)}"
+                )
 
     def _lengths(self, batch: PairBatch) -> Tensor:
         """Larger side (B,) of the targets' boxes in pixels of the batch's images; NaN where there is none."""

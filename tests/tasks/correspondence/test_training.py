@@ -134,6 +134,18 @@ def test_what_has_no_weights_is_not_trained_and_what_has_some_is_not_measured_un
     with pytest.raises(ConfigError, match="nothing to train here"):
         train(configured(name="train"), SETTINGS, tmp_path / "trained")
     own = ("head=conv_descriptors",)
-    with pytest.raises(ConfigError, match="head have weights that nobody has trained"):
+    with pytest.raises(ConfigError, match="head has weights that nobody has trained"):
         evaluate(configured(*own), [*SETTINGS, *own], tmp_path / "measured")
     assert json.loads((tmp_path / "measured" / "status.json").read_text())["status"] == "failed"
+
+
+def test_a_metric_that_validation_does_not_give_is_told_before_training(tmp_path: Path) -> None:
+    own = ("head=conv_descriptors", "trainer.max_steps=1", "monitor=val/PCK_0.10_bbx_per-image_le")
+    with pytest.raises(ConfigError, match=r"gives no such metric.*did you mean val/PCK_0\.10_.*there are: val/PCK"):
+        train(configured(*own, name="train"), [*SETTINGS, *own], tmp_path)
+
+
+def test_a_metric_that_was_not_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = ("monitor=test/PCK_0.10_igm_per-image_le",)
+    evaluate(configured(*own), [*SETTINGS, *own], tmp_path / "run")
+    assert "was not measured; did you mean test/PCK_0.10_img_per-image_le" in caplog.text
