@@ -209,7 +209,9 @@ def _hint(error: Exception) -> str:
     found = re.search(r"Could not override '([^']+)'", str(error))
     if found is None:
         return ""
-    keys = sorted(_dotted_keys(OmegaConf.to_container(composed(name="eval"))))
+    keys = sorted(set(_dotted_keys(OmegaConf.to_container(composed(name="eval")))) - {found.group(1)})
+    if found.group(1) == "output":  # train.py has none, and what is near it in spelling is something else
+        return "\nThe folder of a run: hydra.run.dir=<folder>"
     return f"\n{did_you_mean(found.group(1), keys).capitalize()}".rstrip()
 
 

@@ -49,6 +49,14 @@ def test_unknown_key_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     assert "Traceback" not in error
 
 
+def test_the_folder_of_a_training_run_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, cli.train_main, "output=x") == 2
+    error = capfd.readouterr().err
+    assert "hydra.run.dir=<folder>" in error and "Did you mean output" not in error
+
+
 def test_a_path_that_hydra_cannot_parse_is_shown_quoted(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
