@@ -199,6 +199,7 @@ def test_points_of_ones_own(tmp_path: Path) -> None:
         "frame,name,x,y\n9,nose,1,2\n": "a frame below 4",
         "frame,name,x,y\n1,nose,1,2\n": "no point is annotated in the first frame",
         "name,x,y\nnose,1,2\nnose,3,4\n": "'nose' is there twice in frame 0",
+        "name,x,y\nnose,1,2\ntail,300,4\n": r"row 2: \(300.0, 4.0\) is outside of the first frame",
         "name,x,y\n": "no points",
         "x,y\n1,2\n": "name",
     }.items():

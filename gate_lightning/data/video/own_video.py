@@ -69,7 +69,7 @@ class OwnVideoDataModule(VideoDataModule):
         frames, name = self.frames, self.frames.path.stem
         ids = tuple(f"{name}/{frames.name(index)}" for index in range(len(frames)))
         if self.points is not None:
-            names, points = read_points(self.points, len(frames))
+            names, points = read_points(self.points, len(frames), frames.size)
             return (AnnotatedVideo(Video(name, ids, frames.size, point_names=names, points=points), frames),)
         assert self.masks is not None
         paths, notes = _masks(self.masks, frames)
@@ -99,11 +99,12 @@ def _masks(path: Path, frames: Frames) -> tuple[tuple[Path | None, ...], tuple[s
     return (found[0], *[None] * (count - 1)), notes
 
 
-def read_points(path: Path, count: int) -> tuple[tuple[str, ...], np.ndarray]:
+def read_points(path: Path, count: int, size: tuple[int, int]) -> tuple[tuple[str, ...], np.ndarray]:
     """Names (K) and float32 (count, K, 2) points of a CSV; NaN where a frame has none.
 
     Raises:
-        DataError: the file is missing or broken, or a row does not read so; names the row.
+        DataError: the file is missing or broken, a row does not read so, or a point of the first frame, (height, width)
+            ``size``, is not in it; names the row.
     """
     rows = read_csv(path, columns=("name", "x", "y"))
     found: dict[tuple[int, str], tuple[float, float]] = {}
@@ -116,6 +117,11 @@ def read_points(path: Path, count: int) -> tuple[tuple[str, ...], np.ndarray]:
             raise DataError(f"{where}: {error}; expected a frame's number, and x and y in pixels") from None
         if not (np.isfinite([x, y]).all() and 0 <= frame < count):
             raise DataError(f"{where}: frame {frame}, ({x}, {y}); expected finite numbers and a frame below {count}")
+        if frame == 0 and not (-0.5 <= x < size[1] - 0.5 and -0.5 <= y < size[0] - 0.5):
+            raise DataError(
+                f"{where}: ({x}, {y}) is outside of the first frame, {size[1]}×{size[0]} pixels (width × height); are "
+                "these the points of another video?"
+            )
         if found.setdefault((frame, row["name"]), (x, y)) != (x, y):
             raise DataError(f"{where}: {row['name']!r} is there twice in frame {frame}")
     names = tuple(dict.fromkeys(name for _, name in found))
