@@ -237,20 +237,25 @@ def _compared(rule: Propagation, strip: Tensor, left: int, block: _Block) -> Ite
             top * by_row + (y - top + reach) * by_offset,
         )
         place.copy_(similarity.view(bottom - top, columns, -1))
-    outside = _outside(rule, reach, columns, left - block.left, width, strip.device)
-    found.view(height, columns, -1, frames, width).masked_fill_(outside[:, :, None, :], -torch.inf)
+    _leave_windows(rule, found.view(height, columns, -1, frames, width), left - block.left)
     labels = pad(block.labels, (0, 0, 0, 0, 0, 0, reach, reach))
     for row, similarity in enumerate(found.flatten(2)):
         yield similarity, labels[row : row + 2 * reach + 1].flatten(0, 2)
 
 
-def _outside(rule: Propagation, reach: int, columns: int, left: int, width: int, device: torch.device) -> Tensor:
-    """Whether cells are outside of the window: (columns of the strip, rows on each side, columns of the block)."""
-    down = torch.arange(-reach, reach + 1, device=device)[None, :, None]
-    across = torch.arange(left, left + columns, device=device)[:, None, None] - torch.arange(width, device=device)
-    if rule.window == "square":
-        return (across.abs() > rule.radius).expand(columns, 2 * reach + 1, width)
-    return down**2 + across**2 >= rule.radius**2
+def _leave_windows(rule: Propagation, found: Tensor, left: int) -> None:
+    """Set similarities (h, columns of the strip, rows on each side, F, columns of the block) outside of windows to
+    -inf, in place; the strip begins at the column ``left`` of the block."""
+    columns, rows, width = found.shape[1], found.shape[2], found.shape[4]
+    if rule.window == "square":  # what is outside is two slices, a small part of all
+        for column in range(columns):
+            found[:, column, :, :, : max(left + column - rule.radius, 0)] = -torch.inf
+            found[:, column, :, :, left + column + rule.radius + 1 :] = -torch.inf
+        return
+    down = torch.arange(rows, device=found.device)[None, :, None] - rows // 2
+    places = torch.arange(width, device=found.device)
+    across = torch.arange(left, left + columns, device=found.device)[:, None, None] - places
+    found.masked_fill_((down**2 + across**2 >= rule.radius**2)[:, :, None, :], -torch.inf)
 
 
 class _Best:
