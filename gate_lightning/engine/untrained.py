@@ -36,6 +36,13 @@ __all__ = ["go_on_untrained", "is_training_free", "measure_untrained"]
 
 log = logging.getLogger(__name__)
 
+#: files of a run folder that say what was to be measured, and wandb's records of it
+DESCRIPTION = frozenset(
+    {
+        *("config.yaml", "choices.json", "environment.json", "frozen.json", "overrides.json", "settings.json"),
+        *("status.json", "lock.json", "wandb"),
+    }
+)
 #: keys of ``eval.yaml`` that it reads besides those of the task
 OWN_KEYS = frozenset({"split", "output"})
 
@@ -209,8 +216,13 @@ def _once(function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _require_new(folder: Path) -> None:
-    if (folder / "config.yaml").exists():
-        raise ConfigError(
-            f"{folder} holds a run already, and a new one would overwrite it. Measure it again: python eval.py "
-            f"{override('run', folder)}; or leave out output, for a new folder by date and time"
-        )
+    """Raise ConfigError where the folder holds a run, unless it failed with nothing but its description written."""
+    if not (folder / "config.yaml").exists():
+        return
+    failed = (runs.read_json(folder / "status.json") or {}).get("status") == "failed"
+    if failed and all(path.name in DESCRIPTION or path.suffix == ".log" for path in folder.iterdir()):
+        return
+    raise ConfigError(
+        f"{folder} holds a run already, and a new one would overwrite it. Measure it again: python eval.py "
+        f"{override('run', folder)}; or leave out output, for a new folder by date and time"
+    )

@@ -277,6 +277,10 @@ def test_other_splits_and_what_is_wrong(tmp_path: Path) -> None:
         evaluate(configured("task.thresholds=[bbox]"), SETTINGS, tmp_path / "boxes")
     status = json.loads((tmp_path / "boxes/status.json").read_text())
     assert status["status"] == "failed" and "ConfigError: PCK@0.05 bbox" in status["message"]
+    # nothing was measured there: the corrected command may take the same folder, and one that has results may not
+    assert f"test/{KEY}" in evaluate(configured("callbacks=quiet"), SETTINGS, tmp_path / "boxes")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        evaluate(configured("callbacks=quiet"), SETTINGS, tmp_path / "boxes")
 
 
 def test_toy_images_are_the_pairs_own() -> None:
