@@ -26,6 +26,7 @@ from gate_lightning.amalgamation.concat import ConcatAmalgamation
 from gate_lightning.data.correspondence.scene_pairs import ScenePairsDataModule
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.tools.match import match
+from gate_lightning.tools.matching import FeatureParts
 
 folder = Path(tempfile.mkdtemp())
 scenes = ScenePairsDataModule(changes=["view"], kinds="leak_free", test=1).read("test")
@@ -45,9 +46,9 @@ plt.show()
 backbone = load_backbone("tiny")
 layers = tuple(f"up-level{level}-upsampler-out" for level in (0, 1, 2))
 extractor = FeatureExtractor(backbone, [Branch("plain", timestep=50, layers=layers, prompt="a photo")])
-together = ConcatAmalgamation(extractor.feature_info)
+parts = FeatureParts(extractor, ConcatAmalgamation(extractor.feature_info))
 points = np.concatenate([one.source_points for one in scenes.pairs])
-print(match(extractor, together, *files, folder, ReadOut(), points=points.tolist()))
+print(match(lambda: parts, *files, folder, ReadOut(), points=points.tolist()))
 
 
 def show(name):
@@ -74,6 +75,6 @@ print(f"{distance:.1f} pixels; the same place: {unmoved:.1f} pixels")
 # made of the source's pixels, shows all places at once.
 
 # %%
-match(extractor, together, *files, folder, ReadOut(), points=points[:3].tolist())
+match(lambda: parts, *files, folder, ReadOut(), points=points[:3].tolist())
 show("heat_maps.png")
 show("warp.png")

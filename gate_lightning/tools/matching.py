@@ -36,7 +36,7 @@ class FeatureParts(NamedTuple):
 
     extractor: Extractor
     amalgamation: Any
-    required_inputs: RequiredInputs
+    required_inputs: RequiredInputs = RequiredInputs()
 
 
 class PartsOf(Protocol):
