@@ -25,10 +25,12 @@ from gate_lightning.callbacks.description import RunDescription
 from gate_lightning.errors import Interrupted, first_line
 from gate_lightning.utils.text import read_csv
 
-__all__ = ["WandbRun", "close_dashboards", "closing_dashboards", "sync_command"]
+__all__ = ["RECORDS", "WandbRun", "close_dashboards", "closing_dashboards", "sync_command"]
 
 log = logging.getLogger(__name__)
 
+#: folder inside a run's that has the dashboard's files
+RECORDS = "wandb"
 #: seconds to find the server, to begin a run on it, and to wait for uploads at the end
 FIND, BEGIN, FINISH = 3.0, 20.0, 60.0
 #: exit status by which Weights & Biases calls a run killed

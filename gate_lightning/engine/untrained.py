@@ -16,7 +16,7 @@ from hydra.utils import get_class
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from gate_lightning.callbacks.wandb_run import closing_dashboards
+from gate_lightning.callbacks.wandb_run import RECORDS, closing_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.run_end import tell, tell_callbacks
@@ -36,11 +36,11 @@ __all__ = ["go_on_untrained", "is_training_free", "measure_untrained"]
 
 log = logging.getLogger(__name__)
 
-#: files of a run folder that say what was to be measured, and wandb's records of it
+#: files of a run folder that say what was to be measured, and a dashboard's records of it
 DESCRIPTION = frozenset(
     {
         *("config.yaml", "choices.json", "environment.json", "frozen.json", "overrides.json", "settings.json"),
-        *("status.json", "lock.json", "wandb"),
+        *("status.json", "lock.json", RECORDS),
     }
 )
 #: keys of ``eval.yaml`` that it reads besides those of the task

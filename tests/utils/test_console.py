@@ -16,6 +16,8 @@ from gate_lightning.utils.console import HEADLINE, ConsoleHandler, brief, leave_
 def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
     """A root logger with our handler alone, as the commands have it."""
     monkeypatch.setattr(console, "_rank", lambda: 0)
+    for name in ("lightning", "lightning.pytorch"):  # imported before the root logger has handlers, it keeps its lines
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
     logger = logging.getLogger()
     before, level = logger.handlers, logger.level
     logger.handlers = [ConsoleHandler(sys.stderr)]
