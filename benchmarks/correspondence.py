@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
-from torch.profiler import ProfilerActivity, profile
+from torch_memory import peak
 
 from gate_lightning.ops.correspondence.grids import FeatureGrid
 from gate_lightning.ops.correspondence.read_outs import ReadOut
@@ -110,18 +110,6 @@ def timed(way: Callable[[], object]) -> tuple[float, object]:
     started = time.perf_counter()
     found = way()
     return time.perf_counter() - started, found
-
-
-def peak(way: Callable[[], object]) -> int:
-    """Most bytes that torch held at once while it ran, beyond those it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        way()
-    held = highest = 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda one: one.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ import psutil
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
-from torch.profiler import ProfilerActivity, profile
+from torch_memory import peak
 
 from gate_lightning.ops.propagation import Propagation, Propagator, labels_of, one_hot
 from gate_lightning.utils.units import human_size
@@ -149,18 +149,6 @@ def timed(way: Callable[[], Tensor]) -> tuple[float, Tensor]:
     started = time.process_time()
     found = way()
     return time.process_time() - started, found
-
-
-def peak(way: Callable[[], object]) -> int:
-    """Most bytes that torch held at once while it ran, beyond those it held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        way()
-    held = highest = 0
-    for event in sorted(seen.profiler.kineto_results.events(), key=lambda one: one.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ class ViewMetrics:
         self._measured[measured.number] = measured
 
     def reset(self) -> None:
-        """Forget all pairs."""
+        """Forget all pairs that were added."""
         self._measured = {}
 
     def measured(self) -> tuple[MeasuredViews, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize, pad
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.ops.top_labels import TopLabels
 from gate_lightning.utils.checks import check_choice, number, whole_number
 
 __all__ = ["WINDOWS", "Propagation", "Propagator", "labels_of", "nearest", "one_hot"]
@@ -185,7 +186,7 @@ def _propagated(rule: Propagation, query: Tensor, first: _Frame, last: Sequence[
     columns = _COLUMNS if rule.radius else width
     for left in range(0, width, columns):
         strip = query[:, left : left + columns].contiguous()
-        best = [_Best(rule, len(row), found) for row in strip]
+        best = [TopLabels(rule.top_k, rule.temperature, len(row), found) for row in strip]
         for block in _blocks(rule, first, last, left, strip.shape[1]):
             for one, (similarity, labels) in zip(best, _compared(rule, strip, left, block), strict=True):
                 one.add(similarity, labels)
@@ -256,60 +257,3 @@ def _leave_windows(rule: Propagation, found: Tensor, left: int) -> None:
     places = torch.arange(width, device=found.device)
     across = torch.arange(left, left + columns, device=found.device)[:, None, None] - places
     found.masked_fill_((down**2 + across**2 >= rule.radius**2)[:, :, None, :], -torch.inf)
-
-
-class _Best:
-    """The most similar cells of some cells, and their labels, collected block by block.
-
-    Args:
-        rule: how many, and what they weigh.
-        count: of the cells, q.
-        like: has the device, type and number of labels.
-    """
-
-    def __init__(self, rule: Propagation, count: int, like: Tensor) -> None:
-        self.rule = rule
-        self._values = like.new_empty(count, 0)
-        self._labels = like.new_empty(count, 0, like.shape[-1])
-        self._sums: tuple[Tensor, Tensor] | None = None
-
-    def add(self, similarity: Tensor, labels: Tensor) -> None:
-        """Take the best of similarities (q, n) to cells with labels (n, K); one more than counts, to see a tie."""
-        values, index = similarity.topk(min(self.rule.top_k + 1, similarity.shape[1]), dim=1)
-        values, known = torch.cat([self._values, values], dim=1), torch.cat([self._labels, labels[index]], dim=1)
-        self._values, order = values.topk(min(self.rule.top_k + 1, values.shape[1]), dim=1)
-        self._labels = known.gather(1, order[..., None].expand(-1, -1, known.shape[2]))
-
-    @property
-    def tied(self) -> bool:
-        """Whether further cells are as similar as the last one that counts, of any cell."""
-        return bool(self._ties.any())
-
-    @property
-    def _ties(self) -> Tensor:
-        if self._values.shape[1] <= self.rule.top_k:
-            return torch.zeros(len(self._values), dtype=torch.bool, device=self._values.device)
-        least, next_one = self._values[:, -2], self._values[:, -1]
-        return (least == next_one) & least.isfinite()
-
-    def add_tied(self, similarity: Tensor, labels: Tensor) -> None:
-        """Weigh all cells that are as similar as the last one that counts, for the cells with a tie."""
-        tied = self._ties
-        similarity = similarity[tied]
-        weights = self._weights(similarity, tied).masked_fill_(similarity < self._values[tied, -2, None], 0)
-        sums, totals = (0, 0) if self._sums is None else self._sums
-        self._sums = sums + weights @ labels, totals + weights.sum(dim=1, keepdim=True)
-
-    def labels(self) -> Tensor:
-        """Weighted means (q, K) of the labels."""
-        weights = self._weights(self._values[:, : self.rule.top_k], slice(None))
-        means = torch.einsum(
-            "qk,qkc->qc", weights / weights.sum(dim=1, keepdim=True), self._labels[:, : weights.shape[1]]
-        )
-        if self._sums is not None:
-            means[self._ties] = self._sums[0] / self._sums[1]
-        return means
-
-    def _weights(self, similarity: Tensor, rows: Tensor | slice) -> Tensor:
-        """exp(similarity / temperature), over that of the most similar cell: the quotients are the same."""
-        return ((similarity - self._values[rows, :1]) / self.rule.temperature).exp()

@@ -46,7 +46,7 @@ class VideoTables(SplitReport[VideoResults, Any]):
     reads: ClassVar[type] = VideoResults
 
     def on_split_end(self, trainer: Trainer, task: VideoResults, split: str, rows: list[Any]) -> None:
-        """Write the tables."""
+        """Write the tables of a split: J and F of objects, or distances and places of points."""
         results, folder = task.results[split], Path(trainer.default_root_dir)
         scores = {name: one.scores for name, one in results.items() if one.scores is not None}
         if scores:
@@ -134,7 +134,7 @@ class VideoOverlays(SplitReport[VideoResults, Any]):
         self.suffix, self.rate, self.most = suffix, rate, most
 
     def on_split_end(self, trainer: Trainer, task: VideoResults, split: str, rows: list[Any]) -> None:
-        """Draw the videos."""
+        """Draw what was found over the frames of every video, and strips of some frames."""
         folder = Path(trainer.default_root_dir) / "overlays" / split
         videos: Any = trainer.datamodule.videos_of(split)  # type: ignore[attr-defined]
         first = 0

@@ -101,7 +101,7 @@ class WeightAverage(Callback):
         return {"average": self._average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the average."""
+        """Restore the moving average of a checkpoint."""
         self._average = dict(state_dict["average"])
 
     @torch.no_grad()

@@ -71,7 +71,7 @@ class HPatchesDataModule(ViewDataModule):
         self.sequences = sequences
 
     def keypoint_file(self, name: str) -> str:
-        """``<sequence>-<k>.kp`` for ``<sequence>/<k>.ppm``."""
+        """Name of a keypoint file: ``<sequence>-<k>.kp`` for ``<sequence>/<k>.ppm``."""
         path = PurePosixPath(name)
         return f"{path.parent.name}-{path.stem}.kp"
 

@@ -109,7 +109,7 @@ class CaptionedImages(PretrainingDataModule):
 
     @cached_property
     def entries(self) -> list[CaptionedImage]:
-        """The images, checked."""
+        """The images of the folder, checked."""
         entries, left_out = found_captioned(self.root, self.styles)
         report = self._checked(entries, left_out, "quick")
         for warning in report.warnings:

@@ -26,10 +26,17 @@ from gate_lightning.ops.correspondence.neighbours import instance_distance, mutu
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.structures import MIRRORED, Extractor, Features, ImageBatch, Pair, PairBatch
 from gate_lightning.tasks.base import BaseTask
-from gate_lightning.tasks.correspondence.image_views import Described, Views, box_mask, mirror_images
+from gate_lightning.tasks.correspondence.image_views import (
+    Described,
+    Views,
+    box_mask,
+    mirror_images,
+    object_lengths,
+)
 from gate_lightning.tasks.correspondence.open_pairs import OpenPairs, open_pairs, require_measured
+from gate_lightning.tasks.correspondence.pair_checks import require_boxes, require_monitored
 from gate_lightning.tasks.evaluation import branch_weights
-from gate_lightning.utils.checks import check_choice, did_you_mean
+from gate_lightning.utils.checks import check_choice
 
 __all__ = ["CorrespondenceResults", "SemanticCorrespondence"]
 
@@ -149,7 +156,7 @@ class SemanticCorrespondence(BaseTask):
         described = [part for one in pyramids for part in self.head(one.levels).float().split(len(batch))]
         stride = self.amalgamation.strides[0]
         places = [(points + 0.5) / stride - 0.5 for points in (batch.source_points, batch.target_points)]
-        loss: Tensor = self.loss(*described, *places, self._lengths(batch).to(places[1]) / stride)
+        loss: Tensor = self.loss(*described, *places, object_lengths(batch, self._shown).to(places[1]) / stride)
         regularization = [self.amalgamation.regularization(one) for one in pyramids]
         terms = [term for term in regularization if term is not None]
         if terms:
@@ -165,29 +172,7 @@ class SemanticCorrespondence(BaseTask):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         self._shown = getattr(data, "shown_size", None)
         if self.trainer.limit_val_batches:
-            self._require_monitored(self._measures(data, data.pairs_of("val")))
-
-    def _require_monitored(self, pck: PCK) -> None:
-        """Raise ConfigError where validation does not give the metric that chooses the checkpoint."""
-        known = [f"val/{variant.key}" for variant in pck.variants]
-        wanted = [getattr(one, "monitor", None) for one in self.trainer.checkpoint_callbacks]
-        for monitor in wanted:
-            if monitor is not None and monitor not in known and not monitor.startswith(("train/", "weights/")):
-                boxes = "" if any("_bbox_" in name for name in known) else "; bbox needs a box in all pairs"
-                raise ConfigError(
-                    f"monitor={monitor}: validation on these pairs gives no such metric{boxes}; "
-                    f"{did_you_mean(monitor, known)}there are: {', '.join(known)}"
-                )
-
-    def _lengths(self, batch: PairBatch) -> Tensor:
-        """Larger side (B,) of the targets' boxes in pixels of the batch's images; NaN where there is none."""
-        found = []
-        for pair in batch.pairs:
-            shown = batch.target.images.shape[-2:] if self._shown is None else self._shown(*pair.target_size)
-            (height, width), box = pair.target_size, pair.target_box
-            sides = [] if box is None else [(box[2] - box[0]) * shown[1] / width, (box[3] - box[1]) * shown[0] / height]
-            found.append(max(sides, default=torch.nan))
-        return torch.tensor(found)
+            require_monitored(self.trainer, self._measures(data, data.pairs_of("val")))
 
     # evaluation -------------------------------------------------------------------------------------------------
 
@@ -257,7 +242,7 @@ class SemanticCorrespondence(BaseTask):
         pck = PCK(self._variants(thresholds), groups)
         pck.check(pairs)
         if self.flip == "instance":
-            self._require_boxes(pairs)
+            require_boxes(pairs)
         return pck
 
     def _end(self, split: str) -> None:
@@ -307,14 +292,6 @@ class SemanticCorrespondence(BaseTask):
         assert pair.source_box is not None and pair.target_box is not None
         here, there = box_mask(pair.source_box, pair.source_size), box_mask(pair.target_box, pair.target_size)
         return instance_distance(*mirrored, here.flip(-1), there) < instance_distance(*plain, here, there)
-
-    def _require_boxes(self, pairs: Sequence[Pair]) -> None:
-        missing = [pair for pair in pairs if pair.source_box is None or pair.target_box is None]
-        if missing:
-            raise ConfigError(
-                f"task.flip=instance compares objects in their boxes, and {len(missing)} of {len(pairs)} pairs lack "
-                f"one, the first {missing[0].source} → {missing[0].target}; use task.flip=mutual"
-            )
 
 
 def _joined(first: Features, second: Features) -> Features:

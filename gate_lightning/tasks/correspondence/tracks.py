@@ -36,7 +36,7 @@ class Grid:
 
     @property
     def cells(self) -> tuple[int, int]:
-        """(h, w)."""
+        """Rows and columns (h, w) of the feature map."""
         return -(-self.seen[0] // self.stride), -(-self.seen[1] // self.stride)
 
 
@@ -122,7 +122,7 @@ class Track(ABC):
 
     @abstractmethod
     def result(self) -> VideoResult:
-        """Of all frames."""
+        """Result of the whole video, once every frame has come."""
 
 
 class MaskTrack(Track):
@@ -177,7 +177,7 @@ class MaskTrack(Track):
 
 
 class PointTrack(Track):
-    """Points."""
+    """Points of one video, carried from frame to frame."""
 
     def __init__(self, *others: Any) -> None:
         super().__init__(*others)

@@ -74,16 +74,7 @@ def _matches(workbench: Workbench, blocks: Any) -> None:
             )
             clear = gr.Button("Remove these pictures", size="sm", elem_id="clear")
     form = _form(workbench, first)
-    command = gr.Code(
-        start.command,
-        language="shell",
-        label="The same by commands, one for each picture",
-        wrap_lines=True,
-        lines=3,
-        max_lines=8,
-        show_line_numbers=False,
-        elem_id="command",
-    )
+    command = _command(start.command)
     outputs = [session, source, shown, command, told]
 
     def on(trigger: Any, change: Callable[..., Session], *inputs: Any) -> Any:
@@ -110,6 +101,20 @@ def _matches(workbench: Workbench, blocks: Any) -> None:
         return (*answer, known)
 
     apply.click(settled, [session, *fields], [*outputs, layers], show_progress="minimal", api_visibility="private")
+
+
+def _command(text: str) -> Any:
+    """Box with the commands to copy."""
+    return gr.Code(
+        text,
+        language="shell",
+        label="The same by commands, one for each picture",
+        wrap_lines=True,
+        lines=3,
+        max_lines=8,
+        show_line_numbers=False,
+        elem_id="command",
+    )
 
 
 def _form(workbench: Workbench, first: Session) -> tuple[list[Any], Any]:

@@ -158,7 +158,7 @@ class Workbench:
         return replace(session, targets=(*before, *(one for one in kept if one not in before)))
 
     def without_targets(self, session: Session) -> Session:
-        """No target."""
+        """The session without any picture to search in."""
         return replace(session, targets=())
 
     def turned(self, session: Session) -> Session:
