@@ -16,6 +16,7 @@ _PUBLIC = {
     "FeatureRecorder": "gate_lightning.features.reading.hooks",
     "FeatureExtractor": "gate_lightning.features.reading.extractor",
     "MultiBackboneExtractor": "gate_lightning.features.wrappers.multi_backbone",
+    "Guidance": "gate_lightning.techniques.guidance",
     "Inversion": "gate_lightning.techniques.inversion",
     "LoRA": "gate_lightning.techniques.lora",
     "MemoryCache": "gate_lightning.features.caches.memory",

@@ -163,6 +163,10 @@ class Backbone(nn.Module, ABC):
         del adapters
         return ()
 
+    def without_prompt(self, adapters: Adapters) -> Adapters:
+        """Subset of ``adapters`` under which a prompt's text is read: all but learned prompts."""
+        return adapters
+
     def encode(self, images: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
         """Scaled latents (B, c, h, w): the posterior's mean, or mean + std · ``posterior_noise`` if given."""
         mean, std = self.encode_moments(images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -92,17 +92,26 @@ class Conditioning:
         controls: ControlNets, whose residuals are summed.
         adapters: (name, scale) of the adapters on text encoder and denoiser.
         trajectory: passes that move the latents to the timestep that is read; None to noise them to it directly.
+        guidance: scale s of classifier-free guidance; 1 for none, without a second pass.
+        negative: prompt of the guidance's second pass, of all images.
     """
 
     prompts: tuple[str, ...]
     controls: tuple[Control, ...] = ()
     adapters: Adapters = ()
     trajectory: Trajectory | None = None
+    guidance: float = 1.0
+    negative: str = ""
 
     @property
     def steering(self) -> tuple[object, ...]:
-        """What steers a pass: prompts, controls and adapters; hashable."""
-        return (self.prompts, self.controls, self.adapters)
+        """What steers a pass: prompts, controls, adapters and guidance; hashable."""
+        return (self.prompts, self.controls, self.adapters, self.guidance, self.negative)
+
+    def unprompted(self, backbone: Backbone) -> Conditioning:
+        """The conditioning of the guidance's second pass: the same but for the prompts."""
+        prompts = (self.negative,) * len(self.prompts)
+        return replace(self, prompts=prompts, adapters=backbone.without_prompt(self.adapters), guidance=1.0)
 
 
 class Technique:
@@ -113,8 +122,8 @@ class Technique:
 
     Attributes:
         kind: name in ``techniques=`` and in the backbone's ``supports``; by default the lower-case class name.
-        order: place among the techniques of a branch, rising: prompt 10, controlnet 20, lora 30, inversion 40,
-            denoise 50.
+        order: place among the techniques of a branch, rising: prompt 10, controlnet 20, lora 30, guidance 35,
+            inversion 40, denoise 50.
         short: field set by a bare value (``controlnet: depth`` is ``controlnet: {name: depth}``); "" for none.
         several: field that distinguishes several of a kind in one branch (``name: [canny, depth]``); "" if a branch
             has one at most.

@@ -161,6 +161,10 @@ class UNetBackbone(Backbone):
         """Subset of ``adapters`` that changes the text encoder."""
         return self.adapters.acting_on("text_encoder", adapters)
 
+    def without_prompt(self, adapters: Adapters) -> Adapters:
+        """Subset of ``adapters`` without learned prompts."""
+        return tuple(adapter for adapter in adapters if self.adapters[adapter[0]].prompt is None)
+
     def forward(
         self,
         latents: Tensor,

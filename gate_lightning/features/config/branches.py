@@ -36,7 +36,7 @@ def build_branches(
     """Branches for a value of ``techniques=``; layer names are resolved later, by the extractor.
 
     * None, "none" or an empty list: one plain branch with the data set's simple prompt.
-    * a technique ("prompt", "controlnet", "lora", "inversion", "denoise", or one's own) or a list of them: one branch
+    * a technique ("prompt", "controlnet", "lora", "guidance", … or one's own) or a list of them: one branch
       with those.
     * "all": the branches of the data set's card.
     * a list of mappings: one's own branches, ``{name, techniques, backbone, timestep, layers, noise_seed, ensemble,

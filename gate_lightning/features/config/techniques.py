@@ -16,6 +16,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.techniques.base import Card, Technique
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.denoise import Denoise
+from gate_lightning.techniques.guidance import Guidance
 from gate_lightning.techniques.inversion import Inversion
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
@@ -26,7 +27,7 @@ __all__ = ["Build", "ConfiguredTechnique", "configured_techniques"]
 #: instantiates a mapping with ``_target_``
 Build = Callable[[Mapping[str, Any]], Any]
 #: known without ``_target_``; a further one names its class in ``technique.<name>._target_``
-_OWN = (Prompt, ControlNet, LoRA, Inversion, Denoise)
+_OWN = (Prompt, ControlNet, LoRA, Guidance, Inversion, Denoise)
 
 
 class ConfiguredTechnique:

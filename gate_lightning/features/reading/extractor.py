@@ -18,8 +18,9 @@ from gate_lightning.errors import ConfigError, DataError, NotFiniteError
 from gate_lightning.features.branch import CATEGORY, Branch, check_names
 from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
-from gate_lightning.features.reading.passes import Known, SteeredBranch, group_branches, run_pass
+from gate_lightning.features.reading.passes import Known, group_branches, run_pass
 from gate_lightning.features.reading.reassembly import GatheredFeatures
+from gate_lightning.features.reading.steering import SteeredBranch
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, FeatureInfo, Features
@@ -212,7 +213,19 @@ class FeatureExtractor(nn.Module):
                 )
                 for rows, own in prompt_embeds
             ]
-        return steered
+        return steered if conditioning.guidance == 1.0 else [self._guided(one, conditions) for one in steered]
+
+    def _guided(self, steered: SteeredBranch, conditions: Conditions) -> SteeredBranch:
+        """The same with its twin under the negative prompt."""
+        conditioning = steered.conditioning.unprompted(self.backbone)
+        (embeds,) = self._texts.encode(self.backbone, conditioning.prompts[:1], conditioning.adapters)
+        unprompted = replace(
+            steered,
+            prompt_embeds=PromptEmbeds.cat([embeds] * len(steered)),
+            conditioning=conditioning,
+            inputs=self._inputs(steered.branch, steered.member, steered.rows, conditioning, conditions),
+        )
+        return replace(steered, unprompted=unprompted)
 
     def _inputs(
         self, branch: Branch, member: int, rows: Sequence[int], conditioning: Conditioning, conditions: Conditions

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gate_lightning.errors import DataError
 from gate_lightning.features.branch import Branch
-from gate_lightning.features.reading.passes import SteeredBranch
+from gate_lightning.features.reading.steering import SteeredBranch
 from gate_lightning.structures import BranchFeatures
 
 __all__ = ["GatheredFeatures"]

@@ -1,0 +1,176 @@
+"""The denoiser under the conditioning of several branches of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import PromptEmbeds, Residuals
+from gate_lightning.errors import DataError
+from gate_lightning.features.reading.hooks import FeatureRecorder
+from gate_lightning.features.reading.steering import SteeredBranch
+from gate_lightning.structures import BranchFeatures
+from gate_lightning.techniques.base import Control, ControlSource
+
+__all__ = ["SteeredDenoiser"]
+
+_Result = TypeVar("_Result")
+#: index in the group, and whether under the negative prompt
+_Place = tuple[int, bool]
+
+
+class SteeredDenoiser:
+    """Denoiser under the conditioning of a group of branches: (latents, timestep) → prediction.
+
+    Members with classifier-free guidance are there twice, under their prompt and under the negative one, in one pass if
+    both have the same number of tokens; their prediction is e_∅ + s (e_p - e_∅) (Ho and Salimans 2022), and features
+    are combined in the same way.
+
+    Args:
+        backbone: the backbone.
+        group: steered branches with prompts of one length.
+        control_images: control images (B, 3, H, W) of every source.
+    """
+
+    def __init__(
+        self, backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
+    ) -> None:
+        self.group = group
+        members: dict[_Place, SteeredBranch] = {(index, False): steered for index, steered in enumerate(group)}
+        members |= {(index, True): one.unprompted for index, one in enumerate(group) if one.unprompted is not None}
+        by_length: dict[int, dict[_Place, SteeredBranch]] = {}
+        for place, steered in members.items():
+            by_length.setdefault(steered.prompt_embeds.hidden.shape[1], {})[place] = steered
+        self._guided = len(members) > len(group)
+        self._passes = [(list(same), _Pass(backbone, [*same.values()], control_images)) for same in by_length.values()]
+
+    def __call__(self, latents: Tensor, timestep: int) -> Tensor:
+        """Prediction for latents (N, c, h, w) of all members, in the dtype of the latents."""
+        predicted = self._run(latents, lambda one, own: one.predict(own, timestep))
+        parts = [self._combined(index, predicted, lambda part: part) for index in range(len(self.group))]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def read(self, latents: Tensor, timestep: int) -> list[BranchFeatures]:
+        """Features of each member; the passes end after the last layer that is read."""
+        read = self._run(latents, lambda one, own: one.read(own, timestep))
+        return [
+            {layer: self._combined(index, read, _layer(layer)) for layer in steered.branch.layers}
+            for index, steered in enumerate(self.group)
+        ]
+
+    def _run(self, latents: Tensor, function: Callable[[_Pass, Tensor], Sequence[_Result]]) -> dict[_Place, _Result]:
+        """Results of all members."""
+        parts = latents.split([len(steered) for steered in self.group])
+        results: dict[_Place, _Result] = {}
+        for places, one in self._passes:
+            own = torch.cat([parts[index] for index, _ in places]) if self._guided else latents
+            results |= zip(places, function(one, own), strict=True)
+        return results
+
+    def _combined(self, index: int, results: Mapping[_Place, _Result], chosen: Callable[[_Result], Tensor]) -> Tensor:
+        """A member's result, under guidance e_∅ + s (e_p - e_∅)."""
+        prompted = chosen(results[index, False])
+        if (index, True) not in results:
+            return prompted
+        unprompted = chosen(results[index, True])
+        if unprompted.shape != prompted.shape:
+            raise DataError(
+                f"branch {self.group[index].branch.name!r} is guided, and a layer has the shape "
+                f"{tuple(prompted.shape[1:])} under the prompt and {tuple(unprompted.shape[1:])} under the negative "
+                "one, which has another number of tokens; give prompts of one length, or leave that layer out"
+            )
+        return unprompted + self.group[index].conditioning.guidance * (prompted - unprompted)
+
+
+def _layer(name: str) -> Callable[[BranchFeatures], Tensor]:
+    return lambda features: features[name]
+
+
+class _Pass:
+    """One pass of the denoiser over steered branches with prompts of one length."""
+
+    def __init__(
+        self, backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
+    ) -> None:
+        self.backbone = backbone
+        self.group = group
+        self.control_images = control_images
+        self.prompt_embeds = PromptEmbeds.cat([steered.prompt_embeds for steered in group])
+        self.adapters = [steered.conditioning.adapters for steered in group for _ in steered.rows]
+        self.sizes = [len(steered) for steered in group]
+
+    def predict(self, latents: Tensor, timestep: int) -> Sequence[Tensor]:
+        """Prediction of each member for latents (N, c, h, w) of all, in their dtype."""
+        return self._denoised(latents, timestep).split(self.sizes)
+
+    def read(self, latents: Tensor, timestep: int) -> list[BranchFeatures]:
+        """Features of each member; the pass ends after the last layer that any of them reads."""
+        wanted = dict.fromkeys(layer for steered in self.group for layer in steered.branch.layers)
+        with FeatureRecorder(self.backbone, wanted) as recorder:
+            self._denoised(latents, timestep)
+        split = {layer: features.split(self.sizes) for layer, features in recorder.features.items()}
+        return [
+            {layer: split[layer][index] for layer in steered.branch.layers} for index, steered in enumerate(self.group)
+        ]
+
+    def _denoised(self, latents: Tensor, timestep: int) -> Tensor:
+        inputs = latents.to(self.backbone.dtype)
+        residuals = self._residuals(inputs.split(self.sizes), timestep)
+        return self.backbone.denoise(inputs, timestep, self.prompt_embeds, residuals, self.adapters).to(latents)
+
+    def _residuals(self, latents: Sequence[Tensor], timestep: int) -> Residuals | None:
+        """Summed ControlNet residuals of the group, zero for members without ControlNet; None where none has one."""
+        if not any(steered.conditioning.controls for steered in self.group):
+            return None
+        computed = self._control_outputs(latents, timestep)
+        shapes = {path: residual for residuals in computed.values() for path, residual in residuals.items()}
+        totals: list[dict[str, Tensor]] = []
+        for steered in self.group:
+            total: dict[str, Tensor] = {}
+            for control in steered.conditioning.controls:
+                for path, residual in computed[_control_key(steered, control)].items():
+                    scaled = control.scaled(residual, steered.rows)
+                    total[path] = total[path] + scaled if path in total else scaled
+            totals.append(total)
+        return {
+            path: torch.cat(
+                [
+                    total[path] if path in total else like.new_zeros(len(steered), *like.shape[1:])
+                    for steered, total in zip(self.group, totals, strict=True)
+                ]
+            )
+            for path, like in shapes.items()
+        }
+
+    def _control_outputs(self, latents: Sequence[Tensor], timestep: int) -> dict[tuple[object, ...], Residuals]:
+        """Residuals at scale 1 by control key; each ControlNet runs once, on distinct inputs only."""
+        users: dict[str, dict[tuple[object, ...], tuple[int, Control]]] = {}
+        for index, steered in enumerate(self.group):
+            for control in steered.conditioning.controls:
+                users.setdefault(control.name, {}).setdefault(_control_key(steered, control), (index, control))
+        outputs: dict[tuple[object, ...], Residuals] = {}
+        for name, distinct in users.items():
+            members = [self.group[index] for index, _ in distinct.values()]
+            images = [
+                self.control_images[control.source][list(member.rows)]
+                for member, (_, control) in zip(members, distinct.values(), strict=True)
+            ]
+            residuals = self.backbone.control_residuals(
+                name,
+                torch.cat([latents[index] for index, _ in distinct.values()]),
+                timestep,
+                PromptEmbeds.cat([member.prompt_embeds for member in members]),
+                torch.cat(images),
+            )
+            split = {path: part.split([len(member) for member in members]) for path, part in residuals.items()}
+            for index, key in enumerate(distinct):
+                outputs[key] = {path: parts[index] for path, parts in split.items()}
+        return outputs
+
+
+def _control_key(steered: SteeredBranch, control: Control) -> tuple[object, ...]:
+    return (control.name, control.source, *steered.inputs)

@@ -1,0 +1,51 @@
+"""Denoiser inputs of one branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gate_lightning.backbones.specs import PromptEmbeds
+from gate_lightning.features.branch import Branch
+from gate_lightning.techniques.base import Conditioning
+
+__all__ = ["SteeredBranch"]
+
+
+@dataclass(frozen=True)
+class SteeredBranch:
+    """Denoiser input of one draw of one branch, for the images of a batch with prompts of one length.
+
+    Attributes:
+        branch: the branch.
+        member: index of the draw in the branch's ensemble.
+        rows: rising indices of the R images in the batch.
+        latents: (R, c, h, w), at the noise level where the branch's trajectory starts.
+        prompt_embeds: embeddings of R prompts.
+        conditioning: the controls, adapters, guidance and trajectory.
+        inputs: key of the ControlNets' inputs: equal for equal latents and prompts in every pass.
+        unprompted: the same under the negative prompt, for classifier-free guidance; None without.
+    """
+
+    branch: Branch
+    member: int
+    rows: tuple[int, ...]
+    latents: Tensor
+    prompt_embeds: PromptEmbeds
+    conditioning: Conditioning
+    inputs: tuple[object, ...]
+    unprompted: SteeredBranch | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def samples(self) -> int:
+        """Samples in a denoiser pass: its images, twice under guidance."""
+        return len(self) if self.unprompted is None else 2 * len(self)
+
+    @property
+    def plan(self) -> tuple[object, ...]:
+        """Key of batching: timestep, trajectory and length of the prompts."""
+        return (self.branch.timestep, self.conditioning.trajectory, self.prompt_embeds.hidden.shape[1])
