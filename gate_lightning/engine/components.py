@@ -28,7 +28,7 @@ from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.building import built, call_with, called, check_kinds, check_values
 from gate_lightning.engine.description import described
-from gate_lightning.engine.extraction import MAIN, branches_of, extractor_of
+from gate_lightning.engine.extraction import MAIN, branches_of, candidates_of, extractor_of
 from gate_lightning.engine.saved_paths import located
 from gate_lightning.engine.used_keys import ONLY_TRAINING, READS
 from gate_lightning.engine.views import stored_views, view_count
@@ -39,6 +39,7 @@ from gate_lightning.losses.cross_entropy import CrossEntropyLoss
 from gate_lightning.pixel_classifiers.store import group_widths
 from gate_lightning.structures import Extractor
 from gate_lightning.tasks.base import BaseTask
+from gate_lightning.tasks.content_shift.candidates import Candidates
 from gate_lightning.utils.console import leave_to_root
 
 __all__ = ["Components", "card_and_classes"]
@@ -144,9 +145,15 @@ class Components:
         return branches_of(_plain(self.config), self.trained_on, partial(built, where="technique"))
 
     @cached_property
+    def candidates(self) -> Candidates:
+        """What is compared: the branches, without those whose weights are missing."""
+        return candidates_of(_plain(self.config), self.trained_on, partial(built, where="technique"))
+
+    @cached_property
     def required_inputs(self) -> RequiredInputs:
         """What the branches need with the images, and how many views of each training image there are."""
-        found = required_inputs_of(self.branches)
+        compared = "candidates" in inspect.signature(self.task_class).parameters
+        found = required_inputs_of(self.candidates.branches if compared else self.branches)
         views = view_count(self.config) if self.training else 0
         folders = {**found.control_folders, **self.control_folders}
         return replace(found, control_folders=folders, view_cycle=views or None)
@@ -159,7 +166,7 @@ class Components:
             ConfigError: its batches are of another kind than those of the task.
         """
         self._check_batch_types()
-        if "extractor" in inspect.signature(self.task_class).parameters:
+        if {"extractor", "candidates"} & set(inspect.signature(self.task_class).parameters):
             self.datamodule.attach_inputs(self.required_inputs)
         return self.datamodule
 

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.caches.disk import DiskCache, full_description
 from gate_lightning.features.caches.memory import MemoryCache
@@ -21,11 +21,12 @@ from gate_lightning.features.wrappers.edge_channels import EdgeChannels
 from gate_lightning.features.wrappers.multi_backbone import MultiBackboneExtractor
 from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.structures import Extractor
+from gate_lightning.tasks.content_shift.candidates import Candidates
 from gate_lightning.techniques.base import Card
 from gate_lightning.utils.checks import check_known
 from gate_lightning.utils.files import digest_of, plain_json
 
-__all__ = ["MAIN", "branches_of", "extractor_of"]
+__all__ = ["MAIN", "branches_of", "candidates_of", "extractor_of"]
 
 #: what branches call the backbone of ``backbone`` where there are more in ``backbones``
 MAIN = "main"
@@ -70,6 +71,27 @@ def branches_of(plain: Mapping[str, Any], card: Card, build: Build) -> list[Bran
         seed=plain["seed"],
         build=once,
     )
+
+
+def candidates_of(plain: Mapping[str, Any], card: Card, build: Build) -> Candidates:
+    """Branches to be compared; of a list of them those whose weights are there, and why the others are left out.
+
+    Raises:
+        WeightsError: none of them has its weights.
+    """
+    given = card.branches if plain["techniques"] == "all" else plain["techniques"]
+    if not isinstance(given, list | tuple) or not all(isinstance(one, Mapping) for one in given) or len(given) < 2:
+        return Candidates(tuple(branches_of(plain, card, build)))
+    made: list[Branch] = []
+    missing: dict[str, WeightsError] = {}
+    for number, mapping in enumerate(given):
+        try:
+            made += branches_of({**plain, "techniques": [mapping]}, card, build)
+        except WeightsError as error:
+            missing[str(mapping.get("name") or f"branch {number}")] = error
+    if not made:
+        raise next(iter(missing.values()))
+    return Candidates(tuple(made), {name: str(error) for name, error in missing.items()})
 
 
 def extractor_of(

@@ -28,6 +28,7 @@ _BASES = frozenset(
         "lightning.pytorch.callbacks.callback.Callback",
         "lightning.pytorch.core.datamodule.LightningDataModule",
         "lightning.pytorch.loggers.logger.Logger",
+        "gate_lightning.tasks.content_shift.measure.Measure",
         "gate_lightning.techniques.base.Technique",
     }
 )

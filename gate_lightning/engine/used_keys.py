@@ -30,6 +30,8 @@ READS: Mapping[str, tuple[str, ...]] = {
     "card": ("datamodule",),
     "labels": _LABELS,
     "backbone": ("backbone",),
+    "backbones": ("backbone", "backbones"),
+    "candidates": (*_BRANCHES, "seed", "datamodule"),
     "required_inputs": _INPUTS,
     # a row of the controls study sets keys of the extractor
     "extractor": (*_INPUTS, "noise", "posterior", "backbone_scale", "features", *_ABLATIONS),

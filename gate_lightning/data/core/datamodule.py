@@ -162,9 +162,13 @@ class ImageDataModule(LightningDataModule):
         batches = group_by_size(sizes, self.eval_batch_size, together=self.batch_size)
         return self._loader(self.evaluation_views(split), EvaluationBatches(batches, *self._processes))
 
+    def evaluated(self, split: str) -> SampleSource:
+        """What `evaluation_views` are of: the samples of a split, single images where these are pairs."""
+        return self.source(split)
+
     def evaluation_views(self, split: str) -> Dataset[Any]:
         """The samples of a split as they are evaluated, batch by batch of one's own choice."""
-        return BatchDataset(self.source(split), self.eval_transform, self.collate, self.seed)
+        return BatchDataset(self.evaluated(split), self.eval_transform, self.collate, self.seed)
 
     def _loader(self, views: Dataset[Any], sampler: Any) -> BatchLoader:
         return BatchLoader(

@@ -111,11 +111,14 @@ class PairDataModule(PairedImagesDataModule[Pair]):
             )
         return super().train_dataloader()
 
+    def evaluated(self, split: str) -> SampleSource:
+        """The images of a split."""
+        source = self.source(split)
+        return source.images if isinstance(source, PairSource) else source
+
     def evaluation_views(self, split: str) -> Dataset[Any]:
         """The images of a split as they are evaluated."""
-        source = self.source(split)
-        images = source.images if isinstance(source, PairSource) else source
-        return BatchDataset(images, self.eval_transform, collate_images, self.seed)
+        return BatchDataset(self.evaluated(split), self.eval_transform, collate_images, self.seed)
 
     def checked(self, split: str, annotated: Annotated[Pair], level: str) -> SplitReport:
         """What is wrong with a split; see `check_pairs`."""

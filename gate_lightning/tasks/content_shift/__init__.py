@@ -1,0 +1,1 @@
+"""Content shift of generation techniques, measured without training."""

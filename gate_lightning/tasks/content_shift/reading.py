@@ -1,0 +1,353 @@
+"""What measures of content shift ask for: features of a batch by candidate, timestep and noise, each made once."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.kernels.dispatch import fast_ops
+from gate_lightning.data.card import ClassLabels
+from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.reading.extractor import FeatureExtractor
+from gate_lightning.ops.padding import pad_batch
+from gate_lightning.structures import BranchFeatures, Conditions, FeatureInfo, ImageBatch, SegmentationBatch
+from gate_lightning.tasks.content_shift.candidates import Candidate, listed_candidates, shuffled
+from gate_lightning.techniques.base import Conditioning
+from gate_lightning.utils.checks import number, whole_number
+from gate_lightning.utils.units import GIB
+
+__all__ = ["Cost", "ShiftBatch", "ShiftReader"]
+
+#: candidate, timestep, draw of the noise
+_Key = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a candidate's features of one image cost: passes of the denoiser, and seconds here, encoding included."""
+
+    passes: float
+    seconds: float
+
+
+class ShiftReader(nn.Module):
+    """Backbones and candidates; makes the batches that measures read.
+
+    Args:
+        backbones: by the names that branches give.
+        branches: the candidates; a plain one is added where there is none.
+        timesteps: at which features are compared; None for those of the branches.
+        noises: numbers of noises of the plain branches that are the controls of equal cost.
+        seed: of the noise.
+        posterior: latents are the "mean" of the autoencoder's posterior, or a keyed "sample" of it.
+        max_samples: most samples in one pass of the denoiser; None for no limit.
+        memory_gib: features of a batch that are kept for the next measure.
+
+    Attributes:
+        candidates: the rows, by name.
+        left_out: candidate, or candidate and timestep, → why it cannot be read.
+
+    Raises:
+        ConfigError: a number out of range, or layers that are no maps.
+    """
+
+    def __init__(
+        self,
+        backbones: Mapping[str, Backbone],
+        branches: Sequence[Branch],
+        timesteps: Sequence[int] | None = None,
+        noises: Sequence[int] = (),
+        seed: int = 0,
+        posterior: Literal["mean", "sample"] = "mean",
+        max_samples: int | None = 64,
+        memory_gib: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.backbones = nn.ModuleDict({name or "main": backbone for name, backbone in backbones.items()})
+        if not number(memory_gib, "task.memory_gib") > 0:
+            raise ConfigError(f"task.memory_gib={memory_gib}: expected GiB of memory above 0")
+        for count in noises:
+            whole_number(count, "task.noises", 2)
+        found, self.left_out = listed_candidates(branches, backbones, sorted(set(noises)))
+        self.candidates = {one.name: one for one in found}
+        own = tuple(dict.fromkeys(branch.timestep for branch in branches))
+        self.timesteps = own if timesteps is None else tuple(dict.fromkeys(timesteps))
+        if not self.timesteps:
+            raise ConfigError("task.timesteps names no timestep; give at least one, or null for those of the branches")
+        self.seed, self.posterior = seed, posterior
+        self.max_samples, self.limit = max_samples, int(memory_gib * GIB)
+        self._alone: dict[_Key, str | None] = {}
+        self._made: dict[tuple[object, ...], FeatureExtractor] = {}
+        for plain in (one for one in found if one.kind == "plain"):
+            for timestep in self.timesteps:
+                self.backbone(plain.name).check_timestep(timestep)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Everything the features depend on besides images and conditions, JSON-able."""
+        return {
+            "backbones": {name: one.description for name, one in self.backbones.items() if isinstance(one, Backbone)},
+            "branches": [{**one.branch.description, "name": name} for name, one in self.candidates.items()],
+            "timesteps": list(self.timesteps),
+            "seed": self.seed,
+            "posterior": self.posterior,
+        }
+
+    def backbone(self, candidate: str) -> Backbone:
+        """The frozen network that a candidate reads."""
+        found = self.backbones[self.candidates[candidate].branch.backbone or "main"]
+        assert isinstance(found, Backbone)
+        return found
+
+    def plain(self, candidate: str) -> str:
+        """Name of the plain candidate of the same backbone."""
+        backbone = self.candidates[candidate].branch.backbone
+        return next(n for n, one in self.candidates.items() if one.kind == "plain" and one.branch.backbone == backbone)
+
+    def layers(self, candidate: str) -> dict[str, FeatureInfo]:
+        """Layers of a candidate that are maps."""
+        info = self.backbone(candidate).feature_info(self.candidates[candidate].branch.layers)
+        return {layer: one for layer, one in info.items() if one.stride and one.channels}
+
+    def reason(self, candidate: str, timestep: int, draw: int = 0) -> str | None:
+        """Why a candidate cannot be read there; None if it can."""
+        key = (candidate, timestep, draw)
+        if key not in self._alone:
+            try:
+                self._extractor([candidate], timestep, draw)
+                self._alone[key] = None
+            except GateError as error:
+                self._tell(key, error)
+        return self._alone[key]
+
+    def batches(self, batches: Sequence[ImageBatch], labels: ClassLabels | None = None) -> list[ShiftBatch]:
+        """What measures read of a sample of images; adds the rows of shuffled captions.
+
+        Every image of such a row has the caption of the next image of the sample.
+        """
+        captions = [caption for batch in batches for caption in batch.conditions.captions or (None,) * len(batch)]
+        rolled = captions[1:] + captions[:1]
+        others: list[Conditions | None] = []
+        for batch in batches:
+            own, rolled = rolled[: len(batch)], rolled[len(batch) :]
+            given = [text for text in own if text is not None]
+            whole = len(given) == len(batch) and batch.conditions.captions is not None
+            others.append(replace(batch.conditions, captions=tuple(given)) if whole else None)
+        for one in list(self.candidates.values()):
+            if one.kind == "candidate" and self._reads_captions(one, batches, others):
+                row = shuffled(one)
+                self.candidates[row.name] = row
+        return [ShiftBatch(self, batch, other, labels) for batch, other in zip(batches, others, strict=True)]
+
+    def cost(self, batch: ImageBatch, candidate: str, timestep: int) -> Cost | None:
+        """What a candidate's features of one image cost, measured alone on a batch after a first pass; None if they
+        cannot be read."""
+        if self.reason(candidate, timestep) is not None:
+            return None
+        extractor, backbone = self._extractor([candidate], timestep, 0), self.backbone(candidate)
+        samples: list[int] = []
+        # before a pass, as the last one ends behind the last layer that is read
+        handle = backbone.register_forward_pre_hook(lambda module, inputs: samples.append(len(inputs[0])))
+        try:
+            try:
+                extractor(batch.images, batch.conditions)
+            except GateError as error:  # its images lack something
+                self._tell((candidate, timestep, 0), error)
+                return None
+            samples.clear()
+            _wait(backbone.device)
+            began = time.perf_counter()
+            extractor(batch.images, batch.conditions)
+            _wait(backbone.device)
+            return Cost(sum(samples) / len(batch), (time.perf_counter() - began) / len(batch))
+        finally:
+            handle.remove()
+
+    def group(self, candidate: str, timestep: int, draw: int) -> list[str]:
+        """Candidates that are read together with one: of its backbone, captions, timestep and draw."""
+        wanted = self.candidates[candidate]
+        return [
+            name
+            for name, one in self.candidates.items()
+            if one.branch.backbone == wanted.branch.backbone
+            and (one.kind == "shuffled") == (wanted.kind == "shuffled")
+            and self.reason(name, timestep, draw) is None
+        ]
+
+    def read(
+        self, names: Sequence[str], timestep: int, draw: int, moments: tuple[Tensor, Tensor], padded: ImageBatch
+    ) -> dict[str, BranchFeatures]:
+        """Features of several candidates; of those whose images lack something nothing, and the reason is kept."""
+        try:
+            return self._extractor(names, timestep, draw).read(*moments, padded.images, padded.conditions)
+        except GateError as error:
+            if len(names) > 1:
+                one_by_one = [self.read([name], timestep, draw, moments, padded) for name in names]
+                return {name: features for found in one_by_one for name, features in found.items()}
+            if self.candidates[names[0]].kind == "plain":
+                raise
+            self._tell((names[0], timestep, draw), error)
+            return {}
+
+    def _tell(self, key: _Key, error: GateError) -> None:
+        candidate, timestep, draw = key
+        self._alone[key] = str(error)
+        noise = f", noise {draw}" if draw else ""
+        self.left_out.setdefault(f"{candidate} at t = {timestep}{noise}", str(error))
+
+    def _extractor(self, names: Sequence[str], timestep: int, draw: int) -> FeatureExtractor:
+        key = (tuple(names), timestep, draw)
+        if key not in self._made:
+            branches = [
+                replace(self.candidates[name].branch, name=name, timestep=timestep, noise_index=draw) for name in names
+            ]
+            backbone = self.backbone(names[0])
+            self._made[key] = FeatureExtractor(
+                backbone, branches, self.seed, "per_branch", self.posterior, self.max_samples
+            )
+        return self._made[key]
+
+    def _reads_captions(
+        self, candidate: Candidate, batches: Sequence[ImageBatch], others: Sequence[Conditions | None]
+    ) -> bool:
+        """Whether other captions give a candidate other prompts."""
+        for batch, other in zip(batches, others, strict=True):
+            if other is None:
+                return False
+            try:
+                if self._prompts(candidate, batch, batch.conditions) != self._prompts(candidate, batch, other):
+                    return True
+            except GateError:  # it is told of when it is read
+                return False
+        return False
+
+    def _prompts(self, candidate: Candidate, batch: ImageBatch, conditions: Conditions) -> tuple[str, ...]:
+        return self.conditioning(candidate.name, batch.images, conditions).prompts
+
+    def conditioning(self, candidate: str, images: Tensor, conditions: Conditions) -> Conditioning:
+        """Conditioning of a candidate's passes over images (B, 3, H, W) in [-1, 1]."""
+        branch = self.candidates[candidate].branch
+        found = Conditioning(prompts=branch.prompts(conditions))
+        for technique in branch.techniques:
+            found = technique.apply(found, images, conditions, self.backbone(candidate))
+        return found
+
+
+class ShiftBatch:
+    """Images of a sample with everything that measures ask for, made when asked for and once.
+
+    Attributes:
+        images: (B, 3, H, W) in [-1, 1].
+        conditions: captions, control images and noise keys of the images.
+        masks: (B, H', W') int64 class indices of any size, 255 where unlabelled; or None.
+        labels: classes of the masks; or None.
+        reader: backbones and candidates.
+    """
+
+    def __init__(
+        self, reader: ShiftReader, batch: ImageBatch, other: Conditions | None, labels: ClassLabels | None = None
+    ) -> None:
+        self.reader, self.batch, self.images, self.conditions = reader, batch, batch.images, batch.conditions
+        self.masks = batch.masks if isinstance(batch, SegmentationBatch) and labels is not None else None
+        self.labels, self._other = labels, other
+        self._features: OrderedDict[_Key, BranchFeatures] = OrderedDict()
+        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Names of all rows, those with shuffled captions too."""
+        return tuple(self.reader.candidates)
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """Timesteps at which features are compared."""
+        return self.reader.timesteps
+
+    def reads(self, candidate: str, *timesteps: int, draws: int = 1) -> bool:
+        """Whether a candidate can be read at all of these timesteps, under so many noises."""
+        return all(self.reader.reason(candidate, t, draw) is None for t in timesteps for draw in range(draws)) and all(
+            candidate in self._read(candidate, t, 0) for t in timesteps
+        )
+
+    def features(self, candidate: str, timestep: int, draw: int = 0) -> BranchFeatures:
+        """Layer id → (B, C, h, w) float32 of the images, padded to what the backbone reads.
+
+        Args:
+            candidate: row of the ranking.
+            timestep: training timestep; 0 for the reference of little noise.
+            draw: which of several noises.
+
+        Raises:
+            ConfigError: it cannot be read there.
+        """
+        found = self._read(candidate, timestep, draw)
+        if candidate not in found:
+            raise ConfigError(f"{candidate} at t = {timestep}: {self.reader.reason(candidate, timestep, draw)}")
+        return found[candidate]
+
+    def conditions_of(self, candidate: str) -> Conditions:
+        """Conditions under which a candidate is read: with other captions where its row is that of shuffled ones."""
+        if self.reader.candidates[candidate].kind != "shuffled":
+            return self.conditions
+        assert self._other is not None  # there is no such row without captions
+        return self._other
+
+    def padded(self, candidate: str) -> ImageBatch:
+        """Images as a candidate's backbone reads them."""
+        multiple = self.reader.backbone(candidate).size_multiple
+        return ImageBatch(*pad_batch(self.images, self.conditions_of(candidate), multiple))
+
+    def moments(self, candidate: str) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, c, h, w) of the images' latents in a candidate's backbone."""
+        name = self.reader.candidates[candidate].branch.backbone
+        if name not in self._moments:
+            backbone, padded = self.reader.backbone(candidate), self.padded(candidate)
+            backbone.check_images(padded.images)
+            with torch.no_grad(), fast_ops(True):
+                self._moments[name] = backbone.encode_moments(padded.images)
+        return self._moments[name]
+
+    def forget(self) -> None:
+        """Drop what was made of the images."""
+        self._features.clear()
+        self._moments.clear()
+
+    def _read(self, candidate: str, timestep: int, draw: int) -> Mapping[str, BranchFeatures]:
+        """Features of a candidate, and of those that are read with it."""
+        key = (candidate, timestep, draw)
+        if key in self._features:
+            self._features.move_to_end(key)
+            return {candidate: self._features[key]}
+        names = self.reader.group(candidate, timestep, draw)
+        if candidate not in names:
+            return {}
+        found = self.reader.read(names, timestep, draw, self.moments(candidate), self.padded(candidate))
+        for name, maps in found.items():
+            layers = self.reader.layers(name)
+            self._features[name, timestep, draw] = {
+                layer: value.float() for layer, value in maps.items() if layer in layers
+            }
+        made = {name: self._features[name, timestep, draw] for name in found}
+        while len(self._features) > len(made) and _bytes(self._features.values()) > self.reader.limit:
+            self._features.popitem(last=False)
+        return made
+
+
+def _bytes(features: Iterable[BranchFeatures]) -> int:
+    return sum(value.nbytes for maps in features for value in maps.values())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,171 @@
+"""Ranking by content shift: exact answers of plain features, captions of the neighbour, controls, what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gate_lightning.backbones.base import Backbone
+from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.reading.extractor import FeatureExtractor
+from gate_lightning.metrics.content_shift.laplacian import contour_difference
+from gate_lightning.structures import ImageBatch
+from gate_lightning.tasks.content_shift.laplacian import LaplacianScore
+from gate_lightning.tasks.content_shift.measure import ImageMeasure
+from gate_lightning.tasks.content_shift.reading import ShiftBatch, ShiftReader
+from gate_lightning.tasks.content_shift.study import ShiftResults, compared_rows, measure_content_shift
+from gate_lightning.techniques.denoise import Denoise
+from gate_lightning.techniques.lora import LoRA
+from gate_lightning.techniques.prompt import Prompt
+from tests.support.composition import composed
+from tests.support.small_networks import build, conditions, random_images
+
+LAYER = "up-level2-upsampler-out"
+CAPTIONS = ("a red circle", "a house", "a photo of a circle", "a red house")
+NONE, PROMPT = Branch("none", 50, (LAYER,)), Branch("prompt", 50, (LAYER,), (Prompt(),))
+BOTH = {"own": LaplacianScore("own"), "plain": LaplacianScore("plain")}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return build("tiny")
+
+
+def batches(captions: tuple[str, ...] | None = CAPTIONS, each: int = 2) -> list[ImageBatch]:
+    images, known = random_images(4, 32, 32), conditions(4, captions=captions)
+    return [ImageBatch(images[at : at + each], known[slice(at, at + each)]) for at in range(0, 4, each)]
+
+
+def measured(backbone: Backbone, *branches: Branch, sample: Any = None, **settings: Any) -> ShiftResults:
+    given = {"timesteps": (200,), **settings}
+    measures = {"own": LaplacianScore("own"), "plain": LaplacianScore("plain"), **given.pop("measures", {})}
+    return measure_content_shift(ShiftReader({"": backbone}, branches, **given), sample or batches(), measures)
+
+
+def test_plain_features_have_no_shift_against_their_own_anchor(backbone: Backbone) -> None:
+    found = measured(backbone, NONE, timesteps=(50, 200))
+    assert [*found.statistics["own"]] == [("none", 50, LAYER), ("none", 200, LAYER)]
+    for statistics in found.statistics.values():
+        for (_, timestep, _), one in statistics.items():
+            assert one.value == 0.0
+            assert one.of_images.tolist() == [0.0] * 4
+            assert one.anchor == f"none at t = {timestep}"
+    assert found.images == ("s0", "s1", "s2", "s3")
+
+
+def test_scores_are_those_of_features_read_by_hand(backbone: Backbone) -> None:
+    found = measured(backbone, PROMPT)  # a plain branch is added
+    images, known = random_images(4, 32, 32), conditions(4, captions=CAPTIONS)
+    extractor = FeatureExtractor(
+        backbone,
+        [replace(one, name=f"{one.name}{t}", timestep=t, noise_seed=0) for one in (NONE, PROMPT) for t in (0, 200)],
+    )
+    maps = {name: layers[LAYER] for name, layers in extractor(images, known).items()}
+    anchor = contour_difference(maps["none0"], maps["none200"])
+    for reference, start in (("own", "prompt0"), ("plain", "none0")):
+        difference = contour_difference(maps[start], maps["prompt200"])
+        score = found.statistics[reference]["prompt", 200, LAYER]
+        torch.testing.assert_close(score.of_images, 1 - difference / anchor, rtol=1e-4, atol=1e-5)
+        assert score.value == pytest.approx(float(1 - difference.mean() / anchor.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("each", [1, 2, 4])
+def test_shuffled_captions_are_those_of_the_next_image(backbone: Backbone, each: int) -> None:
+    found = measured(backbone, NONE, PROMPT, sample=batches(each=each))
+    rolled = measured(backbone, PROMPT, sample=batches((*CAPTIONS[1:], CAPTIONS[0])))
+    shuffled = found.statistics["own"]["prompt (shuffled)", 200, LAYER]
+    torch.testing.assert_close(
+        shuffled.values, rolled.statistics["own"]["prompt", 200, LAYER].values, rtol=1e-3, atol=1e-3
+    )
+    assert not torch.allclose(shuffled.values, found.statistics["own"]["prompt", 200, LAYER].values, rtol=1e-2)
+    assert compared_rows(found)["prompt (shuffled)"].ranked is False
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [replace(PROMPT, techniques=(Prompt("a house"),)), replace(PROMPT, techniques=(Prompt(fallback="a house"),))],
+)
+def test_only_what_reads_captions_is_shuffled(backbone: Backbone, branch: Branch) -> None:
+    sample = batches(None if branch.techniques[0].text is None else CAPTIONS)  # type: ignore[attr-defined]
+    assert [*measured(backbone, NONE, branch, sample=sample).candidates] == ["none", "prompt"]
+
+
+def test_controls_of_equal_cost_are_plain_features_of_several_noises(backbone: Backbone) -> None:
+    steps = Branch("steps", 50, (LAYER,), (Denoise(steps=2),))
+    found = measured(backbone, NONE, PROMPT, steps, noises=(2, 4), timesteps=(100,))
+    passes = {name: cost.passes for name in found.candidates if (cost := found.cost(name)) is not None}
+    assert passes == {"none": 1, "prompt": 1, "steps": 3, "none x2": 2, "none x4": 4, "prompt (shuffled)": 1}
+    rows = compared_rows(found)
+    assert rows["steps"].controls["passes"] == "none x4"
+    assert rows["prompt"].controls["passes"] == rows["prompt"].plain == "none"
+    assert [name for name, row in rows.items() if row.ranked] == ["none", "prompt", "steps"]
+    assert all(cost.seconds > 0 for cost in found.costs.values())
+
+
+class Words(ImageMeasure):
+    """Counts images; nothing to go by, or an error, where it is told so."""
+
+    def __init__(self, lacks: str = "", fails: str = "") -> None:
+        super().__init__()
+        self.lacks, self.fails = lacks, fails
+
+    def missing(self, batch: ShiftBatch) -> str | None:
+        return self.lacks or None
+
+    def update(self, batch: ShiftBatch) -> None:
+        if self.fails:
+            raise ConfigError(self.fails)
+        self.add("none", None, None, torch.ones(len(batch)))
+
+
+def test_what_cannot_be_measured_is_told_of_and_the_rest_comes(backbone: Backbone) -> None:
+    branches = [
+        replace(PROMPT, name="adapted", techniques=(LoRA("style", "no/such.safetensors"),)),
+        Branch("steps", 50, (LAYER,), (Denoise(steps=20),)),
+        Branch("own", 50, (LAYER,), (Prompt(file=None, template="a {category}"),)),
+    ]
+    measures = {"masks": Words(lacks="no masks"), "sizes": Words(fails="layers of different sizes"), "count": Words()}
+    found = measured(backbone, NONE, *branches, measures=measures, timesteps=(200, 990))
+    assert found.left_out["masks"] == "no masks"
+    assert found.left_out["sizes"] == "layers of different sizes"
+    assert "no/such.safetensors" in found.left_out["adapted"]
+    assert "these images have none" in found.left_out["own at t = 200"]
+    assert "990" in found.left_out["steps at t = 990"]
+    assert {key[:2] for key in found.statistics["own"]} == {("none", 200), ("none", 990), ("steps", 200)}
+    assert found.statistics["count"]["none", None, None].value == 1.0
+
+
+def test_what_is_no_sample_or_measures_nothing_is_refused(backbone: Backbone) -> None:
+    with pytest.raises(DataError, match="1 image: content shift is ranked over a sample of at least 2"):
+        measured(backbone, NONE, sample=batches()[0:1] and [ImageBatch(random_images(1, 32, 32), conditions(1))])
+    with pytest.raises(ConfigError, match=r"nothing could be measured:\n  masks: none"):
+        measure_content_shift(ShiftReader({"": backbone}, [NONE]), batches(), {"masks": Words(lacks="none")})
+    with pytest.raises(ConfigError, match="timestep=5000"):
+        ShiftReader({"": backbone}, [NONE], (5000,))
+    with pytest.raises(ConfigError, match=r"task\.noises=1"):
+        ShiftReader({"": backbone}, [NONE], noises=(1,))
+    with pytest.raises(ConfigError, match="reference='none'"):
+        LaplacianScore("none")
+
+
+def test_little_memory_changes_nothing(backbone: Backbone) -> None:
+    whole = measured(backbone, NONE, PROMPT)
+    frugal = measured(backbone, NONE, PROMPT, memory_gib=1e-6, max_samples=1)
+    for key, one in whole.statistics["own"].items():
+        torch.testing.assert_close(frugal.statistics["own"][key].values, one.values, rtol=1e-3, atol=1e-3)
+
+
+def test_the_command_ranks_without_training(tmp_path: Path) -> None:
+    given = ["task=content_shift", "task.data.images=3", "logger=none", "trainer.accelerator=cpu"]
+    given += ["task.timesteps=[100]", "task.noises=[]", "layers=[up-level2-upsampler-out]", "backbone.weights=random"]
+    found = evaluate(composed(*given, name="eval"), given, tmp_path / "run")
+    assert found["test/laplacian_own/none"] == 0.0
+    assert {"test/laplacian_plain/combined", "test/laplacian_own/prompt_shuffled"} <= {*found}
+    again = evaluate(composed(f"run={tmp_path / 'run'}", name="eval"), [f"run={tmp_path / 'run'}"], tmp_path / "again")
+    assert again == pytest.approx(found)
