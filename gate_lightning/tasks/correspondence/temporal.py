@@ -17,10 +17,11 @@ from gate_lightning.errors import DataError, ResumeError
 from gate_lightning.heads.descriptors import PlainDescriptors
 from gate_lightning.metrics.video_points import point_summary
 from gate_lightning.metrics.video_segmentation import summary
+from gate_lightning.ops.frame_cells import FrameCells
 from gate_lightning.ops.propagation import Propagation
 from gate_lightning.structures import Extractor, ImageBatch, Video
 from gate_lightning.tasks.base import BaseTask
-from gate_lightning.tasks.correspondence.tracks import Grid, Track, VideoResult, track_of
+from gate_lightning.tasks.correspondence.tracks import Track, VideoResult, track_of
 from gate_lightning.utils.files import write_atomically
 from gate_lightning.utils.processes import gathered
 from gate_lightning.utils.text import read_json
@@ -155,7 +156,7 @@ class TemporalCorrespondence(BaseTask):
         if not rows:  # repeated frames, which give all processes equally many batches
             return
         described = self.head(self.amalgamation(self.extractor(batch.images, batch.conditions)).levels).float()
-        grid = Grid((batch.images.shape[2], batch.images.shape[3]), self.amalgamation.strides[0])
+        grid = FrameCells((batch.images.shape[2], batch.images.shape[3]), self.amalgamation.strides[0])
         for row in rows:
             video, index = self._places[names[row]]
             if self._track is None:

@@ -16,28 +16,11 @@ from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.metrics.video_points import PointDistances, point_distances
 from gate_lightning.metrics.video_segmentation import FrameScores, frame_scores
 from gate_lightning.ops.point_maps import point_maps, points_of_maps
-from gate_lightning.ops.propagation import Propagation, Propagator, labels_of, nearest, one_hot
+from gate_lightning.ops.frame_cells import FrameCells
+from gate_lightning.ops.propagation import Propagation, Propagator
 from gate_lightning.structures import Video
 
-__all__ = ["Grid", "MaskTrack", "PointTrack", "Track", "VideoResult", "track_of"]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Cells of a frame's feature map.
-
-    Attributes:
-        seen: (H, W) of the frame as the backbone sees it.
-        stride: pixels of it per cell; the last row and column of cells may reach beyond the frame.
-    """
-
-    seen: tuple[int, int]
-    stride: int
-
-    @property
-    def cells(self) -> tuple[int, int]:
-        """Rows and columns (h, w) of the feature map."""
-        return -(-self.seen[0] // self.stride), -(-self.seen[1] // self.stride)
+__all__ = ["MaskTrack", "PointTrack", "Track", "VideoResult", "track_of"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ class Track(ABC):
         grid: cells of its frames.
     """
 
-    def __init__(self, rule: Propagation, video: Video, grid: Grid) -> None:
+    def __init__(self, rule: Propagation, video: Video, grid: FrameCells) -> None:
         self.rule, self.video, self.grid = rule, video, grid
         self.next = 0
         self._propagate: Propagator | None = None
@@ -141,19 +124,14 @@ class MaskTrack(Track):
 
     def first(self, device: torch.device) -> Tensor:
         """One map per object, and one for the background."""
-        seen, cells = self.grid.seen, self.grid.cells
-        reach = (cells[0] * self.grid.stride / seen[0], cells[1] * self.grid.stride / seen[1])
-        mask = nearest(torch.from_numpy(self._given()), cells, reach)
-        return one_hot(mask.to(device), self.video.objects + 1)
+        return self.grid.labels_of(self._given(), self.video.objects).to(device)
 
     def read(self, index: int, soft: Tensor) -> None:
         """Write the mask, and measure it."""
         if index == 0:
             self._write(0, self._given())
             return
-        stride, (height, width) = self.grid.stride, self.grid.seen
-        labels = labels_of(soft, (soft.shape[1] * stride, soft.shape[2] * stride), (height, width))
-        found = nearest(labels.to(torch.uint8), self.video.size).cpu().numpy()
+        found = self.grid.mask_of(soft, self.video.size)
         self._write(index, found)
         assert self.video.mask is not None
         truth = self.video.mask(index) if self._measured else None
@@ -209,7 +187,9 @@ class PointTrack(Track):
         return height, width
 
 
-def track_of(rule: Propagation, video: Video, grid: Grid, write: Callable[[int, NDArray[np.uint8]], None]) -> Track:
+def track_of(
+    rule: Propagation, video: Video, grid: FrameCells, write: Callable[[int, NDArray[np.uint8]], None]
+) -> Track:
     """The track of a video with masks, which are written, or with points."""
     return PointTrack(rule, video, grid) if video.points is not None else MaskTrack(write, rule, video, grid)
 
