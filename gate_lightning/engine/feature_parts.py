@@ -48,7 +48,8 @@ class ComposedParts:
         else:
             self._loaded = None  # its memory is free before the next one is loaded
             self._loaded = nodes, components.backbones
-        return FeatureParts(components.extractor, components.amalgamation, components.required_inputs)
+        prompt = components.trained_on.prompt_simple
+        return FeatureParts(components.extractor, components.amalgamation, components.required_inputs, prompt)
 
     def value(self, key: str) -> Any:
         """See `PartsOf`."""

@@ -32,7 +32,7 @@ class FrameCells:
         return -(-self.seen[0] // self.stride), -(-self.seen[1] // self.stride)
 
     def labels_of(self, mask: NDArray[np.uint8], objects: int) -> Tensor:
-        """Labels (objects + 1, h, w) of a mask at the size of the frame's file: background first, then objects 1 … n."""
+        """Labels (objects + 1, h, w) of a mask at the size of the frame's file: background, then objects 1 … n."""
         rows, columns = self.cells
         reach = (rows * self.stride / self.seen[0], columns * self.stride / self.seen[1])
         return one_hot(nearest(torch.from_numpy(mask), (rows, columns), reach), objects + 1)

@@ -32,11 +32,12 @@ __all__ = ["DescribedImage", "Describer", "FeatureParts", "PartsOf", "cosines", 
 
 
 class FeatureParts(NamedTuple):
-    """Components that make descriptors of images."""
+    """Components that make descriptors of images, and the prompt of branches that have none of their own."""
 
     extractor: Extractor
     amalgamation: Any
     required_inputs: RequiredInputs = RequiredInputs()
+    prompt: str = ""
 
 
 class PartsOf(Protocol):
@@ -87,7 +88,7 @@ class Describer:
     def __init__(self, parts: Callable[[], FeatureParts], resize: str, size: int | None, device: str) -> None:
         Sizing(resize, 1 if size is None else size)
         place = device_of(device)
-        self.extractor, amalgamation, self.required_inputs = parts()
+        self.extractor, amalgamation, self.required_inputs, self.prompt = parts()
         if not isinstance(amalgamation, Amalgamation):
             raise ConfigError(f"amalgamation is a {type(amalgamation).__name__}, and makes no feature maps; use concat")
         if any(parameter.requires_grad for parameter in amalgamation.parameters()):
@@ -115,6 +116,13 @@ class Describer:
         images, conditions = batch.images.to(place), batch.conditions.to(place)
         (grid,) = descriptor_grids(self.extractor, self.amalgamation, self.head, images, conditions, [size])
         return grid
+
+    @torch.no_grad()
+    def features_of(self, sample: Sample) -> Tensor:
+        """Descriptors (C, h, w) of an image at the size that it has, at the resolution of the finest level."""
+        batch = collate_images([sample]).to(self.extractor.backbone.device)
+        found: Tensor = self.head(self.amalgamation(self.extractor(batch.images, batch.conditions)).levels)[0]
+        return found.float()
 
 
 def image_file(path: str | Path, name: str) -> ImageSource:

@@ -15,8 +15,8 @@ from torch import Tensor
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.metrics.video_points import PointDistances, point_distances
 from gate_lightning.metrics.video_segmentation import FrameScores, frame_scores
-from gate_lightning.ops.point_maps import point_maps, points_of_maps
 from gate_lightning.ops.frame_cells import FrameCells
+from gate_lightning.ops.point_maps import point_maps, points_of_maps
 from gate_lightning.ops.propagation import Propagation, Propagator
 from gate_lightning.structures import Video
 

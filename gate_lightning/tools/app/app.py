@@ -1,4 +1,4 @@
-"""``tool=app``: a page on which points of pictures are clicked and matched."""
+"""``tool=app``: a page on which points of pictures are clicked and matched, and objects followed through videos."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.correspondence.read_outs import ReadOut
+from gate_lightning.tools.app.following import VideoBench
 from gate_lightning.tools.app.pictures import PictureFolder
 from gate_lightning.tools.app.server import listening, serve
 from gate_lightning.tools.app.workbench import Workbench
@@ -24,6 +25,7 @@ def app(
     read_out: ReadOut,
     source: str | Path | None = None,
     targets: Sequence[str | Path] = (),
+    frames: str | Path | None = None,
     resize: str = "square",
     size: int | None = None,
     device: str = "auto",
@@ -34,10 +36,11 @@ def app(
 
     Args:
         parts_of: makes extractor and amalgamation of the command line, and of changed settings.
-        output: folder; ``pictures/`` in it keeps what is dropped on the page.
+        output: folder; ``pictures/`` and ``videos/`` in it keep what is dropped on the page, the latter results too.
         read_out: rule by which matches are read off.
         source: picture that is clicked first; None for generated examples.
         targets: pictures that are searched first.
+        frames: folder of frames, or video file, of the video tab; None for a generated one.
         resize, size: how the backbone sees pictures, see `Sizing`; None for its native size.
         device: "auto" (a GPU where there is one) or a torch device.
         port: of the loopback interface; 0 for any free one.
@@ -57,4 +60,5 @@ def app(
         folder, here = Path(output).resolve(), Path.cwd()
         folder = folder.relative_to(here) if folder.is_relative_to(here) else folder  # commands are typed here
         pictures = PictureFolder(folder / "pictures")
-        serve(Workbench(parts_of, read_out, resize, size, device, pictures, limit, given), place)
+        workbench = Workbench(parts_of, read_out, resize, size, device, pictures, limit, given)
+        serve(workbench, VideoBench(workbench, folder / "videos", frames), place)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Final
 
@@ -53,10 +54,20 @@ class PictureFeatures:
                     self._keep(words, picture, known)
         return known
 
+    @contextmanager
+    def describing(self, words: tuple[str, ...]) -> Iterator[Describer]:
+        """Context of what describes images as a command line says; nobody else uses the backbone meanwhile.
+
+        Raises:
+            GateError: that command line cannot be read.
+        """
+        with self._reading:
+            yield self._describer_of(words)
+
     def layers(self, words: tuple[str, ...]) -> list[str]:
         """Presets and layers of the backbone of a command line."""
-        with self._reading:
-            backbone = self._describer_of(words).extractor.backbone
+        with self.describing(words) as describer:
+            backbone = describer.extractor.backbone
         assert isinstance(backbone, Backbone)
         return [*preset_names(backbone), *backbone.layers]
 

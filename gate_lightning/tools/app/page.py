@@ -1,4 +1,4 @@
-"""Widgets of the page, by gradio; what they do is in `Workbench`."""
+"""Widgets of the page, by gradio; what they do is in `Workbench` and `VideoBench`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import gradio as gr
 
 from gate_lightning.errors import GateError
 from gate_lightning.tools.app.figures import message
-from gate_lightning.tools.app.settings import Settings
+from gate_lightning.tools.app.following import VideoBench
+from gate_lightning.tools.app.video_tab import video_tab
+from gate_lightning.tools.app.widgets import command_box, settings_form, settings_of
 from gate_lightning.tools.app.workbench import VIEWS, Session, Workbench
 
 __all__ = ["STYLE", "page", "theme"]
@@ -36,17 +38,25 @@ def theme() -> Any:
     )
 
 
-def page(workbench: Workbench) -> Any:
+def page(workbench: Workbench, videos: VideoBench) -> Any:
     """The page as gradio's blocks."""
     with gr.Blocks(title="gate_lightning: matches", analytics_enabled=False, delete_cache=_KEPT) as blocks:
-        gr.Markdown(
-            "# Where is this point?\nClick a point of the first picture; the others show where its features are found."
-        )
-        _matches(workbench, blocks)
+        with gr.Tab("Pictures"):
+            gr.Markdown(
+                "# Where is this point?\nClick a point of the first picture; the others show where its features are "
+                "found."
+            )
+            _matches(workbench)
+        with gr.Tab("Video"):
+            gr.Markdown(
+                "# Where does it go?\nPaint an object of the first frame, in several colours for several objects, and "
+                "follow it through the video."
+            )
+            video_tab(videos)
     return blocks
 
 
-def _matches(workbench: Workbench, blocks: Any) -> None:
+def _matches(workbench: Workbench) -> None:
     """Pictures, settings and command, and what happens when they are used."""
     first, start = workbench.first, workbench.screen(workbench.first)
     session = gr.State(first)
@@ -73,8 +83,8 @@ def _matches(workbench: Workbench, blocks: Any) -> None:
                 elem_id="new-targets",
             )
             clear = gr.Button("Remove these pictures", size="sm", elem_id="clear")
-    form = _form(workbench, first)
-    command = _command(start.command)
+    fields, apply = settings_form(workbench, first, "Apply")
+    command = command_box(start.command, "The same by commands, one for each picture")
     outputs = [session, source, shown, command, told]
 
     def on(trigger: Any, change: Callable[..., Session], *inputs: Any) -> Any:
@@ -91,60 +101,15 @@ def _matches(workbench: Workbench, blocks: Any) -> None:
     on(turn.click, workbench.turned)
     on(clear.click, workbench.without_targets)
     on(view.input, workbench.with_view, view)
-    fields, apply = form
     layers = fields[2]
 
     def settled(now: Session, *values: Any) -> tuple[Any, ...]:
-        answer = _answered(workbench, lambda one: workbench.with_settings(one, lambda: _settings(*values)))(now)
+        answer = _answered(workbench, lambda one: workbench.with_settings(one, lambda: settings_of(*values)))(now)
         told_of = answer[-1]
         known = gr.skip() if told_of else gr.update(choices=workbench.layers(answer[0]))
         return (*answer, known)
 
     apply.click(settled, [session, *fields], [*outputs, layers], show_progress="minimal", api_visibility="private")
-
-
-def _command(text: str) -> Any:
-    """Box with the commands to copy."""
-    return gr.Code(
-        text,
-        language="shell",
-        label="The same by commands, one for each picture",
-        wrap_lines=True,
-        lines=3,
-        max_lines=8,
-        show_line_numbers=False,
-        elem_id="command",
-    )
-
-
-def _form(workbench: Workbench, first: Session) -> tuple[list[Any], Any]:
-    """Fields of the settings in the order of `_settings`, and the button that applies them."""
-    chosen = first.settings
-    with gr.Accordion("Settings", open=True):
-        with gr.Row():
-            backbone = gr.Dropdown(workbench.backbones, value=chosen.backbone, label="Backbone", elem_id="backbone")
-            timestep = gr.Number(
-                chosen.timestep, precision=0, label="Timestep (0: hardly any noise)", elem_id="timestep"
-            )
-            ensemble = gr.Number(chosen.ensemble, precision=0, label="Noises averaged", elem_id="ensemble")
-        with gr.Row():
-            layers = gr.Dropdown(
-                workbench.layers(first), value=list(chosen.layers), multiselect=True, allow_custom_value=True,
-                label="Layers: presets, or layers of the backbone", elem_id="layers")  # fmt: skip
-            techniques = gr.Dropdown(
-                workbench.techniques, value=list(chosen.techniques), multiselect=True,
-                label="Techniques (none: plain features)", elem_id="techniques")  # fmt: skip
-            prompt = gr.Textbox(
-                chosen.prompt, label="Prompt", placeholder="for the technique prompt", max_lines=1, elem_id="prompt"
-            )
-        apply = gr.Button("Apply", variant="primary", elem_id="apply")
-    return [backbone, timestep, layers, techniques, ensemble, prompt], apply
-
-
-def _settings(
-    backbone: str, timestep: int, layers: list[str], techniques: list[str], ensemble: int, prompt: str
-) -> Settings:
-    return Settings(backbone, timestep, tuple(layers), tuple(techniques), ensemble, prompt.strip())
 
 
 def _answered(workbench: Workbench, change: Callable[..., Session]) -> Callable[..., tuple[Any, ...]]:

@@ -15,6 +15,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.utils.console import HEADLINE
 
 if TYPE_CHECKING:
+    from gate_lightning.tools.app.following import VideoBench
     from gate_lightning.tools.app.workbench import Workbench
 
 __all__ = ["HOST", "listening", "serve", "web_app"]
@@ -28,7 +29,7 @@ _GRACE = 1
 #: a browser loads nothing but what this server gives, and shows the page in no other one
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+    "style-src 'self' 'unsafe-inline'; worker-src 'self' blob:; frame-ancestors 'self'"
 )
 
 
@@ -56,12 +57,12 @@ def listening(port: int) -> Iterator[socket.socket]:
         yield place
 
 
-def serve(workbench: Workbench, place: socket.socket) -> None:
+def serve(workbench: Workbench, videos: VideoBench, place: socket.socket) -> None:
     """Serve the page until a signal ends it."""
     import uvicorn
 
     config = uvicorn.Config(
-        web_app(workbench),
+        web_app(workbench, videos),
         log_level="critical",  # connections that are open at the end are no error
         timeout_graceful_shutdown=_GRACE,
         server_header=False,
@@ -70,7 +71,7 @@ def serve(workbench: Workbench, place: socket.socket) -> None:
     uvicorn.Server(config).run(sockets=[place])
 
 
-def web_app(workbench: Workbench) -> Any:
+def web_app(workbench: Workbench, videos: VideoBench) -> Any:
     """The page as an ASGI application."""
     # read when gradio is imported: no statistics, no check for a newer version; files in a folder that is ours
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -82,7 +83,14 @@ def web_app(workbench: Workbench) -> Any:
 
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     outer = gradio.mount_gradio_app(
-        outer, page(workbench), path="/", server_name=HOST, footer_links=[], ssr_mode=False, theme=theme(), css=STYLE
+        outer,
+        page(workbench, videos),
+        path="/",
+        server_name=HOST,
+        footer_links=[],
+        ssr_mode=False,
+        theme=theme(),
+        css=STYLE,
     )
     return _Guard(outer)
 

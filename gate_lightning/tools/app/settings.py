@@ -14,12 +14,14 @@ from gate_lightning.tools.matching import PartsOf
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.commands import override, quoted
 
-__all__ = ["AS_GIVEN", "Settings", "command", "words"]
+__all__ = ["AS_GIVEN", "Settings", "command", "video_command", "words"]
 
 #: stands for branches that were given on the command line, which the page cannot show as names
 AS_GIVEN = "as on the command line"
 #: keys of the page itself, which the matches of a pair do not have
-_OWN = frozenset({"tool", "tool.port", "tool.memory_gib", "tool.output", "output", "source", "target", "targets"})
+_OWN = frozenset(
+    {"tool", "tool.port", "tool.memory_gib", "tool.output", "tool.frames", "output", "source", "target", "targets"}
+)
 #: names of layers: ids, aliases such as up_blocks[1], presets
 _LAYER = re.compile(r"[\w.\-\[\]]+", re.ASCII)
 
@@ -119,6 +121,26 @@ def command(words: Sequence[str], source: Path, target: Path, point: Sequence[fl
     """The command that matches a point of a picture with another picture, for a shell."""
     pair = [override("source", source), override("target", target), f'"points=[[{point[0]:.10g},{point[1]:.10g}]]"']
     return " ".join(["python eval.py tool=match", *map(shlex.quote, words), *pair])
+
+
+def video_command(words: Sequence[str], frames: Path, mask: Path, short_side: int, prompt: str) -> str:
+    """The command that follows a mask through a video as the page does, for a shell.
+
+    Args:
+        words: as of `words`; keys of tools, and a data set that gave the prompt, are left out.
+        frames: folder or video file.
+        mask: of the first frame.
+        short_side: of the frames that the backbone sees.
+        prompt: for all frames.
+    """
+    kept = [one for one in words if not one.lstrip("+~").startswith(("tool.", "dataset"))]
+    given = [override("dataset.frames", frames), override("dataset.masks", mask), f"dataset.short_side={short_side}"]
+    return " ".join(
+        [
+            *("python eval.py task=video dataset=video", *given, override("dataset.prompt", prompt)),
+            *map(shlex.quote, kept),
+        ]
+    )
 
 
 def _listed(names: Sequence[Any]) -> str:

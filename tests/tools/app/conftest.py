@@ -10,6 +10,7 @@ import pytest
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.feature_parts import ComposedParts
 from gate_lightning.ops.correspondence.read_outs import ReadOut
+from gate_lightning.tools.app.following import VideoBench
 from gate_lightning.tools.app.pictures import PictureFolder
 from gate_lightning.tools.app.workbench import Workbench
 from tests.support.composition import composed
@@ -32,3 +33,8 @@ def make_workbench(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Wo
 @pytest.fixture(scope="package")
 def workbench(make_workbench: Callable[..., Workbench]) -> Workbench:
     return make_workbench()
+
+
+@pytest.fixture(scope="package")
+def videos(workbench: Workbench) -> VideoBench:
+    return VideoBench(workbench, workbench.pictures.folder.with_name("videos"))

@@ -18,6 +18,7 @@ from PIL import Image
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.tools.app.app import app
+from gate_lightning.tools.app.following import VideoBench
 from gate_lightning.tools.app.server import HOST, listening, web_app
 from gate_lightning.tools.app.workbench import Workbench
 from tests.support.browser import Page, chromium
@@ -60,7 +61,7 @@ def test_without_gradio_it_is_said_how_to_get_it(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture(scope="module")
-def port(workbench: Workbench) -> Iterator[int]:
+def port(workbench: Workbench, videos: VideoBench) -> Iterator[int]:
     """The page is served, and who this process connects to meanwhile is noted."""
     pytest.importorskip("gradio", reason="the page needs the extra app")
     import uvicorn
@@ -68,7 +69,9 @@ def port(workbench: Workbench) -> Iterator[int]:
     sys.addaudithook(_watch)
     _watching.set()
     with listening(0) as place:
-        server = uvicorn.Server(uvicorn.Config(web_app(workbench), log_level="critical", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(web_app(workbench, videos), log_level="critical", timeout_graceful_shutdown=1)
+        )
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
@@ -172,3 +175,32 @@ def test_a_page_is_used(port: int, workbench: Workbench, tmp_path: Path) -> None
         assert [one for one in page.errors if "Method not implemented" not in one] == []
     elsewhere = [one for one in _connected if HOST not in str(one) and "localhost" not in str(one)]
     assert elsewhere == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium() is None, reason="no Chromium")
+def test_an_object_is_painted_and_followed(port: int, videos: VideoBench) -> None:
+    pytest.importorskip("websocket", reason="websocket-client drives the browser")
+    with Page(f"http://{HOST}:{port}/") as page:
+        page.wait(SHOWN, 150)
+        tab = "[...document.querySelectorAll('button[role=tab]')].find(one => one.textContent.includes('Video'))"
+        page.evaluate(f"{tab}.click()")
+        page.wait("!!document.querySelector('#editor canvas')", 60)
+        time.sleep(3)  # the frame is loaded into the canvas, which tells nobody
+        follow = "document.querySelector('#video-apply').click()"
+        until(page, lambda: page.evaluate(follow), "#video-message .gate-message")
+        assert "nothing is drawn" in told(page, "#video-message")
+        page.evaluate("document.querySelector('#editor').scrollIntoView()")
+        found = "document.querySelector('#editor canvas').getBoundingClientRect()"
+        left, top, width, height = (float(page.evaluate(f"{found}.{one}")) for one in ("x", "y", "width", "height"))
+        for number, kind in enumerate(["mousePressed", *["mouseMoved"] * 8, "mouseReleased"]):
+            place = {"x": left + 0.5 * width + 6 * number, "y": top + 0.6 * height}
+            page.call("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **place)
+            time.sleep(0.05)
+        time.sleep(1)
+        page.evaluate(follow)
+        page.wait("!!document.querySelector('#followed video')", 150)
+        assert "task=video" in told(page, "#video-command")
+        assert not any("Security Policy" in one for one in page.errors)
+    masks = [path for path in (videos.first.folder / "masks").iterdir() if (path / "followed.webm").is_file()]
+    assert masks and all(len(list((path / "masks").glob("*.png"))) == 16 for path in masks)
