@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, ClassVar
 
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
@@ -15,7 +14,7 @@ from gate_lightning.backbones.noise_schedule import DiffusionSchedule, NoiseSche
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning, Predict, Technique
-from gate_lightning.techniques.schedule import noise_schedule, wide
+from gate_lightning.techniques.schedule import ddim, noise_schedule, wide
 from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["SAMPLERS", "Denoise"]
@@ -96,12 +95,6 @@ class Denoise(Technique):
         return samplers[self.sampler](wide(latents), levels, predict, schedule).to(latents)
 
 
-def _ddim(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
-    for level, target in pairwise(levels):
-        latents = schedule.move(latents, predict(latents, level), level, target)
-    return latents
-
-
 def _pndm(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
     """PNDM: the second pass, at the end of the first step, corrects that step, so its level is visited twice."""
     return _pndm_visiting([*levels[:2], *levels[1:-1]], latents, levels, predict, schedule)
@@ -154,7 +147,7 @@ def _config(schedule: NoiseSchedule) -> dict[str, Any]:
 
 #: name → (latents at the first level, levels, predict, schedule) → latents at the last level
 SAMPLERS: dict[str, Callable[[Tensor, list[int], Predict, NoiseSchedule], Tensor]] = {
-    "ddim": _ddim,
+    "ddim": ddim,
     "pndm": _pndm,
     "pndm_released": _pndm_released,
     "euler": _solver(EulerDiscreteScheduler, scaled=True),
@@ -162,4 +155,4 @@ SAMPLERS: dict[str, Callable[[Tensor, list[int], Predict, NoiseSchedule], Tensor
     "dpmpp": _solver(DPMSolverMultistepScheduler, scaled=False),
 }
 #: the same for flow matching, where the step of DDIM is Euler's
-_FLOW_SAMPLERS = {"ddim": _ddim, "euler": _ddim}
+_FLOW_SAMPLERS = {"ddim": ddim, "euler": ddim}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.errors import ConfigError
+from gate_lightning.techniques.base import Predict
 
-__all__ = ["noise_schedule", "wide"]
+__all__ = ["ddim", "noise_schedule", "wide"]
 
 
 def noise_schedule(backbone: Backbone, technique: str) -> NoiseSchedule:
@@ -29,3 +32,17 @@ def noise_schedule(backbone: Backbone, technique: str) -> NoiseSchedule:
 def wide(latents: Tensor) -> Tensor:
     """Latents in at least float32: small steps would be lost in half precision."""
     return latents.to(torch.promote_types(latents.dtype, torch.float32))
+
+
+def ddim(latents: Tensor, levels: list[int], predict: Predict, schedule: NoiseSchedule) -> Tensor:
+    """Latents moved along timesteps by DDIM steps without new noise; for flow matching by Euler's.
+
+    Args:
+        latents: (B, c, h, w) at the first timestep.
+        levels: timesteps, falling; no pass is made at the last one.
+        predict: the denoiser.
+        schedule: its noise schedule.
+    """
+    for level, target in pairwise(levels):
+        latents = schedule.move(latents, predict(latents, level), level, target)
+    return latents

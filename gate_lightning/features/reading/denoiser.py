@@ -39,6 +39,7 @@ class SteeredDenoiser:
     def __init__(
         self, backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
     ) -> None:
+        self.backbone = backbone
         self.group = group
         members: dict[_Place, SteeredBranch] = {(index, False): steered for index, steered in enumerate(group)}
         members |= {(index, True): one.unprompted for index, one in enumerate(group) if one.unprompted is not None}

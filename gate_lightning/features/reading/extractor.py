@@ -144,13 +144,7 @@ class FeatureExtractor(nn.Module):
             images: the images (B, 3, H, W), for control images; sides are multiples of ``size_multiple``.
             conditions: see ``forward``.
         """
-        names = [branch.name for branch in self.branches]
-        conditions = noise_of_branches(conditions, names, names)
-        steered = [one for branch in self.branches for one in self._steer(branch, mean, std, images, conditions)]
-        sources: dict[ControlSource, Tensor] = {}
-        for control in (control for one in steered for control in one.conditioning.controls):
-            if control.source not in sources:
-                sources[control.source] = control.source(images, conditions)
+        steered, sources = self.steer(mean, std, images, conditions)
         gathered = {branch.name: GatheredFeatures(branch) for branch in self.branches}
         known: Known = {}
         for group in group_branches(steered, self.max_samples):
@@ -162,6 +156,19 @@ class FeatureExtractor(nn.Module):
         if not all_finite(value for layers in read.values() for value in layers.values()):
             raise self._not_finite(read, conditions)
         return read
+
+    def steer(
+        self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions
+    ) -> tuple[list[SteeredBranch], dict[ControlSource, Tensor]]:
+        """Denoiser inputs of all draws of all branches, and control images by their source; arguments as for `read`."""
+        names = [branch.name for branch in self.branches]
+        conditions = noise_of_branches(conditions, names, names)
+        steered = [one for branch in self.branches for one in self._steer(branch, mean, std, images, conditions)]
+        sources: dict[ControlSource, Tensor] = {}
+        for control in (control for one in steered for control in one.conditioning.controls):
+            if control.source not in sources:
+                sources[control.source] = control.source(images, conditions)
+        return steered, sources
 
     def _not_finite(self, read: Features, conditions: Conditions) -> NotFiniteError:
         """Which layer of which branch and image, and why."""

@@ -14,7 +14,7 @@ from gate_lightning.features.reading.steering import SteeredBranch
 from gate_lightning.structures import BranchFeatures
 from gate_lightning.techniques.base import ControlSource
 
-__all__ = ["Known", "group_branches", "run_pass"]
+__all__ = ["Known", "group_branches", "latents_at", "run_pass"]
 
 #: conditioning and timestep → inputs and prediction of a denoising pass on the way to a timestep that is read
 Known = dict[tuple[object, ...], tuple[Tensor, Tensor]]
@@ -56,12 +56,23 @@ def run_pass(
         known: passes of other groups of this batch, to which those of this one are added: trajectories to several
             timesteps begin alike (an inversion), and no pass is made twice.
     """
-    timestep, trajectory = group[0].branch.timestep, group[0].conditioning.trajectory
     denoiser = SteeredDenoiser(backbone, group, control_images)
-    latents = torch.cat([steered.latents for steered in group])
-    if trajectory is not None:
-        latents = trajectory.run(latents, timestep, partial(_remembered, denoiser, known), backbone)
-    return denoiser.read(latents, timestep)
+    return denoiser.read(latents_at(denoiser, known), group[0].branch.timestep)
+
+
+def latents_at(denoiser: SteeredDenoiser, known: Known) -> Tensor:
+    """Latents (N, c, h, w) of all members of a group at their branches' timestep, by their trajectory if they have one.
+
+    Args:
+        denoiser: denoiser of the group.
+        known: see `run_pass`.
+    """
+    first = denoiser.group[0]
+    latents = torch.cat([steered.latents for steered in denoiser.group])
+    if first.conditioning.trajectory is None:
+        return latents
+    predict = partial(_remembered, denoiser, known)
+    return first.conditioning.trajectory.run(latents, first.branch.timestep, predict, denoiser.backbone)
 
 
 def _remembered(denoiser: SteeredDenoiser, known: Known, latents: Tensor, timestep: int) -> Tensor:
