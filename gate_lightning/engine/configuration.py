@@ -43,7 +43,7 @@ def config_folder() -> Path:
 
 #: task → the generated data set that it is measured on where none is named: a task cannot choose one in its file, for
 #: data sets choose their tasks
-_GENERATED = {"geometric": "scene_homographies", "video": "scene_videos"}
+_GENERATED = {"classification": "scene_kinds", "geometric": "scene_homographies", "video": "scene_videos"}
 
 
 def with_data(overrides: Sequence[str]) -> list[str]:

@@ -19,9 +19,11 @@ from gate_lightning.engine.tools import run_tool
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_tool
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.commands import override
+from gate_lightning.utils.files import write_csv
 from gate_lightning.utils.units import few, measured
 
 if TYPE_CHECKING:
+    from gate_lightning.data.core.prediction import PredictionDataModule
     from gate_lightning.engine.trained_run import TrainedRun
 
 __all__ = ["evaluate", "measures_untrained"]
@@ -206,12 +208,16 @@ def _refresh_report(folder: Path) -> None:
 
 
 def _label(run: TrainedRun, images: Path, output: Path) -> None:
-    """Masks and overlays of unlabelled images, skipping those that are already there."""
+    """Masks and overlays of unlabelled images, skipping those that are already there; of a run that classifies whole
+    images, a table."""
     from gate_lightning.data.files.images import read_image
     from gate_lightning.visualization.overlay import write_prediction
 
     class_labels = run.components.labels
     source = run.components.datamodule.prediction(images)
+    if hasattr(run.task, "class_shares"):
+        _classify(run, source, output)
+        return
     names, total = source.images.names, len(source)
     for number, (name, batch) in enumerate(zip(names, source.predict_dataloader(), strict=True), start=1):
         # the mask is written last, atomically: where it is, the overlay is there too
@@ -223,3 +229,16 @@ def _label(run: TrainedRun, images: Path, output: Path) -> None:
         write_prediction(output, name, image, labels, palette=class_labels.palette, classes=class_labels.classes)
         log.info("%d/%d %s", number, total, name)
     log.info("masks and overlays of %d images: %s", total, output)
+
+
+def _classify(run: TrainedRun, source: PredictionDataModule, output: Path) -> None:
+    """``predictions.csv``: the class of every image, its share, and the shares of all classes."""
+    run.task.remember(run.components.connected_datamodule)
+    classes, rows = run.classes, []
+    for name, batch in zip(source.images.names, source.predict_dataloader(), strict=True):
+        shares = run.shares(batch.images, batch.conditions).tolist()
+        best = max(range(len(classes)), key=shares.__getitem__)
+        rows.append([name, classes[best], shares[best], *shares])
+        log.info("%d/%d %s: %s %.1f %%", len(rows), len(source), name, classes[best], 100 * shares[best])
+    write_csv(output / "predictions.csv", ["image", "class", "share", *classes], rows)
+    log.info("classes of %d images: %s", len(rows), output / "predictions.csv")

@@ -123,6 +123,13 @@ class TrainedRun:
         return [name for name, needed in read.items() if needed and name not in given]
 
     @torch.no_grad()
+    def shares(self, images: torch.Tensor, conditions: Conditions) -> np.ndarray:
+        """Shares of the classes (K,) of one prepared image, of a run that classifies whole images; see `label`."""
+        device = self.task.device
+        found: np.ndarray = self.task.class_shares(images.to(device), conditions.to(device))[0].float().cpu().numpy()
+        return found
+
+    @torch.no_grad()
     def label(self, images: torch.Tensor, conditions: Conditions, size: tuple[int, ...]) -> np.ndarray:
         """Label map of one prepared image.
 
@@ -134,6 +141,8 @@ class TrainedRun:
         Returns:
             (H, W) uint8 class indices.
         """
+        if not hasattr(self.task, "label_maps"):
+            raise ConfigError(f"{type(self.task).__name__} makes no label maps")
         device = self.task.device
         found = self.task.label_maps(images.to(device), conditions.to(device), (int(size[0]), int(size[1])))
         labels: np.ndarray = found[0].to(torch.uint8).cpu().numpy()

@@ -103,8 +103,8 @@ def _require_weights(task: BaseTask) -> None:
     if task.training_free and not task.has_weights:
         raise ConfigError(
             f"{type(task).__name__} has nothing to train here: several branches (techniques=all) with "
-            "amalgamation=weighted, or a head with weights (head=conv_descriptors), are trained. Without weights, "
-            "measure it with the same options by python eval.py"
+            "amalgamation=weighted, or a head with weights (head=conv_descriptors, bn_linear), are trained. Without "
+            "weights, measure it with the same options by python eval.py"
         )
 
 

@@ -204,8 +204,7 @@ def _require_no_weights(task: BaseTask) -> None:
         parts = sorted({name.split(".", 1)[0] for name, one in task.named_parameters() if one.requires_grad} - {"loss"})
         raise ConfigError(
             f"{' and '.join(parts)} {'has' if len(parts) == 1 else 'have'} weights that nobody has trained. Train them "
-            "by python train.py with the same options; or measure features as they are: amalgamation=concat "
-            "head=descriptors"
+            f"by python train.py with the same options; or measure features as they are: {task.without_weights}"
         )
 
 

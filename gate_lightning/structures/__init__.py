@@ -3,7 +3,7 @@
 Shape letters: B images, C channels, H × W pixels, h × w positions of a feature map, K classes.
 """
 
-from gate_lightning.structures.batches import ImageBatch, PixelBatch, SegmentationBatch
+from gate_lightning.structures.batches import ClassificationBatch, ImageBatch, PixelBatch, SegmentationBatch
 from gate_lightning.structures.conditions import MIRRORED, Conditions, Noise
 from gate_lightning.structures.extractor import BackboneInfo, Extractor
 from gate_lightning.structures.features import BranchFeatures, FeatureInfo, Features, FeaturesInfo, Identity, Pyramid
@@ -15,6 +15,7 @@ __all__ = [
     "MIRRORED",
     "BackboneInfo",
     "BranchFeatures",
+    "ClassificationBatch",
     "Conditions",
     "Extractor",
     "FeatureInfo",

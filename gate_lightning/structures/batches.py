@@ -1,4 +1,4 @@
-"""Batches of images, of images with masks, and of labelled pixels."""
+"""Batches of images, of images with masks or with classes, and of labelled pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gate_lightning.structures.conditions import Conditions, Movable
 
-__all__ = ["ImageBatch", "PixelBatch", "SegmentationBatch"]
+__all__ = ["ClassificationBatch", "ImageBatch", "PixelBatch", "SegmentationBatch"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,17 @@ class SegmentationBatch(ImageBatch):
     """
 
     masks: Tensor
+
+
+@dataclass(frozen=True)
+class ClassificationBatch(ImageBatch):
+    """A batch of images with a class each.
+
+    Attributes:
+        labels: (B,) int64 class indices, ``ignore_index`` where an image only pads the share of a process.
+    """
+
+    labels: Tensor
 
 
 @dataclass(frozen=True)

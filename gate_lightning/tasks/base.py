@@ -89,6 +89,7 @@ class BaseTask(LightningModule):
         final_splits: splits that a training run evaluates at its end.
         training_free: where its parts have no weights to be trained, it is evaluated as it is configured (``eval.py``
             without ``run``).
+        without_weights: options that leave such a task no weights, for messages.
         steps_bounds: optimiser steps after which the task itself stops training, at least and at most; infinite where
             only the trainer ends it.
     """
@@ -98,6 +99,7 @@ class BaseTask(LightningModule):
     batch_type: type = ImageBatch
     final_splits: tuple[str, ...] = ()
     training_free: bool = False
+    without_weights: str = "amalgamation=concat head=descriptors"
 
     def usage(self, folder: Path) -> str:
         """What a run says at its end of the part it has exported below ``folder``: where it is, how it is used."""

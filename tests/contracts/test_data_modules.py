@@ -1,4 +1,4 @@
-"""What every data set of masks, and every one of pairs, promises, whatever it reads."""
+"""What every data set of masks, of classes and of pairs promises, whatever it reads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from gate_lightning.data.classification import cifar10
+from gate_lightning.data.classification.base import ClassificationDataModule
+from gate_lightning.data.classification.cifar10 import CIFAR10DataModule
+from gate_lightning.data.classification.image_folder import ImageFolderDataModule
+from gate_lightning.data.classification.scene_kinds import SceneKindsDataModule
 from gate_lightning.data.correspondence.ap10k import AP10KDataModule
 from gate_lightning.data.correspondence.base import PairDataModule
 from gate_lightning.data.correspondence.cub import CUBDataModule
@@ -20,7 +25,8 @@ from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
 from gate_lightning.errors import DataError
-from gate_lightning.structures import ImageBatch, PairBatch
+from gate_lightning.structures import ClassificationBatch, ImageBatch, PairBatch
+from tests.support.classified import write_cifar, write_image_folder
 from tests.support.folders import make_folder
 from tests.support.pair_layouts import (
     write_ap10k,
@@ -101,6 +107,57 @@ def test_a_second_module_makes_the_same_batches(module: SegmentationDataModule, 
         assert one.conditions == other.conditions
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.masks, other.masks)
+
+
+def _cifar(root: Path) -> CIFAR10DataModule:
+    write_cifar(root / "cifar", 20)
+    return CIFAR10DataModule(str(root / "cifar"), val=10, size=24, batch_size=2)
+
+
+def _image_folder(root: Path) -> ImageFolderDataModule:
+    splits = {"train": {"a": 3, "b": 2}, "val": {"a": 2, "b": 1}, "test": {"a": 1, "b": 1}}
+    written = root / "image_folder"
+    return ImageFolderDataModule(
+        str(written if written.is_dir() else write_image_folder(written, splits)), size=24, batch_size=2
+    )
+
+
+CLASSIFIED: dict[str, Callable[[Path], ClassificationDataModule]] = {
+    "scene_kinds": lambda root: SceneKindsDataModule(train=6, val=6, test=6, size=24, batch_size=2),
+    "cifar10": _cifar,
+    "image_folder": _image_folder,
+}
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_classified_images_keep_the_contract(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10, "IMAGES", 20)
+    data, again = CLASSIFIED[name](tmp_path), CLASSIFIED[name](tmp_path)
+    ids = {split: [data.source(split).sample_id(n) for n in range(len(data.source(split)))] for split in data.splits}
+    every = [one for names in ids.values() for one in names]
+    assert len(every) == len(set(every))
+    for split in data.splits:
+        source = data.source(split)
+        for index in range(len(source)):
+            sample = source.load(index)
+            assert (sample.image.shape[:2],) == source.sizes(index)
+            assert sample.label == source.label(index) in range(data.labels.num_classes)
+            assert sample.ignored().label == data.labels.ignore_index
+        batches = list(data.images(split))
+        assert [one for batch in batches for one in batch.conditions.sample_ids] == ids[split]
+        assert [one for batch in batches for one in batch.labels.tolist()] == [
+            source.label(n) for n in range(len(source))
+        ]
+    for batch, other in zip(data.train_dataloader(), again.train_dataloader(), strict=True):
+        assert isinstance(batch, ClassificationBatch)
+        assert batch.conditions == other.conditions
+        assert torch.equal(batch.images, other.images)
+        assert batch.labels.dtype == torch.int64
+        assert batch.images.shape[1:] == (3, 24, 24)
+        assert batch.images.abs().max() <= 1
+        assert {*batch.conditions.views} == {""}
+    assert not data.check("quick").errors
+    assert data.card.branches
 
 
 PAIRS: dict[str, Callable[[Path, int], PairDataModule]] = {

@@ -21,7 +21,8 @@ PIXELS = {
 IMAGES = ("deeplab",)
 LAYERS = {"fine": FeatureInfo(16, 4), "middle": FeatureInfo(24, 8), "coarse": FeatureInfo(32, 16)}
 KEYPOINTS = ("contrastive", "geoaware")
-DESCRIPTORS = ("descriptors", "conv_descriptors")
+#: what makes no logits at the pyramid's resolution
+DESCRIPTORS = ("descriptors", "conv_descriptors", "nearest_images")
 
 
 def names(group: str, *, without: tuple[str, ...] = ()) -> list[str]:

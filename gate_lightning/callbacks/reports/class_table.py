@@ -18,7 +18,8 @@ __all__ = ["ClassTable"]
 
 log = logging.getLogger(__name__)
 
-#: the log shows these columns, all classes up to so many, else so many at both ends, and so many characters of a name
+#: the log shows those of these columns that there are, sorted by the first one: all classes up to so many, else so many
+#: at both ends, and so many characters of a name
 COLUMNS = ("IoU", "Acc", "share")
 MOST, SHOWN, WIDEST = 30, 10, 16
 
@@ -43,20 +44,25 @@ class ClassTable(SplitReport[SegmentationResults, Any]):
 
 def class_text(scores: Mapping[str, Mapping[str, float]]) -> str:
     """IoU, Acc and share of the classes in percent, in columns side by side; of more than 30 classes the worst and the
-    best, by IoU."""
+    best, by IoU (by Acc, where there is none)."""
     names = list(scores)
     if len(names) <= MOST:
         return "\n".join(_blocks(names, scores))
-    known = sorted((name for name in names if not math.isnan(scores[name]["IoU"])), key=lambda one: scores[one]["IoU"])
+    first = _columns(scores)[0]
+    known = sorted((name for name in names if not math.isnan(scores[name][first])), key=lambda one: scores[one][first])
     worst, best = known[:SHOWN], known[-SHOWN:][::-1]
-    lowest = [f"the {len(worst)} lowest IoUs of {len(names)} classes", *_blocks(worst, scores)]
+    lowest = [f"the {len(worst)} lowest {first}s of {len(names)} classes", *_blocks(worst, scores)]
     return "\n".join([*lowest, f"the {len(best)} highest", *_blocks(best, scores)])
+
+
+def _columns(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return [column for column in COLUMNS if column in next(iter(scores.values()))]
 
 
 def _blocks(names: Sequence[str], scores: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Rows of the classes, the second half beside the first, and a line of titles."""
     width = min(max(len(name) for name in [*names, "class"]), WIDEST)
-    title = "  ".join(["class".ljust(width), *(column.rjust(5) for column in COLUMNS)])
+    title = "  ".join(["class".ljust(width), *(column.rjust(5) for column in _columns(scores))])
     rows = [_row(name, scores[name], width) for name in names]
     half = math.ceil(len(rows) / 2)
     right = [*rows[half:], ""]
@@ -66,5 +72,7 @@ def _blocks(names: Sequence[str], scores: Mapping[str, Mapping[str, float]]) -> 
 
 def _row(name: str, values: Mapping[str, float], width: int) -> str:
     shown = name if len(name) <= width else f"{name[: width - 1]}…"
-    cells = ["–" if math.isnan(values[column]) else f"{100 * values[column]:.1f}" for column in COLUMNS]
+    cells = [
+        "–" if math.isnan(values[column]) else f"{100 * values[column]:.1f}" for column in COLUMNS if column in values
+    ]
     return "  ".join([shown.ljust(width), *(cell.rjust(5) for cell in cells)])

@@ -25,16 +25,23 @@ WORST = 3
 class ConfusionImage(SplitReport[SegmentationResults, Any]):
     """Writes ``images/confusion_<split>.png`` and ``confusion_<split>.csv`` after evaluations outside training.
 
-    The CSV holds the task's ``confusion`` in pixels, the true class in the first column; the image and the log show
-    shares of every true class.
+    The CSV holds the task's ``confusion`` in pixels or images, the true class in the first column; the image and the
+    log show shares of every true class.
+
+    Args:
+        counted: what the matrix counts, for the title.
     """
+
+    def __init__(self, counted: str = "pixels") -> None:
+        super().__init__()
+        self.counted = counted
 
     def on_split_end(self, trainer: Trainer, task: SegmentationResults, split: str, rows: list[Any]) -> None:
         """Write table and image, log the worst pairs."""
         counts, classes = task.confusion[split].numpy(), list(task.labels.classes)
         table = [[name, *row] for name, row in zip(classes, counts.tolist(), strict=True)]
         publish_table(trainer, f"confusion_{split}", ["truth", *classes], table)
-        title = f"{split}: share of each class's pixels"
+        title = f"{split}: share of each class's {self.counted}"
         publish_image(trainer, f"confusion_{split}", confusion_image(counts, classes, title))
         pairs = worst_pairs(counts, classes)
         if pairs:

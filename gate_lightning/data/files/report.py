@@ -22,7 +22,8 @@ class SplitReport:
         count: images with masks.
         inspected: how many of them were decoded.
         errors, warnings: sentences that name the file, in the order of the files.
-        pixels: int64 (K + 1,) labelled pixels of every class and, last, ignored ones, of the decoded masks.
+        pixels: int64 (K + 1,) labelled pixels of every class and, last, ignored ones, of the decoded masks; images of
+            every class where an image has one.
         sizes: (height, width) → number of images.
     """
 
@@ -44,12 +45,14 @@ class DataReport:
         classes: names.
         splits: one report each.
         notes: further tables, printed below.
+        of_images: whether an image has a class instead of a mask.
     """
 
     name: str
     classes: tuple[str, ...]
     splits: tuple[SplitReport, ...]
     notes: tuple[str, ...] = ()
+    of_images: bool = False
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ class DataReport:
     def warnings(self) -> tuple[str, ...]:
         """Warnings of all splits."""
         seen = tuple(warning for split in self.splits for warning in split.warnings)
-        return seen + _class_warnings(self.classes, self.splits)
+        return seen + (() if self.of_images else _class_warnings(self.classes, self.splits))
 
     def raise_if_broken(self) -> None:
         """Raise the first error.
@@ -79,7 +82,8 @@ class DataReport:
             common = ", ".join(f"{w}×{h}" for (h, w), _ in Counter(split.sizes).most_common(3))
             sizes = f", {len(split.sizes)} size(s): {common}" if split.sizes else ""
             lines.append(f"  {split.split}: {split.count} images, {split.inspected} decoded{sizes}")
-        lines += [*(_table(self.classes, self.splits) if self.classes else ()), *self.notes]
+        names = self.classes if self.of_images else (*self.classes, "(ignored)")
+        lines += [*(_table(names, self.splits) if self.classes else ()), *self.notes]
         for title, entries in (("warnings", self.warnings), ("errors", self.errors)):
             lines.append(f"  {len(entries)} {title}")
             lines += [f"    {entry}" for entry in entries[:50]]
@@ -88,13 +92,13 @@ class DataReport:
         return "\n".join(lines)
 
 
-def _table(classes: Sequence[str], splits: Sequence[SplitReport]) -> list[str]:
-    """Share of the labelled pixels per class and split."""
-    width = max(len(name) for name in (*classes, "(ignored)"))
+def _table(names: Sequence[str], splits: Sequence[SplitReport]) -> list[str]:
+    """Share of the labelled pixels (of the images) per class and split; ``names`` are of classes and of the ignored."""
+    width = max(len(name) for name in names)
     lines = [f"  {'class':<{width + 4}}" + "".join(f"{split.split:>10}" for split in splits)]
-    for number, name in enumerate((*classes, "(ignored)")):
+    for number, name in enumerate(names):
         shares = [split.pixels[number] / max(int(split.pixels.sum()), 1) for split in splits]
-        index = f"{number:>3} " if number < len(classes) else "    "
+        index = "    " if name == "(ignored)" else f"{number:>3} "
         lines.append(f"  {index}{name:<{width}}" + "".join(f"{share:>10.2%}" for share in shares))
     return lines
 
