@@ -17,6 +17,7 @@ _PUBLIC = {
     "FeatureExtractor": "gate_lightning.features.reading.extractor",
     "MultiBackboneExtractor": "gate_lightning.features.wrappers.multi_backbone",
     "Guidance": "gate_lightning.techniques.guidance",
+    "IPAdapter": "gate_lightning.techniques.ip_adapter",
     "Inversion": "gate_lightning.techniques.inversion",
     "LoRA": "gate_lightning.techniques.lora",
     "MemoryCache": "gate_lightning.features.caches.memory",

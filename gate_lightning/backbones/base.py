@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from gate_lightning.backbones.adapters.image_prompts import ImagePromptAdapter
 from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.backbones.specs import ADAPTER_KINDS, AdapterKind, Adapters, LayerSpec, PromptEmbeds, Residuals
 from gate_lightning.errors import ConfigError, DataError
@@ -127,6 +128,14 @@ class Backbone(nn.Module, ABC):
     def require_adapter(self, name: str, source: str, kind: AdapterKind = "lora") -> None:
         """Load a LoRA, learned tokens or a learned prompt from ``source`` as ``name`` if it is not loaded yet."""
         raise ConfigError(f"{self.identity.name} takes no {ADAPTER_KINDS[kind]}; use techniques=none with it")
+
+    def require_image_prompts(self, name: str, weights: str, encoder: str) -> None:
+        """Load an IP-Adapter and its image encoder as ``name`` if it is not loaded yet."""
+        raise ConfigError(f"{self.identity.name} takes no IP-Adapter; use techniques=none with it")
+
+    def image_prompts(self, name: str) -> ImagePromptAdapter:
+        """The IP-Adapter ``name``, loaded by ``require_image_prompts``."""
+        raise ConfigError(f"{self.identity.name} takes no IP-Adapter; use techniques=none with it")
 
     @property
     def dtype(self) -> torch.dtype:

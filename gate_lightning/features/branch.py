@@ -26,7 +26,7 @@ class Branch:
         timestep: training timestep of the noised image and of the denoiser's time input; -1: clean latents.
         layers: layer ids, aliases or presets ("practical"), one or several, in the order of the features. Extractors
             resolve presets on their backbone.
-        techniques: sorted by ``Technique.order`` (prompt, controlnet, lora, guidance, inversion …).
+        techniques: sorted by ``Technique.order`` (prompt, controlnet, lora, ip_adapter …).
         prompt: prompt in the absence of a prompt technique; {category} in it stands for the image's category.
         noise_seed: seed of the branch's noise; without effect if all branches share one noise.
         noise_index: index of the noise among several; in contrast to ``noise_seed`` also with shared noise.

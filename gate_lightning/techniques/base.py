@@ -15,7 +15,7 @@ from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Conditions
 
-__all__ = ["Card", "Conditioning", "Control", "ControlSource", "Predict", "Technique", "Trajectory"]
+__all__ = ["Card", "Conditioning", "Control", "ControlSource", "ImagePrompt", "Predict", "Technique", "Trajectory"]
 
 
 class Card(Protocol):
@@ -65,6 +65,21 @@ class Control:
         return scales.view(-1, *[1] * (residual.dim() - 1)) * residual
 
 
+@dataclass(frozen=True)
+class ImagePrompt:
+    """An IP-Adapter in the conditioning of a pass; it shows the denoiser the image itself.
+
+    Attributes:
+        name: name of the adapter in the backbone.
+        scale: factor of the attention on its tokens.
+        shown: False for the tokens of no image, in the second pass of guidance.
+    """
+
+    name: str
+    scale: float
+    shown: bool = True
+
+
 #: (latents, timestep) → prediction of the conditioned denoiser, in the dtype of the latents
 Predict = Callable[[Tensor, int], Tensor]
 
@@ -94,6 +109,7 @@ class Conditioning:
         trajectory: passes that move the latents to the timestep that is read; None to noise them to it directly.
         guidance: scale s of classifier-free guidance; 1 for none, without a second pass.
         negative: prompt of the guidance's second pass, of all images.
+        image_prompts: IP-Adapters, whose attentions are summed.
     """
 
     prompts: tuple[str, ...]
@@ -102,16 +118,22 @@ class Conditioning:
     trajectory: Trajectory | None = None
     guidance: float = 1.0
     negative: str = ""
+    image_prompts: tuple[ImagePrompt, ...] = ()
 
     @property
     def steering(self) -> tuple[object, ...]:
-        """What steers a pass: prompts, controls, adapters and guidance; hashable."""
-        return (self.prompts, self.controls, self.adapters, self.guidance, self.negative)
+        """What steers a pass over given images: all but the trajectory; hashable."""
+        return (self.prompts, self.controls, self.adapters, self.guidance, self.negative, self.image_prompts)
 
     def unprompted(self, backbone: Backbone) -> Conditioning:
-        """The conditioning of the guidance's second pass: the same but for the prompts."""
-        prompts = (self.negative,) * len(self.prompts)
-        return replace(self, prompts=prompts, adapters=backbone.without_prompt(self.adapters), guidance=1.0)
+        """The conditioning of the guidance's second pass: the same but for the prompts, of text and image."""
+        return replace(
+            self,
+            prompts=(self.negative,) * len(self.prompts),
+            adapters=backbone.without_prompt(self.adapters),
+            guidance=1.0,
+            image_prompts=tuple(replace(one, shown=False) for one in self.image_prompts),
+        )
 
 
 class Technique:
@@ -122,8 +144,8 @@ class Technique:
 
     Attributes:
         kind: name in ``techniques=`` and in the backbone's ``supports``; by default the lower-case class name.
-        order: place among the techniques of a branch, rising: prompt 10, controlnet 20, lora 30, guidance 35,
-            inversion 40, denoise 50.
+        order: place among the techniques of a branch, rising: prompt 10, controlnet 20, lora 30, ip_adapter 33,
+            guidance 35, inversion 40, denoise 50.
         short: field set by a bare value (``controlnet: depth`` is ``controlnet: {name: depth}``); "" for none.
         several: field that distinguishes several of a kind in one branch (``name: [canny, depth]``); "" if a branch
             has one at most.

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from gate_lightning.backbones.adapters.bank import AdapterBank
+from gate_lightning.backbones.adapters.image_prompt_files import read_image_prompt_adapter
+from gate_lightning.backbones.adapters.image_prompts import ImagePromptAdapter
 from gate_lightning.backbones.adapters.learned_embeddings import read_learned_prompt, read_learned_tokens
 from gate_lightning.backbones.adapters.lora_files import read_adapter
 from gate_lightning.backbones.adapters.sources import ADAPTER_FILES, adapter_file
@@ -74,8 +76,9 @@ class UNetBackbone(Backbone):
         self.controlnet_digests: dict[str, str] = {}
         self.offline = False
         self.adapters = AdapterBank()
+        self.image_prompt_adapters = nn.ModuleDict()
         self.long_prompts: LongPrompts = "windows"
-        self.supports = frozenset({"prompt", "controlnet", "lora"})
+        self.supports = frozenset({"prompt", "controlnet", "lora", "ip_adapter"})
         self.scaling_factor = float(vae.config.scaling_factor)
         self.shift_factor = float(vae.config.get("shift_factor") or 0.0)
         self.latent_channels = int(vae.config.latent_channels)
@@ -256,12 +259,38 @@ class UNetBackbone(Backbone):
         path = find_weights(source, None, ADAPTER_FILES[kind], self.offline, advice if kind == "lora" else "")
         self.adapters.add(name, _READERS[kind](adapter_file(path, kind), self.adapted_parts, source))
 
+    def require_image_prompts(self, name: str, weights: str, encoder: str) -> None:
+        """Load an IP-Adapter and its image encoder as ``name`` if it is not loaded yet.
+
+        Raises:
+            ConfigError: another file or encoder has that name already.
+            WeightsError: files missing, broken or made for another architecture.
+        """
+        if name in self.image_prompt_adapters:
+            there = self.image_prompts(name).source
+            if there != (weights, encoder):
+                raise ConfigError(
+                    f"the IP-Adapter {name!r} is {' with '.join(there)} already, and {weights} with {encoder} is to "
+                    "get the same name; rename the file"
+                )
+            return
+        path, folder = (find_weights(source, None, (), self.offline) for source in (weights, encoder))
+        adapter = read_image_prompt_adapter(path, folder, self.unet, (weights, encoder))
+        self.image_prompt_adapters[name] = adapter
+
+    def image_prompts(self, name: str) -> ImagePromptAdapter:
+        """The IP-Adapter ``name``, loaded by ``require_image_prompts``."""
+        adapter = self.image_prompt_adapters[name]
+        assert isinstance(adapter, ImagePromptAdapter)
+        return adapter
+
     @property
     def description(self) -> dict[str, object]:
         """Weights, ControlNets and adapters, JSON-able."""
         adapters = {name: self.adapters[name].digest for name in self.adapters.adapters}
         own = {"controlnets": dict(self.controlnet_digests), "adapters": adapters, "long_prompts": self.long_prompts}
-        return {**super().description, **own}
+        images = {name: self.image_prompts(name).digest for name in self.image_prompt_adapters}
+        return {**super().description, **own, **({"image_prompts": images} if images else {})}
 
 
 def _controlnet_files(path: Path) -> list[Path]:

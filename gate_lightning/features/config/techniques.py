@@ -18,6 +18,7 @@ from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.denoise import Denoise
 from gate_lightning.techniques.guidance import Guidance
 from gate_lightning.techniques.inversion import Inversion
+from gate_lightning.techniques.ip_adapter import IPAdapter
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
 from gate_lightning.utils.checks import check_known, did_you_mean
@@ -27,7 +28,7 @@ __all__ = ["Build", "ConfiguredTechnique", "configured_techniques"]
 #: instantiates a mapping with ``_target_``
 Build = Callable[[Mapping[str, Any]], Any]
 #: known without ``_target_``; a further one names its class in ``technique.<name>._target_``
-_OWN = (Prompt, ControlNet, LoRA, Guidance, Inversion, Denoise)
+_OWN = (Prompt, ControlNet, LoRA, IPAdapter, Guidance, Inversion, Denoise)
 
 
 class ConfiguredTechnique:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from gate_lightning.backbones.adapters.image_prompts import ImageUse
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import PromptEmbeds, Residuals
 from gate_lightning.errors import DataError
 from gate_lightning.features.reading.hooks import FeatureRecorder
-from gate_lightning.features.reading.steering import SteeredBranch
+from gate_lightning.features.reading.steering import GivenImages, SteeredBranch
 from gate_lightning.structures import BranchFeatures
-from gate_lightning.techniques.base import Control, ControlSource
+from gate_lightning.techniques.base import Control
 
 __all__ = ["SteeredDenoiser"]
 
@@ -33,12 +35,10 @@ class SteeredDenoiser:
     Args:
         backbone: the backbone.
         group: steered branches with prompts of one length.
-        control_images: control images (B, 3, H, W) of every source.
+        given: control images and image tokens of the batch.
     """
 
-    def __init__(
-        self, backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
-    ) -> None:
+    def __init__(self, backbone: Backbone, group: Sequence[SteeredBranch], given: GivenImages) -> None:
         self.backbone = backbone
         self.group = group
         members: dict[_Place, SteeredBranch] = {(index, False): steered for index, steered in enumerate(group)}
@@ -47,7 +47,7 @@ class SteeredDenoiser:
         for place, steered in members.items():
             by_length.setdefault(steered.prompt_embeds.hidden.shape[1], {})[place] = steered
         self._guided = len(members) > len(group)
-        self._passes = [(list(same), _Pass(backbone, [*same.values()], control_images)) for same in by_length.values()]
+        self._passes = [(list(same), _Pass(backbone, [*same.values()], given)) for same in by_length.values()]
 
     def __call__(self, latents: Tensor, timestep: int) -> Tensor:
         """Prediction for latents (N, c, h, w) of all members, in the dtype of the latents."""
@@ -94,12 +94,10 @@ def _layer(name: str) -> Callable[[BranchFeatures], Tensor]:
 class _Pass:
     """One pass of the denoiser over steered branches with prompts of one length."""
 
-    def __init__(
-        self, backbone: Backbone, group: Sequence[SteeredBranch], control_images: Mapping[ControlSource, Tensor]
-    ) -> None:
+    def __init__(self, backbone: Backbone, group: Sequence[SteeredBranch], given: GivenImages) -> None:
         self.backbone = backbone
         self.group = group
-        self.control_images = control_images
+        self.given = given
         self.prompt_embeds = PromptEmbeds.cat([steered.prompt_embeds for steered in group])
         self.adapters = [steered.conditioning.adapters for steered in group for _ in steered.rows]
         self.sizes = [len(steered) for steered in group]
@@ -121,7 +119,24 @@ class _Pass:
     def _denoised(self, latents: Tensor, timestep: int) -> Tensor:
         inputs = latents.to(self.backbone.dtype)
         residuals = self._residuals(inputs.split(self.sizes), timestep)
-        return self.backbone.denoise(inputs, timestep, self.prompt_embeds, residuals, self.adapters).to(latents)
+        with ExitStack() as stack:
+            for name, uses in self._image_uses().items():
+                adapter = self.backbone.image_prompts(name)
+                stack.enter_context(adapter.applied(self.backbone.denoiser, uses))
+            return self.backbone.denoise(inputs, timestep, self.prompt_embeds, residuals, self.adapters).to(latents)
+
+    def _image_uses(self) -> dict[str, list[ImageUse]]:
+        """Rows that see image tokens, by the name of the IP-Adapter."""
+        uses: dict[str, list[ImageUse]] = {}
+        start = 0
+        for steered in self.group:
+            rows = slice(start, start + len(steered))
+            start = rows.stop
+            for prompt in steered.conditioning.image_prompts:
+                tokens = self.given.tokens[prompt.name]
+                own = tokens.shown[list(steered.rows)] if prompt.shown else tokens.unshown.expand(len(steered), -1, -1)
+                uses.setdefault(prompt.name, []).append(ImageUse(rows, own, prompt.scale))
+        return uses
 
     def _residuals(self, latents: Sequence[Tensor], timestep: int) -> Residuals | None:
         """Summed ControlNet residuals of the group, zero for members without ControlNet; None where none has one."""
@@ -157,7 +172,7 @@ class _Pass:
         for name, distinct in users.items():
             members = [self.group[index] for index, _ in distinct.values()]
             images = [
-                self.control_images[control.source][list(member.rows)]
+                self.given.controls[control.source][list(member.rows)]
                 for member, (_, control) in zip(members, distinct.values(), strict=True)
             ]
             residuals = self.backbone.control_residuals(

@@ -20,7 +20,7 @@ from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
 from gate_lightning.features.reading.passes import Known, group_branches, run_pass
 from gate_lightning.features.reading.reassembly import GatheredFeatures
-from gate_lightning.features.reading.steering import SteeredBranch
+from gate_lightning.features.reading.steering import GivenImages, SteeredBranch
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, FeatureInfo, Features
@@ -144,12 +144,12 @@ class FeatureExtractor(nn.Module):
             images: the images (B, 3, H, W), for control images; sides are multiples of ``size_multiple``.
             conditions: see ``forward``.
         """
-        steered, sources = self.steer(mean, std, images, conditions)
+        steered, given = self.steer(mean, std, images, conditions)
         gathered = {branch.name: GatheredFeatures(branch) for branch in self.branches}
         known: Known = {}
         for group in group_branches(steered, self.max_samples):
             with fast_ops(self.fast):
-                passed = run_pass(self.backbone, group, sources, known)
+                passed = run_pass(self.backbone, group, given, known)
             for one, features in zip(group, passed, strict=True):
                 gathered[one.branch.name].add(one, features)
         read = {name: features.result(images.dtype) for name, features in gathered.items()}
@@ -159,8 +159,8 @@ class FeatureExtractor(nn.Module):
 
     def steer(
         self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions
-    ) -> tuple[list[SteeredBranch], dict[ControlSource, Tensor]]:
-        """Denoiser inputs of all draws of all branches, and control images by their source; arguments as for `read`."""
+    ) -> tuple[list[SteeredBranch], GivenImages]:
+        """Denoiser inputs of all draws of all branches, and what they make of the images; arguments as for `read`."""
         names = [branch.name for branch in self.branches]
         conditions = noise_of_branches(conditions, names, names)
         steered = [one for branch in self.branches for one in self._steer(branch, mean, std, images, conditions)]
@@ -168,7 +168,8 @@ class FeatureExtractor(nn.Module):
         for control in (control for one in steered for control in one.conditioning.controls):
             if control.source not in sources:
                 sources[control.source] = control.source(images, conditions)
-        return steered, sources
+        names = list(dict.fromkeys(prompt.name for one in steered for prompt in one.conditioning.image_prompts))
+        return steered, GivenImages(sources, {name: self.backbone.image_prompts(name).tokens(images) for name in names})
 
     def _not_finite(self, read: Features, conditions: Conditions) -> NotFiniteError:
         """Which layer of which branch and image, and why."""

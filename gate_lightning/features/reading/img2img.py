@@ -82,11 +82,11 @@ class ImageToImage(nn.Module):
         made = {branch.name: torch.empty_like(images) for branch in self.extractor.branches}
         with fast_ops(self.extractor.fast):
             moments = backbone.encode_moments(padded)
-        steered, sources = self.extractor.steer(*moments, padded, conditions)
+        steered, given = self.extractor.steer(*moments, padded, conditions)
         known: Known = {}
         for group in group_branches(steered, self.extractor.max_samples):
             with fast_ops(self.extractor.fast):
-                denoiser = SteeredDenoiser(backbone, group, sources)
+                denoiser = SteeredDenoiser(backbone, group, given)
                 latents = ddim(wide(latents_at(denoiser, known)), self.levels, denoiser, self.schedule)
                 decoded = _decoded(backbone, latents, images)
             for one, own in zip(group, decoded.split([len(one) for one in group]), strict=True):

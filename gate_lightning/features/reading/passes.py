@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.features.reading.denoiser import SteeredDenoiser
-from gate_lightning.features.reading.steering import SteeredBranch
+from gate_lightning.features.reading.steering import GivenImages, SteeredBranch
 from gate_lightning.structures import BranchFeatures
-from gate_lightning.techniques.base import ControlSource
 
 __all__ = ["Known", "group_branches", "latents_at", "run_pass"]
 
@@ -44,7 +43,7 @@ def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -
 def run_pass(
     backbone: Backbone,
     group: Sequence[SteeredBranch],
-    control_images: Mapping[ControlSource, Tensor],
+    given: GivenImages,
     known: Known,
 ) -> list[BranchFeatures]:
     """Features of each member of a group, from one pass of the denoiser at the end of their trajectory.
@@ -52,11 +51,11 @@ def run_pass(
     Args:
         backbone: the backbone.
         group: steered branches of equal plan.
-        control_images: control images (B, 3, H, W) of every source.
+        given: control images and image tokens of the batch.
         known: passes of other groups of this batch, to which those of this one are added: trajectories to several
             timesteps begin alike (an inversion), and no pass is made twice.
     """
-    denoiser = SteeredDenoiser(backbone, group, control_images)
+    denoiser = SteeredDenoiser(backbone, group, given)
     return denoiser.read(latents_at(denoiser, known), group[0].branch.timestep)
 
 

@@ -1,16 +1,31 @@
-"""Denoiser inputs of one branch."""
+"""Denoiser inputs of branches."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from gate_lightning.backbones.adapters.image_prompts import ImageTokens
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.features.branch import Branch
-from gate_lightning.techniques.base import Conditioning
+from gate_lightning.techniques.base import Conditioning, ControlSource
 
-__all__ = ["SteeredBranch"]
+__all__ = ["GivenImages", "SteeredBranch"]
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """What branches make of a batch of images, once for all of them.
+
+    Attributes:
+        controls: source of a ControlNet's images → control images (B, 3, H, W).
+        tokens: name of an IP-Adapter → tokens of the images.
+    """
+
+    controls: Mapping[ControlSource, Tensor]
+    tokens: Mapping[str, ImageTokens] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
