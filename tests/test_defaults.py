@@ -28,7 +28,7 @@ CHOSEN = {
     },
     "head": {"type", "levels", "channels", "batch_norm", "decoder"},
     "loss": {"weights", "ignore_index", "learned", "negatives"},
-    "task": {"inference", "data", "reference"},  # the engine builds task.data; a measure comes with either reference
+    "task": {"inference", "data", "reference", "part", "kind"},  # the engine builds task.data; a measure comes twice
     "technique": {"weights", "source", "tokens"},
     "tool": {"processes"},  # the engine starts them
 }

@@ -13,7 +13,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.utils.checks import number, whole_number
 from gate_lightning.utils.seeding import keyed_generator
 
-__all__ = ["Bootstrap", "Statistic", "ranks", "share_kept", "single"]
+__all__ = ["Bootstrap", "Reduce", "Statistic", "mean_iou", "ranks", "ratio", "share_kept", "single"]
 
 #: means (..., K) of the images' statistics → numbers (...)
 Reduce = Callable[[Tensor], Tensor]
@@ -27,6 +27,17 @@ def single(means: Tensor) -> Tensor:
 def share_kept(means: Tensor) -> Tensor:
     """1 - a / b of the statistics a and b: 1 where nothing of b is left, 0 where all is."""
     return 1.0 - means[..., 0] / means[..., 1]
+
+
+def ratio(means: Tensor) -> Tensor:
+    """a / b of the statistics a and b."""
+    return means[..., 0] / means[..., 1]
+
+
+def mean_iou(means: Tensor) -> Tensor:
+    """Mean over classes of I_k / U_k of the statistics I_1 … I_K, U_1 … U_K; classes without U_k do not count."""
+    intersections, unions = means.chunk(2, dim=-1)
+    return (intersections / unions).nanmean(dim=-1)
 
 
 @dataclass(frozen=True)

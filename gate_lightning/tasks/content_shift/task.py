@@ -73,7 +73,7 @@ class ContentShift(BaseTask):
         backbones: Mapping[str, Backbone],
         measures: Mapping[str, Any],
         timesteps: Sequence[int] | None = (50, 150, 400),
-        noises: Sequence[int] = (2, 4),
+        noises: Sequence[int] = (2,),
         resamples: int = 2000,
         level: float = 0.95,
         seed: int = 0,

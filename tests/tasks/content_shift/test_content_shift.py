@@ -10,17 +10,22 @@ import pytest
 import torch
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.data.card import ClassLabels
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
+from gate_lightning.metrics.content_shift.drift import noise_drift
 from gate_lightning.metrics.content_shift.laplacian import contour_difference
-from gate_lightning.structures import ImageBatch
+from gate_lightning.structures import ImageBatch, SegmentationBatch
+from gate_lightning.tasks.content_shift.drift import NoiseDrift
 from gate_lightning.tasks.content_shift.laplacian import LaplacianScore
 from gate_lightning.tasks.content_shift.measure import ImageMeasure
+from gate_lightning.tasks.content_shift.probe import ClosedFormProbe
 from gate_lightning.tasks.content_shift.reading import ShiftBatch, ShiftReader
 from gate_lightning.tasks.content_shift.study import ShiftResults, compared_rows, measure_content_shift
 from gate_lightning.techniques.denoise import Denoise
+from gate_lightning.techniques.inversion import Inversion
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.composition import composed
@@ -169,3 +174,46 @@ def test_the_command_ranks_without_training(tmp_path: Path) -> None:
     assert {"test/laplacian_plain/combined", "test/laplacian_own/prompt_shuffled"} <= {*found}
     again = evaluate(composed(f"run={tmp_path / 'run'}", name="eval"), [f"run={tmp_path / 'run'}"], tmp_path / "again")
     assert again == pytest.approx(found)
+
+
+def with_masks(seed: int = 0) -> list[ImageBatch]:
+    """Images whose masks are their bright parts, padded by the backbone."""
+    images, known = random_images(4, 36, 44, seed), conditions(4)
+    masks = (images.mean(dim=1) > 0).long()
+    masks[:, :3] = 255
+    return [SegmentationBatch(images[at : at + 2], known[slice(at, at + 2)], masks[at : at + 2]) for at in (0, 2)]
+
+
+@pytest.mark.parametrize("kind", ["ridge", "centroid"])
+def test_probes_find_what_masks_say(backbone: Backbone, kind: str) -> None:
+    labels = ClassLabels(("dark", "bright"), ((0, 0, 0), (255, 255, 255)))
+    values = {}
+    for name, network, layer in (("padded", backbone, LAYER), ("pixels", build("pixels"), "pixels-stride4")):
+        reader = ShiftReader({"": network}, [Branch("none", 50, (layer,))], (50,))
+        found = measure_content_shift(reader, with_masks(), {"probe": ClosedFormProbe(kind)}, labels)
+        statistic = found.statistics["probe"]["none", 50, layer]
+        # every labelled pixel is in one union or in two
+        labelled, sums = 4 * 33 * 44, statistic.values.sum(dim=0)
+        assert float(sums[2:].sum()) == 2 * labelled - float(sums[:2].sum())
+        values[name] = statistic.value
+    assert values["pixels"] > 0.6 > values["padded"]  # a random network knows nothing of brightness
+    without = measured(backbone, NONE, measures={"probe": ClosedFormProbe(kind)})
+    assert without.left_out["probe"] == "the data set has no masks"
+
+
+def test_drift_is_that_of_several_noises(backbone: Backbone) -> None:
+    clean = Branch("clean", 50, (LAYER,), (Inversion(stride=50),))
+    measures = {"moves": NoiseDrift("moves", 3), "total": NoiseDrift("total", 3)}
+    found = measured(backbone, NONE, clean, measures=measures, noises=(2,))
+    images, known = random_images(4, 32, 32), conditions(4)
+    plain = [replace(NONE, name=str(d), timestep=200, noise_index=d) for d in range(3)]
+    drawn = FeatureExtractor(backbone, plain)(images, known)
+    expected = noise_drift([drawn[str(d)][LAYER] for d in range(3)])
+    one = found.statistics["moves"]["none", 200, LAYER]
+    torch.testing.assert_close(one.values[:, 0], expected.moves, rtol=1e-3, atol=1e-6)
+    assert one.value == pytest.approx(float(expected.moves.mean() / expected.contrast.mean()), rel=1e-3)
+    assert {key[0] for key in found.statistics["total"]} == {"none", "none x2"}
+    assert "all its draws would be equal" in found.left_out["clean at t = 200, noise 1"]
+    # two noises halve the variance
+    totals = [found.statistics["total"][name, 200, LAYER].values[:, 0].mean() for name in ("none", "none x2")]
+    assert float(totals[1] / totals[0]) == pytest.approx(0.5, abs=0.15)
