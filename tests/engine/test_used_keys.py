@@ -24,7 +24,7 @@ TASKS = sorted(path.stem for path in Path(config_folder(), "task").glob("*.yaml"
 TOOLS = sorted(path.stem for path in Path(config_folder(), "tool").glob("[!_]*.yaml") if path.stem != "none")
 WITH_BACKBONE = ("extract", "generate", "agreement", "layers", "match", "app", "propagate")
 #: what generates or trains a part, and reads no features
-WITHOUT_FEATURES = ("autoencoder", "controlnet", "lora", "single_object", "unet")
+WITHOUT_FEATURES = ("autoencoder", "cleandift", "controlnet", "lora", "single_object", "unet")
 #: what measures features as they are, and has nothing that could be trained
 TRAINED_BY_NOTHING = ("content_shift", "geometric", "video")
 OF_FEATURES = ("techniques", "technique", "timestep", "layers", "noise", "ensemble", "cache", "features", "head")

@@ -108,6 +108,10 @@ class SDXLBackbone(UNetBackbone):
     def _check(self, *parts: Any) -> None:
         pass  # with both text encoders, before
 
+    def _parts(self) -> dict[str, Any]:
+        own = ("text_encoder_2", "tokenizer_2", "size_conditions")
+        return super()._parts() | {name: getattr(self, name) for name in own}
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # every conversion of a module comes through here
         def moved(tensor: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ Stable Diffusion 1.x, 2.x, their fine-tunes and the embedded tiny model, all as 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -33,6 +34,8 @@ from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Identity
 
 __all__ = ["UNetBackbone"]
+
+log = logging.getLogger(__name__)
 
 _READERS = {"lora": read_adapter, "tokens": read_learned_tokens, "prompt": read_learned_prompt}
 
@@ -78,7 +81,9 @@ class UNetBackbone(Backbone):
         self.adapters = AdapterBank()
         self.image_prompt_adapters = nn.ModuleDict()
         self.long_prompts: LongPrompts = "windows"
-        self.supports = frozenset({"prompt", "controlnet", "lora", "ip_adapter"})
+        # ControlNets and IP-Adapters are trained on noisy latents
+        noisy = () if schedule.reads_clean else ("controlnet", "ip_adapter")
+        self.supports = frozenset({"prompt", "lora", *noisy})
         self.scaling_factor = float(vae.config.scaling_factor)
         self.shift_factor = float(vae.config.get("shift_factor") or 0.0)
         self.latent_channels = int(vae.config.latent_channels)
@@ -104,10 +109,40 @@ class UNetBackbone(Backbone):
         """Raise WeightsError unless the parts belong together."""
         check_parts(unet.config, vae.config, [(text_encoder.config.to_dict(), len(tokenizer))])
 
+    def with_unet(self, unet: UNet2DConditionModel, schedule: NoiseSchedule, identity: Identity) -> Self:
+        """The same model with another U-Net and noise schedule: its other parts are shared, not copied.
+
+        It has no ControlNets and adapters yet, and its U-Net is frozen, as that of every backbone.
+        """
+        made = type(self)(**{**self._parts(), "unet": unet}, schedule=schedule, identity=identity)
+        made.offline, made.long_prompts = self.offline, self.long_prompts
+        return made
+
+    def _parts(self) -> dict[str, Any]:
+        """Arguments of the constructor that are parts of the model."""
+        return {name: getattr(self, name) for name in ("unet", "vae", "text_encoder", "tokenizer")}
+
     @property
     def denoiser(self) -> nn.Module:
         """The U-Net, where layer paths start."""
         return self.unet
+
+    def check_timestep(self, timestep: int) -> None:
+        """See Backbone; one that has no effect, of a U-Net that reads clean latents, is warned about."""
+        super().check_timestep(timestep)
+        own = self.own_timestep
+        if own is not None and timestep != round(own):
+            log.warning(
+                "%s reads clean latents at its own timestep, %g: timestep=%d has no effect on its features.",
+                self.identity.name,
+                own,
+                timestep,
+            )
+
+    @property
+    def own_timestep(self) -> float | None:
+        """Constant time input of a U-Net that reads clean latents (CleanDIFT); None of others."""
+        return float(self.schedule.time_input(0)) if self.schedule.reads_clean else None
 
     @property
     def adapted_parts(self) -> dict[str, nn.Module]:
@@ -286,11 +321,12 @@ class UNetBackbone(Backbone):
 
     @property
     def description(self) -> dict[str, object]:
-        """Weights, ControlNets and adapters, JSON-able."""
+        """Weights, ControlNets, adapters and, of a U-Net that reads clean latents, its timestep, JSON-able."""
         adapters = {name: self.adapters[name].digest for name in self.adapters.adapters}
         own = {"controlnets": dict(self.controlnet_digests), "adapters": adapters, "long_prompts": self.long_prompts}
         images = {name: self.image_prompts(name).digest for name in self.image_prompt_adapters}
-        return {**super().description, **own, **({"image_prompts": images} if images else {})}
+        clean = {} if self.own_timestep is None else {"own_timestep": self.own_timestep}
+        return {**super().description, **own, **({"image_prompts": images} if images else {}), **clean}
 
 
 def _controlnet_files(path: Path) -> list[Path]:

@@ -102,16 +102,20 @@ def build_unet(
     )
 
 
-def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
-    """ControlNet (2.4 M parameters) that starts as a copy of the U-Net's encoder.
+def build_controlnet(unet: UNet2DConditionModel, latent_stride: int = 4) -> ControlNetModel:
+    """ControlNet that starts as a copy of the U-Net's encoder (2.4 M parameters for the embedded one).
 
     The image-to-latent embedding halves the size once per entry after the first: three entries take the 64 px
-    control image to the 16 px latents. Its last convolution does not start at zero, as it does in diffusers: in
-    front of zero convolutions, a second zero gets hardly any gradient, and the control is ignored for long.
+    control image to the 16 px latents, four those of Stable Diffusion to an eighth. Its last convolution does not start
+    at zero, as it does in diffusers: in front of zero convolutions, a second zero gets hardly any gradient, and the
+    control is ignored for long.
+
+    Args:
+        unet: of any model of the Stable Diffusion family.
+        latent_stride: pixels of the image per position of the latents.
     """
-    controlnet = ControlNetModel.from_unet(
-        unet, conditioning_channels=3, conditioning_embedding_out_channels=(8, 16, 32)
-    )
+    channels = (8, 16, 32) if latent_stride == 4 else (16, 32, 96, 256)[: latent_stride.bit_length()]
+    controlnet = ControlNetModel.from_unet(unet, conditioning_channels=3, conditioning_embedding_out_channels=channels)
     controlnet.controlnet_cond_embedding.conv_out.reset_parameters()
     return controlnet
 

@@ -13,7 +13,14 @@ from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.data.samples import Sample, SampleSource, Subset
 from gate_lightning.errors import DataError
 
-__all__ = ["ControlledSource", "RequiredInputs", "check_control_size", "turn_is_unclear", "unclear_turns"]
+__all__ = [
+    "ControlledSource",
+    "RequiredInputs",
+    "check_control_size",
+    "control_table",
+    "turn_is_unclear",
+    "unclear_turns",
+]
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +67,7 @@ class ControlledSource(Subset):
 
     def __init__(self, source: SampleSource, folders: Mapping[str, str]) -> None:
         super().__init__([(source, index) for index in range(len(source))])
-        self._tables = {name: _table(name, folder) for name, folder in folders.items()}
+        self._tables = {name: control_table(name, folder) for name, folder in folders.items()}
         sample_ids = [source.sample_id(index) for index in range(len(source))]
         turns = _orientations(source)
         for name, table in self._tables.items():
@@ -90,7 +97,12 @@ class ControlledSource(Subset):
         return path
 
 
-def _table(name: str, folder: str) -> PathTable[Path]:
+def control_table(name: str, folder: str | Path) -> PathTable[Path]:
+    """The control images of a folder, by path below it; ``name`` is that of the ControlNet.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise DataError(f"the folder of {name} control images {root} (= {root.resolve()}) does not exist")

@@ -30,7 +30,9 @@ __all__ = [
     "PretrainingDataModule",
     "SceneImages",
     "SingleObjectImages",
+    "is_target",
     "stacked",
+    "three_channels",
 ]
 
 #: first scene seed of training; the data sets of the experiments use seeds far below
@@ -150,9 +152,7 @@ class SceneImages(PretrainingDataModule):
 
     def scene(self, first_seed: int, index: int) -> SceneSpec:
         """Scene ``index`` of a split."""
-        # evenly spread: the running count of target images grows at these indices
-        target = int((index + 1) * self.target_share) > int(index * self.target_share)
-        return sample_scene(first_seed + index, domain="target" if target else "source")
+        return sample_scene(first_seed + index, domain="target" if is_target(index, self.target_share) else "source")
 
     def labels(self, spec: SceneSpec) -> dict[str, int]:
         """``domain``: 0 source, 1 target."""
@@ -176,6 +176,16 @@ class SingleObjectImages(SceneImages):
         return {"kind": KINDS.index(spec.objects[0].kind), "color": list(COLORS).index(spec.objects[0].color)}
 
 
+def is_target(index: int, share: float) -> bool:
+    """Whether scene ``index`` is of the target domain, of which a ``share`` is, evenly spread."""
+    return int((index + 1) * share) > int(index * share)  # where the running count grows
+
+
 def stacked(images: Sequence[np.ndarray]) -> Tensor:
     """B images uint8 (H, W, 3) → float32 (B, 3, H, W) in [-1, 1]."""
     return torch.stack([to_tensor(image) for image in images])
+
+
+def three_channels(control: np.ndarray) -> np.ndarray:
+    """A control image (H, W) or (H, W, 3) as (H, W, 3)."""
+    return np.repeat(control[..., None], 3, axis=2) if control.ndim == 2 else control

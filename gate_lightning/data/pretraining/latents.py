@@ -19,14 +19,22 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gate_lightning.data.pretraining.batches import CaptionedBatch
-from gate_lightning.data.pretraining.datamodule import TRAIN_SEED, VAL_SEED, BatchSource, PretrainingDataModule, stacked
+from gate_lightning.data.pretraining.datamodule import (
+    TRAIN_SEED,
+    VAL_SEED,
+    BatchSource,
+    PretrainingDataModule,
+    is_target,
+    stacked,
+    three_channels,
+)
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.data.scenes.captions import caption, single_object_prompts
 from gate_lightning.data.scenes.layout import sample_scene
 from gate_lightning.data.scenes.render import render
 from gate_lightning.data.scenes.world import SceneSpec
 from gate_lightning.errors import CacheError, first_line
-from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.checks import number, whole_number
 from gate_lightning.utils.files import write_atomically
 from gate_lightning.utils.seeding import data_generator
 
@@ -46,6 +54,9 @@ CAPTION_SHARES: dict[str, float] = {
 _SHORT = {(kind, color): prompt for prompt, kind, color in single_object_prompts()}
 #: scenes encoded by a process in one go
 _CHUNK = 500
+
+#: seeds, and whether the scene is of the target domain
+Scenes = Sequence[tuple[int, bool]]
 
 
 class Encoder(Protocol):
@@ -99,7 +110,7 @@ class _CachedLatents(BatchSource):
         return CaptionedBatch(
             tuple(self._caption(request) for request in requests),
             latents=self.content[0][indices].float(),
-            control_images=(stacked([_three(control(scene)) for scene in scenes]) + 1) / 2 if control else None,
+            control_images=(stacked([three_channels(control(scene)) for scene in scenes]) + 1) / 2 if control else None,
         )
 
     def _caption(self, request: SampleRequest) -> str:
@@ -111,13 +122,14 @@ class _CachedLatents(BatchSource):
 
 
 class SceneLatents(PretrainingDataModule):
-    """Source-domain scenes as cached latents, for the U-Net and its ControlNet.
+    """Scenes as cached latents, for the U-Net, its ControlNet and its CleanDIFT student.
 
     Args:
         encoder: used only where the cache is missing.
         cache: folder of the cache files; a file is named by everything that decides its content.
         train_length: different training scenes.
         val_length: held-out scenes, with their "fine" caption.
+        target_share: share of the target domain in both, spread evenly.
         size: side of the rendered images in pixels.
         processes: how many processes build the cache; None takes every core.
         make_control: image uint8 (H, W, 3) → control image uint8 (H, W) or (H, W, 3), of the scene rendered again,
@@ -133,6 +145,7 @@ class SceneLatents(PretrainingDataModule):
         cache: str | Path,
         train_length: int = 120_000,
         val_length: int = 256,
+        target_share: float = 0.0,
         size: int = 64,
         processes: int | None = None,
         make_control: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -146,6 +159,7 @@ class SceneLatents(PretrainingDataModule):
             "train": range(TRAIN_SEED, TRAIN_SEED + whole_number(train_length, "dataset.train_length", 1)),
             "val": range(VAL_SEED, VAL_SEED + whole_number(val_length, "dataset.val_length", 1)),
         }
+        self.target_share = number(target_share, "dataset.target_share", 0, 1)
         self.encoder, self.cache, self.size, self.processes = encoder, Path(cache), size, processes
         self.make_control = make_control
 
@@ -153,7 +167,7 @@ class SceneLatents(PretrainingDataModule):
         """Build the cache files that are missing."""
         for split, seeds in self.scenes.items():
             if not self.path(split).exists():
-                build_cache(self.path(split), self.encoder, seeds, self.size, self.processes)
+                build_cache(self.path(split), self.encoder, seeds, self.size, self.processes, self.target_share)
 
     def make_source(self, split: str) -> BatchSource:
         """Scenes whose cache is opened with the first batch (memory-mapped: the processes share it)."""
@@ -161,12 +175,14 @@ class SceneLatents(PretrainingDataModule):
 
     def image(self, split: str, index: int) -> np.ndarray:
         """uint8 (size, size, 3) image of a scene."""
-        return render(sample_scene(self.scenes[split][index]), size=self.size).image
+        seeds = self.scenes[split]
+        return render(_scene(seeds[index], is_target(index, self.target_share)), size=self.size).image
 
     def path(self, split: str) -> Path:
         """The cache file of a split."""
         seeds = self.scenes[split]
         text = f"{self.encoder.identity}|{seeds}|{self.size}|{list(CAPTION_SHARES)}"
+        text += f"|{self.target_share}" if self.target_share else ""
         return self.cache / f"scenes-{len(seeds)}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
 
 
@@ -195,7 +211,14 @@ def read_latents(path: Path, scenes: int, wordings: int) -> tuple[Tensor, list[s
     return latents, captions
 
 
-def build_cache(path: Path, encoder: Encoder, seeds: range, size: int = 64, processes: int | None = None) -> None:
+def build_cache(
+    path: Path,
+    encoder: Encoder,
+    seeds: range,
+    size: int = 64,
+    processes: int | None = None,
+    target_share: float = 0.0,
+) -> None:
     """Render, caption and encode scenes into one file.
 
     It holds ``latents`` (N, 4, h, w) float16 and ``captions``, all wordings as UTF-8 lines. It is there only when it is
@@ -207,11 +230,13 @@ def build_cache(path: Path, encoder: Encoder, seeds: range, size: int = 64, proc
         seeds: of the scenes.
         size: side of the rendered images in pixels.
         processes: worker processes, one thread each; 1 works in this process, None takes every core.
+        target_share: share of the target domain.
 
     Raises:
         CacheError: it cannot be written.
     """
-    ranges = [seeds[start : start + _CHUNK] for start in range(0, len(seeds), _CHUNK)]
+    scenes = [(seed, is_target(seed - seeds.start, target_share)) for seed in seeds]
+    ranges = [scenes[start : start + _CHUNK] for start in range(0, len(scenes), _CHUNK)]
     workers = min(processes or os.cpu_count() or 1, len(ranges))
     latents: list[Tensor] = []
     captions: list[str] = []
@@ -226,11 +251,11 @@ def build_cache(path: Path, encoder: Encoder, seeds: range, size: int = 64, proc
 
 
 def _encode_all(
-    encoder: Encoder, ranges: Sequence[range], size: int, workers: int
+    encoder: Encoder, ranges: Sequence[Scenes], size: int, workers: int
 ) -> Iterator[tuple[Tensor, list[str]]]:
     """Results of `_encode_range` in order, as they arrive."""
     if workers == 1:
-        yield from (_encode_range(encoder, seeds, size) for seeds in ranges)
+        yield from (_encode_range(encoder, scenes, size) for scenes in ranges)
         return
     # Spawned, not forked: the caller may hold a process group and running threads.
     context = multiprocessing.get_context("spawn")
@@ -243,9 +268,9 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _encode_range(encoder: Encoder, seeds: range, size: int) -> tuple[Tensor, list[str]]:
+def _encode_range(encoder: Encoder, scenes: Scenes, size: int) -> tuple[Tensor, list[str]]:
     """Latents (N, C, h, w) float16 and all wordings of one stretch of scenes."""
-    specs = [sample_scene(seed) for seed in seeds]
+    specs = [_scene(seed, target) for seed, target in scenes]
     latents = [
         encoder.latents(stacked([render(spec, size=size).image for spec in specs[i : i + 25]])).half()
         for i in range(0, len(specs), 25)
@@ -253,6 +278,5 @@ def _encode_range(encoder: Encoder, seeds: range, size: int) -> tuple[Tensor, li
     return torch.cat(latents), [text for spec in specs for text in wordings(spec)]
 
 
-def _three(control: np.ndarray) -> np.ndarray:
-    """A control image with three channels."""
-    return np.repeat(control[..., None], 3, axis=2) if control.ndim == 2 else control
+def _scene(seed: int, target: bool) -> SceneSpec:
+    return sample_scene(seed, domain="target" if target else "source")

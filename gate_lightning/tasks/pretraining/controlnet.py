@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.backbones.tiny.architecture import build_controlnet, write_folder
 from gate_lightning.data.pretraining.batches import CaptionedBatch
+from gate_lightning.errors import ConfigError
 from gate_lightning.tasks.pretraining.denoising import TRAINED, DenoisingTask, Weighting
+from gate_lightning.utils.commands import override
 
 __all__ = ["ControlNetTask"]
 
@@ -40,7 +42,7 @@ class ControlNetTask(DenoisingTask):
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # its first layers start random
-            backbone.add_controlnet(TRAINED, build_controlnet(backbone.unet))
+            backbone.add_controlnet(TRAINED, build_controlnet(backbone.unet, backbone.latent_stride))
         super().__init__(backbone, optimizer, scheduler, loss_weighting, plain_attention, seed)
         self.controlnet.requires_grad_(True)
         self.drop_prompt = drop_prompt
@@ -52,6 +54,7 @@ class ControlNetTask(DenoisingTask):
 
     def training_step(self, batch: CaptionedBatch, batch_idx: int) -> Tensor:
         """Weighted error at random timesteps, with the control."""
+        self._require_control(batch)
         generator = self.generator("training", batch_idx)
         noisy, timesteps, target = self.noised(batch, generator)
         dropped = (torch.rand(len(batch), generator=generator) < self.drop_prompt).tolist()
@@ -60,13 +63,31 @@ class ControlNetTask(DenoisingTask):
 
     def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> None:
         """Error at fixed noise with the control, without it, and with another image's."""
+        control_images = self._require_control(batch)
         noised = self.noised(batch, self.generator("validation", batch_idx))
-        assert batch.control_images is not None, "the data have no control images"
-        wrong = batch.control_images.roll(1, dims=0)
-        for name, control in {"": batch.control_images, "_without_control": None, "_wrong_control": wrong}.items():
+        wrong = control_images.roll(1, dims=0)
+        for name, control in {"": control_images, "_without_control": None, "_wrong_control": wrong}.items():
             error = self.error(*noised, batch.captions, control).mean()
             self.log(f"val/error{name}", error, sync_dist=True, batch_size=len(batch))
 
+    @staticmethod
+    def _require_control(batch: CaptionedBatch) -> Tensor:
+        if batch.control_images is None:
+            raise ConfigError(
+                "the images of this data set come without control images; choose dataset=captioned_controls (edges of "
+                "your own images, or dataset.control_folder=<folder>) or scene_controls"
+            )
+        return batch.control_images
+
     def export(self, folder: Path) -> None:
-        """Write ``controlnet/``."""
+        """Write ``controlnet/``, a ControlNet's folder as diffusers writes it, in half precision."""
         write_folder(folder, controlnet=self.controlnet)
+
+    def usage(self, folder: Path) -> str:
+        """The folder, and the key that takes it."""
+        taken = override("backbone.controlnets.canny", (folder / "controlnet").resolve())
+        return (
+            f"ControlNet: {folder / 'controlnet'}\n  to steer with it: python train.py techniques=controlnet {taken} "
+            "(other control images than edges: any name in place of canny, technique.controlnet.name=<name> "
+            "technique.controlnet.folder=<folder>)"
+        )

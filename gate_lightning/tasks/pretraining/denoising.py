@@ -23,7 +23,7 @@ from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.finite import check_outputs
 from gate_lightning.utils.seeding import torch_generator
 
-__all__ = ["TRAINED", "DenoisingTask", "Weighting", "loss_weights", "spread_timesteps"]
+__all__ = ["TRAINED", "DenoisingTask", "DiffusionTask", "Weighting", "loss_weights", "spread_timesteps"]
 
 Weighting = Literal["uniform", "min_snr", "balanced"]
 #: name of the ControlNet in training, beside those that the backbone has
@@ -58,8 +58,8 @@ def spread_timesteps(batch: int, total: int, generator: torch.Generator) -> Tens
     return spread.long().clamp(max=total - 1)
 
 
-class DenoisingTask(BaseTask):
-    """Base of the tasks that train parts of a diffusion model on its own objective.
+class DiffusionTask(BaseTask):
+    """Base of the tasks that train a part of a diffusion model on noisy latents of captioned images.
 
     Noise and timesteps are drawn on the CPU, keyed by seed, epoch, batch and process: a resumed run draws what the
     uninterrupted one would have drawn, on any device.
@@ -67,7 +67,6 @@ class DenoisingTask(BaseTask):
     Args:
         backbone: the model. Subclasses make the trained parts trainable.
         optimizer, scheduler: see `BaseTask`.
-        loss_weighting: see `loss_weights`.
         plain_attention: attention as two matrix products, which is faster for small models on a CPU.
         seed: of noise and timesteps.
 
@@ -75,16 +74,14 @@ class DenoisingTask(BaseTask):
         ConfigError: a backbone without noise schedule, or whose weights are not float32.
     """
 
-    frozen_parts = ("backbone",)
+    frozen_parts: tuple[str, ...] = ("backbone",)
     batch_type = CaptionedBatch
-    weights: Tensor
 
     def __init__(
         self,
         backbone: Backbone,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[..., Any] | None = None,
-        loss_weighting: Weighting = "uniform",
         plain_attention: bool = False,
         seed: int = 0,
     ) -> None:
@@ -96,8 +93,6 @@ class DenoisingTask(BaseTask):
             )
         self.backbone, self.seed = backbone, seed
         self.schedule = noise_schedule(backbone, "training")
-        alphas = torch.tensor([self.schedule.level(timestep)[0] ** 2 for timestep in range(self.schedule.length)])
-        self.register_buffer("weights", loss_weights(alphas, loss_weighting), persistent=False)
         if plain_attention:
             for part in (backbone.denoiser, *getattr(backbone, "controlnets", {}).values()):
                 part.set_attn_processor(MatmulAttention())  # type: ignore[operator]
@@ -111,28 +106,62 @@ class DenoisingTask(BaseTask):
         epoch = self.current_epoch if purpose == "training" else 0
         return torch_generator(purpose, self.seed, epoch, batch_idx, self.global_rank)
 
-    def noised(self, batch: CaptionedBatch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy latents (B, c, h, w), timesteps (B,) and what the denoiser should predict, shaped like the latents."""
-        latents = batch.latents if batch.latents is not None else self._encoded(batch)
-        timesteps = spread_timesteps(len(latents), len(self.weights), generator)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        noisy = self._mixed(latents, noise, timesteps)
-        kind = self.schedule.prediction_type
-        targets = {"epsilon": noise, "sample": latents}
-        if kind == "v_prediction":  # v = √ᾱ·noise - √(1-ᾱ)·latents
-            targets["v_prediction"] = self._mixed(noise, -latents, timesteps)
-        check_choice(kind, "prediction type of the backbone", targets)
-        return noisy, timesteps.to(latents.device), targets[str(kind)]
-
-    def _encoded(self, batch: CaptionedBatch) -> Tensor:
+    def latents(self, batch: CaptionedBatch) -> Tensor:
+        """Clean latents (B, c, h, w) float32: those of the batch, or of its images."""
+        if batch.latents is not None:
+            return batch.latents
         assert batch.images is not None, "a batch has images or latents"
         with torch.no_grad():
             return self.backbone.encode(batch.images).float()
 
-    def _mixed(self, signal: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def mixed(self, signal: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Every sample at its own noise level."""
         rows = zip(signal.split(1), noise.split(1), timesteps.tolist(), strict=True)
         return torch.cat([self.schedule.add_noise(own, of_own, timestep) for own, of_own, timestep in rows])
+
+    def of_equal_length(self, captions: Sequence[str]) -> list[list[int]]:
+        """Rows whose captions are equally long in tokens: these share a pass."""
+        alike: dict[int, list[int]] = {}
+        for row, caption in enumerate(captions):
+            alike.setdefault(self.backbone.text_length(caption), []).append(row)
+        return list(alike.values())
+
+
+class DenoisingTask(DiffusionTask):
+    """Base of the tasks that train parts of a diffusion model on its own objective.
+
+    Args:
+        loss_weighting: see `loss_weights`.
+        backbone, optimizer, scheduler, plain_attention, seed: see `DiffusionTask`.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., Any] | None = None,
+        loss_weighting: Weighting = "uniform",
+        plain_attention: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(backbone, optimizer, scheduler, plain_attention, seed)
+        alphas = torch.tensor([self.schedule.level(timestep)[0] ** 2 for timestep in range(self.schedule.length)])
+        self.register_buffer("weights", loss_weights(alphas, loss_weighting), persistent=False)
+
+    def noised(self, batch: CaptionedBatch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents (B, c, h, w), timesteps (B,) and what the denoiser should predict, shaped like the latents."""
+        latents = self.latents(batch)
+        timesteps = spread_timesteps(len(latents), len(self.weights), generator)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        noisy = self.mixed(latents, noise, timesteps)
+        kind = self.schedule.prediction_type
+        targets = {"epsilon": noise, "sample": latents}
+        if kind == "v_prediction":  # v = √ᾱ·noise - √(1-ᾱ)·latents
+            targets["v_prediction"] = self.mixed(noise, -latents, timesteps)
+        check_choice(kind, "prediction type of the backbone", targets)
+        return noisy, timesteps.to(latents.device), targets[str(kind)]
 
     def error(
         self,
@@ -150,11 +179,8 @@ class DenoisingTask(BaseTask):
             control: (B, 3, H, W) in [0, 1] for the ControlNet, or None for the U-Net alone.
         """
         backbone: Any = self.backbone  # its timestep may be (B,), one for each sample
-        alike: dict[int, list[int]] = {}
-        for row, caption in enumerate(captions):
-            alike.setdefault(backbone.text_length(caption), []).append(row)
         errors = torch.empty(len(captions), device=noisy.device)
-        for rows in alike.values():
+        for rows in self.of_equal_length(captions):
             prompts = backbone.encode_text([captions[row] for row in rows])
             given = (noisy[rows], timesteps[rows], prompts)
             residuals = None if control is None else backbone.control_residuals(TRAINED, *given, control[rows])

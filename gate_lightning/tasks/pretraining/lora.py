@@ -20,7 +20,7 @@ from gate_lightning.tasks.pretraining.denoising import DenoisingTask, Weighting
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.commands import override
 
-__all__ = ["TARGETS", "LoraTask"]
+__all__ = ["TARGETS", "LoraTask", "lora_config", "target_names"]
 
 log = logging.getLogger(__name__)
 
@@ -76,19 +76,12 @@ class LoraTask(DenoisingTask):
         self._add_adapters(targets)
 
     def _add_adapters(self, targets: Sequence[str]) -> None:
-        names = [name for target in targets for name in TARGETS.get(target, (target,))]
-        modules = [name for name, _ in self.backbone.unet.named_modules()]
-        unknown = [n for n in names if not any(m == n or m.endswith("." + n) for m in modules)]
-        if unknown or not names:
-            raise ConfigError(
-                f"targets name modules the U-Net does not have: {unknown or 'none given'}. Expected some of "
-                f"{', '.join(TARGETS)} or ends of module names such as attn2.to_k."
-            )
+        names = target_names(self.backbone.unet, targets)
         # Peft initialises with the global generator; the seed makes the start of a run reproducible on its own.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             for part, module in self.adapted.items():
-                module.add_adapter(_config(self.rank, self.alpha, names if part == "unet" else TEXT_TARGETS))
+                module.add_adapter(lora_config(self.rank, self.alpha, names if part == "unet" else TEXT_TARGETS))
         trained = sum(p.numel() for p in self.trained_parameters())
         log.info("Adapters of rank %d, alpha %g: %.2f M trained parameters.", self.rank, self.alpha, trained / 1e6)
 
@@ -133,5 +126,23 @@ class LoraTask(DenoisingTask):
         return folder / f"{self.name}.safetensors"
 
 
-def _config(rank: int, alpha: float, targets: Sequence[str]) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
+def lora_config(rank: int, alpha: float, modules: Sequence[str]) -> LoraConfig:
+    """Settings of adapters in the modules that are called so, or whose names end so."""
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(modules), init_lora_weights=True)
+
+
+def target_names(unet: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Ends of the names of the modules that ``targets``, keys of `TARGETS` or such ends themselves, mean.
+
+    Raises:
+        ConfigError: none, or one that the U-Net does not have.
+    """
+    names = [name for target in targets for name in TARGETS.get(target, (target,))]
+    modules = [name for name, _ in unet.named_modules()]
+    unknown = [n for n in names if not any(m == n or m.endswith("." + n) for m in modules)]
+    if unknown or not names:
+        raise ConfigError(
+            f"targets name modules the U-Net does not have: {unknown or 'none given'}. Expected some of "
+            f"{', '.join(TARGETS)} or ends of module names such as attn2.to_k."
+        )
+    return names

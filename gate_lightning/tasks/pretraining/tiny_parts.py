@@ -19,7 +19,7 @@ from gate_lightning.backbones.tiny.architecture import (
     build_unet,
 )
 from gate_lightning.backbones.tiny.tokenizer import EXTRA_WORDS, build_tokenizer
-from gate_lightning.backbones.weights.locate import folder_digest
+from gate_lightning.backbones.weights.locate import ASSET, find_weights, folder_digest
 from gate_lightning.backbones.weights.networks import open_part
 from gate_lightning.data.scenes.captions import VOCABULARY
 from gate_lightning.errors import ConfigError
@@ -54,11 +54,11 @@ class FolderEncoder:
     """Encodes images with the autoencoder of a model folder, loaded when first used in each process.
 
     Args:
-        folder: model folder with ``vae/``; the rest of the model may still be missing.
+        folder: model folder with ``vae/``, or ``asset:tiny``; the rest of the model may still be missing.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = find_weights(str(folder)) if str(folder).startswith(ASSET) else Path(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gate_lightning.backbones.stable_diffusion.architectures import build_random_backbone
-from gate_lightning.backbones.stable_diffusion.cleandift import CleanDIFTBackbone, load_cleandift_backbone
+from gate_lightning.backbones.stable_diffusion.cleandift import load_cleandift_backbone
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, WeightsError
@@ -54,16 +54,16 @@ def files(tmp_path_factory: pytest.TempPathFactory, student: UNetBackbone) -> Pa
 
 
 @pytest.fixture(scope="module")
-def plain(files: Path) -> CleanDIFTBackbone:
+def plain(files: Path) -> UNetBackbone:
     return load(files / "unet.safetensors")
 
 
-def load(path: Path, **settings: object) -> CleanDIFTBackbone:
+def load(path: Path, **settings: object) -> UNetBackbone:
     return load_cleandift_backbone(str(path), base="tiny", **settings)
 
 
 @torch.no_grad()
-def expected(student: UNetBackbone, backbone: CleanDIFTBackbone, images: Tensor, timestep: float) -> dict[str, Tensor]:
+def expected(student: UNetBackbone, backbone: UNetBackbone, images: Tensor, timestep: float) -> dict[str, Tensor]:
     """Oracle: the student's plain U-Net on the clean latents of the base model's autoencoder."""
     latents = backbone.vae.encode(images).latent_dist.mean * backbone.scaling_factor
     embeds = backbone.encode_text([""] * len(images)).hidden
@@ -89,7 +89,7 @@ def test_features_are_those_of_the_unet_on_clean_latents(
 
 
 def test_the_branch_timestep_has_no_effect_and_that_is_said(
-    plain: CleanDIFTBackbone, caplog: pytest.LogCaptureFixture
+    plain: UNetBackbone, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
         quiet = FeatureExtractor(plain, [Branch("a", 261, ("us6",))])
@@ -102,7 +102,7 @@ def test_the_branch_timestep_has_no_effect_and_that_is_said(
         FeatureExtractor(plain, [Branch("a", 1000, ("us6",))])
 
 
-def test_the_description_tells_weights_and_timestep(files: Path, plain: CleanDIFTBackbone) -> None:
+def test_the_description_tells_weights_and_timestep(files: Path, plain: UNetBackbone) -> None:
     other = load(files / "full.safetensors", own_timestep=250.5)
     assert plain.description["own_timestep"] == 261.0
     assert other.description["own_timestep"] == 250.5  # what is said beats what was learned

@@ -14,6 +14,7 @@ from gate_lightning.data.pretraining.captioned_files import list_captioned
 from gate_lightning.data.pretraining.captioned_folder import CaptionedFolder, CaptionedImages
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import DataError
+from gate_lightning.ops.edges import canny
 
 
 def write(root: Path, *texts: str) -> Path:
@@ -127,3 +128,52 @@ def test_missing_styles_and_captions_are_named(tmp_path: Path) -> None:
         list_captioned(tmp_path / "empty")
     with pytest.raises(DataError, match="None is not a folder"):
         list_captioned(None)
+
+
+def drawn(path: Path, seed: int, size: tuple[int, int] = (20, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
+
+
+def test_images_held_out_are_validated_on_with_all_their_captions(tmp_path: Path) -> None:
+    for style in ("3_empty", "3_tags"):
+        for name in "abcd":
+            drawn(tmp_path / style / f"{name}.png", ord(name))
+    module = CaptionedImages(tmp_path, 16, held_out=2, val_length=8)
+    assert module.validated == {"a.png", "d.png"}
+    train, val = module.make_source("train"), module.make_source("val")
+    assert (len(train), len(val)) == (2 * 2 * 3, 2 * 2)
+    assert {entry.path.name for entry in train.entries} == {"b.png", "c.png"}
+    assert {entry.path.name for entry in val.entries} == module.validated
+    with pytest.raises(DataError, match="held_out=4 of 4 images leaves none"):
+        CaptionedImages(tmp_path, 16, held_out=4).make_source("train")
+
+
+def test_control_images_of_a_folder_are_cut_as_their_images(tmp_path: Path) -> None:
+    for index, name in enumerate(("a", "deep/b")):
+        drawn(tmp_path / "set" / "images" / "train" / f"{name}.png", index)
+        drawn(tmp_path / "controls" / "train" / f"{name}.png", index)  # the image itself: any difference shows
+    module = CaptionedImages(
+        tmp_path / "set", 16, flip=True, random_crop=True, control_folder=tmp_path / "controls", make_control=canny
+    )
+    source = module.make_source("train")
+    for epoch in range(4):
+        batch = source[[SampleRequest(index, epoch=epoch) for index in range(2)]]
+        assert batch.control_images is not None and batch.images is not None
+        torch.testing.assert_close(batch.control_images * 2 - 1, batch.images)
+    drawn(tmp_path / "controls" / "train" / "a.png", 0, (10, 16))
+    with pytest.raises(DataError, match=r"a\.png has 16×10 pixels .* has 32×20"):
+        CaptionedImages(tmp_path / "set", 16, control_folder=tmp_path / "controls").make_source("train")
+    (tmp_path / "controls" / "train" / "a.png").unlink()
+    with pytest.raises(DataError, match=r"no dataset.control_folder control image for .*a\.png.*1 of 2"):
+        CaptionedImages(tmp_path / "set", 16, control_folder=tmp_path / "controls").make_source("train")
+
+
+def test_control_images_are_made_of_the_square(tmp_path: Path) -> None:
+    drawn(tmp_path / "a.png", 0)
+    batch = CaptionedImages(tmp_path, 16, make_control=canny).make_source("train")[[SampleRequest(0)]]
+    assert batch.control_images is not None and batch.images is not None
+    square = ((batch.images[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    edges = torch.from_numpy(canny(square)).float() / 255
+    assert torch.equal(batch.control_images[0], edges.expand(3, -1, -1))
+    assert CaptionedImages(tmp_path, 16).make_source("train")[[SampleRequest(0)]].control_images is None

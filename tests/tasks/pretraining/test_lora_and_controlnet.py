@@ -20,9 +20,11 @@ from gate_lightning.data.pretraining.batches import CaptionedBatch
 from gate_lightning.data.pretraining.captioned_folder import CaptionedImages
 from gate_lightning.data.pretraining.styles import write_style_set
 from gate_lightning.errors import ConfigError
+from gate_lightning.ops.edges import canny
 from gate_lightning.tasks.pretraining.controlnet import ControlNetTask
 from gate_lightning.tasks.pretraining.lora import LoraTask
 from gate_lightning.tasks.pretraining.tiny_parts import tiny_words
+from tests.support.small_networks import build
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +212,27 @@ def test_controlnet_trains_alone_and_is_exported(model: Path, tmp_path: Path) ->
     assert found.keys() == expected.keys()
     for path, value in expected.items():
         torch.testing.assert_close(found[path], value, atol=1e-3, rtol=1e-2, msg=path)
+
+
+@pytest.mark.parametrize("member", ["sd2_like", "xl_like"])
+def test_a_controlnet_of_another_model_on_images_of_a_folder(member: str, images: Path, tmp_path: Path) -> None:
+    """Of a model of eight pixels a latent and of SDXL's layout: own images, their edges, and a folder that loads."""
+    task = ControlNetTask(build(member), ADAM, drop_prompt=0.0, plain_attention=False)
+    fit(tmp_path, task, CaptionedImages(images, size=64, batch_size=2, held_out=1, make_control=canny), steps=3)
+    assert f"backbone.controlnets.canny={tmp_path / 'controlnet'}" in task.usage(tmp_path)
+    again: Any = build(member)
+    again.controlnet_sources["canny"] = str(tmp_path / "controlnet")
+    again.require_controlnet("canny")
+    noisy = torch.randn(2, 4, 64 // again.latent_stride, 64 // again.latent_stride)
+    given = (noisy, 200, again.encode_text(["a", "a"]), torch.rand(2, 3, 64, 64))
+    with torch.no_grad():
+        found, expected = again.control_residuals("canny", *given), task.backbone.control_residuals("trained", *given)
+    assert max(value.abs().max() for value in expected.values()) > 1e-3
+    for path, value in expected.items():
+        torch.testing.assert_close(found[path], value, atol=2e-3, rtol=2e-2, msg=path)
+
+
+def test_a_controlnet_needs_control_images(model: Path, images: Path, tmp_path: Path) -> None:
+    task = ControlNetTask(load_unet_backbone(str(model)), ADAM)
+    with pytest.raises(ConfigError, match="dataset=captioned_controls"):
+        fit(tmp_path, task, CaptionedImages(images, size=64, batch_size=2))
