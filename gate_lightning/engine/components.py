@@ -7,7 +7,7 @@ amalgamation (training an autoencoder, say) never builds one, and a new part is 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -149,11 +149,16 @@ class Components:
         """What is compared: the branches, without those whose weights are missing."""
         return candidates_of(_plain(self.config), self.trained_on, partial(built, where="technique"))
 
+    @property
+    def branches_read(self) -> Sequence[Branch]:
+        """The branches that the task reads: its candidates, where it compares some."""
+        compared = "candidates" in inspect.signature(self.task_class).parameters
+        return self.candidates.branches if compared else self.branches
+
     @cached_property
     def required_inputs(self) -> RequiredInputs:
         """What the branches need with the images, and how many views of each training image there are."""
-        compared = "candidates" in inspect.signature(self.task_class).parameters
-        found = required_inputs_of(self.candidates.branches if compared else self.branches)
+        found = required_inputs_of(self.branches_read)
         views = view_count(self.config) if self.training else 0
         folders = {**found.control_folders, **self.control_folders}
         return replace(found, control_folders=folders, view_cycle=views or None)

@@ -115,7 +115,7 @@ class TrainedRun:
 
     def _needed_besides(self, given: Collection[str]) -> list[str]:
         """Names of control images that the run cannot do without; those given must be some that it reads."""
-        read = control_images_of(self.components.branches)
+        read = control_images_of(self.components.branches_read)
         for name in given:
             if name not in read:
                 there = f"reads {', '.join(read)}" if read else "reads none"

@@ -34,10 +34,12 @@ class ContentShiftResults(Protocol):
     """Results of a task that ranks candidates by content shift, read by reports after the evaluation of a split.
 
     Attributes:
+        reader: backbones and candidates.
         shift_results: split → what was measured.
         shift_table: split → lines of the ranking table.
     """
 
+    reader: ShiftReader
     shift_results: dict[str, ShiftResults]
     shift_table: dict[str, tuple[Compared, ...]]
 

@@ -19,6 +19,7 @@ from gate_lightning.tools.report.tables import (
     image_tables,
     of_splits,
     resplit_table,
+    shift_tables,
 )
 from gate_lightning.tools.report.words import of_split, tail_of
 from gate_lightning.utils.commands import override
@@ -86,6 +87,11 @@ def run_context(folder: Path) -> dict[str, Any]:
         "classes": list(class_tables(folder)),
         "categories": list(category_tables(folder, tail_of(settings.get("monitor") or ""))),
         "matches": list(_matches(folder)),
+        "shift": list(shift_tables(folder)),
+        "shift_missing": (read_mapping(folder / "content_shift.json") or {}).get("not_measured") or {},
+        "shift_images": [
+            (path.stem[14:], *picture(path)) for path in sorted(folder.glob("images/content_shift_*.png"))
+        ],
         "videos": [(path.stem[6:], *picture(path)) for path in sorted(folder.glob("images/video_*.png"))[:VIDEOS]],
         "examples_first": first,
         "colours": dict(pair for group in first for pair in group["legend"]),

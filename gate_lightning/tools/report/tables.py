@@ -12,8 +12,33 @@ from gate_lightning.tools.report.pictures import picture
 from gate_lightning.tools.report.words import is_share
 from gate_lightning.utils.text import read_csv
 
-__all__ = ["Table", "category_tables", "class_tables", "confusions", "image_tables", "of_splits", "resplit_table"]
+__all__ = [
+    "Table",
+    "category_tables",
+    "class_tables",
+    "confusions",
+    "image_tables",
+    "of_splits",
+    "resplit_table",
+    "shift_tables",
+]
 
+#: columns of content_shift.csv that the page shows, and their titles
+SHIFT_COLUMNS = {
+    "rank": "rank",
+    "value": "figure",
+    "low": "low",
+    "high": "high",
+    "difference": "difference to plain",
+    "difference_low": "low ",
+    "difference_high": "high ",
+    "equal_passes_difference": "at equal passes",
+    "equal_passes_low": "low  ",
+    "equal_passes_high": "high  ",
+    "equal_seconds_difference": "at equal time",
+    "equal_seconds_low": "low   ",
+    "equal_seconds_high": "high   ",
+}
 #: rows of the tables of images
 MOST_IMAGES = 20
 #: confusions that are named
@@ -94,6 +119,37 @@ def confusions(folder: Path) -> Iterator[dict[str, Any]]:
             pairs += [(n / total, truth, name) for name, n in counts.items() if n and name != truth]
         pairs.sort(key=lambda pair: -pair[0])
         yield {"split": split, "picture": picture(drawn) if drawn.is_file() else None, "pairs": pairs[:MOST_CONFUSED]}
+
+
+def shift_tables(folder: Path) -> Iterator[Table]:
+    """Ranking by content shift, over all timesteps and layers: figures, then differences with their intervals."""
+    path = folder / "content_shift.csv"
+    if not path.is_file():
+        return
+    rows = read_csv(path, columns=("measure", "candidate", "timestep", "value", "difference", "rank"))
+    averaged = {row["measure"] for row in rows if row["timestep"] == "all"}
+    shown = [row for row in rows if row["timestep"] == "all" or row["measure"] not in averaged]
+    measures = list(dict.fromkeys(row["measure"] for row in shown))
+    values = {(row["candidate"], row["measure"]): _number(row["value"]) for row in shown}
+    costs = {row["candidate"]: (_number(row["passes"]), _number(row["seconds"])) for row in shown}
+    cells = [[name, *(values.get((name, one)) for one in measures), *cost] for name, cost in costs.items()]
+    good = {row["measure"]: "high" if row["higher_is_better"] == "True" else "low" for row in shown}
+    note = "; ".join(f"{name}: {word} is little shift" for name, word in good.items())
+    columns = ["candidate", *measures, "passes per image", "seconds per image"]
+    yield Table("figures", columns, cells, note=f"{note}. Seconds are of this machine, encoding included.")
+    compared = [name for name in SHIFT_COLUMNS if shown and name in shown[0]]
+    lines = [[f"{row['measure']}: {row['candidate']}", *(_number(row[one]) for one in compared)] for row in shown]
+    titles = [SHIFT_COLUMNS[name] for name in compared]
+    yield Table(
+        "against plain features",
+        ["measure: candidate", *titles],
+        lines,
+        note=(
+            "Differences are paired by image, limits are those of the bootstrap over images. Equal passes, equal time: "
+            "against plain features averaged over as many noises as cost as much. All timesteps and layers: "
+            "content_shift.csv; all images: content_shift_images.csv"
+        ),
+    )
 
 
 def of_splits(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:

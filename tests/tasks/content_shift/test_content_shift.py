@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,12 +170,34 @@ def test_little_memory_changes_nothing(backbone: Backbone) -> None:
 
 def test_the_command_ranks_without_training(tmp_path: Path) -> None:
     given = ["task=content_shift", "task.data.images=3", "logger=none", "trainer.accelerator=cpu"]
-    given += ["task.timesteps=[100]", "task.noises=[]", "layers=[up-level2-upsampler-out]", "backbone.weights=random"]
-    found = evaluate(composed(*given, name="eval"), given, tmp_path / "run")
+    given += [
+        "task.timesteps=[100,300]",
+        f"layers=[{LAYER}]",
+        "backbone.weights=random",
+        "callbacks.shift_images.steps=2",
+    ]
+    given += ["technique.lora.weights=null", "task.measures.drift_flickers=null", "callbacks.shift_images.count=1"]
+    run = tmp_path / "run"
+    found = evaluate(composed(*given, name="eval"), given, run)
     assert found["test/laplacian_own/none"] == 0.0
-    assert {"test/laplacian_plain/combined", "test/laplacian_own/prompt_shuffled"} <= {*found}
-    again = evaluate(composed(f"run={tmp_path / 'run'}", name="eval"), [f"run={tmp_path / 'run'}"], tmp_path / "again")
-    assert again == pytest.approx(found)
+    assert {"test/laplacian_plain/controlnet", "test/laplacian_own/prompt_shuffled"} <= {*found}
+    rows = list(csv.DictReader((run / "content_shift.csv").open()))
+    averaged = {(row["measure"], row["candidate"]): row for row in rows if row["timestep"] == "all"}
+    assert float(averaged["drift_moves", "prompt"]["value"]) == pytest.approx(found["test/drift_moves/prompt"])
+    one = averaged["laplacian_own", "none x2"]
+    assert (one["kind"], one["rank"], one["passes"]) == ("noises", "", "2.0")
+    cells = [float(row["value"]) for row in rows if row["measure"] == "probe_ridge" and row["candidate"] == "prompt"]
+    assert cells[2] == pytest.approx(sum(cells[:2]) / 2)
+    of_images = list(csv.DictReader((run / "content_shift_images.csv").open()))
+    assert len({row["image"] for row in of_images}) == 3
+    described = json.loads((run / "content_shift.json").read_text())
+    assert [*described["candidates"]] == ["none", "prompt", "controlnet", "none x2", "prompt (shuffled)"]
+    assert "technique.lora.weights.moderate" in described["not_measured"]["combined"]
+    assert len(described["lines"]) == len(rows)
+    assert (run / f"images/content_shift_{LAYER}.png").is_file()
+    assert "laplacian_own: controlnet" in (run / "report.html").read_text()
+    again = evaluate(composed(f"run={run}", name="eval"), [f"run={run}"], tmp_path / "again")
+    assert again == pytest.approx(found, rel=1e-3, abs=1e-3)
 
 
 def with_masks(seed: int = 0) -> list[ImageBatch]:
