@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gate_lightning.backbones.base import Backbone
@@ -86,13 +87,37 @@ class VisionBackbone(Backbone):
         adapters: Sequence[Adapters] | None,
     ) -> Tensor:
         """One pass over images (B, 3, H, W) in [-1, 1]; returns the images."""
+        self._output(latents)
+        return latents
+
+    @torch.no_grad()
+    def vectors(self, images: Tensor, size: int | None = None) -> Tensor:
+        """One vector (B, C) of each image: its class token, or the mean of its patches where a network has none.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            size: side of the square that images are resized to, rounded to patches, at least one; None for their own
+                size.
+
+        Raises:
+            DataError: images of an impossible size.
+        """
+        if size is not None:
+            side = max(1, round(size / self.patch)) * self.patch
+            images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+        self.check_images(images)
+        tokens: Tensor = self._output(images).last_hidden_state
+        patches = (images.shape[2] // self.patch) * (images.shape[3] // self.patch)
+        return tokens[:, 0] if tokens.shape[1] > patches else tokens.mean(dim=1)
+
+    def _output(self, latents: Tensor) -> Any:
+        """What the network returns."""
         pixels = (latents * self._factor + self._offset).to(self.dtype)
         further = dict(self.kind.call)
         if self.kind.shuffles:
             count = (pixels.shape[2] // self.patch) * (pixels.shape[3] // self.patch)
             further["noise"] = torch.arange(count, device=pixels.device).expand(len(pixels), -1)
-        self.network(pixels, **further)
-        return latents
+        return self.network(pixels, **further)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Refused: there is no decoder."""

@@ -37,7 +37,8 @@ class Candidate:
         name: of the row.
         branch: how features are read; its timestep is replaced.
         kind: ``plain``, ``candidate``, ``noises`` (plain features averaged over several noises: the control of equal
-            cost) or ``shuffled`` (a candidate whose images have each other's captions: the control of what texts say).
+            cost), ``shuffled`` (a candidate whose images have each other's captions: the control of what texts say) or
+            ``ceiling`` (images that were encoded and decoded, and not noised).
         of: the candidate that a shuffled row is the control of; "" for others.
     """
 

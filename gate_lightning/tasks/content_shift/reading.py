@@ -20,6 +20,7 @@ from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import BranchFeatures, Conditions, FeatureInfo, ImageBatch, SegmentationBatch
 from gate_lightning.tasks.content_shift.candidates import Candidate, listed_candidates, shuffled
+from gate_lightning.tasks.content_shift.repainting import RepaintedImages, Repainter
 from gate_lightning.techniques.base import Conditioning
 from gate_lightning.utils.checks import number, whole_number
 from gate_lightning.utils.units import GIB
@@ -54,6 +55,7 @@ class ShiftReader(nn.Module):
     Attributes:
         candidates: the rows, by name.
         left_out: candidate, or candidate and timestep, → why it cannot be read.
+        repainter: image to image under the candidates.
 
     Raises:
         ConfigError: a number out of range, or layers that are no maps.
@@ -86,6 +88,7 @@ class ShiftReader(nn.Module):
         self.max_samples, self.limit = max_samples, int(memory_gib * GIB)
         self._alone: dict[_Key, str | None] = {}
         self._made: dict[tuple[object, ...], FeatureExtractor] = {}
+        self.repainter = Repainter(self)
         for plain in (one for one in found if one.kind == "plain"):
             for timestep in self.timesteps:
                 self.backbone(plain.name).check_timestep(timestep)
@@ -260,6 +263,7 @@ class ShiftBatch:
         self.labels, self._other = labels, other
         self._features: OrderedDict[_Key, BranchFeatures] = OrderedDict()
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self._repainted = RepaintedImages(self)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -296,6 +300,23 @@ class ShiftBatch:
             raise ConfigError(f"{candidate} at t = {timestep}: {self.reader.reason(candidate, timestep, draw)}")
         return found[candidate]
 
+    def reconstructed(self, candidate: str, strength: float, steps: int = 20) -> Tensor | None:
+        """The images repainted by a candidate, (B, 3, H, W) in [-1, 1]; None where it can make none.
+
+        Args:
+            candidate: row of the ranking.
+            strength: share of the noise schedule that they are noised to, in (0, 1]; see `img2img.ImageToImage`.
+            steps: of the way back.
+
+        Raises:
+            ConfigError: a backbone that makes no images, or numbers out of range.
+        """
+        return self._repainted.get(candidate, strength, steps)
+
+    def autoencoded(self, candidate: str) -> tuple[str, Tensor]:
+        """The images (B, 3, H, W) encoded and decoded by a candidate's backbone, and the name of their row."""
+        return self.reader.repainter.ceiling(candidate), self._repainted.ceiling(candidate)
+
     def conditions_of(self, candidate: str) -> Conditions:
         """Conditions under which a candidate is read: with other captions where its row is that of shuffled ones."""
         if self.reader.candidates[candidate].kind != "shuffled":
@@ -322,6 +343,7 @@ class ShiftBatch:
         """Drop what was made of the images."""
         self._features.clear()
         self._moments.clear()
+        self._repainted.forget()
 
     def _read(self, candidate: str, timestep: int, draw: int) -> Mapping[str, BranchFeatures]:
         """Features of a candidate, and of those that are read with it."""

@@ -119,9 +119,10 @@ def measure_content_shift(
     if not statistics:
         listed = "\n  ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise ConfigError(f"nothing could be measured:\n  {listed or 'task.measures names no measure'}")
-    reasons |= reader.left_out
+    reasons |= reader.left_out | reader.repainter.left_out
+    rows = reader.candidates | reader.repainter.ceilings
     seconds = time.monotonic() - began
-    return ShiftResults(images, reader.timesteps, dict(reader.candidates), statistics, costs, reasons, seconds)
+    return ShiftResults(images, reader.timesteps, rows, statistics, costs, reasons, seconds)
 
 
 def _looked(measure: Measure, batch: ShiftBatch, first: bool) -> str | None:
