@@ -202,10 +202,13 @@ def eval_main() -> int:
 
 
 def _hint(error: Exception) -> str:
-    """A sentence on a value that Hydra cannot parse, or on a mistyped key; Hydra has hints for group options only."""
+    """A sentence on a value that Hydra cannot parse, on a mistyped key, or on a tool that is taken for a task."""
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         return f"\nIf the value of {key} is a text, quote it: {override(key, value)}"
+    tool = re.search(r"'task/(\w+)'", str(error))
+    if tool is not None and (config_folder() / "tool" / f"{tool.group(1)}.yaml").is_file():
+        return f"\n{tool.group(1)} is a tool: python eval.py tool={tool.group(1)}"
     found = re.search(r"Could not override '([^']+)'", str(error))
     if found is None:
         return ""

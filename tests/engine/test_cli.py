@@ -49,6 +49,13 @@ def test_unknown_key_is_one_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.
     assert "Traceback" not in error
 
 
+def test_a_tool_that_is_taken_for_a_task_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, cli.eval_main, "task=gate_report", "sweep=x") == 2
+    assert "gate_report is a tool: python eval.py tool=gate_report" in capfd.readouterr().err
+
+
 def test_the_folder_of_a_training_run_is_named(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,1 @@
+"""Whether content shift predicts the gain of techniques."""
