@@ -124,7 +124,7 @@ def named_options() -> dict[str, tuple[list[str], bool]]:
 @pytest.mark.parametrize("group", named_options())
 def test_options_named_in_comments_exist(group: str) -> None:
     named, more = named_options()[group]
-    there = {path.stem for path in CONF.glob(f"{group}/*.yaml")}
+    there = {path.stem for path in CONF.glob(f"{group}/*.yaml") if not path.stem.startswith("_")}
     assert named
     assert set(named) < there if more else set(named) == there
 

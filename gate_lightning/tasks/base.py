@@ -156,6 +156,18 @@ class BaseTask(LightningModule):
         scheduler = self._make_scheduler(optimizer, total_steps=_total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def setup(self, stage: str) -> None:
+        """Tell processes that train together to leave out of their exchange what nobody changes.
+
+        Every process reads the frozen weights itself; sent around they would cost their size at the start, and their
+        buffers at every step. What they compute of is compared by `frozen_description`.
+        """
+        state = {*dict(self.named_parameters()), *dict(self.named_buffers())}
+        frozen = {name for name in state if name.split(".", 1)[0] in self.frozen_parts}
+        trained = {name for name, one in self.named_parameters() if one.requires_grad}
+        # the name that torch's DistributedDataParallel looks for
+        self._ddp_params_and_buffers_to_ignore = sorted(frozen - trained)
+
     # random state -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:

@@ -102,6 +102,11 @@ def build_branches(
 
 
 def _mappings(techniques: Any, card: Card) -> list[Mapping[str, Any]]:
+    if techniques == "auto":
+        raise ConfigError(
+            "techniques=auto is chosen on training images, by train.py; name techniques here, or measure candidates by "
+            "python eval.py task=content_shift"
+        )
     if techniques is None or techniques == "none" or techniques == []:
         return [{"name": "none", "techniques": []}]
     if techniques == "all":

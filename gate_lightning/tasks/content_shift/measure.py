@@ -18,7 +18,13 @@ Key = tuple[str, int | None, str | None]
 
 
 class Measure(Protocol):
-    """A figure of every candidate; what it is called is the key in ``task.measures``. Derive from it."""
+    """A figure of every candidate; what it is called is the key in ``task.measures``. Derive from it.
+
+    Attributes:
+        reads_labels: whether it looks at masks, so that it must not see images that results are measured on.
+    """
+
+    reads_labels: bool = False
 
     def missing(self, batch: ShiftBatch) -> str | None:
         """Why it cannot be measured here (no masks, no autoencoder, no text …), asked before the first batch; or None.

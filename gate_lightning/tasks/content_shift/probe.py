@@ -45,6 +45,8 @@ class ClosedFormProbe(Measure):
         ConfigError: an unknown kind, or a number out of range.
     """
 
+    reads_labels = True
+
     def __init__(self, kind: str = "ridge", folds: int = 4, grid: int = 32, pixels: int = 128) -> None:
         check_choice(kind, "kind", PROBES)
         self.kind, self.folds = kind, whole_number(folds, "folds", 2)
