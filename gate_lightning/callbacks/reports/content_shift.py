@@ -47,7 +47,7 @@ class ShiftTables(SplitReport[ContentShiftResults, Any]):
         """Write all three and log the short one."""
         folder, results, table = Path(trainer.default_root_dir), task.shift_results[split], task.shift_table[split]
         lines = [_line(one, results) for one in table]
-        publish_table(trainer, CONTENT_SHIFT, COLUMNS, [[_cell(line[name]) for name in COLUMNS] for line in lines])
+        publish_table(trainer, CONTENT_SHIFT, COLUMNS, [_typed(line) for line in lines])
         write_csv(folder / f"{CONTENT_SHIFT}_images.csv", ("image", *KEY, "value"), _of_images(results))
         content = json.dumps(_described(results, split, lines), indent=1, allow_nan=False)
         write_atomically(folder / f"{CONTENT_SHIFT}.json", content.encode())
@@ -119,15 +119,17 @@ def _numbers(figure: Figure | None) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in (figure.value, figure.low, figure.high)]
 
 
-def _cell(value: Any) -> Any:
-    return "" if value is None else value
+def _typed(line: dict[str, Any]) -> list[Any]:
+    """Cells of a line; a column of a dashboard's table has one type, or none."""
+    timestep = line["timestep"]
+    return list({**line, "timestep": None if timestep is None else str(timestep)}.values())
 
 
 def _of_images(results: ShiftResults) -> Iterator[list[Any]]:
     for measure, found in results.statistics.items():
         for key, statistic in found.items():
             for image, value in zip(results.images, statistic.of_images.tolist(), strict=True):
-                yield [image, measure, *map(_cell, key), value if math.isfinite(value) else ""]
+                yield [image, measure, *key, value if math.isfinite(value) else None]
 
 
 def _described(results: ShiftResults, split: str, lines: list[dict[str, Any]]) -> dict[str, Any]:

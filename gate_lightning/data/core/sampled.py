@@ -15,7 +15,7 @@ from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, gr
 from gate_lightning.data.samples import BatchDataset, SampleSource
 from gate_lightning.data.transforms.square_resize import Square
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.structures import ImageBatch
+from gate_lightning.structures import ImageBatch, PairBatch
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.seeding import data_generator
 
@@ -50,7 +50,7 @@ class SampledImages(LightningDataModule):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(dataset, ImageDataModule):
+        if not issubclass(getattr(dataset, "batch_type", object), ImageBatch | PairBatch):  # these are read singly, too
             raise ConfigError(
                 f"{type(dataset).__name__} (dataset=) gives no single images to take a sample of; choose a data set of "
                 "images: dataset=images (a folder), folder, scenes …"
