@@ -26,7 +26,7 @@ WITH_BACKBONE = ("extract", "generate", "agreement", "layers", "match", "app", "
 #: what generates or trains a part, and reads no features
 WITHOUT_FEATURES = ("autoencoder", "cleandift", "controlnet", "lora", "single_object", "unet")
 #: what measures features as they are, and has nothing that could be trained
-TRAINED_BY_NOTHING = ("content_shift", "geometric", "video")
+TRAINED_BY_NOTHING = ("content_shift", "geometric", "lora_choice", "video")
 OF_FEATURES = ("techniques", "technique", "timestep", "layers", "noise", "ensemble", "cache", "features", "head")
 OF_FEATURES = (*OF_FEATURES, "loss", "amalgamation", "backbones", "edge_channels", "caption_channels", "repeats")
 

@@ -115,12 +115,14 @@ class LoraTask(DenoisingTask):
         write_kohya(folder / f"{self.name}.kohya.safetensors", parts, self.alpha)
 
     def usage(self, folder: Path) -> str:
-        """The file, and the key that takes it."""
+        """The file, the key that takes it and, where there are files of other steps, the command that ranks them."""
         taken = override("technique.lora.weights.moderate", self._file(folder).resolve())
+        ranked = override("task.adapters", folder.resolve())
+        choice = f"\n  to choose among its steps: python eval.py task=lora_choice {ranked} dataset=<your images>"
         return (
             f"LoRA: {self._file(folder)}\n  to steer with it: python train.py techniques=lora {taken} "
             "(.overtrained in place of .moderate: the longer one of GATE's two)"
-        )
+        ) + (choice if any(folder.glob("step_*")) else "")
 
     def _file(self, folder: Path) -> Path:
         return folder / f"{self.name}.safetensors"
