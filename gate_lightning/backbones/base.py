@@ -167,6 +167,11 @@ class Backbone(nn.Module, ABC):
         del prompt, adapters
         return 0
 
+    def words(self, prompt: str, adapters: Adapters = ()) -> list[tuple[str, tuple[int, ...]]]:
+        """Words of a prompt with their tokens, positions in its embeddings; empty where they are not known."""
+        del prompt, adapters
+        return []
+
     def text_adapters(self, adapters: Adapters) -> Adapters:
         """Subset of ``adapters`` that changes a text encoder."""
         del adapters

@@ -21,7 +21,8 @@ class Guidance(Technique):
 
     This is the prediction of every pass in a trajectory and in image to image. Features are read in both passes of the
     timestep that is read, and are combined alike, F_∅ + scale · (F_p - F_∅): a definition of ours, as guidance is
-    defined for predictions only. GATE rejects it: neither closeness to the image nor features improve (§5.1).
+    defined for predictions only; attention maps are those under the prompt. GATE rejects it: neither closeness to the
+    image nor features improve (§5.1).
 
     Both passes have the branch's ControlNets and LoRAs; a branch costs twice the denoiser's time. At scale 1 there is
     one pass, as without the technique.

@@ -29,13 +29,15 @@ from torch import Tensor, nn
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["LongPrompts", "TokenWindow", "text_length", "token_windows"]
+__all__ = ["LongPrompts", "TokenWindow", "prompt_words", "text_length", "token_windows"]
 
 log = logging.getLogger(__name__)
 
 LongPrompts = Literal["windows", "released", "cut"]
 
 _RELEASED_WORDS = 70
+#: end of a word's last token
+_WORD_END = "</w>"
 #: id in the place of a learned vector; not that of the end mark, by which some encoders find the end of the prompt
 _PLACEHOLDER = 0
 
@@ -118,6 +120,36 @@ def text_length(
 ) -> int:
     """Tokens T of the embeddings of a prompt, padding included; arguments of `token_windows`."""
     return sum(map(len, _lay_out(tokenizer, prompt, max_tokens, long_prompts, learned or {}, warn=False)))
+
+
+def prompt_words(
+    tokenizer: Any,
+    prompt: str,
+    max_tokens: int,
+    long_prompts: LongPrompts = "windows",
+    learned: Mapping[str, Tensor] | None = None,
+) -> list[tuple[str, tuple[int, ...]]]:
+    """Words of a prompt, as the tokenizer spells them, with their positions among the T tokens of the embeddings.
+
+    Arguments of `token_windows`. A vector of a learned token is a word of its own, called "learned".
+    """
+    marks = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    words: list[tuple[str, tuple[int, ...]]] = []
+    spelled = ""
+    positions: list[int] = []
+    pieces = _lay_out(tokenizer, prompt, max_tokens, long_prompts, learned or {}, warn=False)
+    for position, token in enumerate(token for piece in pieces for token in piece):
+        if isinstance(token, Tensor):
+            words.append(("learned", (position,)))
+            continue
+        if token in marks:
+            continue
+        piece = tokenizer.convert_ids_to_tokens(token)
+        spelled, positions = spelled + piece.removesuffix(_WORD_END), [*positions, position]
+        if piece.endswith(_WORD_END):
+            words.append((spelled, tuple(positions)))
+            spelled, positions = "", []
+    return words
 
 
 def _lay_out(

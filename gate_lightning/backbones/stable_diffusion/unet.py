@@ -24,7 +24,7 @@ from gate_lightning.backbones.adapters.sources import ADAPTER_FILES, adapter_fil
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.backbones.specs import AdapterKind, Adapters, LayerSpec, PromptEmbeds, Residuals
-from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts, text_length, token_windows
+from gate_lightning.backbones.stable_diffusion.clip_text import LongPrompts, prompt_words, text_length, token_windows
 from gate_lightning.backbones.stable_diffusion.compatibility import check_controlnet, check_parts
 from gate_lightning.backbones.stable_diffusion.layer_names import averaged_attention, unet_aliases
 from gate_lightning.backbones.stable_diffusion.layer_table import skip_paths, unet_layers
@@ -182,6 +182,13 @@ class UNetBackbone(Backbone):
             return len(learned)
         tokens = self.adapters.tokens("text_encoder", adapters)
         return text_length(self.tokenizer, prompt, self.max_tokens, self.long_prompts, tokens)
+
+    def words(self, prompt: str, adapters: Adapters = ()) -> list[tuple[str, tuple[int, ...]]]:
+        """Words of a prompt with their tokens; none of a learned prompt."""
+        if self.adapters.learned_prompt(adapters) is not None:
+            return []
+        tokens = self.adapters.tokens("text_encoder", adapters)
+        return prompt_words(self.tokenizer, prompt, self.max_tokens, self.long_prompts, tokens)
 
     def _read_text(
         self, part: str, encoder: Any, tokenizer: Any, prompts: Sequence[str], adapters: Adapters

@@ -12,7 +12,6 @@ from torch import Tensor
 from gate_lightning.backbones.adapters.image_prompts import ImageUse
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import PromptEmbeds, Residuals
-from gate_lightning.errors import DataError
 from gate_lightning.features.reading.hooks import FeatureRecorder
 from gate_lightning.features.reading.steering import GivenImages, SteeredBranch
 from gate_lightning.structures import BranchFeatures
@@ -23,6 +22,8 @@ __all__ = ["SteeredDenoiser"]
 _Result = TypeVar("_Result")
 #: index in the group, and whether under the negative prompt
 _Place = tuple[int, bool]
+#: attention is shares, which guidance would make negative, and its channels are the tokens of one prompt
+_SHARES = ("attention", "averaged")
 
 
 class SteeredDenoiser:
@@ -30,7 +31,7 @@ class SteeredDenoiser:
 
     Members with classifier-free guidance are there twice, under their prompt and under the negative one, in one pass if
     both have the same number of tokens; their prediction is e_∅ + s (e_p - e_∅) (Ho and Salimans 2022), and features
-    are combined in the same way.
+    are combined in the same way, except for attention maps, which are those under the prompt.
 
     Args:
         backbone: the backbone.
@@ -59,9 +60,14 @@ class SteeredDenoiser:
         """Features of each member; the passes end after the last layer that is read."""
         read = self._run(latents, lambda one, own: one.read(own, timestep))
         return [
-            {layer: self._combined(index, read, _layer(layer)) for layer in steered.branch.layers}
+            {layer: self._feature(index, read, layer) for layer in steered.branch.layers}
             for index, steered in enumerate(self.group)
         ]
+
+    def _feature(self, index: int, read: Mapping[_Place, BranchFeatures], layer: str) -> Tensor:
+        if self.backbone.layer_spec(layer).kind in _SHARES:
+            return read[index, False][layer]
+        return self._combined(index, read, lambda features: features[layer])
 
     def _run(self, latents: Tensor, function: Callable[[_Pass, Tensor], Sequence[_Result]]) -> dict[_Place, _Result]:
         """Results of all members."""
@@ -78,17 +84,7 @@ class SteeredDenoiser:
         if (index, True) not in results:
             return prompted
         unprompted = chosen(results[index, True])
-        if unprompted.shape != prompted.shape:
-            raise DataError(
-                f"branch {self.group[index].branch.name!r} is guided, and a layer has the shape "
-                f"{tuple(prompted.shape[1:])} under the prompt and {tuple(unprompted.shape[1:])} under the negative "
-                "one, which has another number of tokens; give prompts of one length, or leave that layer out"
-            )
         return unprompted + self.group[index].conditioning.guidance * (prompted - unprompted)
-
-
-def _layer(name: str) -> Callable[[BranchFeatures], Tensor]:
-    return lambda features: features[name]
 
 
 class _Pass:

@@ -55,7 +55,7 @@ class ImageCloseness(ImageMeasure):
         self,
         reading: str,
         strengths: Sequence[float] = (0.4, 0.7),
-        steps: int = 20,
+        steps: int = 10,
         vision: str | VisionBackbone | None = None,
         size: int = 224,
     ) -> None:
