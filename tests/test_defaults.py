@@ -28,7 +28,14 @@ CHOSEN = {
     },
     "head": {"type", "levels", "channels", "batch_norm", "decoder"},
     "loss": {"weights", "ignore_index", "learned", "negatives"},
-    "task": {"inference", "data", "reference", "part", "kind"},  # the engine builds task.data; a measure comes twice
+    "task": {
+        "inference",
+        "data",
+        "reference",
+        "part",
+        "kind",
+        "noises",
+    },  # the engine builds task.data; a measure comes twice
     "technique": {"weights", "source", "tokens"},
     "tool": {"processes"},  # the engine starts them
 }

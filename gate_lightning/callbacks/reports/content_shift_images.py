@@ -16,7 +16,6 @@ from torch import Tensor
 from gate_lightning.callbacks.reports.base import SplitReport
 from gate_lightning.callbacks.reports.dashboards import publish_image
 from gate_lightning.errors import GateError, first_line
-from gate_lightning.features.reading.img2img import ImageToImage, start_of
 from gate_lightning.ops.pca import principal_components, to_unit_range
 from gate_lightning.structures import ImageBatch
 from gate_lightning.tasks.content_shift.reading import ShiftBatch, ShiftReader
@@ -76,32 +75,19 @@ class ShiftImages(SplitReport[ContentShiftResults, Any]):
         reader = task.reader
         names = [name for name, one in reader.candidates.items() if one.kind in ("plain", "candidate")]
         batches = [ShiftBatch(reader, one, None) for one in rows]
-        painted = self._repainted(reader, names, batches)
-        shown = {name: _Shown(painted[name], _maps(reader, name, batches)) for name in names}
+        shown = {name: _Shown(self._repainted(name, batches), _maps(reader, name, batches)) for name in names}
         layers = list(dict.fromkeys(layer for one in shown.values() for layer, _ in one.maps))
         for layer in layers:
             publish_image(trainer, f"content_shift_{layer}", self._page(layer, rows, shown))
 
-    def _repainted(
-        self, reader: ShiftReader, names: Sequence[str], batches: Sequence[ShiftBatch]
-    ) -> dict[str, list[NDArray[np.uint8] | None]]:
-        """Candidate → repainted images; None where it, or its backbone, makes none."""
-        found: dict[str, list[NDArray[np.uint8] | None]] = {}
-        backbones = dict.fromkeys(reader.candidates[name].branch.backbone for name in names)
-        groups = [[name for name in names if reader.candidates[name].branch.backbone == one] for one in backbones]
-        while groups:
-            group = groups.pop()
-            backbone, branches = reader.backbone(group[0]), [reader.candidates[name].branch for name in group]
-            try:
-                paint = ImageToImage(backbone, branches, start_of(backbone, self.strength), self.steps, reader.seed)
-                made = [paint(one.images, one.conditions) for one in batches]
-                found |= {name: [to_image(one[name][0]) for one in made] for name in group}
-            except GateError as error:
-                groups += [[name] for name in group] if len(group) > 1 else []  # the others may do
-                if len(group) == 1:
-                    log.info("no repainted images of %s: %s", group[0], first_line(error))
-                    found[group[0]] = [None] * len(batches)
-        return found
+    def _repainted(self, name: str, batches: Sequence[ShiftBatch]) -> list[NDArray[np.uint8] | None]:
+        """Images repainted under a candidate; None where it, or its backbone, makes none."""
+        try:
+            made = [one.reconstructed(name, self.strength, self.steps) for one in batches]
+        except GateError as error:
+            log.info("no repainted images of %s: %s", name, first_line(error))
+            return [None] * len(batches)
+        return [None if one is None else to_image(one[0]) for one in made]
 
     def _page(self, layer: str, rows: Sequence[ImageBatch], shown: Mapping[str, _Shown]) -> NDArray[np.uint8]:
         colours = _colours({name: one.maps for name, one in shown.items()}, layer)

@@ -40,25 +40,36 @@ class Candidate:
             cost), ``shuffled`` (a candidate whose images have each other's captions: the control of what texts say) or
             ``ceiling`` (images that were encoded and decoded, and not noised).
         of: the candidate that a shuffled row is the control of; "" for others.
+        timesteps: at which it is read whatever timestep is compared: clean latents (-1), or several whose features are
+            concatenated; () for the one that is compared.
     """
 
     name: str
     branch: Branch
     kind: str = "candidate"
     of: str = ""
+    timesteps: tuple[int, ...] = ()
+
+    def read_at(self, timestep: int) -> tuple[int, ...]:
+        """Timesteps that are read where ``timestep`` is compared; 0, of references, is itself."""
+        return self.timesteps if self.timesteps and timestep != 0 else (timestep,)
 
 
 def listed_candidates(
-    branches: Sequence[Branch], backbones: Mapping[str, Backbone], noises: Sequence[int] = ()
+    branches: Sequence[Branch],
+    backbones: Mapping[str, Backbone],
+    noises: Sequence[int] = (),
+    fused: Sequence[Sequence[int]] = (),
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """The plain branch of every backbone, then the branches that are given, then plain ones of several noises.
+    """The plain branch of every backbone, the branches that are given, then plain ones of several timesteps or noises.
 
     All see the same noise, and all of a backbone read the same layers: those that any of them names.
 
     Args:
-        branches: at least one; one without techniques is the plain one.
+        branches: at least one; one without techniques is the plain one. One of clean latents (timestep -1) stays so.
         backbones: by the names that branches give.
         noises: numbers of noises of the controls of equal cost.
+        fused: lists of timesteps whose plain features are concatenated: a candidate each.
 
     Returns:
         The rows; and why some cannot be read: their names → reasons (weights that are missing, a backbone that
@@ -76,7 +87,9 @@ def listed_candidates(
     for backbone, names in layers.items():
         own_plain = next((one for one in branches if one.backbone == backbone and _is_plain(one)), None)
         first = next(one for one in branches if one.backbone == backbone)
-        plain = own_plain or replace(first, name=_name(PLAIN, backbone, backbones), techniques=(), ensemble=1)
+        plain = own_plain or replace(
+            first, name=_name(PLAIN, backbone, backbones), techniques=(), ensemble=1, timestep=0
+        )
         found.append(Candidate(plain.name, _read(plain, names), "plain"))
     plains = {one.name for one in found}
     for branch in (one for one in branches if one.name not in plains):
@@ -86,11 +99,10 @@ def listed_candidates(
         except (WeightsError, ConfigError) as error:
             left_out[branch.name] = str(error)
             continue
-        found.append(Candidate(branch.name, _read(branch, layers[branch.backbone])))
+        clean = (branch.timestep,) if branch.timestep < 0 else ()
+        found.append(Candidate(branch.name, _read(branch, layers[branch.backbone]), timesteps=clean))
     for plain_row in [one for one in found if one.kind == "plain"]:
-        for count in noises:
-            branch = replace(plain_row.branch, name=f"{plain_row.name} x{count}", ensemble=count)
-            found.append(Candidate(branch.name, branch, "noises"))
+        found += _controls(plain_row, noises, fused)
     names_found = [one.name for one in found]
     doubled = sorted({name for name in names_found if names_found.count(name) > 1})
     if doubled:
@@ -98,13 +110,25 @@ def listed_candidates(
     return found, left_out
 
 
+def _controls(plain: Candidate, noises: Sequence[int], fused: Sequence[Sequence[int]]) -> list[Candidate]:
+    """Rows of plain features of several timesteps, then of several noises."""
+    made = []
+    for timesteps in fused:
+        name = f"{plain.name} at {'+'.join(map(str, timesteps))}"
+        made.append(Candidate(name, replace(plain.branch, name=name), timesteps=tuple(timesteps)))
+    for count in noises:
+        name = f"{plain.name} x{count}"
+        made.append(Candidate(name, replace(plain.branch, name=name, ensemble=count), "noises"))
+    return made
+
+
 def shuffled(candidate: Candidate) -> Candidate:
     """The row whose images have each other's captions."""
-    return Candidate(candidate.name + SHUFFLED, candidate.branch, "shuffled", candidate.name)
+    return replace(candidate, name=candidate.name + SHUFFLED, kind="shuffled", of=candidate.name)
 
 
 def _is_plain(branch: Branch) -> bool:
-    return not branch.techniques and branch.ensemble == 1
+    return not branch.techniques and branch.ensemble == 1 and branch.timestep >= 0
 
 
 def _name(name: str, backbone: str, backbones: Mapping[str, Backbone]) -> str:

@@ -47,6 +47,7 @@ class ShiftReader(nn.Module):
         branches: the candidates; a plain one is added where there is none.
         timesteps: at which features are compared; None for those of the branches.
         noises: numbers of noises of the plain branches that are the controls of equal cost.
+        fused: lists of timesteps whose plain features are a candidate together.
         seed: of the noise.
         posterior: latents are the "mean" of the autoencoder's posterior, or a keyed "sample" of it.
         max_samples: most samples in one pass of the denoiser; None for no limit.
@@ -67,6 +68,7 @@ class ShiftReader(nn.Module):
         branches: Sequence[Branch],
         timesteps: Sequence[int] | None = None,
         noises: Sequence[int] = (),
+        fused: Sequence[Sequence[int]] = (),
         seed: int = 0,
         posterior: Literal["mean", "sample"] = "mean",
         max_samples: int | None = 64,
@@ -78,9 +80,12 @@ class ShiftReader(nn.Module):
             raise ConfigError(f"task.memory_gib={memory_gib}: expected GiB of memory above 0")
         for count in noises:
             whole_number(count, "task.noises", 2)
-        found, self.left_out = listed_candidates(branches, backbones, sorted(set(noises)))
+        for together in fused:
+            if len(set(together)) < 2:
+                raise ConfigError(f"task.fused: {list(together)} are no different timesteps; give two or more")
+        found, self.left_out = listed_candidates(branches, backbones, sorted(set(noises)), fused)
         self.candidates = {one.name: one for one in found}
-        own = tuple(dict.fromkeys(branch.timestep for branch in branches))
+        own = tuple(dict.fromkeys(branch.timestep for branch in branches if branch.timestep >= 0)) or (-1,)
         self.timesteps = own if timesteps is None else tuple(dict.fromkeys(timesteps))
         if not self.timesteps:
             raise ConfigError("task.timesteps names no timestep; give at least one, or null for those of the branches")
@@ -190,7 +195,8 @@ class ShiftReader(nn.Module):
     ) -> dict[str, BranchFeatures]:
         """Features of several candidates; of those whose images lack something nothing, and the reason is kept."""
         try:
-            return self._extractor(names, timestep, draw).read(*moments, padded.images, padded.conditions)
+            found = self._extractor(names, timestep, draw).read(*moments, padded.images, padded.conditions)
+            return {name: _joined([found[part] for part in self._parts(name, timestep)]) for name in names}
         except GateError as error:
             if len(names) > 1:
                 one_by_one = [self.read([name], timestep, draw, moments, padded) for name in names]
@@ -203,20 +209,27 @@ class ShiftReader(nn.Module):
     def _tell(self, key: _Key, error: GateError) -> None:
         candidate, timestep, draw = key
         self._alone[key] = str(error)
-        noise = f", noise {draw}" if draw else ""
+        noise = ", further noises" if draw else ""
         self.left_out.setdefault(f"{candidate} at t = {timestep}{noise}", str(error))
 
     def _extractor(self, names: Sequence[str], timestep: int, draw: int) -> FeatureExtractor:
         key = (tuple(names), timestep, draw)
         if key not in self._made:
             branches = [
-                replace(self.candidates[name].branch, name=name, timestep=timestep, noise_index=draw) for name in names
+                replace(self.candidates[name].branch, name=part, timestep=own, noise_index=draw)
+                for name in names
+                for part, own in self._parts(name, timestep).items()
             ]
             backbone = self.backbone(names[0])
             self._made[key] = FeatureExtractor(
                 backbone, branches, self.seed, "per_branch", self.posterior, self.max_samples
             )
         return self._made[key]
+
+    def _parts(self, name: str, timestep: int) -> dict[str, int]:
+        """Branches of a candidate and the timesteps at which they are read."""
+        at = self.candidates[name].read_at(timestep)
+        return {name: at[0]} if len(at) == 1 else {f"{name}@{own}": own for own in at}
 
     def _reads_captions(
         self, candidate: Candidate, batches: Sequence[ImageBatch], others: Sequence[Conditions | None]
@@ -364,6 +377,13 @@ class ShiftBatch:
         while len(self._features) > len(made) and _bytes(self._features.values()) > self.reader.limit:
             self._features.popitem(last=False)
         return made
+
+
+def _joined(parts: Sequence[BranchFeatures]) -> BranchFeatures:
+    """Features of several passes as one, channels behind channels, with the mean of their energies."""
+    if len(parts) == 1:
+        return parts[0]
+    return {layer: torch.cat([one[layer] for one in parts], dim=1) / len(parts) ** 0.5 for layer in parts[0]}
 
 
 def _bytes(features: Iterable[BranchFeatures]) -> int:

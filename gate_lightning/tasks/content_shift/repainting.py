@@ -53,6 +53,7 @@ class Repainter:
             if one.branch.backbone == wanted.branch.backbone
             and (one.kind == "shuffled") == (wanted.kind == "shuffled")
             and one.kind != "noises"
+            and not one.timesteps  # the images of its branch are those of another row
             and (name, strength) not in self._failed
         ]
         return self._of(batch, together, strength, steps) if candidate in together else {}

@@ -53,6 +53,7 @@ class ContentShift(BaseTask):
         measures: name → measure; None leaves one out.
         timesteps: at which features are compared; None for those of the branches.
         noises: numbers of noises of plain features that are averaged, as controls of equal passes and equal time.
+        fused: lists of timesteps whose plain features are concatenated: a candidate each.
         resamples: draws of the images behind every interval.
         level: share of draws inside an interval.
         seed: of noise and draws.
@@ -76,6 +77,7 @@ class ContentShift(BaseTask):
         measures: Mapping[str, Any],
         timesteps: Sequence[int] | None = (50, 150, 400),
         noises: Sequence[int] = (2,),
+        fused: Sequence[Sequence[int]] = (),
         resamples: int = 2000,
         level: float = 0.95,
         seed: int = 0,
@@ -95,7 +97,7 @@ class ContentShift(BaseTask):
                     "measure has all three (gate_lightning/tasks/content_shift/measure.py)"
                 )
         self.reader = ShiftReader(
-            backbones, candidates.branches, timesteps, noises, seed, posterior, max_samples, memory_gib
+            backbones, candidates.branches, timesteps, noises, fused, seed, posterior, max_samples, memory_gib
         )
         self._left_out = dict(candidates.left_out)
         self._bootstrap = partial(Bootstrap, resamples=resamples, level=level, seed=seed)

@@ -176,7 +176,10 @@ def test_the_command_ranks_without_training(tmp_path: Path) -> None:
         "backbone.weights=random",
         "callbacks.shift_images.steps=2",
     ]
-    given += ["technique.lora.weights=null", "task.measures.drift_flickers=null", "callbacks.shift_images.count=1"]
+    given += ["technique.lora.weights=null", "callbacks.shift_images.count=1"]
+    kept = ("laplacian_own", "laplacian_plain", "drift_moves", "probe_ridge")
+    names = composed("task=content_shift").task.measures
+    given += [f"task.measures.{name}=null" for name in names if name not in kept]
     run = tmp_path / "run"
     found = evaluate(composed(*given, name="eval"), given, run)
     assert found["test/laplacian_own/none"] == 0.0
@@ -237,7 +240,27 @@ def test_drift_is_that_of_several_noises(backbone: Backbone) -> None:
     torch.testing.assert_close(one.values[:, 0], expected.moves, rtol=1e-3, atol=1e-6)
     assert one.value == pytest.approx(float(expected.moves.mean() / expected.contrast.mean()), rel=1e-3)
     assert {key[0] for key in found.statistics["total"]} == {"none", "none x2"}
-    assert "all its draws would be equal" in found.left_out["clean at t = 200, noise 1"]
+    assert "all its draws would be equal" in found.left_out["clean at t = 200, further noises"]
     # two noises halve the variance
     totals = [found.statistics["total"][name, 200, LAYER].values[:, 0].mean() for name in ("none", "none x2")]
     assert float(totals[1] / totals[0]) == pytest.approx(0.5, abs=0.15)
+
+
+def test_several_timesteps_and_clean_latents_are_candidates(backbone: Backbone) -> None:
+    clean = Branch("clean", -1, (LAYER,))
+    measures = {"moves": NoiseDrift("moves", 2)}
+    found = measured(backbone, NONE, clean, measures=measures, fused=[(50, 200)], timesteps=(50,))
+    name = "none at 50+200"
+    assert [*found.candidates] == ["none", "clean", name]
+    assert {key[0] for key in found.statistics["moves"]} == {"none", name}
+    assert {row: cost.passes for (row, _), cost in found.costs.items()} == {"none": 1, "clean": 1, name: 2}
+    images, known = random_images(4, 32, 32), conditions(4)
+    branches = [replace(NONE, name=str(t), timestep=t) for t in (-1, 0, 50, 200)]
+    maps = {key: layers[LAYER] for key, layers in FeatureExtractor(backbone, branches)(images, known).items()}
+    together = torch.cat([maps["50"], maps["200"]], dim=1) / 2**0.5
+    anchor = contour_difference(maps["0"], maps["50"])
+    for row, features in (("clean", maps["-1"]), (name, together)):
+        expected = 1 - contour_difference(maps["0"], features) / anchor
+        torch.testing.assert_close(found.statistics["plain"][row, 50, LAYER].of_images, expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ConfigError, match=r"task\.fused: \[50\] are no different timesteps"):
+        measured(backbone, NONE, fused=[(50,)])
