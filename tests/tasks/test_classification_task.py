@@ -103,6 +103,8 @@ def test_what_nobody_trains_is_refused(tmp_path: Path) -> None:
         measured(tmp_path / "b", "techniques=all", "head=nearest_images")
     with pytest.raises(ConfigError, match=r"ClassificationTask has nothing to train here: .*measure it with the same"):
         run(tmp_path / "c", "techniques=none", "head=nearest_images")
+    with pytest.raises(ConfigError, match=r"PredictionImages reports on masks, .*use callbacks=classification"):
+        run(tmp_path / "d", "techniques=none", "callbacks=default")
 
 
 def test_masks_are_no_classes() -> None:

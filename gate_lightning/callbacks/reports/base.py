@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.structures import SegmentationBatch
+from gate_lightning.structures import ClassificationBatch, SegmentationBatch
 from gate_lightning.tasks.base import SegmentationResults
 from gate_lightning.utils.processes import gathered
 
@@ -31,6 +31,7 @@ class SplitReport(Callback, Generic[Results, Row]):
         during_training: whether validations of a training are reported, too.
         splits: splits that are reported.
         reads: protocol that the task has to satisfy.
+        of_masks: whether it compares label maps with masks, which images with one class each have not.
         count: number of rows that are kept: the first ones of the first process. None: all rows of all processes.
 
     Raises:
@@ -40,6 +41,7 @@ class SplitReport(Callback, Generic[Results, Row]):
     during_training: ClassVar[bool] = False
     splits: ClassVar[tuple[str, ...]] = ("val", "test")
     reads: ClassVar[type] = SegmentationResults
+    of_masks: ClassVar[bool] = False
 
     count: int | None = None
 
@@ -65,6 +67,11 @@ class SplitReport(Callback, Generic[Results, Row]):
             raise ConfigError(
                 f"the callback {type(self).__name__} reports on tasks that have {names}, and "
                 f"{type(pl_module).__name__} has none; switch it off: callbacks=quiet, or callbacks.<its name>=null"
+            )
+        if self.of_masks and issubclass(getattr(pl_module, "batch_type", object), ClassificationBatch):
+            raise ConfigError(
+                f"the callback {type(self).__name__} reports on masks, and {type(pl_module).__name__} classifies whole "
+                "images; use callbacks=classification"
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -37,6 +37,8 @@ class ImageTable(SplitReport[SegmentationResults, Scores]):
     pixels of all images together. Images without a labelled pixel are left out.
     """
 
+    of_masks: ClassVar[bool] = True
+
     def rows_of(self, task: SegmentationResults, batch: SegmentationBatch, outputs: Tensor) -> Iterator[Scores]:
         """Scores of the images that have labels."""
         return (row for row in image_scores(task, batch, outputs) if row[3])

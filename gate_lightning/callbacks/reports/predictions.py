@@ -42,6 +42,7 @@ class PredictionImages(SplitReport[SegmentationResults, PredictedImage]):
         ConfigError: a number is out of range.
     """
 
+    of_masks: ClassVar[bool] = True
     during_training: ClassVar[bool] = True
 
     def __init__(self, count: int = 4, every_n_validations: int = 1) -> None:
@@ -83,6 +84,8 @@ class WorstImages(SplitReport[SegmentationResults, PredictedImage]):
     Raises:
         ConfigError: ``most`` is out of range.
     """
+
+    of_masks: ClassVar[bool] = True
 
     def __init__(self, most: int = 4) -> None:
         super().__init__()
