@@ -76,12 +76,24 @@ def short_table(table: Sequence[Compared], results: ShiftResults) -> str:
         )
         for line in lines
     ]
-    ranked = []
-    for measure in measures:
-        order = sorted((one for one in shown if one.measure == measure and one.rank), key=lambda one: one.rank or 0)
-        ranked.append(f"{measure}: {' > '.join(one.candidate for one in order)}")
+    ranked = [f"{measure}: {_order([one for one in shown if one.measure == measure], results)}" for measure in measures]
     note = "* the interval of the difference to plain, over images, leaves out 0"
-    return "\n".join([*text, note, "ranking, the least shift first:", *ranked])
+    return "\n".join(
+        [
+            *text,
+            note,
+            "ranking, the least shift first; in brackets plain features of several noises, the controls of equal cost:",
+            *ranked,
+        ]
+    )
+
+
+def _order(lines: Sequence[Compared], results: ShiftResults) -> str:
+    """Names of the candidates and of the controls of equal cost, the least shift first."""
+    kinds = {one.candidate: results.candidates[one.candidate].kind for one in lines}
+    told = [one for one in lines if one.rank or (kinds[one.candidate] == "noises" and not math.isnan(one.figure.value))]
+    told.sort(key=lambda one: -one.figure.value if one.higher_is_better else one.figure.value)
+    return " > ".join(f"[{one.candidate}]" if kinds[one.candidate] == "noises" else one.candidate for one in told)
 
 
 def _short(one: Compared | None) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.callbacks.reports.content_shift import short_table
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
@@ -19,6 +20,8 @@ from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.metrics.content_shift.drift import noise_drift
 from gate_lightning.metrics.content_shift.laplacian import contour_difference
+from gate_lightning.metrics.content_shift.statistic import Bootstrap
+from gate_lightning.metrics.content_shift.table import figures
 from gate_lightning.structures import ImageBatch, SegmentationBatch
 from gate_lightning.tasks.content_shift.drift import NoiseDrift
 from gate_lightning.tasks.content_shift.laplacian import LaplacianScore
@@ -113,6 +116,13 @@ def test_controls_of_equal_cost_are_plain_features_of_several_noises(backbone: B
     assert rows["prompt"].controls["passes"] == rows["prompt"].plain == "none"
     assert [name for name, row in rows.items() if row.ranked] == ["none", "prompt", "steps"]
     assert all(cost.seconds > 0 for cost in found.costs.values())
+    lines = tuple(figures(found.statistics, rows, Bootstrap(4)))
+    ranking = next(line for line in short_table(lines, found).splitlines() if line.startswith("own: "))
+    names = ranking.removeprefix("own: ").split(" > ")
+    values = {one.candidate: one.figure.value for one in lines if one.measure == "own"}
+    expected = sorted({*values} - {"prompt (shuffled)"}, key=lambda name: -values[name])
+    assert [name.strip("[]") for name in names] == expected
+    assert {name for name in names if name.startswith("[")} == {"[none x2]", "[none x4]"}
 
 
 class Words(ImageMeasure):
