@@ -109,9 +109,10 @@ class ClassificationTask(BaseTask):
         regularization = self.amalgamation.regularization(pyramid)
         loss = loss if regularization is None else loss + regularization
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        fused = [level for level in self.amalgamation.levels if level.fused]
+        # strides mean little where maps were averaged: levels are counted, the finest first
+        fused = [(place, level.fused) for place, level in enumerate(self.amalgamation.levels) if level.fused]
         named = zip(fused, pyramid.weights, strict=False)
-        found = ((f"weights/stride{level.stride}", level.fused, weights, 2) for level, weights in named)
+        found = ((f"weights/level{place}", branches, weights, 2) for (place, branches), weights in named)
         self.log_dict(branch_weights(found), batch_size=len(batch))
         return loss
 

@@ -46,7 +46,7 @@ def measured(folder: Path, *overrides: str) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "trained"
-    run(folder, "techniques=all", "callbacks=classification")
+    run(folder, "techniques=all", "callbacks=classification", "trainer.log_every_n_steps=1")
     return folder
 
 
@@ -66,6 +66,9 @@ def test_a_run_leaves_accuracy_classes_and_confusion(trained: Path) -> None:
     assert Image.open(trained / "images/confusion_test.png").width > 100
     page = (trained / "report.html").read_text()
     assert f"{100 * metrics['test/Acc']:.1f} %" in page
+    columns = [*read_csv(trained / "metrics.csv")[0]]
+    assert {"weights/level0/prompt", "weights/level0/overtrained"} <= {*columns}
+    assert not any("stride" in name for name in columns)
 
 
 def test_own_images_get_their_class(trained: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ SHARES = {
     "against a class, and a class that is nowhere counts as 0.",
     "boundary_mIoU": "Mean IoU of the bands along the classes' boundaries.",
     "aAcc": "Share of the labelled pixels that are called right.",
-    "mAcc": "Mean over the classes of the share of their pixels that is called right.",
+    "Acc": "Share of the images that are called right (top-1 accuracy).",
+    "mAcc": "Mean over the classes of the share of their pixels (images, where an image has one class) that is called "
+    "right.",
     "kind": "Share of images whose kind of object is recognised.",
     "color": "Share of images whose colour is recognised.",
     "both": "Share of images whose kind and colour are recognised.",
