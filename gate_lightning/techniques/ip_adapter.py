@@ -20,7 +20,7 @@ _PUBLISHED = (
     "Both are published at huggingface.co/h94/IP-Adapter: for Stable Diffusion 1.x models/ip-adapter_sd15.safetensors "
     "(or -plus) and the folder models/image_encoder, for SDXL sdxl_models/ip-adapter_sdxl_vit-h.safetensors with "
     "models/image_encoder, or sdxl_models/ip-adapter_sdxl.safetensors with sdxl_models/image_encoder. Fetch them with: "
-    "hf download h94/IP-Adapter --include 'models/*' --local-dir <folder>"
+    "hf download h94/IP-Adapter --include 'models/*' 'sdxl_models/*' --local-dir <folder>"
 )
 
 
