@@ -66,6 +66,7 @@ def test_a_run_leaves_accuracy_classes_and_confusion(trained: Path) -> None:
     assert Image.open(trained / "images/confusion_test.png").width > 100
     page = (trained / "report.html").read_text()
     assert f"{100 * metrics['test/Acc']:.1f} %" in page
+    assert "share: of the images" in page
     columns = [*read_csv(trained / "metrics.csv")[0]]
     assert {"weights/level0/prompt", "weights/level0/overtrained"} <= {*columns}
     assert not any("stride" in name for name in columns)

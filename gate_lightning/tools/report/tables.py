@@ -69,7 +69,8 @@ def class_tables(folder: Path) -> Iterator[Table]:
         rows = read_csv(path, columns=("class",))
         columns = list(rows[0]) if rows else ["class"]
         cells = [[row["class"], *(_number(row[name]) for name in columns[1:])] for row in rows]
-        note = "share: of the labelled pixels" if "share" in columns else ""
+        counted = "labelled pixels" if "IoU" in columns else "images"
+        note = f"share: of the {counted}" if "share" in columns else ""
         yield Table(split, columns, cells, frozenset(columns[1:]), note)
 
 
