@@ -135,7 +135,7 @@ def shift_tables(folder: Path) -> Iterator[Table]:
     costs = {row["candidate"]: (_number(row["passes"]), _number(row["seconds"])) for row in shown}
     cells = [[name, *(values.get((name, one)) for one in measures), *cost] for name, cost in costs.items()]
     good = {row["measure"]: "high" if row["higher_is_better"] == "True" else "low" for row in shown}
-    note = "; ".join(f"{name}: {word} is little shift" for name, word in good.items())
+    note = "; ".join(f"{name}: {word} is good" for name, word in good.items())
     columns = ["candidate", *measures, "passes per image", "seconds per image"]
     yield Table("figures", columns, cells, note=f"{note}. Seconds are of this machine, encoding included.")
     compared = [name for name in SHIFT_COLUMNS if shown and name in shown[0]]
