@@ -20,11 +20,15 @@ from gate_lightning.data.pretraining.batches import CaptionedBatch
 from gate_lightning.data.pretraining.captioned_folder import CaptionedImages
 from gate_lightning.data.pretraining.styles import write_style_set
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.branch import Branch
+from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.ops.edges import canny
 from gate_lightning.tasks.pretraining.controlnet import ControlNetTask
 from gate_lightning.tasks.pretraining.lora import LoraTask
 from gate_lightning.tasks.pretraining.tiny_parts import tiny_words
-from tests.support.small_networks import build
+from gate_lightning.techniques.lora import LoRA
+from gate_lightning.techniques.prompt import Prompt
+from tests.support.small_networks import build, conditions, random_images, relative
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,25 @@ def test_adapter_files_give_diffusers_the_trained_prediction(
     keys = load_file(tmp_path / "mine.kohya.safetensors")
     assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight" in keys
     assert float(keys["lora_unet_mid_block_resnets_0_conv1.alpha"]) == 2.0
+
+
+def test_both_formats_load_back_with_equal_features(model: Path, tmp_path: Path) -> None:
+    task = lora(model, rank=4, text_lr=1e-4, name="mine")
+    large_adapters(task)
+    task.export(tmp_path)
+    images, given, layers = random_images(2, 64, 64), conditions(2, captions=("a red car", "")), ("mid", "us6", "us9")
+    found = {}
+    for suffix in ("", ".kohya"):
+        lora_file = LoRA("own", str(tmp_path / f"mine{suffix}.safetensors"))
+        branch = Branch("b", 50, layers, (Prompt("caption"), lora_file))
+        found[suffix] = FeatureExtractor(load_unet_backbone(str(model)), [branch])(images, given)["b"]
+    # the network in training, its adapters inside
+    trained = FeatureExtractor(task.backbone, [Branch("b", 50, layers, (Prompt("caption"),))])(images, given)["b"]
+    plain = FeatureExtractor(load_unet_backbone(str(model)), [Branch("b", 50, layers)])(images, given)["b"]
+    for layer in layers:
+        torch.testing.assert_close(found[".kohya"][layer], found[""][layer], atol=1e-5, rtol=1e-4)
+        assert relative(found[""][layer], trained[layer].detach()) < 5e-3  # the files are in half precision
+        assert relative(plain[layer], trained[layer].detach()) > 0.05
 
 
 @pytest.mark.slow
