@@ -223,10 +223,10 @@ class CleanDIFTTask(DiffusionTask):
         keys = {
             "backbone.weights": (folder / "unet").resolve(),
             "backbone.base": self.backbone.identity.name,
-            "backbone.native_size": self.backbone.native_size,
         }
         taken = " ".join(override(key, value) for key, value in keys.items())
         return (
             f"CleanDIFT U-Net (timestep {float(self.timestep):.2f}): {folder / 'unet'}\n  to read features of clean "
-            f"latents: python train.py backbone=cleandift_sd15 {taken} techniques=none"
+            f"latents: python train.py backbone=cleandift_sd15 {taken} "
+            f"backbone.native_size={self.backbone.native_size} techniques=none"
         )

@@ -252,7 +252,12 @@ def test_the_exported_unet_has_the_students_features(
         made.student.denoise(encoded, 0, words)
     for layer, value in recorder.features.items():
         torch.testing.assert_close(found[layer], value, atol=2e-5, rtol=1e-4)
-    for words_of_usage in ("backbone.weights=", "backbone.base=sd2_like", "backbone=cleandift_sd15"):
+    for words_of_usage in (
+        "backbone.weights=",
+        "backbone.base=sd2_like",
+        "backbone=cleandift_sd15",
+        "native_size=64 techniques=none",
+    ):
         assert words_of_usage in made.usage(tmp_path)
 
 
