@@ -22,6 +22,7 @@ from gate_lightning.tasks.content_shift.measure import Key
 from gate_lightning.tasks.content_shift.reading import ShiftReader
 from gate_lightning.tasks.content_shift.study import ShiftResults, measure_content_shift
 from gate_lightning.tools.devices import device_of
+from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.files import digest_of, write_csv
 
 __all__ = ["AUTO", "CHOSEN", "automatic_keys", "with_choice"]
@@ -96,10 +97,7 @@ def with_choice(config: DictConfig, run_folder: Path) -> DictConfig:
 
 def _choose(config: DictConfig, asked: Sequence[str], run_folder: Path) -> dict[str, Any]:
     auto: Any = OmegaConf.to_container(config.auto)
-    mappings = [{"name": PLAIN, "techniques": []}, *(one for one in auto["techniques"] if one.get("name") != PLAIN)]
-    unnamed = [one for one in mappings if not one.get("name")]
-    if unnamed:
-        raise ConfigError(f"auto.techniques: {unnamed[0]} has no name; give each candidate one")
+    mappings = _checked(auto)
     trial = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(trial, DictConfig)
     timesteps = list(auto["timesteps"]) if "timestep" in asked else [config.timestep]
@@ -150,6 +148,25 @@ def _choose(config: DictConfig, asked: Sequence[str], run_folder: Path) -> dict[
         "options": [dict(zip(("candidate", "timestep", "layers", "value", "low", "high", "chosen"), line, strict=True))
                     for line in lines],
     }  # fmt: skip
+
+
+def _checked(auto: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Branches to choose from, the plain one first.
+
+    Raises:
+        ConfigError: settings of ``auto`` that are no such thing.
+    """
+    whole_number(auto["images"], "auto.images", 2)
+    for key, example in (("timesteps", "[50,200]"), ("techniques", "[{name: prompt, techniques: [prompt]}]")):
+        if not isinstance(auto[key], list) or (key == "timesteps" and not auto[key]):
+            raise ConfigError(f"auto.{key}={auto[key]}: expected a list, such as {example}")
+    unnamed = [one for one in auto["techniques"] if not isinstance(one, dict) or not one.get("name")]
+    if unnamed:
+        raise ConfigError(
+            f"auto.techniques: {unnamed[0]} has no name; give one: {{name: prompt, techniques: [prompt]}}"
+        )
+    plain: dict[str, Any] = {"name": PLAIN, "techniques": []}
+    return [plain, *(one for one in auto["techniques"] if one not in (plain, {"name": PLAIN}))]
 
 
 def _measured(

@@ -100,3 +100,18 @@ def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
     line = ["dataset=scene_pairs", "techniques=auto", f"output={tmp_path / 'eval'}"]
     with pytest.raises(ConfigError, match=r"techniques=auto is chosen on training images, by train\.py"):
         evaluate(composed(*line, name="eval"), line, tmp_path / "eval")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("auto.timesteps=[]", r"auto\.timesteps=\[\]: expected a list"),
+        ("auto.timesteps=50", r"auto\.timesteps=50: expected a list"),
+        ("auto.techniques=[prompt]", r"auto\.techniques: prompt has no name"),
+        ("auto.techniques=[{name: none, techniques: [prompt]}]", "none"),
+        ("auto.images=1", r"auto\.images=1: expected a whole number from 2"),
+    ],
+)
+def test_settings_that_are_no_choice_are_refused_by_their_name(tmp_path: Path, setting: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        chosen(tmp_path, "techniques=auto", "timestep=auto", setting)

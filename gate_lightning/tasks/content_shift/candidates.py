@@ -78,11 +78,13 @@ def listed_candidates(
     Raises:
         ConfigError: nothing is left besides plain branches although more was asked for, or names that clash.
     """
+    _require_names([one.name for one in branches])
     layers: dict[str, tuple[str, ...]] = {}
     for branch in branches:
         own = resolve_layers(backbones[branch.backbone], branch.layers)
         layers[branch.backbone] = tuple(dict.fromkeys([*layers.get(branch.backbone, ()), *own]))
     found: list[Candidate] = []
+    plains: list[Branch | None] = []
     left_out: dict[str, str] = {}
     for backbone, names in layers.items():
         own_plain = next((one for one in branches if one.backbone == backbone and _is_plain(one)), None)
@@ -91,8 +93,8 @@ def listed_candidates(
             first, name=_name(PLAIN, backbone, backbones), techniques=(), ensemble=1, timestep=0
         )
         found.append(Candidate(plain.name, _read(plain, names), "plain"))
-    plains = {one.name for one in found}
-    for branch in (one for one in branches if one.name not in plains):
+        plains.append(own_plain)
+    for branch in (one for one in branches if not any(one is plain for plain in plains)):
         try:
             for technique in branch.techniques:
                 technique.prepare(backbones[branch.backbone])
@@ -103,11 +105,16 @@ def listed_candidates(
         found.append(Candidate(branch.name, _read(branch, layers[branch.backbone]), timesteps=clean))
     for plain_row in [one for one in found if one.kind == "plain"]:
         found += _controls(plain_row, noises, fused)
-    names_found = [one.name for one in found]
-    doubled = sorted({name for name in names_found if names_found.count(name) > 1})
-    if doubled:
-        raise ConfigError(f"several candidates are named {', '.join(doubled)}; give each its own name")
+    _require_names([*(one.name for one in found), *left_out])
     return found, left_out
+
+
+def _require_names(names: Sequence[str]) -> None:
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise ConfigError(
+            f"several candidates are named {', '.join(doubled)}; give each another name ({PLAIN}: plain features)"
+        )
 
 
 def _controls(plain: Candidate, noises: Sequence[int], fused: Sequence[Sequence[int]]) -> list[Candidate]:

@@ -81,8 +81,10 @@ class ShiftReader(nn.Module):
         for count in noises:
             whole_number(count, "task.noises", 2)
         for together in fused:
-            if len(set(together)) < 2:
-                raise ConfigError(f"task.fused: {list(together)} are no different timesteps; give two or more")
+            if not isinstance(together, Sequence) or len(set(together)) < 2:
+                raise ConfigError(
+                    f"task.fused: {together} is no list of different timesteps; expected lists, [[50,150,400]]"
+                )
         found, self.left_out = listed_candidates(branches, backbones, sorted(set(noises)), fused)
         self.candidates = {one.name: one for one in found}
         own = tuple(dict.fromkeys(branch.timestep for branch in branches if branch.timestep >= 0)) or (-1,)

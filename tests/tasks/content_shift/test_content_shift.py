@@ -272,5 +272,19 @@ def test_several_timesteps_and_clean_latents_are_candidates(backbone: Backbone) 
     for row, features in (("clean", maps["-1"]), (name, together)):
         expected = 1 - contour_difference(maps["0"], features) / anchor
         torch.testing.assert_close(found.statistics["plain"][row, 50, LAYER].of_images, expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(ConfigError, match=r"task\.fused: \[50\] are no different timesteps"):
+    with pytest.raises(ConfigError, match=r"task\.fused: \[50\] is no list of different timesteps"):
         measured(backbone, NONE, fused=[(50,)])
+
+
+@pytest.mark.parametrize(
+    "branches",
+    [(replace(PROMPT, name="p"), replace(NONE, name="p")), (replace(PROMPT, name="none"),), (PROMPT, PROMPT)],
+)
+def test_no_candidate_is_dropped_because_plain_features_have_its_name(backbone: Backbone, branches: Any) -> None:
+    with pytest.raises(ConfigError, match=f"several candidates are named {branches[0].name};"):
+        ShiftReader({"": backbone}, branches, (200,))
+
+
+def test_fused_timesteps_are_lists(backbone: Backbone) -> None:
+    with pytest.raises(ConfigError, match=r"task\.fused: 50 is no list"):
+        ShiftReader({"": backbone}, [NONE], (200,), fused=[50, 150])  # type: ignore[list-item]
