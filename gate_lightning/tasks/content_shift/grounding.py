@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.errors import ConfigError
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.metrics.content_shift.grounding import (
     attention_concentration,
@@ -14,8 +15,8 @@ from gate_lightning.metrics.content_shift.grounding import (
     content_words,
     word_maps,
 )
-from gate_lightning.metrics.content_shift.statistic import ratio
-from gate_lightning.tasks.content_shift.measure import ImageMeasure
+from gate_lightning.metrics.content_shift.statistic import Statistic, ratio
+from gate_lightning.tasks.content_shift.measure import ImageMeasure, Key
 from gate_lightning.tasks.content_shift.reading import ShiftBatch
 from gate_lightning.utils.checks import check_choice
 
@@ -60,6 +61,17 @@ class PromptGrounding(ImageMeasure):
                 if noises or not self._has_words(batch.reader.backbone(name)) or not batch.reads(name, timestep):
                     continue
                 self._read(batch, name, timestep)
+
+    def result(self) -> dict[Key, Statistic]:
+        """See `Measure`; of candidates whose prompts name something.
+
+        Raises:
+            ConfigError: none does.
+        """
+        found = {key: one for key, one in super().result().items() if bool(one.values[:, 1].any())}
+        if not found:
+            raise ConfigError("no prompt has a word that names something in an image; give captions, or a fine prompt")
+        return found
 
     def _read(self, batch: ShiftBatch, name: str, timestep: int) -> None:
         backbone, padded = batch.reader.backbone(name), batch.padded(name)

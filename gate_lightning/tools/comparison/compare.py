@@ -78,8 +78,12 @@ def compare(runs: str | Sequence[str], output: str, metric: str | None = None, b
     return f"{metric} of {len(found)} runs (written to {target}/comparison.*)\n{comparison_text(rows, metric)}"
 
 
-def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
+def find_runs(places: Iterable[str | Path], key: str = "run") -> list[ComparedRun]:
     """Run folders in or below the given places, in the order of their paths.
+
+    Args:
+        places: folders.
+        key: that names them, for messages.
 
     Raises:
         ConfigError: if a place does not exist or holds no run.
@@ -87,14 +91,16 @@ def find_runs(places: Iterable[str | Path]) -> list[ComparedRun]:
     found: list[ComparedRun] = []
     for place in map(Path, places):
         if not place.is_dir():
-            raise ConfigError(f"{place} does not exist; give run folders or a sweep folder: run=multirun/<date>/<time>")
+            raise ConfigError(
+                f"{place} does not exist; give run folders or a sweep folder: {key}=multirun/<date>/<time>"
+            )
         inside = [place] if _is_run(place) else sorted((p for p in place.glob("*") if _is_run(p)), key=_natural)
         inside = inside or sorted((p.parent for p in place.glob("**/status.json")), key=_natural)
         if not inside:
             raise ConfigError(f"{place} holds no run: no status.json or config.yaml in it or below")
         found += [_read(folder) for run in inside for folder in _splits(run)]
     if not found:
-        raise ConfigError("no run given: run=<sweep folder> or run=[<run>,<run>]")
+        raise ConfigError(f"no run given: {key}=<sweep folder> or {key}=[<run>,<run>]")
     return _labelled(_told_apart(found))
 
 

@@ -62,7 +62,10 @@ def gate_report(
     whole_number(resamples, "tool.resamples", 1)
     if not 0 < number(level, "tool.level") < 1:
         raise ConfigError(f"tool.level={level}: expected a share between 0 and 1, such as 0.95")
-    runs = find_runs([sweep] if isinstance(sweep, str | Path) else sweep)
+    for key, given in {"sweep": sweep, "shift": shift}.items():
+        if given is None:
+            raise ConfigError(f"{key}=null: expected {'a folder of runs' if key == 'sweep' else 'a run folder'}")
+    runs = find_runs([sweep] if isinstance(sweep, str | Path) else sweep, "sweep")
     metric = metric or compared_metric(runs)
     gains, left_out = gains_of(runs, metric)
     improvements = ShiftMeasures(Path(shift)).improvements(gains)

@@ -47,7 +47,7 @@ def test_figures_are_those_of_attention_read_by_hand(backbone: Any) -> None:
     measures: dict[str, Measure] = {name: PromptGrounding(name) for name in ("concentration", "peak")}
     found = measured(backbone, [prompt, guided], measures)
     assert {key[0] for key in found.statistics["peak"]} == {
-        *("none", "prompt", "guided", "prompt (shuffled)", "guided (shuffled)")
+        *("prompt", "guided", "prompt (shuffled)", "guided (shuffled)")  # the plain prompt names nothing
     }
     read = FeatureExtractor(backbone, [replace(prompt, timestep=200, layers=("attn-up-cross",))])(IMAGES, KNOWN)
     maps = read["prompt"]["attn-up-cross"].unflatten(1, (-1, 40)).mean(dim=1)
@@ -89,5 +89,6 @@ def test_what_reads_no_words_is_told_of(backbone: Any) -> None:
     assert found.left_out["grounding"] == "pixels: no words of a prompt, or no cross-attention attn-up-cross"
     found = measured(backbone, [Branch("none", 50, (LAYER,))], {**measures, "typo": PromptGrounding(layer="attn")})
     assert "no cross-attention attn" in found.left_out["typo"]
+    assert "no prompt has a word that names something" in found.left_out["grounding"]
     with pytest.raises(ConfigError, match="reading='share'"):
         PromptGrounding("share")

@@ -188,8 +188,10 @@ def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path, shift: Path) -> N
     write_run(doubled / "80", [branch("prompt", 50)], 0.3)
     with pytest.raises(ConfigError, match=r"80 is a second run of equal techniques"):
         gate_report(str(doubled), str(shift), out)
-    with pytest.raises(ConfigError, match=r"nowhere does not exist; give run folders or a sweep folder"):
+    with pytest.raises(ConfigError, match=r"nowhere does not exist; give run folders or a sweep folder: sweep="):
         gate_report(str(tmp_path / "nowhere"), str(shift), out)
+    with pytest.raises(ConfigError, match=r"shift=null: expected a run folder"):
+        gate_report(str(alike), None, out)  # type: ignore[arg-type]
     (alike / "0/frozen.json").unlink()
     with pytest.raises(DataError, match=r"frozen.json does not exist: .* is no run on frozen features"):
         gate_report(str(alike), str(shift), out)
