@@ -167,7 +167,7 @@ class Backbone(nn.Module, ABC):
         del prompt, adapters
         return 0
 
-    def words(self, prompt: str, adapters: Adapters = ()) -> list[tuple[str, tuple[int, ...]]]:
+    def words_of(self, prompt: str, adapters: Adapters = ()) -> list[tuple[str, tuple[int, ...]]]:
         """Words of a prompt with their tokens, positions in its embeddings; empty where they are not known."""
         del prompt, adapters
         return []

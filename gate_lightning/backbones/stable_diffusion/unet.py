@@ -183,7 +183,7 @@ class UNetBackbone(Backbone):
         tokens = self.adapters.tokens("text_encoder", adapters)
         return text_length(self.tokenizer, prompt, self.max_tokens, self.long_prompts, tokens)
 
-    def words(self, prompt: str, adapters: Adapters = ()) -> list[tuple[str, tuple[int, ...]]]:
+    def words_of(self, prompt: str, adapters: Adapters = ()) -> list[tuple[str, tuple[int, ...]]]:
         """Words of a prompt with their tokens; none of a learned prompt."""
         if self.adapters.learned_prompt(adapters) is not None:
             return []

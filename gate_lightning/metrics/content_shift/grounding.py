@@ -25,7 +25,7 @@ def content_words(words: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[in
     """Tokens of the words that can name something in an image: no articles, prepositions, "photo" or punctuation.
 
     Args:
-        words: words of a prompt with their tokens, as from ``Backbone.words``.
+        words: words of a prompt with their tokens, as from ``Backbone.words_of``.
     """
     return [
         tokens

@@ -83,7 +83,7 @@ class PromptGrounding(ImageMeasure):
         conditioning = batch.reader.conditioning(name, padded.images, padded.conditions)
         sums: list[tuple[float, int]] = []
         for maps, prompt in zip(features[name][self.layer], conditioning.prompts, strict=True):
-            words = content_words(backbone.words(prompt, conditioning.adapters))
+            words = content_words(backbone.words_of(prompt, conditioning.adapters))
             tokens = backbone.text_length(prompt, conditioning.adapters)
             of_words = word_maps(maps, words, tokens)
             if self.reading == "concentration":
@@ -95,4 +95,4 @@ class PromptGrounding(ImageMeasure):
         self.add(name, timestep, self.layer, totals, counts)
 
     def _has_words(self, backbone: Backbone) -> bool:
-        return self.layer in backbone.derived and bool(backbone.words("word"))
+        return self.layer in backbone.derived and bool(backbone.words_of("word"))

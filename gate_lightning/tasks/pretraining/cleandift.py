@@ -216,7 +216,7 @@ class CleanDIFTTask(DiffusionTask):
 
     def export(self, folder: Path) -> None:
         """Write ``unet/``: a plain U-Net of diffusers, adapters merged, the learned timestep in its file's header."""
-        write_unet(folder / "unet", self.student.unet, {OWN_TIMESTEP: repr(float(self.timestep))})
+        write_unet(folder / "unet", self.student.unet, {OWN_TIMESTEP: repr(float(self.timestep.detach()))})
 
     def usage(self, folder: Path) -> str:
         """The folder, and the keys that take it."""
@@ -225,8 +225,9 @@ class CleanDIFTTask(DiffusionTask):
             "backbone.base": self.backbone.identity.name,
         }
         taken = " ".join(override(key, value) for key, value in keys.items())
+        own = float(self.timestep.detach())
         return (
-            f"CleanDIFT U-Net (timestep {float(self.timestep):.2f}): {folder / 'unet'}\n  to read features of clean "
+            f"CleanDIFT U-Net (timestep {own:.2f}): {folder / 'unet'}\n  to read features of clean "
             f"latents: python train.py backbone=cleandift_sd15 {taken} "
             f"backbone.native_size={self.backbone.native_size} techniques=none"
         )

@@ -68,17 +68,17 @@ def test_figures_are_those_of_attention_read_by_hand(backbone: Any) -> None:
 
 
 def test_words_have_the_positions_of_their_tokens(backbone: Any, tmp_path: Path) -> None:
-    assert backbone.words("a photo of a red circle")[4:] == [("red", (5,)), ("circle", (6,))]
-    ((word, tokens),) = backbone.words("zebra")  # not in the small vocabulary: several tokens
+    assert backbone.words_of("a photo of a red circle")[4:] == [("red", (5,)), ("circle", (6,))]
+    ((word, tokens),) = backbone.words_of("zebra")  # not in the small vocabulary: several tokens
     assert word == "zebra"
     assert tokens == tuple(range(1, len(tokens) + 1))
     assert len(tokens) > 1
-    long = backbone.words(" ".join(["house"] * 50))
+    long = backbone.words_of(" ".join(["house"] * 50))
     assert [tokens for _, tokens in long] == [(at,) for at in (*range(1, 39), *range(41, 53))]
-    assert backbone.words("") == []
+    assert backbone.words_of("") == []
     save_file({"<thing>": torch.randn(2, 128)}, tmp_path / "thing.safetensors")
     backbone.require_adapter("thing", str(tmp_path / "thing.safetensors"), "tokens")
-    assert backbone.words("a <thing> house", (("thing", 1.0),)) == [
+    assert backbone.words_of("a <thing> house", (("thing", 1.0),)) == [
         ("a", (1,)), ("learned", (2,)), ("learned", (3,)), ("house", (4,)),
     ]  # fmt: skip
 

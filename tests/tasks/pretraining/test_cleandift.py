@@ -174,9 +174,10 @@ def test_the_loss_is_one_minus_cosine_summed_over_layers() -> None:
 @pytest.mark.parametrize("member", ["tiny", "sd2_like", "xl_like"])
 def test_a_student_begins_as_its_teacher_and_shares_what_is_frozen(member: str, rank: int | None) -> None:
     made = task(member, rank=rank)
-    shared = {name: one for name, one in made.student.named_children() if name not in ("unet", "adapters")}
+    own = ("unet", "adapters", "controlnets", "image_prompt_adapters")  # the student's, empty but for the U-Net
+    shared = {name: one for name, one in made.student.named_children() if name not in own}
     assert shared
-    assert all(one is getattr(made.backbone, name) for name, one in shared.items() if name != "controlnets")
+    assert all(one is getattr(made.backbone, name) for name, one in shared.items())
     assert (made.student.unet is made.backbone.unet) == (rank is not None)
     given = batch(made, ("a house",) * 2)
     prompts = made.backbone.encode_text(list(given.captions))
