@@ -82,8 +82,9 @@ class ShiftReader(nn.Module):
             whole_number(count, "task.noises", 2)
         for together in fused:
             if not isinstance(together, Sequence) or len(set(together)) < 2:
+                shown = list(together) if isinstance(together, Sequence) else together
                 raise ConfigError(
-                    f"task.fused: {together} is no list of different timesteps; expected lists, [[50,150,400]]"
+                    f"task.fused: {shown} is no list of different timesteps; expected lists, [[50,150,400]]"
                 )
         found, self.left_out = listed_candidates(branches, backbones, sorted(set(noises)), fused)
         self.candidates = {one.name: one for one in found}
