@@ -227,7 +227,7 @@ class Components:
 
     @cached_property
     def head(self) -> nn.Module:
-        """Pyramid → logits."""
+        """Decode head: pyramid → logits."""
         return self._head(self.config.head.decode, "head.decode")
 
     @cached_property
@@ -278,7 +278,7 @@ class Components:
 
     @property
     def task_class(self) -> type:
-        """Class of ``task``."""
+        """Class that the key ``task`` names."""
         return get_class(self.config.task._target_)
 
     @cached_property

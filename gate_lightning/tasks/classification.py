@@ -85,7 +85,7 @@ class ClassificationTask(BaseTask):
         )
 
     def frozen_description(self) -> dict[str, Any]:
-        """The extractor's description."""
+        """What features depend on: the extractor's description."""
         return dict(self.extractor.description)
 
     def pyramid(self, images: Tensor, conditions: Conditions) -> Pyramid:

@@ -57,5 +57,5 @@ class Guidance(Technique):
     def apply(
         self, conditioning: Conditioning, images: Tensor, conditions: Conditions, backbone: Backbone
     ) -> Conditioning:
-        """Guide every pass."""
+        """Have every pass guided, under the negative prompt as well."""
         return replace(conditioning, guidance=self.scale, negative=self.negative)

@@ -18,7 +18,8 @@ from gate_lightning.callbacks.reports.dashboards import publish_image
 from gate_lightning.errors import GateError, first_line
 from gate_lightning.ops.pca import principal_components, to_unit_range
 from gate_lightning.structures import ImageBatch
-from gate_lightning.tasks.content_shift.reading import ShiftBatch, ShiftReader
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
+from gate_lightning.tasks.content_shift.reading import ShiftReader
 from gate_lightning.tasks.content_shift.task import ContentShiftResults
 from gate_lightning.utils.checks import number, whole_number
 from gate_lightning.visualization.grid import image_grid
@@ -65,13 +66,13 @@ class ShiftImages(SplitReport[ContentShiftResults, Any]):
         self.strength, self.steps = number(strength, "strength", 0, 1), whole_number(steps, "steps", 1)
 
     def rows_of(self, task: ContentShiftResults, batch: Any, outputs: Any) -> Iterator[ImageBatch]:
-        """The first images."""
+        """Images of a batch one by one, until there are as many as are drawn."""
         for index in range(len(batch)):
             yield ImageBatch(batch.images[index : index + 1], batch.conditions[index])
 
     @torch.no_grad()
     def on_split_end(self, trainer: Trainer, task: ContentShiftResults, split: str, rows: list[ImageBatch]) -> None:
-        """Draw the pages."""
+        """Draw a page for every layer: repainted images and features of each candidate."""
         reader = task.reader
         names = [name for name, one in reader.candidates.items() if one.kind in ("plain", "candidate")]
         batches = [ShiftBatch(reader, one, None) for one in rows]

@@ -76,7 +76,7 @@ class CIFAR10Source:
         return ClassifiedSample(self.sample_id(index), np.ascontiguousarray(image), label=self.label(index))
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
-        """((32, 32),)."""
+        """((height, width),) of image ``index``: 32 × 32 like all others."""
         return ((SIDE, SIDE),)
 
     def _record(self, index: int) -> np.ndarray:

@@ -53,7 +53,7 @@ class SceneKindsSource:
         return len(self._samples)
 
     def sample_id(self, index: int) -> str:
-        """Sample id ``scene_kinds/<domain>/<seed>``."""
+        """Name of scene ``index``: ``scene_kinds/<domain>/<seed>``."""
         return self._samples[index].sample_id
 
     def label(self, index: int) -> int:
@@ -61,7 +61,7 @@ class SceneKindsSource:
         return self._samples[index].label
 
     def load(self, index: int) -> ClassifiedSample:
-        """Scene ``index``, rendered."""
+        """Scene ``index`` with its kind, rendered already."""
         return self._samples[index]
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:

@@ -68,7 +68,7 @@ class SampledImages(LightningDataModule):
         return self.dataset.splits
 
     def attach_inputs(self, required_inputs: RequiredInputs) -> None:
-        """See `ImageDataModule.attach_inputs`."""
+        """Tell the data set what techniques need with its images; see `ImageDataModule.attach_inputs`."""
         self.dataset.attach_inputs(required_inputs)
 
     def setup(self, stage: str | None = None) -> None:

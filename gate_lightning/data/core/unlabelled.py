@@ -45,7 +45,7 @@ class UnlabelledImages(ImageDataModule):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The only split."""
+        """The only split there is: ``test``, all images."""
         return ("test",)
 
     def make_source(self, split: str) -> SampleSource:

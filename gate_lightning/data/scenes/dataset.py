@@ -86,11 +86,11 @@ class ScenesSource:
         return len(self._samples)
 
     def sample_id(self, index: int) -> str:
-        """Sample id ``scenes/<domain>/<seed>``."""
+        """Name of scene ``index``: ``scenes/<domain>/<seed>``."""
         return self._samples[index].sample_id
 
     def load(self, index: int) -> SegmentationSample:
-        """Scene ``index``, rendered."""
+        """Scene ``index`` with its mask, rendered now."""
         return self._samples[index]
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:

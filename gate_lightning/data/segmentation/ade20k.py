@@ -97,13 +97,13 @@ class ADE20KDataModule(OfficialDataModule):
         )
 
     def image_folders(self, split: str) -> Sequence[str]:
-        """See `OfficialDataModule`."""
+        """Folders of the images of a split; see `OfficialDataModule`."""
         if split == "test":
             return "images/testing", "release_test/testing"
         return (f"images/{FOLDERS[split]}",)
 
     def mask_folder(self, split: str) -> str:
-        """See `OfficialDataModule`."""
+        """Folder of the masks of a split; see `OfficialDataModule`."""
         return f"annotations/{FOLDERS[split]}"
 
     def check(self, level: str = "full") -> DataReport:

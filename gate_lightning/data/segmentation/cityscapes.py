@@ -115,11 +115,11 @@ class CityscapesDataModule(OfficialDataModule):
         )
 
     def image_folders(self, split: str) -> Sequence[str]:
-        """See `OfficialDataModule`."""
+        """Folders of the images of a split; see `OfficialDataModule`."""
         return (f"leftImg8bit/{split}",)
 
     def mask_folder(self, split: str) -> str:
-        """See `OfficialDataModule`."""
+        """Folder of the masks of a split; see `OfficialDataModule`."""
         return f"gtFine/{split}"
 
     def _found(self) -> str:

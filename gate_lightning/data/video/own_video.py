@@ -61,7 +61,7 @@ class OwnVideoDataModule(VideoDataModule):
         self.card = DatasetCard(self.frames.path.stem, prompt_simple=prompt, prompt_fine=prompt)
 
     def read(self, split: str) -> tuple[AnnotatedVideo, ...]:
-        """The video.
+        """Read the only video there is.
 
         Raises:
             DataError: mask or points are missing, broken, empty, or do not fit the frames.

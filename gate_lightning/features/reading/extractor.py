@@ -20,7 +20,7 @@ from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
 from gate_lightning.features.reading.passes import Known, group_branches, run_pass
 from gate_lightning.features.reading.reassembly import GatheredFeatures
-from gate_lightning.features.reading.steering import GivenImages, SteeredBranch
+from gate_lightning.features.reading.steering import GivenImages, SteeredBranch, conditioning_of
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, FeatureInfo, Features
@@ -198,9 +198,7 @@ class FeatureExtractor(nn.Module):
         self, branch: Branch, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions
     ) -> list[SteeredBranch]:
         """Draws of the branch, each split by length of the prompts."""
-        conditioning = Conditioning(prompts=branch.prompts(conditions))
-        for technique in branch.techniques:
-            conditioning = technique.apply(conditioning, images, conditions, self.backbone)
+        conditioning = conditioning_of(branch, images, conditions, self.backbone)
         embeds = self._texts.encode(self.backbone, conditioning.prompts, conditioning.adapters)
         parts: dict[int, list[int]] = {}
         for index, one in enumerate(embeds):

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from gate_lightning.backbones.adapters.image_prompts import ImageTokens
+from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.features.branch import Branch
+from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Conditioning, ControlSource
 
-__all__ = ["GivenImages", "SteeredBranch"]
+__all__ = ["GivenImages", "SteeredBranch", "conditioning_of"]
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,11 @@ class SteeredBranch:
     def plan(self) -> tuple[object, ...]:
         """Key of batching: timestep, trajectory and length of the prompts."""
         return (self.branch.timestep, self.conditioning.trajectory, self.prompt_embeds.hidden.shape[1])
+
+
+def conditioning_of(branch: Branch, images: Tensor, conditions: Conditions, backbone: Backbone) -> Conditioning:
+    """Conditioning of a branch's passes over images (B, 3, H, W) in [-1, 1]: its techniques applied in their order."""
+    conditioning = Conditioning(prompts=branch.prompts(conditions))
+    for technique in branch.techniques:
+        conditioning = technique.apply(conditioning, images, conditions, backbone)
+    return conditioning

@@ -17,8 +17,8 @@ from gate_lightning.metrics.content_shift.closeness import (
     mean_squared_error,
     structural_similarity,
 )
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.measure import ImageMeasure
-from gate_lightning.tasks.content_shift.reading import ShiftBatch
 from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["ImageCloseness"]
@@ -69,7 +69,7 @@ class ImageCloseness(ImageMeasure):
         self.higher_is_better = reading in _READINGS and _READINGS[reading][1]
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """See `Measure`."""
+        """Why it cannot be measured here, or None; see `Measure`."""
         if self.reading == "vision" and self.vision is None:
             return "no vision transformer is named: task.measures.<this one>.vision=<folder or hub id, of DINOv2, say>"
         reasons = []
@@ -86,7 +86,7 @@ class ImageCloseness(ImageMeasure):
         return None
 
     def update(self, batch: ShiftBatch) -> None:
-        """See `Measure`."""
+        """Count the images of a batch in; see `Measure`."""
         for strength in self.strengths:
             for plain in self._plain(batch):
                 try:

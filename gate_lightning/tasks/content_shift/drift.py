@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gate_lightning.metrics.content_shift.drift import noise_drift
 from gate_lightning.metrics.content_shift.statistic import ratio
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.measure import ImageMeasure
-from gate_lightning.tasks.content_shift.reading import ShiftBatch
 from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["NoiseDrift"]
@@ -36,13 +36,13 @@ class NoiseDrift(ImageMeasure):
         self.part, self.draws = part, whole_number(draws, "draws", 2)
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """See `Measure`."""
+        """Why it cannot be measured here, or None; see `Measure`."""
         if any(batch.reads(name, t, draws=self.draws) for name in batch.candidates for t in batch.timesteps):
             return None
         return "no candidate draws noise: its features are those of clean latents, or of noise found by inversion"
 
     def update(self, batch: ShiftBatch) -> None:
-        """See `Measure`."""
+        """Count the images of a batch in; see `Measure`."""
         for timestep in batch.timesteps:
             for candidate in batch.candidates:
                 if not batch.reads(candidate, timestep, draws=self.draws):

@@ -16,8 +16,8 @@ from gate_lightning.metrics.content_shift.grounding import (
     word_maps,
 )
 from gate_lightning.metrics.content_shift.statistic import Statistic, ratio
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.measure import ImageMeasure, Key
-from gate_lightning.tasks.content_shift.reading import ShiftBatch
 from gate_lightning.utils.checks import check_choice
 
 __all__ = ["PromptGrounding"]
@@ -46,7 +46,7 @@ class PromptGrounding(ImageMeasure):
         self._extractors: dict[tuple[str, int], FeatureExtractor] = {}
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """See `Measure`."""
+        """Why it cannot be measured here, or None; see `Measure`."""
         backbones = {batch.reader.backbone(name) for name in batch.candidates}
         if any(self._has_words(backbone) for backbone in backbones):
             return None
@@ -54,7 +54,7 @@ class PromptGrounding(ImageMeasure):
         return f"{names}: no words of a prompt, or no cross-attention {self.layer}"
 
     def update(self, batch: ShiftBatch) -> None:
-        """See `Measure`."""
+        """Count the images of a batch in; see `Measure`."""
         for timestep in batch.timesteps:
             for name in batch.candidates:
                 noises = batch.reader.candidates[name].kind == "noises"

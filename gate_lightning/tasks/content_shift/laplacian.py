@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gate_lightning.metrics.content_shift.laplacian import contour_difference
 from gate_lightning.metrics.content_shift.statistic import share_kept
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.measure import ImageMeasure
-from gate_lightning.tasks.content_shift.reading import ShiftBatch
 from gate_lightning.utils.checks import check_choice
 
 __all__ = ["LaplacianScore"]
@@ -37,7 +37,7 @@ class LaplacianScore(ImageMeasure):
         self.reference = reference
 
     def update(self, batch: ShiftBatch) -> None:
-        """See `Measure`."""
+        """Count the images of a batch in; see `Measure`."""
         for timestep in batch.timesteps:
             for candidate in batch.candidates:
                 plain = batch.reader.plain(candidate)

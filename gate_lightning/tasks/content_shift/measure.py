@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gate_lightning.metrics.content_shift.statistic import Reduce, Statistic, single
-from gate_lightning.tasks.content_shift.reading import ShiftBatch
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 
 __all__ = ["ImageMeasure", "Key", "Measure"]
 
@@ -58,11 +58,11 @@ class ImageMeasure(Measure):
         self._anchors: dict[Key, str] = {}
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """See `Measure`."""
+        """Why it cannot be measured here, or None; see `Measure`."""
         return None
 
     def update(self, batch: ShiftBatch) -> None:
-        """See `Measure`."""
+        """Count the images of a batch in; see `Measure`."""
         raise NotImplementedError(f"{type(self).__name__}.update")
 
     def add(
@@ -74,7 +74,7 @@ class ImageMeasure(Measure):
         self._anchors[key] = anchor
 
     def result(self) -> dict[Key, Statistic]:
-        """See `Measure`."""
+        """Statistics of all images so far; see `Measure`."""
         return {
             key: Statistic(torch.cat(rows), self.higher_is_better, self.reduce, self._anchors[key])
             for key, rows in self._rows.items()

@@ -13,8 +13,8 @@ from torch import Tensor
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.metrics.content_shift.probe import PROBES, Moments, class_shares, iou_counts, moments, probe
 from gate_lightning.metrics.content_shift.statistic import Statistic, mean_iou
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.measure import Key, Measure
-from gate_lightning.tasks.content_shift.reading import ShiftBatch
 from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["ClosedFormProbe"]
@@ -56,13 +56,13 @@ class ClosedFormProbe(Measure):
         self._maps: dict[Key, list[Tensor]] = {}
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """See `Measure`."""
+        """Why it cannot be measured here, or None; see `Measure`."""
         if batch.masks is None:
             return "the data set has no masks"
         return None
 
     def update(self, batch: ShiftBatch) -> None:
-        """See `Measure`."""
+        """Count the images of a batch in; see `Measure`."""
         assert batch.masks is not None  # not missing
         assert batch.labels is not None
         self.classes = batch.labels.num_classes
@@ -79,7 +79,7 @@ class ClosedFormProbe(Measure):
                     self._maps.setdefault((candidate, timestep, layer), []).extend(small)
 
     def result(self) -> dict[Key, Statistic]:
-        """See `Measure`."""
+        """Statistics of all images so far; see `Measure`."""
         canvases = [_canvas(truth) for truth in self._truths]
 
         @cache

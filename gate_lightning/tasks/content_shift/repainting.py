@@ -12,7 +12,8 @@ from gate_lightning.features.reading.img2img import ImageToImage, autoencoded, s
 from gate_lightning.tasks.content_shift.candidates import Candidate
 
 if TYPE_CHECKING:
-    from gate_lightning.tasks.content_shift.reading import ShiftBatch, ShiftReader
+    from gate_lightning.tasks.content_shift.batch import ShiftBatch
+    from gate_lightning.tasks.content_shift.reading import ShiftReader
 
 __all__ = ["CEILING", "RepaintedImages", "Repainter"]
 
@@ -110,6 +111,6 @@ class RepaintedImages:
         return self._ceilings[name]
 
     def forget(self) -> None:
-        """Drop them."""
+        """Drop the images that were made."""
         self._made.clear()
         self._ceilings.clear()

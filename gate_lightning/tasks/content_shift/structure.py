@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gate_lightning.metrics.content_shift.statistic import share_kept
 from gate_lightning.metrics.content_shift.structure import between_clusters, high_frequency_share
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.measure import ImageMeasure
-from gate_lightning.tasks.content_shift.reading import ShiftBatch
 from gate_lightning.utils.checks import number, whole_number
 
 __all__ = ["Clusterability", "HighFrequencies"]
@@ -28,7 +28,7 @@ class HighFrequencies(ImageMeasure):
         self.cutoff = number(cutoff, "task.measures.high_frequencies.cutoff", 1e-6, 0.5 - 1e-6)
 
     def update(self, batch: ShiftBatch) -> None:
-        """See `Measure`."""
+        """Count the images of a batch in; see `Measure`."""
         for timestep in batch.timesteps:
             for candidate in (name for name in batch.candidates if batch.reads(name, timestep)):
                 for layer, maps in batch.features(candidate, timestep).items():
@@ -56,7 +56,7 @@ class Clusterability(ImageMeasure):
         self.clusters = whole_number(clusters, "task.measures.clusterability.clusters", 2)
 
     def update(self, batch: ShiftBatch) -> None:
-        """See `Measure`."""
+        """Count the images of a batch in; see `Measure`."""
         for timestep in batch.timesteps:
             for candidate in (name for name in batch.candidates if batch.reads(name, timestep)):
                 for layer, maps in batch.features(candidate, timestep).items():

@@ -13,9 +13,10 @@ from gate_lightning.errors import ConfigError, DataError, GateError
 from gate_lightning.metrics.content_shift.statistic import Statistic
 from gate_lightning.metrics.content_shift.table import Row
 from gate_lightning.structures import ImageBatch
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.candidates import Candidate
 from gate_lightning.tasks.content_shift.measure import Key, Measure
-from gate_lightning.tasks.content_shift.reading import Cost, ShiftBatch, ShiftReader
+from gate_lightning.tasks.content_shift.reading import Cost, ShiftReader
 from gate_lightning.techniques.base import Trajectory
 from gate_lightning.utils.progress import Progress
 
@@ -24,7 +25,7 @@ __all__ = ["ShiftResults", "compared_rows", "measure_content_shift", "require_im
 
 @dataclass(frozen=True)
 class ShiftResults:
-    """What was measured.
+    """Statistics of every measure, candidate, timestep and layer, and what they cost.
 
     Attributes:
         images: sample ids, in the order of the statistics' rows.

@@ -107,11 +107,11 @@ class ContentShift(BaseTask):
         self.shift_table: dict[str, tuple[Compared, ...]] = {}
 
     def frozen_description(self) -> dict[str, Any]:
-        """Backbones and branches."""
+        """What features depend on: backbones, branches, timesteps."""
         return self.reader.description
 
     def on_test_start(self) -> None:
-        """Begin the sample."""
+        """Begin a new sample; several processes are refused."""
         if self.trainer.world_size > 1:
             raise ConfigError(
                 f"content shift is measured by one process, which sees the whole sample; there are "

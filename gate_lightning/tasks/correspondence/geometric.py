@@ -109,7 +109,7 @@ class GeometricCorrespondence(BaseTask):
         self._open: OpenPairs[ViewPair, _Described] = OpenPairs(())
 
     def frozen_description(self) -> dict[str, Any]:
-        """The extractor's description."""
+        """What features depend on: the extractor's description."""
         return dict(self.extractor.description)
 
     def on_test_start(self) -> None:

@@ -139,7 +139,7 @@ class SemanticCorrespondence(BaseTask):
         self._open: OpenPairs[Pair, Views] = OpenPairs(())
 
     def frozen_description(self) -> dict[str, Any]:
-        """The extractor's description."""
+        """What features depend on: the extractor's description."""
         return dict(self.extractor.description)
 
     # training ---------------------------------------------------------------------------------------------------

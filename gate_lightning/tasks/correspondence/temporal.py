@@ -84,7 +84,7 @@ class TemporalCorrespondence(BaseTask):
         self._track: Track | None = None
 
     def frozen_description(self) -> dict[str, Any]:
-        """The extractor's description."""
+        """What features depend on: the extractor's description."""
         return dict(self.extractor.description)
 
     def go_on(self, folder: Path, split: str, data: Any) -> None:

@@ -109,7 +109,7 @@ class Track(ABC):
 
 
 class MaskTrack(Track):
-    """Masks of objects.
+    """Masks of objects, carried from frame to frame.
 
     Args:
         write: takes a frame's number and its mask (H, W) uint8, of the size of the files.

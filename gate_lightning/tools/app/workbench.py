@@ -178,7 +178,7 @@ class Workbench:
         return replace(session, view=view)
 
     def with_settings(self, session: Session, settings: Callable[[], Settings]) -> Session:
-        """Other settings.
+        """The session with other settings.
 
         Raises:
             ConfigError: a value of another form, or a name that there is not.

@@ -19,7 +19,7 @@ _CELLS = 2**24
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's rank correlation.
+    """Spearman's rank correlation of two values, with its interval.
 
     Attributes:
         points: number of points.

@@ -37,16 +37,6 @@ LAYER = "up-level1-upsampler-out"
 CAPTIONS = ("a red circle", "a tree")
 
 
-@pytest.fixture(scope="module")
-def network() -> UNetBackbone:
-    return build("tiny")
-
-
-@pytest.fixture
-def backbone(network: UNetBackbone) -> UNetBackbone:
-    return copy.deepcopy(network)
-
-
 @torch.no_grad()
 def by_hand(backbone: UNetBackbone, branch: Branch, image: Tensor, index: int) -> Tensor:
     """A guided branch of one image: its features, by diffusers' networks and scheduler, one pass at a time."""

@@ -37,16 +37,6 @@ LAYER = "up-level1-upsampler-out"
 CAPTIONS = ("a red circle", "a tree")
 
 
-@pytest.fixture(scope="module")
-def network() -> UNetBackbone:
-    return build("tiny")
-
-
-@pytest.fixture
-def backbone(network: UNetBackbone) -> UNetBackbone:
-    return copy.deepcopy(network)
-
-
 @torch.no_grad()
 def by_hand(
     backbone: UNetBackbone, image: Tensor, index: int, start: int, steps: int, prompts: tuple[str, str] = ("", ""),

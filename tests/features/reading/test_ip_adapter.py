@@ -42,16 +42,6 @@ MODULES = ("up_blocks.1.upsamplers.0", "up_blocks.2.attentions.1.transformer_blo
 TEXT = "a red circle"
 
 
-@pytest.fixture(scope="module")
-def network() -> UNetBackbone:
-    return build("tiny")
-
-
-@pytest.fixture
-def backbone(network: UNetBackbone) -> UNetBackbone:
-    return copy.deepcopy(network)
-
-
 @torch.no_grad()
 def by_hand(
     backbone: UNetBackbone, saved: SavedAdapter, image: Tensor, index: int, scale: float, guidance: float = 1.0

@@ -26,7 +26,6 @@ from gate_lightning.techniques.prompt import Prompt
 from gate_lightning.utils.seeding import keyed_noise
 from tests.support.small_networks import (
     adapted_layers,
-    build,
     conditions,
     merge,
     random_images,
@@ -37,16 +36,6 @@ from tests.support.small_networks import (
 
 LAYER = "up-level1-upsampler-out"
 CAPTIONS = ("a red circle", "a tree")
-
-
-@pytest.fixture(scope="module")
-def network() -> UNetBackbone:
-    return build("tiny")
-
-
-@pytest.fixture
-def backbone(network: UNetBackbone) -> UNetBackbone:
-    return copy.deepcopy(network)
 
 
 @pytest.fixture(scope="module")

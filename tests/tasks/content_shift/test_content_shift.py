@@ -23,11 +23,12 @@ from gate_lightning.metrics.content_shift.laplacian import contour_difference
 from gate_lightning.metrics.content_shift.statistic import Bootstrap
 from gate_lightning.metrics.content_shift.table import figures
 from gate_lightning.structures import ImageBatch, SegmentationBatch
+from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.drift import NoiseDrift
 from gate_lightning.tasks.content_shift.laplacian import LaplacianScore
 from gate_lightning.tasks.content_shift.measure import ImageMeasure
 from gate_lightning.tasks.content_shift.probe import ClosedFormProbe
-from gate_lightning.tasks.content_shift.reading import ShiftBatch, ShiftReader
+from gate_lightning.tasks.content_shift.reading import ShiftReader
 from gate_lightning.tasks.content_shift.study import ShiftResults, compared_rows, measure_content_shift
 from gate_lightning.techniques.denoise import Denoise
 from gate_lightning.techniques.inversion import Inversion
