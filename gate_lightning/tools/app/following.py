@@ -100,14 +100,14 @@ class VideoBench:
         return path
 
     def followed(self, clip: Clip, mask: Path, settings: Settings) -> Iterator[Followed]:
-        """Every frame with the mask, as soon as it is known; masks and frames are written beside the mask's file.
+        """Every frame with the mask, as soon as it is known; masks and frames are written to `folder_of`.
 
         Raises:
             GateError: settings, or a frame, cannot be read; frames before it are written.
         """
         line, frames = self.workbench.words(settings), clip.frames()
         given = np.array(Image.open(mask))
-        resize, result = FrameResize(self.short_side(frames)), self.folder_of(mask)
+        resize, result = FrameResize(self.short_side(frames)), self.folder_of(mask, settings)
         propagate: Propagator | None = None
         for index in range(len(frames)):
             image = frames.read(index)
@@ -130,9 +130,9 @@ class VideoBench:
             write_image(result / "overlays" / f"{frames.name(index)}.png", Image.fromarray(overlay))
             yield Followed(index, len(frames), overlay)
 
-    def video(self, clip: Clip, mask: Path) -> Path:
+    def video(self, clip: Clip, mask: Path, settings: Settings) -> Path:
         """File of a video for browsers, of the frames that `followed` has written."""
-        frames, result = clip.frames(), self.folder_of(mask)
+        frames, result = clip.frames(), self.folder_of(mask, settings)
         path = result / "followed.webm"
         images = (read_image(result / "overlays" / f"{frames.name(index)}.png") for index in range(len(frames)))
         write_video(path, images, frames.rate or 10.0)
@@ -149,9 +149,10 @@ class VideoBench:
             prompt = describer.prompt
         return video_command(line, clip.path, mask, self.short_side(clip.frames()), prompt)
 
-    def folder_of(self, mask: Path) -> Path:
-        """Folder of the results of a mask."""
-        return mask.with_suffix("")
+    def folder_of(self, mask: Path, settings: Settings) -> Path:
+        """Folder of the results of a mask under these settings."""
+        line = "\n".join(self.workbench.words(settings))
+        return mask.with_suffix("") / hashlib.sha256(line.encode()).hexdigest()[:8]
 
     def short_side(self, frames: Frames) -> int:
         """Pixels of the shorter side that the backbone sees; 0 for frames as they are."""

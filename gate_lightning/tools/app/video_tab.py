@@ -58,8 +58,8 @@ def video_tab(bench: VideoBench) -> None:
             for one in bench.followed(now, mask, settings):
                 figure = Figure(one.image, f"frame {one.index + 1} of {one.count}", "")
                 yield "", figures([figure], ""), gr.update(visible=False), line
-            path = str(bench.video(now, mask))
-            files = f"Masks and frames are in {bench.folder_of(mask)}."
+            path = str(bench.video(now, mask, settings))
+            files = f"Masks and frames are in {bench.folder_of(mask, settings)}."
             yield "", f'<p class="gate-legend">{files}</p>', gr.update(value=path, visible=True), line
         except GateError as error:
             yield message(str(error)), gr.skip(), gr.skip(), gr.skip()

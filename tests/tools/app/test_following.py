@@ -50,14 +50,16 @@ def test_the_command_follows_as_the_page_does(videos: VideoBench, tmp_path: Path
     assert words[:2] == ["python", "eval.py"]
     line = [*words[2:], f"output={tmp_path / 'run'}", "dataset.num_workers=0", "trainer.accelerator=cpu", "logger=none"]
     evaluate(composed(*line, name="eval"), line, tmp_path / "run")
-    own = sorted((videos.folder_of(mask) / "masks").glob("*.png"))
+    own = sorted((videos.folder_of(mask, settings) / "masks").glob("*.png"))
     others = sorted((tmp_path / "run" / "masks" / "test" / clip.path.stem).glob("*.png"))
     assert [path.name for path in own] == [path.name for path in others] and len(own) == 16
     for one, other in zip(own, others, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(one)), np.asarray(Image.open(other)))
     last = np.asarray(Image.open(own[-1]))
     assert (last != np.asarray(Image.open(mask))).any()  # it moved
-    video = videos.video(clip, mask)
+    video = videos.video(clip, mask, settings)
+    other = replace(settings, timestep=100)  # another tab's results are not mixed with these
+    assert videos.folder_of(mask, other) != videos.folder_of(mask, settings)
     again = videos.clips.keep([video])
     assert len(again.frames()) == 16
 
