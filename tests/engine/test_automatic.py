@@ -18,7 +18,10 @@ from gate_lightning.metrics.content_shift.statistic import Statistic, single
 from gate_lightning.utils.text import read_csv
 from tests.support.composition import SMALL, composed
 
-FEW = ("auto.images=4", "auto.batch_size=4", "auto.timesteps=[25,200]", "auto.layers=practical")
+FEW = (
+    *("auto.images=4", "auto.batch_size=4", "auto.timesteps=[25,200]", "auto.layers=practical"),
+    "auto.techniques=[{name: c, techniques: [prompt]}]",
+)
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
