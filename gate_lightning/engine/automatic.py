@@ -14,6 +14,7 @@ from gate_lightning.data.core.sampled import SampledImages
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.building import built
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.used_keys import automatic_keys
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.config.required_inputs import required_inputs_of
 from gate_lightning.metrics.content_shift.statistic import Bootstrap, Statistic
@@ -25,16 +26,14 @@ from gate_lightning.tools.devices import device_of
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.files import digest_of, write_csv
 
-__all__ = ["AUTO", "CHOSEN", "automatic_keys", "with_choice"]
+__all__ = ["CHOSEN", "with_choice"]
 
 log = logging.getLogger(__name__)
 
-AUTO = "auto"
 #: file of the run folder that says what was chosen, and why
 CHOSEN = "auto.json"
 #: of every candidate and timestep: the figure that it was chosen by
 TABLE = "auto.csv"
-_KEYS = ("techniques", "timestep", "layers")
 _MEASURE = "auto.measure"
 
 
@@ -60,11 +59,6 @@ class _Option:
     def interval(self, bootstrap: Bootstrap) -> tuple[float, float]:
         draws = [bootstrap.draws(one) for one in self.statistics]
         return bootstrap.interval(sum(draws[1:], draws[0]) / len(draws))
-
-
-def automatic_keys(config: DictConfig) -> tuple[str, ...]:
-    """Which of ``techniques``, ``timestep`` and ``layers`` are to be chosen."""
-    return tuple(key for key in _KEYS if config.get(key) == AUTO)
 
 
 def with_choice(config: DictConfig, run_folder: Path) -> DictConfig:

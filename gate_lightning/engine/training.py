@@ -22,7 +22,7 @@ from gate_lightning.callbacks.report import try_report
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.wandb_run import closing_dashboards
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.automatic import automatic_keys, with_choice
+from gate_lightning.engine.automatic import with_choice
 from gate_lightning.engine.checkpoints import require_sound, saved_step
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.description import CHOICES, choices_of, update_choices
@@ -73,7 +73,7 @@ def _begun(
     """See `train`."""
     if config.resume is None:
         _once(require_new, run_folder)
-        read = keys_of_task(config) | ({"auto"} if automatic_keys(config) else frozenset())
+        read = keys_of_task(config)
         check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
         resolved = with_choice(recorded(runs.resolve(config), read), run_folder)
         components = Components(resolved, str(run_folder), training=True)

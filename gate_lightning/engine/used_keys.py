@@ -18,7 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.engine.run_folder import COLLECTIONS, INVOCATION_KEYS
 from gate_lightning.errors import ConfigError
 
-__all__ = ["ONLY_TRAINING", "READS", "check_overrides", "keys_of_run", "keys_of_task", "keys_of_tool", "recorded"]
+__all__ = [
+    "AUTO",
+    "ONLY_TRAINING",
+    "READS",
+    "automatic_keys",
+    "check_overrides",
+    "keys_of_run",
+    "keys_of_task",
+    "keys_of_tool",
+    "recorded",
+]
 
 _BRANCHES = ("backbone", "backbones", "technique", "techniques", "timestep", "layers", "separate_noises", "ensemble")
 _INPUTS = (*_BRANCHES, "cache", "seed", "datamodule")
@@ -55,7 +65,15 @@ _ALWAYS = frozenset(
 )
 #: of these, what a run folder does not record
 _UNSAVED = frozenset({"tool", "trust"})
+#: value of ``techniques``, ``timestep`` and ``layers`` that are chosen before training
+AUTO = "auto"
+_CHOSEN = ("techniques", "timestep", "layers")
 _REFERENCE = re.compile(r"\$\{(?:[a-z_.]+:)?\.*([a-z_]+)")
+
+
+def automatic_keys(config: DictConfig) -> tuple[str, ...]:
+    """Which of ``techniques``, ``timestep`` and ``layers`` are to be chosen."""
+    return tuple(key for key in _CHOSEN if config.get(key) == AUTO)
 
 
 def keys_of_task(config: DictConfig) -> frozenset[str]:
@@ -67,7 +85,8 @@ def keys_of_task(config: DictConfig) -> frozenset[str]:
     raw = _raw(config)
     components = _named_by(raw["task"]["_target_"], raw["task"])
     repeated = {"repeats"} if "split_seed" in (raw["task"].get("data") or {}) else set()
-    return _closure(raw, {*_TRAINING, *components, *repeated})
+    choice = {"auto"} if automatic_keys(config) else set()
+    return _closure(raw, {*_TRAINING, *components, *repeated, *choice})
 
 
 def keys_of_tool(config: DictConfig) -> frozenset[str]:

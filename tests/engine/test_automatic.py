@@ -10,7 +10,7 @@ import torch
 
 from gate_lightning.engine import automatic
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.automatic import CHOSEN, TABLE, _read, automatic_keys, with_choice
+from gate_lightning.engine.automatic import CHOSEN, TABLE, _read, with_choice
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.training import train
 from gate_lightning.errors import ConfigError
@@ -89,7 +89,8 @@ def test_nothing_is_measured_again_where_another_process_has_chosen(
 
 
 def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
-    assert automatic_keys(composed("techniques=none")) == ()
+    given = composed("techniques=none")
+    assert with_choice(given, tmp_path) is given
     with pytest.raises(ConfigError, match=r"timestep=auto: figures of LaplacianScore .*use auto=probe"):
         chosen(tmp_path, "timestep=auto", "techniques=prompt", "auto=laplacian")
     with pytest.raises(ConfigError, match=r"splits .* anew, so that ClosedFormProbe would choose by labels of test"):

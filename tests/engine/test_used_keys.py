@@ -52,6 +52,12 @@ def test_every_key_is_read_or_refused(task: str) -> None:
     assert ("backbone" in read) == (task != "single_object")
 
 
+@pytest.mark.parametrize("key", ["techniques", "timestep", "layers"])
+def test_settings_of_the_choice_are_read_where_something_is_chosen(key: str) -> None:
+    assert "auto" in keys_of_task(composed(f"{key}=auto"))
+    assert "auto" not in keys_of_task(composed())
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_refuses_what_it_does_not_read(tool: str) -> None:
     config = composed(f"tool={tool}", name="eval")
