@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from gate_lightning.data.core.prediction import ImageSource
-from gate_lightning.data.files.frames import natural_order, open_frames
+from gate_lightning.data.files.frames import Frames, natural_order, open_frames
 from gate_lightning.data.files.images import IMAGE_SUFFIXES, opened, read_image
 from gate_lightning.data.samples import Sample
 from gate_lightning.errors import DataError
@@ -28,6 +28,7 @@ from gate_lightning.tools.matching import Describer, PartsOf
 from gate_lightning.utils.checks import check_choice, number, whole_number
 from gate_lightning.utils.files import write_csv, write_image
 from gate_lightning.utils.seeding import data_generator
+from gate_lightning.utils.videos import VIDEO_SUFFIXES, write_video
 from gate_lightning.visualization.edits import edited, marked
 from gate_lightning.visualization.grid import image_grid
 
@@ -41,6 +42,8 @@ SHOWN = 5
 FEWEST = 8
 #: similarities that are in memory at once
 VALUES = 2**23
+#: frames a second of a video that tells none
+RATE = 10.0
 
 
 @dataclass
@@ -114,7 +117,8 @@ def propagate(
 
     Into ``output``: ``frames/<name>.png``, the images with the edit; ``overlays/<name>.png``, where it went and by
     which matches; ``inliers.csv`` (image, matches, inliers, untouched_because); ``strip.png``, the source and some of
-    the images side by side. An image that the matches support no warp of stays as it is.
+    the images side by side; of a video file, too, ``edited.<suffix>``, the frames as a video again (in MPEG-4 where
+    its own format is not written), without its sound. An image that the matches support no warp of stays as it is.
 
     Args:
         parts_of: makes backbone and branches, and what fuses them, without weights.
@@ -147,7 +151,7 @@ def propagate(
     number(least_inliers, "tool.least_inliers", 0.0, 1.0)
     number(stiffness, "tool.stiffness", 0.0)
     first, layer = _drawn(Path(source).expanduser(), Path(edit).expanduser())
-    pictures, count = _pictures(Path(input).expanduser())
+    pictures, count, film = _pictures(Path(input).expanduser())
     chosen, box = _chosen(layer, points, seed)
     rule = Estimator(method, threshold)
     describe = Describer(parts_of, resize, size, device)
@@ -175,6 +179,8 @@ def propagate(
         if written.rows:
             written.table()
     _write_strip(folder / "strip.png", edited(first, layer), written)
+    if film is not None:
+        _write_video(folder, film, written)
     left = f", {written.untouched} of them left as they are (inliers.csv says why)" if written.untouched else ""
     return f"{len(written.rows)} images{left}: {folder}"
 
@@ -201,16 +207,16 @@ def _drawn(source: Path, edit: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint
     return image, layer
 
 
-def _pictures(path: Path) -> tuple[Callable[[], Iterator[tuple[str, NDArray[np.uint8]]]], int]:
-    """Names and images of a file or folder of images or of a video, one after the other, and how many there are."""
+def _pictures(path: Path) -> tuple[Callable[[], Iterator[tuple[str, NDArray[np.uint8]]]], int, Frames | None]:
+    """Names and images of a file or folder of images or of a video, one after the other; their number; the video."""
     if path.is_dir() or (path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() != ".gif"):
         images = ImageSource(path)
         order = sorted(
             range(len(images)), key=lambda index: (images.paths[index].parent, natural_order(images.paths[index]))
         )
-        return lambda: ((images.names[index], images.load(index).image) for index in order), len(order)
+        return lambda: ((images.names[index], images.load(index).image) for index in order), len(order), None
     frames = open_frames(path)
-    return lambda: ((frames.name(index), image) for index, image in enumerate(frames)), len(frames)
+    return lambda: ((frames.name(index), image) for index, image in enumerate(frames)), len(frames), frames
 
 
 def _chosen(layer: NDArray[np.uint8], most: int, seed: int) -> tuple[Numbers, Numbers]:
@@ -285,3 +291,10 @@ def _write_strip(path: Path, drawn: NDArray[np.uint8], written: _Output) -> None
     names = [row[0] for index, row in enumerate(written.rows) if index in written.shown]
     strip = image_grid([[drawn, *written.strip]], ["edit on the source", *names], tile_height=240, smooth=True)
     write_image(path, Image.fromarray(strip))
+
+
+def _write_video(folder: Path, film: Frames, written: _Output) -> None:
+    """Frames with the edit as a video, read back one after the other: there may be too many for memory."""
+    suffix = film.path.suffix.lower()
+    frames = (read_image(folder / "frames" / f"{row[0]}.png") for row in written.rows)
+    write_video(folder / f"edited{suffix if suffix in VIDEO_SUFFIXES else '.mp4'}", frames, film.rate or RATE)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gate_lightning.data.files.frames import open_frames
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.ops.correspondence.warps import MODELS, Warp
@@ -81,11 +82,16 @@ def test_a_single_image_and_a_video(folder: Path, layer: np.ndarray, tmp_path: P
     run(*given(folder, tmp_path / "one", input=str(folder / "frames" / "frame11.png")))
     assert [path.name for path in (tmp_path / "one" / "frames").iterdir()] == ["frame11.png"]
     frames = [pixels_of(folder / "frames" / f"frame{number}.png") for number in (9, 10)]
-    video = write_video_file(tmp_path / "film.avi", frames)
+    video = write_video_file(tmp_path / "film.mkv", frames, rate=7.0)
     run(*given(folder, tmp_path / "film", input=str(video)))
     for number in range(2):
         found = pixels_of(tmp_path / "film" / "frames" / f"{number:05d}.png").astype(float)
         assert np.abs(found - expected(frames[number], layer, SHIFTS[number])).mean() < 4
+    written = open_frames(tmp_path / "film" / "edited.mkv")
+    assert (written.rate, len(written)) == (7.0, 2)
+    for number in range(2):
+        frame = pixels_of(tmp_path / "film" / "frames" / f"{number:05d}.png").astype(float)
+        assert np.abs(written.read(number).astype(float) - frame).mean() < 4
 
 
 def test_an_image_without_support_is_left_as_it_is(
