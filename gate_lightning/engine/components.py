@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from hydra.utils import get_class
 from lightning import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -308,13 +310,18 @@ class Components:
         callbacks = list(self._each("callbacks", Callback))
         loggers = list(self._each("logger", Logger, description=partial(described, self.config, Path(self.run_folder))))
         # our samplers shard by themselves and count every validation image exactly once
-        return self._instantiate(
+        trainer: Trainer = self._instantiate(
             "trainer",
             callbacks=callbacks,
             logger=loggers or False,
             default_root_dir=self.run_folder,
             use_distributed_sampler=False,
         )
+        # with NaN, to find those who read it: nobody does
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if self.config.trainer.get("deterministic") is None:
+            torch.use_deterministic_algorithms(isinstance(trainer.accelerator, CPUAccelerator), warn_only=True)
+        return trainer
 
     def _each(self, group: str, kind: type, **available: Callable[[], Any]) -> list[Any]:
         """What a group lists, given what its constructors name: the run folder, and what ``available`` makes."""

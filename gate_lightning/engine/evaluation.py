@@ -18,6 +18,7 @@ from gate_lightning.engine.run_lock import holder_of
 from gate_lightning.engine.tools import run_tool
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_tool
 from gate_lightning.errors import ConfigError
+from gate_lightning.ops.exact import exact_gradients
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.files import write_csv
 from gate_lightning.utils.units import few, measured
@@ -185,11 +186,9 @@ def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
     run.components.run_folder, run.components.config.logger = str(output), None
     datamodule, trainer = run.components.datamodule, run.components.trainer
     steps = {"val": trainer.validate, "test": trainer.test}
-    metrics = {
-        name: float(value)
-        for result in steps[split](run.task, datamodule, verbose=False)
-        for name, value in result.items()
-    }
+    with exact_gradients():  # the same kernels as in training
+        results = steps[split](run.task, datamodule, verbose=False)
+    metrics = {name: float(value) for result in results for name, value in result.items()}
     runs.write_json(output / f"metrics_{split}.json", metrics)
     shown = few(metrics, f"{split}/{str(run.config.get('monitor')).partition('/')[2]}")
     log.info("%s", ", ".join(f"{name} {measured(name, metrics[name])}" for name in shown))

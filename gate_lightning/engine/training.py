@@ -32,6 +32,7 @@ from gate_lightning.engine.run_lock import require_new
 from gate_lightning.engine.settings import save_settings
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_task, recorded
 from gate_lightning.errors import ConfigError, Interrupted, ResumeError
+from gate_lightning.ops.exact import exact_gradients
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.commands import override
@@ -139,11 +140,11 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
         warnings.filterwarnings("ignore", message=".*passed in a `val_dataloader` but have no `validation_step`.*")
         trainer = components.trainer
         leave_signals(trainer)
-        with _stoppable(run_folder, lambda: _where(trainer)):
+        with _stoppable(run_folder, lambda: _where(trainer)), exact_gradients():
             trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
     # of processes that Lightning forked nothing but the metrics comes back
     count_last_step(trainer, 0 if trainer.global_step else saved_step(run_folder / "checkpoints" / "last.ckpt"))
-    with _stoppable(run_folder, lambda: "in the final evaluation"):
+    with _stoppable(run_folder, lambda: "in the final evaluation"), exact_gradients():
         metrics = _final_metrics(components, run_folder)
     _once(runs.write_json, run_folder / "metrics.json", metrics)
     _once(runs.write_json, run_folder / "status.json", {"status": "done"})

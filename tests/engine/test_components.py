@@ -7,8 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
 from gate_lightning.data.core.datamodule import ImageDataModule
+from gate_lightning.engine import components as module
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.evaluation import _split_of
@@ -48,3 +51,28 @@ def test_the_split_is_one_that_the_task_is_measured_on() -> None:
         _split_of(test_only, "val")
     with pytest.raises(ConfigError, match=r"split=train: .* is measured on val and test"):
         _split_of(both, "train")
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "exact", "warns"),
+    [
+        ("null", "cpu", True, True),
+        ("null", "cuda", False, True),
+        ("true", "cuda", True, False),
+        ("false", "cpu", False, False),
+    ],
+)
+def test_runs_are_exact_on_a_cpu_and_on_request(
+    setting: str, device: str, exact: bool, warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.get_deterministic_debug_mode()
+    monkeypatch.setattr(module, "CPUAccelerator", CPUAccelerator if device == "cpu" else CUDAAccelerator)
+    config = composed("trainer.accelerator=cpu", "logger=none", "callbacks=quiet", f"trainer.deterministic={setting}")
+    try:
+        _ = Components(runs.resolve(config), str(tmp_path)).trainer
+        found = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+        assert found == (exact, warns)
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.set_deterministic_debug_mode(before)
