@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,17 @@ from omegaconf.errors import OmegaConfBaseException
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.command_help import asked_help, help_text
 from gate_lightning.engine.configuration import composed, config_folder, with_data
+from gate_lightning.engine.launch import check_started, refuse_own_times, run_apart, runs_apart
 from gate_lightning.engine.redaction import redacted_override, refuse_secrets
 from gate_lightning.engine.renamed import refuse_old_names
 from gate_lightning.engine.run_lock import occupied
-from gate_lightning.errors import CacheError, ConfigError, GateError, Interrupted
+from gate_lightning.errors import CacheError, GateError, Interrupted
 from gate_lightning.utils.checks import did_you_mean
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import HEADLINE, brief
 from gate_lightning.utils.signals import Stop, say, stop_in, stopped_text, stopping
 
-__all__ = ["check_sweep", "eval_main", "train_main"]
+__all__ = ["eval_main", "train_main"]
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,10 @@ def train_main() -> int:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         sweep = hydra_config.mode == RunMode.MULTIRUN
-        if not sweep:
-            check_processes(hydra_config.overrides.hydra, config.resume)
+        check_started(config.get("trainer"))
+        if runs_apart(config.get("trainer")):
+            with _job_of_sweep(config, folder):
+                return run_apart(folder).get(config.monitor)
         with _job_of_sweep(config, folder) if sweep else nullcontext(), occupied(folder), _recorded(folder):
             choices = OmegaConf.to_container(hydra_config.runtime.choices)
             metrics = train(config, list(hydra_config.overrides.task), folder, choices)  # type: ignore[arg-type]
@@ -79,7 +82,6 @@ def _job_of_sweep(config: DictConfig, folder: Path) -> Iterator[None]:
     hydra_config = HydraConfig.get()
     log.info("job %s: %s", hydra_config.job.num, _job_text(hydra_config, folder), extra=HEADLINE)
     try:
-        check_sweep(config)
         _sweeps[Path(hydra_config.sweep.dir).resolve()] = config
         with brief():
             yield
@@ -148,41 +150,6 @@ def _tell_of_sweep(folder: Path, config: DictConfig) -> None:
         try_report(folder)
 
 
-def check_sweep(config: DictConfig) -> None:
-    """Refuse a sweep whose processes would each run a sweep of their own.
-
-    Lightning's script launcher starts the other ranks with the whole command line, sweep included; a sampling sweeper
-    then trains its ranks with different settings, silently.
-
-    Raises:
-        ConfigError: several devices, started by Lightning, in a multirun.
-    """
-    trainer: Any = config.get("trainer") or {}
-    devices, strategy = trainer.get("devices", 1), trainer.get("strategy", "auto")
-    forked = isinstance(strategy, str) and strategy.endswith(("spawn", "fork"))
-    if str(devices) not in ("1", "auto") and not forked and "TORCHELASTIC_RUN_ID" not in os.environ:
-        raise ConfigError(
-            f"a sweep with trainer.devices={devices} would start a sweep in every process: use trainer.devices=1, "
-            "+trainer.strategy=ddp_fork (CPU), or torchrun with a fixed hydra.sweep.dir"
-        )
-
-
-def check_processes(overrides: Sequence[str], resumed: str | None) -> None:
-    """Refuse processes of one job, started from outside, that would each make a run folder of their own.
-
-    Args:
-        overrides: those of Hydra's own settings.
-        resumed: folder of a run that is gone on with.
-
-    Raises:
-        ConfigError: torchrun or srun started several, and no folder is named.
-    """
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
-    several = several or (int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ)
-    if several and resumed is None and not any(item.startswith("hydra.run.dir=") for item in overrides):
-        raise ConfigError("the processes of this job need one run folder: name it, hydra.run.dir=<folder>")
-
-
 def eval_main() -> int:
     """``eval.py``; returns the exit status."""
 
@@ -192,10 +159,12 @@ def eval_main() -> int:
         hydra_config = HydraConfig.get()
         overrides, folder = list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir)
         # with output= the run folders are not those of the sweep
-        if hydra_config.mode != RunMode.MULTIRUN or config.output is not None or not measures_untrained(config):
-            evaluate(config, overrides, folder)
+        swept = hydra_config.mode == RunMode.MULTIRUN and config.output is None and measures_untrained(config)
+        if runs_apart(config.get("trainer")):
+            with _job_of_sweep(config, folder) if swept else nullcontext():
+                run_apart(folder)
             return
-        with _job_of_sweep(config, folder), _recorded(folder):
+        with _job_of_sweep(config, folder) if swept else nullcontext(), _recorded(folder) if swept else nullcontext():
             evaluate(config, overrides, folder)
 
     return _command("eval", run)
@@ -275,6 +244,7 @@ def _guarded(job: Callable[..., Any], name: str = "train") -> int:
                 return 0
             refuse_old_names(sys.argv[1:])
             refuse_secrets(sys.argv[1:])
+            refuse_own_times(sys.argv[1:])
             sys.argv[1:] = with_data(sys.argv[1:])
             job()
     except (GateError, HydraException, OmegaConfBaseException) as error:

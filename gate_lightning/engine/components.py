@@ -31,6 +31,7 @@ from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.building import built, call_with, called, check_kinds, check_values
 from gate_lightning.engine.description import described
 from gate_lightning.engine.extraction import MAIN, branches_of, candidates_of, extractor_of
+from gate_lightning.engine.launch import check_started
 from gate_lightning.engine.saved_paths import located
 from gate_lightning.engine.used_keys import ONLY_TRAINING, READS
 from gate_lightning.engine.views import stored_views, view_count
@@ -306,6 +307,7 @@ class Components:
     @cached_property
     def trainer(self) -> Trainer:
         """The Lightning trainer with its callbacks and loggers."""
+        check_started(self.config.get("trainer"))
         leave_to_root("lightning")
         callbacks = list(self._each("callbacks", Callback))
         loggers = list(self._each("logger", Logger, description=partial(described, self.config, Path(self.run_folder))))

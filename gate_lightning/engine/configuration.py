@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.engine.launch import agreed
 from gate_lightning.engine.run_folder import require_run
 from gate_lightning.engine.run_lock import new_folder
 from gate_lightning.engine.saved_paths import check_links
@@ -20,11 +22,13 @@ __all__ = ["chosen_option", "composed", "config_folder", "with_data"]
 def _run_folder(resumed: str | None, wanted: str, trust: bool = False) -> str:
     """Where a run is: ``resumed``, the folder of a run that is gone on with, where that is set, else ``wanted``, made.
 
+    Processes that were started together get the folder of the first one.
+
     Raises:
         ConfigError: there is no run in the resumed folder, or Hydra's log and the lock would be written through links.
     """
     if resumed is None:
-        return new_folder(wanted)
+        return agreed(partial(new_folder, wanted))
     require_run(Path(resumed))  # Hydra would make the folder
     if not trust:
         check_links(Path(resumed), training=True)

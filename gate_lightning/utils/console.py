@@ -1,6 +1,6 @@
 """Log lines on the console: short, without what nobody can act on, above the live display where there is one.
 
-The log file of a run has everything.
+The log file of a run has everything that its first process says.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-__all__ = ["HEADLINE", "ConsoleHandler", "brief", "is_live", "leave_to_root", "set_live", "taking", "without"]
+__all__ = [
+    "HEADLINE",
+    "ConsoleHandler",
+    "FirstProcess",
+    "brief",
+    "is_live",
+    "leave_to_root",
+    "set_live",
+    "taking",
+    "without",
+]
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +81,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
     """Writes log lines to standard output: time and message; of others than this package their name; the level of
     warnings and errors.
 
-    Where rich draws a live display, the lines go above it. Of several processes, the first one writes; the others
-    write warnings and errors once they work together (before that, all say the same).
+    Where rich draws a live display, the lines go above it. Of several processes the first one writes (`FirstProcess`).
 
     Args:
         stream: taken and ignored: standard output, whatever it is at that moment.
@@ -104,6 +113,14 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
             _print(self.format(record), record.levelno)
         except OSError:  # the terminal is gone
             self.handleError(record)
+
+
+class FirstProcess(logging.Filter):
+    """Lets pass what the first of several processes says, errors of the others, and tools that tell of each process."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is kept."""
+        return _speaks(record)
 
 
 def leave_to_root(name: str) -> None:
@@ -164,16 +181,20 @@ def _is_shown(record: logging.LogRecord) -> bool:
         return False
     if record.levelno < logging.ERROR and NOISE.match(_message(record)):
         return False
-    if record.levelno >= logging.WARNING:
-        return _rank() == 0 or _is_connected()
-    if _rank() and not record.name.startswith(_OF_EACH_PROCESS):
+    if not _speaks(record):
         return False
+    if record.levelno >= logging.WARNING:
+        return True
     if any(record.name == name or record.name.startswith(f"{name}.") for name in _Shown.hidden):
         return False
     if _Shown.brief and not getattr(record, "headline", False):
         progress = record.name.startswith("gate_lightning.callbacks.pace.progress")
         return progress and time.monotonic() - _Shown.last > SWEEP_PROGRESS
     return True
+
+
+def _speaks(record: logging.LogRecord) -> bool:
+    return _rank() == 0 or record.levelno >= logging.ERROR or record.name.startswith(_OF_EACH_PROCESS)
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -217,8 +238,3 @@ def _rank() -> int:
     if lightnings is not None:
         return int(getattr(lightnings.rank_zero_only, "rank", None) or 0)
     return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0))
-
-
-def _is_connected() -> bool:
-    torch: Any = sys.modules.get("torch")
-    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()

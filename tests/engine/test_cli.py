@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 
 from gate_lightning.engine import cli
 from gate_lightning.errors import ConfigError, Interrupted
-from tests.support.composition import SMALL, composed
+from tests.support.composition import SMALL
 from tests.support.paths import REPOSITORY
 
 #: what takes seconds to import, and only a run or a tool needs
@@ -184,26 +184,3 @@ def test_old_names_are_refused_before_composing(
     assert "++feature_cache=1,2: feature_cache is now cache.memory_gib" in error
     assert "control=plain: control is now ablation" in error
     assert "Traceback" not in error
-
-
-def test_sweeps_refuse_processes_that_would_sweep_themselves() -> None:
-    with pytest.raises(ConfigError, match="ddp_fork"):
-        cli.check_sweep(composed("trainer.devices=2"))
-    cli.check_sweep(composed("trainer.devices=2", "+trainer.strategy=ddp_fork"))
-    cli.check_sweep(composed())
-
-
-def test_processes_started_from_outside_need_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    cli.check_processes([], None)
-    for names in (("SLURM_NTASKS", "SLURM_PROCID"), ("WORLD_SIZE", "TORCHELASTIC_RUN_ID")):
-        monkeypatch.setenv(names[0], "2")  # of an allocation, or of Lightning's own processes
-        cli.check_processes([], None)
-        monkeypatch.setenv(names[1], "0")
-        with pytest.raises(ConfigError, match=r"hydra\.run\.dir=<folder>"):
-            cli.check_processes(["hydra.job.name=x"], None)
-        cli.check_processes(["hydra.run.dir=x"], None)
-        cli.check_processes([], "x")
-        for name in names:
-            monkeypatch.delenv(name)

@@ -5,11 +5,12 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from gate_lightning.utils import console
-from gate_lightning.utils.console import HEADLINE, ConsoleHandler, brief, leave_to_root, taking, without
+from gate_lightning.utils.console import HEADLINE, ConsoleHandler, FirstProcess, brief, leave_to_root, taking, without
 
 
 @pytest.fixture
@@ -102,17 +103,21 @@ def test_loggers_are_left_out_with_all_below_them(root: logging.Logger, capsys: 
     assert lines(capsys) == ["WARNING: shown", "shown, too"]
 
 
-def test_the_first_process_speaks_for_all_until_they_work_together(
-    root: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_first_process_speaks_for_all_and_the_others_of_errors(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kept = logging.FileHandler(tmp_path / "run.log", delay=True)
+    kept.addFilter(FirstProcess())
+    root.addHandler(kept)
     monkeypatch.setattr(console, "_rank", lambda: 1)
     log = logging.getLogger("gate_lightning.x")
     log.info("said by the first one")
     log.warning("said by the first one")
-    monkeypatch.setattr(console, "_is_connected", lambda: True)
-    log.info("said by the first one")
-    log.warning("only here")
-    assert lines(capsys) == ["WARNING: process 2: only here"]
+    assert not (tmp_path / "run.log").exists()
+    log.error("only here")
+    logging.getLogger("gate_lightning.tools.extraction").info("images of this process")
+    assert lines(capsys) == ["ERROR: process 2: only here", "images of this process"]
+    assert (tmp_path / "run.log").read_text() == "only here\nimages of this process\n"
 
 
 def test_what_takes_long_is_said_once(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,227 @@
+"""Several processes of one command: their number, their one folder, and jobs of sweeps that have several."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from gate_lightning.engine import cli, launch
+from gate_lightning.errors import ConfigError, GateError, Interrupted
+from tests.support.composition import composed
+from tests.support.paths import REPOSITORY
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+SLURM = {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that nothing else has started."""
+    for name in (*TORCHRUN, *SLURM):
+        monkeypatch.delenv(name, raising=False)
+
+
+def among(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"),
+    [(1, 1), (3, 3), ("3", 3), ([0, 2], 2), ("0,2", 2), ("1,", 1), ("auto", 1), (-1, 1), (None, 1)],
+)
+def test_devices_are_counted_as_lightning_does(devices: Any, count: int) -> None:
+    assert launch.device_count({"devices": devices, "accelerator": "cpu"}) == count
+    assert launch.device_count({"devices": devices, "accelerator": "cpu", "num_nodes": 2}) == 2 * count
+
+
+def test_all_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    assert launch.device_count({"devices": "auto", "accelerator": "gpu"}) == 8
+    assert launch.device_count(composed("trainer=ddp").trainer) == 8
+    assert launch.device_count(composed().trainer) == 1
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, SLURM], ids=["torchrun", "srun"])
+def test_processes_that_would_each_train_by_themselves_are_refused(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch.check_started({"devices": 1})
+    among(monkeypatch, dict(list(variables.items())[:1]))  # an allocation, or Lightning's own processes
+    launch.check_started({"devices": 1})
+    among(monkeypatch, variables)
+    assert launch.started() == (1, 4)
+    with pytest.raises(ConfigError, match=r"=4\) started 4 processes, and trainer\.devices=1 makes 1") as refused:
+        launch.check_started({"devices": 1})
+    wanted = (
+        "devices=4 ++trainer.strategy=ddp,"
+        if variables is TORCHRUN
+        else "devices=2 ++trainer.strategy=ddp ++trainer.num"
+    )
+    assert wanted in str(refused.value)
+    launch.check_started({"devices": 4})
+    launch.check_started({"devices": 2, "num_nodes": 2})
+
+
+def test_the_first_process_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch.agreed(lambda: "own") == "own"
+    said: dict[str, str] = {}
+
+    class Store:
+        def set(self, key: str, value: str) -> None:
+            said[key] = value
+
+        def get(self, key: str) -> bytes:
+            return said[key].encode()
+
+    monkeypatch.setattr(launch, "_store", lambda rank, size: Store())
+
+    def ask(rank: int, question: int, answer: str) -> str:
+        among(monkeypatch, {**TORCHRUN, "RANK": str(rank)})
+        monkeypatch.setattr(launch, "_numbers", iter([question]))
+        return launch.agreed(lambda: answer or str(1 / 0))
+
+    assert (ask(0, 0, "first"), ask(1, 0, "second"), ask(0, 1, "third"), ask(3, 1, "")) == (
+        *("first",) * 2,
+        *("third",) * 2,
+    )
+    with pytest.raises(ZeroDivisionError):
+        ask(0, 2, "")
+    with pytest.raises(ConfigError, match="the first process of this job could not"):
+        ask(1, 2, "second")
+
+
+def test_every_process_s_own_clock_names_no_folder(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = ["seed=1", "hydra.run.dir=outputs/${now:%H-%M-%S}"]
+    launch.refuse_own_times(given)
+    among(monkeypatch, TORCHRUN)
+    launch.refuse_own_times(["hydra.run.dir=outputs/run"])
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    assert cli.train_main() == 2
+    assert "would read its own clock" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["torchrun", "srun"])
+def test_two_processes_get_one_folder(by: str, tmp_path: Path) -> None:
+    code = f"from gate_lightning.engine.configuration import _run_folder as f; print(f(None, r'{tmp_path}/' + NAME))"
+    outside = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    children = []
+    for rank in (1, 0):
+        own = {"TORCHELASTIC_RUN_ID": "none", "RANK": str(rank), "WORLD_SIZE": "2"}
+        if by == "srun":
+            own = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+        command = [sys.executable, "-c", code.replace("NAME", f"'at-{rank}'")]
+        environment = {**os.environ, **outside, **own}
+        children.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True))
+    found = [child.communicate(timeout=200)[0].strip() for child in children]
+    assert found == [str(tmp_path / "at-0")] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["at-0"]
+
+
+def _free_port() -> int:
+    from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+    return find_free_network_port()
+
+
+# jobs of sweeps ---------------------------------------------------------------------------------------------------
+
+
+class Child:
+    """A command that is over at once."""
+
+    commands: ClassVar[list[list[str]]] = []
+
+    def __init__(self, command: list[str]) -> None:
+        self.commands.append(command)
+        self.returncode = 0
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def poll(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("main", ["train", "eval"])
+def test_a_job_with_processes_of_its_own_is_a_command_of_its_own(
+    main: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "_sweeps", {})
+    monkeypatch.setattr(Child, "commands", [])
+    monkeypatch.setattr(launch.subprocess, "Popen", Child)
+    sweep = tmp_path / "my sweep"
+    given = ["trainer.accelerator=cpu", "techniques=none,[prompt,lora]", "hydra.job.chdir=false", "+x='a b'"]
+    given += ["trainer.devices=1,2", f"hydra.sweep.dir='{sweep}'"]
+    monkeypatch.setattr("gate_lightning.engine.training.train", lambda *_: {})
+    monkeypatch.setattr("gate_lightning.engine.evaluation.evaluate", lambda *_: {})
+    monkeypatch.setattr(sys, "argv", [f"{main}.py", "-m", *given])
+    assert getattr(cli, f"{main}_main")() == 0
+    assert len(Child.commands) == 2  # of four
+    for command, techniques, number in zip(Child.commands, ("none", ["prompt", "lora"]), (1, 3), strict=True):
+        assert command[0] == sys.executable
+        words = OverridesParser.create().parse_overrides([word for word in command[1:] if "=" in word])
+        values = {word.key_or_group: word.value() for word in words}
+        assert "-m" not in command[3:]  # behind the interpreter's own
+        assert (values["techniques"], values["trainer.devices"], str(values["x"])) == (techniques, 2, "a b")
+        assert str(values["hydra.run.dir"]) == str(sweep / str(number))
+        assert "hydra.sweep.dir" not in values and values["hydra.job.chdir"] is False
+
+
+def test_other_launchers_start_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    job = OmegaConf.create(
+        {"mode": RunMode.MULTIRUN, "launcher": {"_target_": "x.Ray"}, "runtime": {"choices": {"hydra/launcher": "ray"}}}
+    )
+    monkeypatch.setattr(launch.HydraConfig, "get", staticmethod(lambda: job))
+    assert not launch.runs_apart({"devices": 1})
+    with pytest.raises(ConfigError, match=r"with ray use trainer\.devices=1"):
+        launch.runs_apart({"devices": 2})
+    among(monkeypatch, TORCHRUN)
+    assert not launch.runs_apart({"devices": 4})
+
+
+def run_apart(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> dict[str, float]:
+    begin = f"import json, os, sys; from pathlib import Path; folder = Path({str(folder)!r}); "
+    monkeypatch.setattr(launch, "_command", lambda _: [sys.executable, "-c", begin + code])
+    return launch.run_apart(folder)
+
+
+def test_what_a_command_of_its_own_ends_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    write = "(folder / 'status.json').write_text(json.dumps({'status': %r, 'message': 'told'})); sys.exit(%d)"
+    metrics = "(folder / 'metrics.json').write_text('{\"val/mIoU\": 0.5}')"
+    assert run_apart(monkeypatch, tmp_path, metrics) == {"val/mIoU": 0.5}
+    with pytest.raises(GateError, match=r"^told$"):
+        run_apart(monkeypatch, tmp_path, write % ("failed", 2))
+    with pytest.raises(Interrupted, match=r"^told$") as stopped:
+        run_apart(monkeypatch, tmp_path, write % ("interrupted", 130))
+    assert stopped.value.signal == signal.SIGINT
+    (tmp_path / "status.json").write_text(json.dumps({"status": "running"}))
+    with pytest.raises(GateError, match="status -9"):
+        run_apart(monkeypatch, tmp_path, "os.kill(os.getpid(), 9)")
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
+
+
+def test_a_signal_is_passed_on_and_stops_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from gate_lightning.utils.signals import stopping
+
+    code = "import signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    with stopping(), pytest.raises(Interrupted) as stopped:
+        run_apart(monkeypatch, tmp_path, code)
+    assert stopped.value.signal == signal.SIGTERM
