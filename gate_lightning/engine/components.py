@@ -44,6 +44,7 @@ from gate_lightning.structures import Extractor
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.content_shift.candidates import Candidates
 from gate_lightning.utils.console import leave_to_root
+from gate_lightning.utils.precision import allow_tf32
 
 __all__ = ["Components", "card_and_classes"]
 
@@ -69,6 +70,8 @@ class Components:
         self.run_folder = run_folder
         self.training = training
         self.control_folders = dict(control_folders or {})
+        if "tf32" in config:
+            allow_tf32(config.tf32)
 
     @cached_property
     def datamodule(self) -> Any:

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.configuration import composed, config_folder
+from gate_lightning.engine.precision import choose_types
 from gate_lightning.errors import ConfigError, first_line
 
 __all__ = ["load_backbone"]
@@ -39,4 +40,5 @@ def load_backbone(name: str = "tiny", **settings: Any) -> Backbone:
         merged = OmegaConf.create({"backbone": OmegaConf.merge(node, settings)})
     except OmegaConfBaseException as error:
         raise ConfigError(f"backbone {name}: {', '.join(settings)} cannot be set so: {first_line(error)}") from error
+    choose_types(merged)
     return Components(merged, run_folder="").backbone

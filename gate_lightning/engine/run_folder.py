@@ -27,6 +27,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gate_lightning.engine.precision import choose_types
 from gate_lightning.engine.redaction import HIDDEN, hidden_keys, redacted, redacted_override
 from gate_lightning.engine.saved_config import read_saved
 from gate_lightning.engine.saved_parts import check_parts
@@ -102,13 +103,14 @@ def read_json(path: Path, kind: type = dict) -> Any:
 _MAPPINGS = ("cache", "features", "backbones", "callbacks", "logger", "technique", "paths")
 #: of these, the ones that hold parts
 _PARTS = ("backbones", "callbacks", "logger")
-_SWITCHES = ("allow_changes", "trust", "submission")
+_SWITCHES = ("allow_changes", "trust", "submission", "tf32")
 
 
 def resolve(config: DictConfig) -> DictConfig:
-    """A copy without interpolations and without Hydra's own node."""
+    """A copy without interpolations, types that are to be chosen, and Hydra's own node."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # resolves only inside Hydra
     try:
+        choose_types(own)
         plain = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration cannot be resolved: {error}") from error

@@ -26,6 +26,7 @@ from gate_lightning.engine.automatic import with_choice
 from gate_lightning.engine.checkpoints import require_sound, saved_step
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.description import CHOICES, choices_of, update_choices
+from gate_lightning.engine.precision import tell_types
 from gate_lightning.engine.resplits import repeats_of, train_repeats
 from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import require_new
@@ -76,7 +77,9 @@ def _begun(
         _once(require_new, run_folder)
         read = keys_of_task(config)
         check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
-        resolved = with_choice(recorded(runs.resolve(config), read), run_folder)
+        resolved = recorded(runs.resolve(config), read)
+        tell_types(config, resolved)
+        resolved = with_choice(resolved, run_folder)
         components = Components(resolved, str(run_folder), training=True)
         checkpoint, described = None, components.record_card()
         _once(runs.save_config, described, run_folder)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from gate_lightning.callbacks.wandb_run import RECORDS, closing_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.precision import tell_types
 from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.engine.settings import save_settings
@@ -71,7 +72,9 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
     check_overrides(overrides, read | OWN_KEYS, f"{task.__name__}, measured without training,")
     with occupied(folder), closing_dashboards():
         _once(_require_new, folder)
-        components = Components(recorded(runs.resolve(config), read), str(folder))
+        resolved = recorded(runs.resolve(config), read)
+        tell_types(config, resolved)
+        components = Components(resolved, str(folder))
         split = _split_of(config.split, components)
         described = components.record_card()
         _once(runs.save_config, described, folder)

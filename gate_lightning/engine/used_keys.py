@@ -39,8 +39,8 @@ READS: Mapping[str, tuple[str, ...]] = {
     "datamodule": ("dataset",),
     "card": ("datamodule",),
     "labels": _LABELS,
-    "backbone": ("backbone",),
-    "backbones": ("backbone", "backbones"),
+    "backbone": ("backbone", "tf32"),
+    "backbones": ("backbone", "backbones", "tf32"),
     "candidates": (*_BRANCHES, "seed", "datamodule"),
     "required_inputs": _INPUTS,
     # a row of the controls study sets keys of the extractor
@@ -58,7 +58,7 @@ READS: Mapping[str, tuple[str, ...]] = {
 #: components that a task is made without where it is only measured
 ONLY_TRAINING = frozenset({"loss", "optimizer", "scheduler"})
 #: what every run of train.py reads
-_TRAINING = ("task", "datamodule", "trainer", "callbacks", "logger", "seed", "monitor")
+_TRAINING = ("task", "datamodule", "trainer", "callbacks", "logger", "seed", "monitor", "tf32")
 #: what steers an invocation, or sets keys that are checked themselves
 _ALWAYS = frozenset(
     {"hydra", "resume", "allow_changes", "experiment", "local", "debug", "paths", "tool", "trained_on", "trust"}

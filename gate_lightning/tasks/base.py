@@ -96,6 +96,8 @@ class BaseTask(LightningModule):
 
     #: names of children that are frozen: not saved, but for those of their parameters that are trainable
     frozen_parts: tuple[str, ...] = ("extractor",)
+    #: whether parts of the backbone are trained, which then takes weights in float32
+    trains_backbone: bool = False
     batch_type: type = ImageBatch
     final_splits: tuple[str, ...] = ()
     training_free: bool = False

@@ -128,7 +128,7 @@ def _check_finite(backbone: Backbone, value: Tensor, prompts: Sequence[str]) -> 
     if not all_finite((value,)):
         raise NotFiniteError(
             f"generated images are not finite ({shares(value)}), of {prompts[0]!r} and {len(prompts) - 1} more "
-            f"prompts; {backbone.identity.name}, {other_precision(backbone.dtype, value.device)}"
+            f"prompts; {backbone.identity.name}, {other_precision(backbone.dtype)}"
         )
 
 

@@ -41,17 +41,8 @@ def damaged_weights(module: nn.Module) -> list[str]:
     return [name for name, value in named if value.is_floating_point() and not bool(torch.isfinite(value).all())]
 
 
-def other_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """What to try where a computation left the range of its numbers.
-
-    Args:
-        dtype: of the weights of the backbone.
-        device: where it computes; an autocast that is active there counts.
-    """
-    if torch.is_autocast_enabled(device.type):
-        used = torch.get_autocast_dtype(device.type)
-        better = "bf16-mixed or 32-true" if used == torch.float16 else "32-true"
-        return f"computed in {_name(used)} by trainer.precision; try trainer.precision={better}"
+def other_precision(dtype: torch.dtype) -> str:
+    """What to try where a frozen backbone, whose weights are of ``dtype``, left the range of its numbers."""
     if dtype == torch.float32:
         return (
             "computed in float32, so no other precision helps (of the others, bfloat16 has its range); look at the "

@@ -15,6 +15,7 @@ from gate_lightning.backbones.specs import Adapters, PromptEmbeds, Residuals
 from gate_lightning.backbones.vision.kinds import KINDS, VisionKind, patch_size, vision_layers
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import Identity
+from gate_lightning.utils.precision import own_precision
 
 __all__ = ["VisionBackbone"]
 
@@ -106,7 +107,8 @@ class VisionBackbone(Backbone):
             side = max(1, round(size / self.patch)) * self.patch
             images = F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
         self.check_images(images)
-        tokens: Tensor = self._output(images).last_hidden_state
+        with own_precision(self.device):
+            tokens: Tensor = self._output(images).last_hidden_state
         patches = (images.shape[2] // self.patch) * (images.shape[3] // self.patch)
         return tokens[:, 0] if tokens.shape[1] > patches else tokens.mean(dim=1)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.caches.keys import batch, image_key, row
-from gate_lightning.features.wrappers.base import WrappedExtractor
+from gate_lightning.features.wrappers.base import StoringExtractor
 from gate_lightning.structures import MIRRORED, Conditions, Extractor, Features
 from gate_lightning.utils.resources import check_disk
 from gate_lightning.utils.units import human_size
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _READERS = 8
 
 
-class DiskCache(WrappedExtractor):
+class DiskCache(StoringExtractor):
     """Extractor that stores features on disk, at native resolution, and reads them again.
 
     Stored are features of plain and mirrored images and, with ``views`` > 0, of augmented training views, in all cases

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gate_lightning.structures import Conditions, Features
+from gate_lightning.utils.precision import rounded_products
 
 __all__ = ["batch", "image_key", "row"]
 
@@ -18,8 +19,8 @@ __all__ = ["batch", "image_key", "row"]
 def image_key(image: Tensor, conditions: Conditions, index: int) -> str:
     """Hash (32 hex digits) of all that the features of one image can depend on besides the extractor.
 
-    It covers the pixels, every field of ``Conditions`` (name, view, window, caption, control images …), and the dtype
-    of an active autocast.
+    It covers the pixels, every field of ``Conditions`` (name, view, window, caption, control images …), and whether
+    products are rounded to TF32 on the image's device. The type of the weights is part of the extractor's description.
 
     Args:
         image: (3, H, W), image ``index`` of a batch.
@@ -28,9 +29,8 @@ def image_key(image: Tensor, conditions: Conditions, index: int) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     _add(digest, "image", image)
-    device = image.device.type
-    if torch.is_autocast_enabled(device):
-        _add(digest, "autocast", str(torch.get_autocast_dtype(device)))
+    if rounded_products(image.device):
+        _add(digest, "products", "tf32")
     own = conditions[index]
     for field in fields(own):
         _add(digest, field.name, getattr(own, field.name))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.caches.keys import batch, image_key, row
-from gate_lightning.features.wrappers.base import WrappedExtractor
+from gate_lightning.features.wrappers.base import StoringExtractor
 from gate_lightning.structures import Conditions, Extractor, Features
 from gate_lightning.utils.checks import number
 from gate_lightning.utils.units import GIB, human_size
@@ -23,7 +23,7 @@ __all__ = ["MemoryCache"]
 log = logging.getLogger(__name__)
 
 
-class MemoryCache(WrappedExtractor):
+class MemoryCache(StoringExtractor):
     """Extractor that keeps features in memory.
 
     Only plain and mirrored images are kept (see ``Conditions.has_random_views``). A batch with an unknown image is

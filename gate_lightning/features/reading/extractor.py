@@ -27,6 +27,7 @@ from gate_lightning.structures import Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.finite import all_finite, damaged_weights, other_precision, shares
+from gate_lightning.utils.precision import own_precision
 
 __all__ = ["FeatureExtractor"]
 
@@ -38,7 +39,8 @@ class FeatureExtractor(nn.Module):
     the denoiser as one batch that ends after the last layer any of them reads; so do branches of equal trajectory,
     and trajectories to several timesteps share the passes with which they begin.
     Texts are encoded once per run. Features of an ensemble are summed up draw by draw. The result equals
-    separate passes, one branch, draw and image at a time, up to rounding.
+    separate passes, one branch, draw and image at a time, up to rounding. All is computed in the type of the backbone's
+    weights: an autocast around it (``trainer.precision=bf16-mixed``) has no effect.
 
     Its state dict is empty: frozen weights are not saved in checkpoints (``description`` identifies them).
 
@@ -131,9 +133,10 @@ class FeatureExtractor(nn.Module):
             raise DataError(f"{len(images)} images, but conditions for {len(conditions)}; give one entry per image")
         images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
         self.backbone.check_images(images)
-        with fast_ops(self.fast):
-            moments = self.backbone.encode_moments(images)
-        return self.read(*moments, images, conditions)
+        with own_precision(self.backbone.device):
+            with fast_ops(self.fast):
+                moments = self.backbone.encode_moments(images)
+            return self.read(*moments, images, conditions)
 
     @torch.no_grad()
     def read(self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions) -> Features:
@@ -144,6 +147,11 @@ class FeatureExtractor(nn.Module):
             images: the images (B, 3, H, W), for control images; sides are multiples of ``size_multiple``.
             conditions: see ``forward``.
         """
+        with own_precision(self.backbone.device):
+            return self._read(mean, std, images, conditions)
+
+    def _read(self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions) -> Features:
+        """See `read`."""
         steered, given = self.steer(mean, std, images, conditions)
         gathered = {branch.name: GatheredFeatures(branch) for branch in self.branches}
         known: Known = {}
@@ -182,7 +190,7 @@ class FeatureExtractor(nn.Module):
         )
         branch, layer, row, value = first
         broken = damaged_weights(self.backbone)
-        reason = other_precision(self.backbone.dtype, value.device)
+        reason = other_precision(self.backbone.dtype)
         if broken:
             more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
             reason = (

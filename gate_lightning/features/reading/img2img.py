@@ -20,6 +20,7 @@ from gate_lightning.structures import Conditions
 from gate_lightning.techniques.schedule import ddim, noise_schedule, wide
 from gate_lightning.utils.checks import number, whole_number
 from gate_lightning.utils.finite import all_finite, other_precision, shares
+from gate_lightning.utils.precision import own_precision
 
 __all__ = ["ImageToImage", "autoencoded", "start_of"]
 
@@ -79,6 +80,13 @@ class ImageToImage(nn.Module):
         backbone = self.extractor.backbone
         padded, conditions = pad_batch(images, conditions, backbone.size_multiple)
         backbone.check_images(padded)
+        with own_precision(backbone.device):
+            made = self._made(images, padded, conditions)
+        _check_finite(backbone, made, conditions)
+        return made
+
+    def _made(self, images: Tensor, padded: Tensor, conditions: Conditions) -> dict[str, Tensor]:
+        backbone = self.extractor.backbone
         made = {branch.name: torch.empty_like(images) for branch in self.extractor.branches}
         with fast_ops(self.extractor.fast):
             moments = backbone.encode_moments(padded)
@@ -91,7 +99,6 @@ class ImageToImage(nn.Module):
                 decoded = _decoded(backbone, latents, images)
             for one, own in zip(group, decoded.split([len(one) for one in group]), strict=True):
                 made[one.branch.name][list(one.rows)] = own
-        _check_finite(backbone, made, conditions)
         return made
 
 
@@ -100,7 +107,7 @@ def autoencoded(backbone: Backbone, images: Tensor, fast: bool = True) -> Tensor
     """Images (B, 3, H, W) in [-1, 1] encoded and decoded: what image to image loses even without noise."""
     padded, _ = pad_batch(images, Conditions(("",) * len(images)), backbone.size_multiple)
     backbone.check_images(padded)
-    with fast_ops(fast):
+    with own_precision(backbone.device), fast_ops(fast):
         return _decoded(backbone, backbone.encode(padded), images)
 
 
@@ -129,5 +136,5 @@ def _check_finite(backbone: Backbone, made: Mapping[str, Tensor], conditions: Co
             if not all_finite((image,)):
                 raise NotFiniteError(
                     f"image to image of branch {branch!r}, image {conditions.sample_ids[row]!r}, is not finite "
-                    f"({shares(image)}); {backbone.identity.name}, {other_precision(backbone.dtype, image.device)}"
+                    f"({shares(image)}); {backbone.identity.name}, {other_precision(backbone.dtype)}"
                 )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from torch import nn
 
-from gate_lightning.errors import ConfigError
+from gate_lightning.errors import CacheError, ConfigError
 from gate_lightning.structures import BackboneInfo, Extractor, FeaturesInfo
+from gate_lightning.utils.files import differences, plain_json
 
-__all__ = ["BranchBesides", "WrappedExtractor"]
+__all__ = ["BranchBesides", "StoringExtractor", "WrappedExtractor"]
 
 
 class WrappedExtractor(nn.Module):
@@ -49,6 +50,22 @@ class WrappedExtractor(nn.Module):
     def check_room(self, images: int, values: int) -> None:
         """See `Extractor`."""
         self.extractor.check_room(images, values)
+
+
+class StoringExtractor(WrappedExtractor):
+    """Wrapper that stores features of an extractor of one description: it may be moved, but not be converted."""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # every conversion of a module comes through here
+        before = plain_json(self.extractor.description)
+        made: Self = super()._apply(fn, recurse)
+        changes = differences(before, plain_json(self.extractor.description))
+        if changes:
+            raise CacheError(
+                f"features are stored of one type of weights, and these were converted ({'; '.join(changes)}); load "
+                "the backbone in the type it is to have: backbone.dtype=<float32, bfloat16 or float16>"
+            )
+        return made
 
 
 class BranchBesides(WrappedExtractor):

@@ -14,6 +14,7 @@ from gate_lightning.features.reading.text import TextCache
 from gate_lightning.features.wrappers.base import BranchBesides
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions, Extractor, FeatureInfo, Features, FeaturesInfo
+from gate_lightning.utils.precision import own_precision
 
 __all__ = ["CaptionChannels"]
 
@@ -79,8 +80,10 @@ class CaptionChannels(BranchBesides):
 
     def _mean(self, caption: str) -> Tensor:
         """Mean of the token embeddings (1, C)."""
-        (embeds,) = self._cache.encode(self._backbones[0], [caption])
-        return embeds.hidden.mean(dim=1)
+        (backbone,) = self._backbones
+        with own_precision(backbone.device):
+            (embeds,) = self._cache.encode(backbone, [caption])
+            return embeds.hidden.mean(dim=1)
 
 
 def _layer(stride: int) -> str:

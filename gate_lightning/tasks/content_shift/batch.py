@@ -15,6 +15,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import BranchFeatures, Conditions, ImageBatch, SegmentationBatch
 from gate_lightning.tasks.content_shift.repainting import RepaintedImages
+from gate_lightning.utils.precision import own_precision
 
 if TYPE_CHECKING:
     from gate_lightning.tasks.content_shift.reading import ShiftReader
@@ -113,7 +114,7 @@ class ShiftBatch:
         if name not in self._moments:
             backbone, padded = self.reader.backbone(candidate), self.padded(candidate)
             backbone.check_images(padded.images)
-            with torch.no_grad(), fast_ops(True):
+            with torch.no_grad(), own_precision(backbone.device), fast_ops(True):
                 self._moments[name] = backbone.encode_moments(padded.images)
         return self._moments[name]
 

@@ -16,6 +16,7 @@ from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.backbones.tiny.architecture import fold_latent_statistics, write_folder
 from gate_lightning.data.pretraining.batches import LabelledBatch
 from gate_lightning.tasks.base import BaseTask
+from gate_lightning.tasks.pretraining.denoising import require_master_weights
 from gate_lightning.utils.finite import check_outputs
 from gate_lightning.utils.seeding import torch_generator
 
@@ -36,6 +37,7 @@ class AutoencoderTask(BaseTask):
     """
 
     frozen_parts = ("backbone",)
+    trains_backbone = True
     batch_type = LabelledBatch
 
     def __init__(
@@ -48,6 +50,7 @@ class AutoencoderTask(BaseTask):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)
+        require_master_weights(backbone)
         self.backbone, self.seed = backbone, seed
         backbone.vae.requires_grad_(True)
         self.kl_weight, self.fold_batches = kl_weight, fold_batches

@@ -202,7 +202,7 @@ class CleanDIFTTask(DiffusionTask):
         latents = self.latents(batch)
         noise = torch.randn((timesteps.shape[1], *latents.shape), generator=generator).to(latents)
         for rows in self.of_equal_length(batch.captions):
-            prompts = self.backbone.encode_text([batch.captions[row] for row in rows])
+            prompts = self.texts([batch.captions[row] for row in rows])
             clean, student = latents[rows], self.learned(latents[rows], prompts)
             untrained = self.taught(clean, self.timestep.detach().expand(len(rows)), prompts) if plain else {}
             for column in range(timesteps.shape[1]):

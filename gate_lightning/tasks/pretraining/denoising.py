@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.backbones.tiny.architecture import MatmulAttention
 from gate_lightning.data.pretraining.batches import CaptionedBatch
 from gate_lightning.errors import ConfigError
@@ -21,9 +22,18 @@ from gate_lightning.tasks.base import BaseTask
 from gate_lightning.techniques.schedule import noise_schedule
 from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.finite import check_outputs
+from gate_lightning.utils.precision import own_precision
 from gate_lightning.utils.seeding import torch_generator
 
-__all__ = ["TRAINED", "DenoisingTask", "DiffusionTask", "Weighting", "loss_weights", "spread_timesteps"]
+__all__ = [
+    "TRAINED",
+    "DenoisingTask",
+    "DiffusionTask",
+    "Weighting",
+    "loss_weights",
+    "require_master_weights",
+    "spread_timesteps",
+]
 
 Weighting = Literal["uniform", "min_snr", "balanced"]
 #: name of the ControlNet in training, beside those that the backbone has
@@ -58,6 +68,15 @@ def spread_timesteps(batch: int, total: int, generator: torch.Generator) -> Tens
     return spread.long().clamp(max=total - 1)
 
 
+def require_master_weights(backbone: Backbone) -> None:
+    """Raise ConfigError unless the weights are float32: steps of an optimiser are too small for half precision."""
+    if backbone.dtype != torch.float32:
+        raise ConfigError(
+            f"backbone.dtype is {backbone.dtype}; train with float32 weights, and where that is too slow with "
+            "trainer.precision=bf16-mixed"
+        )
+
+
 class DiffusionTask(BaseTask):
     """Base of the tasks that train a part of a diffusion model on noisy latents of captioned images.
 
@@ -75,7 +94,10 @@ class DiffusionTask(BaseTask):
     """
 
     frozen_parts: tuple[str, ...] = ("backbone",)
+    trains_backbone = True
     batch_type = CaptionedBatch
+    #: whether text encoders are among the trained parts
+    trains_text = False
 
     def __init__(
         self,
@@ -86,11 +108,7 @@ class DiffusionTask(BaseTask):
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, scheduler)
-        if backbone.dtype != torch.float32:
-            raise ConfigError(
-                f"backbone.dtype is {backbone.dtype}; train with float32 weights, and where that is too slow with "
-                "trainer.precision=bf16-mixed"
-            )
+        require_master_weights(backbone)
         self.backbone, self.seed = backbone, seed
         self.schedule = noise_schedule(backbone, "training")
         if plain_attention:
@@ -111,8 +129,15 @@ class DiffusionTask(BaseTask):
         if batch.latents is not None:
             return batch.latents
         assert batch.images is not None, "a batch has images or latents"
-        with torch.no_grad():
+        with torch.no_grad(), own_precision(self.device):
             return self.backbone.encode(batch.images).float()
+
+    def texts(self, captions: Sequence[str]) -> PromptEmbeds:
+        """Embeddings of captions; those of frozen text encoders in the type of their weights."""
+        if self.trains_text:
+            return self.backbone.encode_text(captions)
+        with torch.no_grad(), own_precision(self.device):
+            return self.backbone.encode_text(captions)
 
     def mixed(self, signal: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Every sample at its own noise level."""
@@ -181,7 +206,7 @@ class DenoisingTask(DiffusionTask):
         backbone: Any = self.backbone  # its timestep may be (B,), one for each sample
         errors = torch.empty(len(captions), device=noisy.device)
         for rows in self.of_equal_length(captions):
-            prompts = backbone.encode_text([captions[row] for row in rows])
+            prompts = self.texts([captions[row] for row in rows])
             given = (noisy[rows], timesteps[rows], prompts)
             residuals = None if control is None else backbone.control_residuals(TRAINED, *given, control[rows])
             prediction = backbone.denoise(*given, residuals)

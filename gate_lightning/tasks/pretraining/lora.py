@@ -70,7 +70,7 @@ class LoraTask(DenoisingTask):
         super().__init__(backbone, optimizer, scheduler, loss_weighting, plain_attention, seed)
         self.rank = whole_number(rank, "task.rank", 1)
         self.alpha = rank / 2 if alpha is None else alpha
-        self.text_lr, self.name = text_lr, name
+        self.text_lr, self.name, self.trains_text = text_lr, name, text_lr is not None
         # as files call the parts
         self.adapted: dict[str, Any] = {"unet": backbone.unet} if text_lr is None else dict(backbone.adapted_parts)
         self._add_adapters(targets)

@@ -25,6 +25,8 @@ class UNetTask(DenoisingTask):
         optimizer, scheduler, loss_weighting, plain_attention, seed: see `DenoisingTask`.
     """
 
+    trains_text = True
+
     def __init__(
         self,
         backbone: UNetBackbone,

@@ -185,6 +185,19 @@ def test_half_precision_weights_are_refused(model: Path) -> None:
         LoraTask(load_unet_backbone(str(model), dtype="bfloat16"), ADAM, rank=2)
 
 
+@pytest.mark.parametrize("text_lr", [None, 0.25], ids=["frozen texts", "trained texts"])
+def test_frozen_parts_run_outside_autocast(model: Path, text_lr: float | None) -> None:
+    task = lora(model, rank=2, text_lr=text_lr)
+    pictures, captions = random_images(2, 64, 64), ("a red car", "a house")
+    latents, texts = task.latents(CaptionedBatch(captions, images=pictures)), task.texts(captions)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task.latents(CaptionedBatch(captions, images=pictures)), latents)
+        mixed = task.texts(captions)
+        # what is trained is computed as the trainer says
+        assert torch.equal(mixed.hidden, texts.hidden) == (text_lr is None)
+    assert mixed.hidden.requires_grad == (text_lr is not None)
+
+
 class ControlData(torch.utils.data.Dataset[CaptionedBatch]):
     def __len__(self) -> int:
         return 1

@@ -36,6 +36,12 @@ from tests.support.small_networks import build
 ADAM = partial(torch.optim.AdamW, lr=1e-3)
 
 
+def test_what_is_trained_has_weights_in_float32() -> None:
+    for made in (AutoencoderTask, UNetTask):
+        with pytest.raises(ConfigError, match=r"backbone\.dtype is torch\.bfloat16"):
+            made(build("tiny").finish("bfloat16", False), ADAM)
+
+
 class PooledEncoder:
     """A stand-in for the autoencoder: average-pooled images as latents."""
 

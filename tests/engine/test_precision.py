@@ -1,0 +1,119 @@
+"""The type of frozen weights follows the trainer and its GPU, and is written down; others are refused."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.components import Components
+from gate_lightning.engine.library import load_backbone
+from gate_lightning.engine.precision import tell_types
+from gate_lightning.errors import ConfigError
+from tests.support.composition import composed
+
+XL = "+backbone@backbones.xl=sdxl"
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A GPU that computes bfloat16 or not."""
+
+    def there(bfloat16: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Fast 100" if bfloat16 else "Old 4")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
+
+    return there
+
+
+def types(*overrides: str) -> tuple[str, str]:
+    found = runs.resolve(composed(XL, "backbones.xl.weights=random", *overrides))
+    return found.backbone.dtype, found.backbones.xl.dtype
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "overrides", "expected"),
+    [
+        (True, ["trainer=gpu"], "bfloat16"),
+        (True, ["trainer=ddp"], "bfloat16"),
+        (True, ["trainer.precision=bf16-mixed"], "bfloat16"),
+        (True, ["trainer=gpu", "trainer.precision=16-mixed"], "float16"),
+        (True, [], "float32"),
+        (True, ["trainer=cpu", "trainer.precision=bf16-mixed"], "float32"),
+        (False, ["trainer=gpu"], "float32"),
+        (False, ["trainer=gpu", "trainer.precision=16-mixed"], "float16"),
+        (None, ["trainer=gpu"], "float32"),
+    ],
+)
+def test_the_type_follows_the_trainer(card: Any, bfloat16: bool | None, overrides: list[str], expected: str) -> None:
+    if bfloat16 is not None:
+        card(bfloat16)
+    assert types(*overrides) == (expected, expected)
+
+
+def test_a_type_that_is_named_stays(card: Any) -> None:
+    card(True)
+    assert types("trainer=gpu", "backbone.dtype=float32") == ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "experiment", ["tiny/autoencoder", "tiny/unet", "tiny/controlnet", "tiny/lora", "cleandift/tiny"]
+)
+def test_trained_backbones_have_weights_in_float32(card: Any, experiment: str) -> None:
+    card(True)
+    overrides = ["trainer.accelerator=gpu", "trainer.precision=bf16-mixed", "backbone=tiny"]
+    found = runs.resolve(composed(f"experiment={experiment}", *overrides))
+    assert found.trainer.precision == "bf16-mixed"
+    assert found.backbone.dtype == "float32"
+
+
+def test_what_a_run_reads_stands_in_its_folder(card: Any, caplog: pytest.LogCaptureFixture) -> None:
+    card(True)
+    config = composed("trainer=gpu")
+    resolved = runs.resolve(config)
+    with caplog.at_level(logging.INFO):
+        tell_types(config, resolved)
+    assert "backbone.dtype=bfloat16" in caplog.text
+    assert "on Fast 100" in caplog.text
+    assert "tf32=false" in caplog.text
+    # evaluated where there is no GPU: what was recorded, and what is named there
+    again = composed("trainer=cpu")
+    assert runs.patch(resolved, runs.resolve(again), ["trainer=cpu"]).backbone.dtype == "bfloat16"
+    named = runs.resolve(composed("backbone.dtype=float32"))
+    assert runs.patch(resolved, named, ["backbone.dtype=float32"]).backbone.dtype == "float32"
+
+
+def test_an_old_card_is_told_what_is_for_it(card: Any, caplog: pytest.LogCaptureFixture) -> None:
+    card(False)
+    config = composed("trainer=gpu")
+    with caplog.at_level(logging.INFO):
+        tell_types(config, runs.resolve(config))
+    assert "Old 4 has no bfloat16; trainer.precision=16-mixed" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_precisions_that_convert_frozen_weights_are_refused(precision: str) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.precision={precision} converts all weights.*backbone\.dtype"):
+        runs.resolve(composed(f"trainer.precision={precision}"))
+
+
+def test_libraries_get_float32_and_leave_tf32_alone() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert load_backbone("tiny").dtype == torch.float32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_tf32_is_what_the_configuration_says(on: bool) -> None:
+    Components(runs.resolve(composed(f"tf32={str(on).lower()}")), "")
+    assert torch.backends.cuda.matmul.allow_tf32 is on
+    assert torch.backends.cudnn.allow_tf32 is on
+
+
+def test_tf32_is_a_switch() -> None:
+    with pytest.raises(ConfigError, match=r"tf32='high': expected true or false"):
+        runs.resolve(composed("tf32=high"))
