@@ -2,15 +2,16 @@
 
 The network is not changed: weights, module paths and state dict stay those of the file. During a pass one hook per
 adapted module adds scale · up(down(x)) to the rows of the samples that use the adapter, so that samples with different
-adapters, scales, or none share a batch exactly.
+adapters, scales, or none share a batch exactly. On a GPU the branches of a linear layer are one batched product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from gate_lightning.backbones.specs import Adapters
 from gate_lightning.errors import ConfigError
 
 __all__ = ["Adapter", "AdapterBank", "LowRank"]
+
+#: passes whose hooks are kept: guided ones, the last batch of an epoch …
+_PLANS = 16
 
 
 class LowRank(nn.Module):
@@ -93,17 +97,68 @@ class Adapter(nn.Module):
             yield path, branch
 
 
+@dataclass(frozen=True)
+class _Product:
+    """Low-rank branches of G runs of R rows each, as one batched product; strength and scale are part of ``up``."""
+
+    rows: slice
+    down: Tensor  # (G, C, rank)
+    up: Tensor  # (G, rank, O)
+
+
 @dataclass
 class _AddBranches:
     """Forward hook that adds low-rank branches to their rows; a class so that modules stay picklable."""
 
     branches: list[tuple[LowRank, float, slice]]
+    _products: list[_Product] | None = field(default=None, repr=False)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # in place on views: nothing else holds the fresh output of a linear layer or convolution, and copies cost more
         # than the low-rank products themselves
+        if isinstance(module, nn.Linear) and _bound_by_launches(output):
+            self._add_products(inputs[0], output)
+            return
         for branch, scale, rows in self.branches:
             output[rows].add_(branch(inputs[0][rows]), alpha=scale * branch.strength)
+
+    def _add_products(self, inputs: Tensor, output: Tensor) -> None:
+        """The branches of a linear layer as batched products: two kernels for all, instead of three for each."""
+        if self._products is None:
+            self._products = _stacked(self.branches)
+        for product in self._products:
+            count = len(product.down)
+            inner = torch.bmm(inputs[product.rows].reshape(count, -1, inputs.shape[-1]), product.down.to(inputs.dtype))
+            runs = output[product.rows].view(count, -1, output.shape[-1])
+            runs.baddbmm_(inner.to(output.dtype), product.up.to(output.dtype))
+
+
+def _bound_by_launches(tensor: Tensor) -> bool:
+    """Whether kernels this small take less time than their launch; a CPU's features stay what they are to the bit."""
+    return not tensor.is_cpu
+
+
+def _stacked(branches: Sequence[tuple[LowRank, float, slice]]) -> list[_Product]:
+    """One product for runs of equal length that lie one after the other; ranks are filled up with zeros."""
+    runs: dict[tuple[int, int], list[tuple[LowRank, float]]] = {}
+    for branch, scale, rows in branches:
+        runs.setdefault((rows.start, rows.stop), []).append((branch, scale))
+    groups: list[list[tuple[int, int]]] = []
+    for start, stop in runs:
+        last = groups[-1][-1] if groups else (0, 0)
+        if groups and last[1] == start and last[1] - last[0] == stop - start:
+            groups[-1].append((start, stop))
+        else:
+            groups.append([(start, stop)])
+    return [_product(slice(group[0][0], group[-1][1]), [runs[one] for one in group]) for group in groups]
+
+
+def _product(rows: slice, runs: Sequence[Sequence[tuple[LowRank, float]]]) -> _Product:
+    downs = [torch.cat([branch.down for branch, _ in run]) for run in runs]
+    ups = [torch.cat([scale * branch.strength * branch.up for branch, scale in run], dim=1).T for run in runs]
+    rank = max(map(len, downs))
+    down, up = (torch.stack([F.pad(one, (0, 0, 0, rank - len(one))) for one in parts]) for parts in (downs, ups))
+    return _Product(rows, down.transpose(1, 2), up)
 
 
 class AdapterBank(nn.Module):
@@ -112,6 +167,16 @@ class AdapterBank(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.adapters = nn.ModuleDict()
+        #: root, part and rows → the root, which keeps its id taken, and modules with their hooks
+        self._plans: dict[tuple[object, ...], tuple[nn.Module, list[tuple[nn.Module, _AddBranches]]]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_plans": {}}  # copies are of other networks
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # every conversion of a module comes through here
+        self._plans.clear()
+        return super()._apply(fn, recurse)
 
     def __contains__(self, name: str) -> bool:
         return name in self.adapters
@@ -124,6 +189,7 @@ class AdapterBank(nn.Module):
     def add(self, name: str, adapter: Adapter) -> None:
         """Keep ``adapter`` under ``name``."""
         self.adapters[name] = adapter.requires_grad_(False)
+        self._plans.clear()
 
     def acting_on(self, part: str, adapters: Adapters) -> Adapters:
         """Subset of ``adapters`` with an effect on ``part``: those that act on it at a scale other than 0."""
@@ -160,16 +226,25 @@ class AdapterBank(nn.Module):
     @contextmanager
     def applied(self, root: nn.Module, part: str, rows: Sequence[Adapters] | None) -> Iterator[None]:
         """Context in which row i of every batch through ``root`` is steered by the adapters ``rows[i]``."""
-        hooks = self._hooks(part, rows or ())
         handles = []
         try:
-            for path, hook in hooks.items():
+            for module, hook in self._plan(root, part, tuple(rows or ())):
                 # before other hooks, which then see the steered output
-                handles.append(root.get_submodule(path).register_forward_hook(hook, prepend=True))
+                handles.append(module.register_forward_hook(hook, prepend=True))
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _plan(self, root: nn.Module, part: str, rows: tuple[Adapters, ...]) -> list[tuple[nn.Module, _AddBranches]]:
+        """Modules of ``root`` with their hooks; kept for the next pass: finding them takes longer than using them."""
+        key = (id(root), part, rows)
+        if key not in self._plans:
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            hooks = self._hooks(part, rows)
+            self._plans[key] = root, [(root.get_submodule(path), hook) for path, hook in hooks.items()]
+        return self._plans[key][1]
 
     def _hooks(self, part: str, rows: Sequence[Adapters]) -> dict[str, _AddBranches]:
         hooks: dict[str, _AddBranches] = {}

@@ -12,7 +12,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.profiler import profile
 
+from gate_lightning.backbones.adapters import bank as module
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, WeightsError
@@ -152,6 +154,61 @@ def test_samples_of_a_batch_have_their_own_adapters_and_scales(clean: UNetBackbo
     for index, row in enumerate(rows):
         alone = backbone.denoise(latents[index, None], 40, embeds[index : index + 1], adapters=[row])
         assert relative(together[index, None], alone) < 1e-5
+
+
+@torch.no_grad()
+def test_on_an_accelerator_a_linear_layer_adds_all_branches_as_one_product(
+    clean: UNetBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = copy.deepcopy(clean)
+    layers = adapted_layers(clean)
+    for index, name in enumerate("ab"):
+        pairs = random_pairs(layers, seed=index, rank=2 + index)
+        backbone.require_adapter(name, str(save_diffusers(tmp_path / f"{name}.safetensors", pairs)))
+    a, b, both = (("a", 1.0),), (("b", 0.7),), (("a", 0.2), ("b", 0.3))
+    for rows in ([(), (), a, a, b, b], [a, a, (), b], [both, b, a, a], [b, b]):
+        latents = torch.randn(len(rows), 4, 8, 8)
+        embeds = PromptEmbeds.cat([backbone.encode_text([PROMPT], row) for row in rows])
+        expected = backbone.denoise(latents, 40, embeds, adapters=rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_bound_by_launches", lambda tensor: True)
+            actual = backbone.denoise(latents, 40, embeds, adapters=rows)
+        assert not torch.equal(actual, expected)  # it was computed in the other way
+        assert relative(actual, expected) < 2e-6
+
+
+@torch.no_grad()
+def test_branches_of_runs_of_equal_length_are_two_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_bound_by_launches", lambda tensor: True)
+    layer, inputs = torch.nn.Linear(8, 6), torch.randn(6, 5, 8)
+    branches = [module.LowRank(layer, torch.randn(rank, 8), torch.randn(6, rank), 0.5) for rank in (2, 3)]
+    hook = module._AddBranches([(branches[0], 1.0, slice(2, 4)), (branches[1], 2.0, slice(4, 6))])
+    plain = layer(inputs)
+    layer.register_forward_hook(hook)
+    layer(inputs)  # stacks the weights
+    with profile() as recorded:
+        steered = layer(inputs)
+    counts = {event.key: event.count for event in recorded.key_averages()}
+    assert (counts["aten::bmm"], counts["aten::baddbmm_"]) == (1, 1)
+    expected = plain.clone()
+    for branch, scale, rows in hook.branches:
+        expected[rows] += scale * branch.strength * (inputs[rows] @ branch.down.T @ branch.up.T)
+    torch.testing.assert_close(steered, expected)
+    assert torch.equal(steered[:2], plain[:2])
+
+
+def test_hooks_of_a_pass_are_found_once_and_again_after_a_change(backbone: UNetBackbone, tmp_path: Path) -> None:
+    path = save_diffusers(tmp_path / "a.safetensors", random_pairs(adapted_layers(backbone)))
+    backbone.require_adapter("a", str(path))
+    steer = (("a", 1.0),)
+    first = predict(backbone, steer)
+    plans = dict(backbone.adapters._plans)
+    assert torch.equal(predict(backbone, steer), first)
+    assert backbone.adapters._plans == plans
+    other = copy.deepcopy(backbone)
+    assert not other.adapters._plans
+    assert torch.equal(predict(other, steer), first)
+    assert not backbone.double().adapters._plans  # its products would be of the other type
 
 
 def test_adapters_follow_the_backbones_type(backbone: UNetBackbone, tmp_path: Path) -> None:
