@@ -101,7 +101,7 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     """The run of ``run``, with what the command line changes about it."""
     import lightning
 
-    from gate_lightning.engine.resplits import split_folders
+    from gate_lightning.engine.resplit_tables import split_folders
     from gate_lightning.engine.trained_run import TrainedRun
 
     resolved = runs.resolve(config)
@@ -161,7 +161,7 @@ def _submit(run: TrainedRun, split: str, output: Path) -> None:
 
 def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, float]:
     """Every re-split of a protocol, and what they give together."""
-    from gate_lightning.engine.resplits import split_folders, summarize
+    from gate_lightning.engine.resplit_tables import split_folders, summarize
 
     if config.output is not None:
         raise ConfigError(f"{folder} holds several re-splits; their results stay there, leave out output")

@@ -24,7 +24,16 @@ from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.commands import quoted
 from gate_lightning.utils.signals import STOPPING, Stop
 
-__all__ = ["agreed", "check_started", "device_count", "refuse_own_times", "run_apart", "runs_apart", "started"]
+__all__ = [
+    "agreed",
+    "check_started",
+    "device_count",
+    "refuse_own_times",
+    "run_apart",
+    "runs_apart",
+    "started",
+    "visible_devices",
+]
 
 #: seconds that processes wait for what the first one decides
 PATIENCE = 600
@@ -60,6 +69,17 @@ def device_count(trainer: Mapping[str, Any] | None) -> int:
     elif isinstance(devices, Sequence):
         devices = len(devices)
     return int(devices) * int(trainer.get("num_nodes") or 1)
+
+
+def visible_devices(trainer: Mapping[str, Any]) -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the devices of this machine that Lightning would train on, each alone."""
+    devices: Any = trainer.get("devices", "auto")
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(one) for one in devices.split(",") if one]
+    if isinstance(devices, str | int) or devices is None:
+        devices = range(device_count(trainer))
+    seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    return [seen[one] if one < len(seen) else str(one) for one in devices]
 
 
 def check_started(trainer: Mapping[str, Any] | None) -> None:

@@ -1,46 +1,47 @@
-"""Protocols of several random re-splits in one command: a run folder per split, and their mean and deviation.
+"""Protocols of several random re-splits in one command: a run folder each, in turn or on several devices.
 
 <run>/config.yaml         of the protocol; ``repeats`` says how many splits
 <run>/split0/ …           run folders like any other, each with its split.json and seeds
-<run>/splits.csv          seeds and metrics of every split, their mean and standard deviation
-<run>/classes_test.csv    the same per class
-<run>/metrics.json        mean of every metric, and its standard deviation as <name>_std
+<run>/*.csv, metrics.json means and deviations: ``engine.resplit_tables``
 """
 
 from __future__ import annotations
 
 import gc
 import logging
-import math
+import logging.config
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
+import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.callbacks.wandb_run import close_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.checkpoints import require_sound
+from gate_lightning.engine.launch import device_count, started, visible_devices
+from gate_lightning.engine.resplit_tables import SEEDS, summarize
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.engine.settings import save_settings
-from gate_lightning.errors import ConfigError, DataError, GateError, Interrupted
-from gate_lightning.tools.comparison.run_files import metrics_of
+from gate_lightning.errors import ConfigError, GateError, Interrupted
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.commands import override
 from gate_lightning.utils.console import HEADLINE, brief
-from gate_lightning.utils.files import write_csv
-from gate_lightning.utils.text import read_csv
-from gate_lightning.utils.units import duration, measured
+from gate_lightning.utils.processes import run_in_processes
+from gate_lightning.utils.resources import share_memory
+from gate_lightning.utils.signals import STOPPING, Stop, say, stop_in, stopping
+from gate_lightning.utils.units import duration
 
-__all__ = ["of_split", "repeats_of", "split_folders", "summarize", "train_repeats"]
+__all__ = ["of_split", "repeats_of", "train_repeats"]
 
 log = logging.getLogger(__name__)
-
-#: seeds that go up by one from split to split: the split, the order of pixels, the members' initial weights. Noise has
-#: `seed` itself, so features are the same in all splits.
-SEEDS = ("task.data.split_seed", "task.data.seed", "head.decode.seed", "amalgamation.seed")
 
 #: configuration, run folder, checkpoint to go on from → final metrics
 TrainOne = Callable[[DictConfig, Path, Path | None], dict[str, float]]
@@ -50,7 +51,7 @@ def repeats_of(config: DictConfig) -> int:
     """Number of splits of the protocol.
 
     Raises:
-        ConfigError: no whole number from 1, or several of a data set that is not split at random.
+        ConfigError: no whole number from 1; several of a data set that is not split at random, or on several machines.
     """
     repeats = whole_number(config.get("repeats", 1), "repeats", 1)
     if repeats == 1:
@@ -60,6 +61,11 @@ def repeats_of(config: DictConfig) -> int:
         raise ConfigError(
             f"repeats={repeats} re-splits at random, and this run's split is fixed; use repeats=1, or "
             "task=label_scarce with task.data.split_seed=0 and without task.data.split_file"
+        )
+    if started() is not None or (config.trainer.get("num_nodes") or 1) > 1:
+        raise ConfigError(
+            f"repeats={repeats}: re-splits are divided among the devices of one machine, by processes that train.py "
+            "starts itself: python train.py trainer.devices=<number>, without torchrun, srun and trainer.num_nodes"
         )
     return repeats
 
@@ -76,40 +82,111 @@ def of_split(config: DictConfig, number: int) -> DictConfig:
     where = str(OmegaConf.select(one, "cache.folder") or "")
     if where.startswith(runs.INSIDE):
         one.cache.folder = f"{runs.INSIDE}../{where.removeprefix(runs.INSIDE)}"  # all splits share the features
+    if device_count(one.trainer) > 1:
+        one.trainer.devices = 1
+        one.trainer.pop("strategy", None)
     return one
 
 
-def split_folders(folder: Path) -> list[Path]:
-    """Run folders of the splits that were begun, in order."""
-    found = [path.parent for path in folder.glob("split*/config.yaml") if path.parent.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
-
-
 def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, train_one: TrainOne) -> dict[str, float]:
-    """Run the splits one after another; finished ones are skipped, an interrupted one is resumed.
+    """Run the splits; finished ones are skipped, an interrupted one is resumed.
+
+    Several devices (``trainer.devices``) divide them: split r is trained in process r mod their number, on a device
+    of its own, as it would be alone.
 
     Args:
         config: resolved configuration of the protocol.
         overrides: command-line overrides.
         folder: of the protocol.
-        train_one: trains and evaluates one run.
+        train_one: trains and evaluates one run; must pickle.
 
     Returns:
         Mean and standard deviation over splits, as in ``metrics.json``.
 
     Raises:
         Interrupted: a signal stopped a split; its state is saved, and the message says how to go on.
+        GateError: one of several processes failed.
     """
     repeats = repeats_of(config)
+    count = min(device_count(config.trainer), repeats)
+    if count == 1:
+        _train_splits(config, overrides, folder, train_one, range(repeats))
+    else:
+        log.info("%d splits in %d processes", repeats, count, extra=HEADLINE)
+        logs = (
+            OmegaConf.to_container(HydraConfig.get().job_logging, resolve=True) if HydraConfig.initialized() else None
+        )
+        shares = [(config, overrides, folder, train_one, (number, count), logs) for number in range(count)]
+        again = f"Go on with all splits: python train.py {override('resume', folder)}"
+        try:
+            status = run_in_processes(_train_share, shares)
+        except Stop as error:
+            raise Interrupted(f"stopped by {error.signal.name}. {again}", error.signal) from error
+        if status - 128 in STOPPING:
+            raise Interrupted(f"stopped by {signal.Signals(status - 128).name}. {again}", status - 128)
+        if status:
+            raise GateError(f"a process that trained splits failed (exit status {status}); see above. {again}")
+    return summarize(folder)
+
+
+def _train_share(
+    config: DictConfig,
+    overrides: Sequence[str],
+    folder: Path,
+    train_one: TrainOne,
+    place: tuple[int, int],
+    logs: dict[str, Any] | None,
+) -> None:
+    """The splits of one of several processes, in that process.
+
+    Args:
+        config, overrides, folder, train_one: see `train_repeats`.
+        place: number of this process, from 0, and of all.
+        logs: for ``logging.config``.
+    """
+    number, count = place
+    if config.trainer.get("accelerator") != "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices(config.trainer)[number]
+    os.environ["TERM"] = "dumb"  # displays of several processes would overwrite each other
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(torch.get_num_threads() // count, 1))
+    share_memory(count)
+    if logs is not None:
+        logging.config.dictConfig(logs)
+        logging.captureWarnings(True)
+    try:
+        with stopping():
+            _train_splits(config, overrides, folder, train_one, range(number, repeats_of(config), count), alone=False)
+    except GateError as error:
+        if isinstance(error, Interrupted):
+            raise SystemExit(128 + error.signal) from None
+        say(f"{multiprocessing.current_process().name}: {type(error).__name__}: {error}")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as error:
+        raise SystemExit(128 + (stop_in(error) or signal.SIGINT)) from None
+
+
+def _train_splits(
+    config: DictConfig,
+    overrides: Sequence[str],
+    folder: Path,
+    train_one: TrainOne,
+    numbers: Sequence[int],
+    alone: bool = True,
+) -> None:
+    """Train these splits, one after another; with ``alone`` no other process trains some of them."""
+    repeats = repeats_of(config)
     taken: list[float] = []
-    for number in range(repeats):
+    for place, number in enumerate(numbers):
+        if not alone:
+            multiprocessing.current_process().name = f"split{number}"  # log lines begin with it
         one, inside = of_split(config, number), folder / f"split{number}"
         status = (runs.read_json(inside / "status.json") or {}).get("status")
         if status == "done":
             log.info("split %d of %d: done before", number + 1, repeats)
             continue
         log.info("split %d of %d: %s", number + 1, repeats, inside, extra=HEADLINE)
-        started, last = time.monotonic(), inside / "checkpoints" / "last.ckpt"
+        started_at, last = time.monotonic(), inside / "checkpoints" / "last.ckpt"
         resumed = last.is_file()
         kept = [item for item in overrides if not item.startswith("seed=")]
         with occupied(inside):  # it can be resumed by itself, too
@@ -129,95 +206,10 @@ def train_repeats(config: DictConfig, overrides: Sequence[str], folder: Path, tr
         close_dashboards()
         gc.collect()  # a trainer and its components are a cycle; the next split needs their memory
         if not resumed:
-            taken.append(time.monotonic() - started)
-        if number + 1 < repeats:
+            taken.append(time.monotonic() - started_at)
+        left = len(numbers) - place - 1
+        if alone and left:
             summarize(folder)
-            if taken:  # by splits that ran from beginning to end
-                left = repeats - number - 1
-                rest = duration(left * mean(taken))
-                log.info("a split took %s: about %s for the other %d", duration(taken[-1]), rest, left)
-    return summarize(folder)
-
-
-def summarize(folder: Path, metrics_name: str = "metrics.json") -> dict[str, float]:
-    """Mean and sample standard deviation (n - 1) of the splits' metrics, written with the tables.
-
-    Args:
-        folder: of the protocol.
-        metrics_name: name of the metrics file in the splits' folders, and of the one written to ``folder``.
-
-    Returns:
-        Metric → mean, and ``<metric>_std`` → standard deviation where there are two splits or more.
-    """
-    rows: list[dict[str, Any]] = []
-    for inside in split_folders(folder):
-        metrics = metrics_of(inside / metrics_name)
-        if metrics is not None:
-            config = runs.read_config(inside)
-            seeds = {key: OmegaConf.select(config, key) for key in SEEDS}
-            rows.append({"split": inside.name, **{k: v for k, v in seeds.items() if v is not None}, **metrics})
-    names = sorted({key for row in rows for key in row if "/" in key})
-    together: dict[str, float] = {}
-    for name in names:
-        values = [row[name] for row in rows if name in row]
-        if values:
-            together[name] = mean(values)
-        if len(values) > 1:
-            together[f"{name}_std"] = stdev(values)
-    runs.write_json(folder / metrics_name, together)
-    _write_splits(folder / "splits.csv", rows, names, together)
-    _write_classes(folder)
-    for name in names:
-        value, deviation = measured(name, together.get(name, math.nan)), together.get(f"{name}_std")
-        spread = "" if deviation is None else f" ± {measured(name, deviation)}".replace(" %", "")
-        # 71.3 ± 2.1 %
-        text = value.replace(" %", f"{spread} %") if value.endswith("%") else f"{value}{spread}"
-        log.info("%-24s %s, mean of %d splits", name, text, len(rows))
-    return together
-
-
-def _write_splits(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], together: dict[str, float]) -> None:
-    if not rows:
-        return
-    columns = [*(key for key in rows[0] if "/" not in key), *names]
-    means = {"split": "mean", **together}
-    deviations = {"split": "std", **{name: together.get(f"{name}_std", "") for name in names}}
-    write_csv(path, columns, [[row.get(name, "") for name in columns] for row in (*rows, means, deviations)])
-
-
-def _write_classes(folder: Path) -> None:
-    """``classes_test.csv``: mean and standard deviation of every column over the splits that have the class."""
-    tables = []
-    for inside in split_folders(folder):
-        path = inside / "classes_test.csv"
-        if path.is_file():
-            tables.append(_class_table(path))
-    if not tables:
-        return
-    columns = list(next(iter(tables[0].values()), {}))
-    lines = []
-    for label in tables[0]:
-        line: list[Any] = [label]
-        for name in columns:
-            values = [table[label].get(name, math.nan) for table in tables if label in table]
-            values = [value for value in values if not math.isnan(value)]
-            line += [mean(values) if values else math.nan, stdev(values) if len(values) > 1 else math.nan]
-        lines.append(line)
-    titles = ["class", *(title for name in columns for title in (name, f"{name} std"))]
-    write_csv(folder / "classes_test.csv", titles, lines)
-
-
-def _class_table(path: Path) -> dict[str, dict[str, float]]:
-    """Class → column → value.
-
-    Raises:
-        DataError: the table is damaged.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for row in read_csv(path, columns=("class",)):
-        label = row.pop("class")
-        try:
-            found[label] = {name: float(cell) for name, cell in row.items()}
-        except ValueError as error:
-            raise DataError(f"{path}: class {label} has {error}, expected numbers") from error
-    return found
+        if left and taken:  # by splits that ran from beginning to end
+            rest = duration(left * mean(taken))
+            log.info("a split took %s: about %s for the other %d", duration(taken[-1]), rest, left)

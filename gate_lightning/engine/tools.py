@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +17,7 @@ from gate_lightning.engine.building import built
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.console import ConsoleHandler
+from gate_lightning.utils.processes import run_in_processes
 
 __all__ = ["run_tool"]
 
@@ -52,7 +51,9 @@ def run_tool(
     elif "WORLD_SIZE" in os.environ:
         raise ConfigError("tool.processes is for one command that starts all processes; torchrun has started them")
     else:
-        _in_processes(resolved, processes)
+        status = run_in_processes(_process, [(resolved, rank, processes) for rank in range(processes)])
+        if status:
+            raise ConfigError(f"one of {processes} processes failed (exit status {status}); see above")
 
 
 def _call(resolved: DictConfig, trained: Callable[[], Any] | None = None, overrides: Sequence[str] = ()) -> None:
@@ -78,32 +79,6 @@ def _parts(
         "datamodule": lambda: None if resolved.get("dataset") is None else components.datamodule,
     }
     return {name: makers[name]() if name in makers else getattr(components, name) for name in wanted}
-
-
-def _in_processes(resolved: DictConfig, count: int) -> None:
-    """Start the processes and wait for them; where one fails, the others are stopped."""
-    # spawned, not forked: a child must not inherit threads, nor a GPU that was looked at
-    context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=_process, args=(resolved, rank, count)) for rank in range(count)]
-    try:
-        for child in children:
-            child.start()
-        waiting = set(children)
-        while waiting:
-            multiprocessing.connection.wait([child.sentinel for child in waiting])
-            waiting = {child for child in waiting if child.is_alive()}
-            failed = [child for child in children if child.exitcode]
-            if failed:
-                raise ConfigError(
-                    f"{len(failed)} of {count} processes failed (exit status {failed[0].exitcode}); see above"
-                )
-    finally:
-        for child in children:
-            if child.is_alive():
-                child.terminate()
-        for child in children:
-            if child.pid is not None:
-                child.join()
 
 
 def _process(resolved: DictConfig, rank: int, count: int) -> None:

@@ -77,6 +77,7 @@ def _begun(
         _once(require_new, run_folder)
         read = keys_of_task(config)
         check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
+        repeats_of(config)
         resolved = recorded(runs.resolve(config), read)
         tell_types(config, resolved)
         resolved = with_choice(resolved, run_folder)

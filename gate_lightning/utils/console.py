@@ -124,9 +124,18 @@ class FirstProcess(logging.Filter):
 
 
 def leave_to_root(name: str) -> None:
-    """Drop the handlers of a library's logger if the root logger has some: its lines would be written twice."""
-    if logging.getLogger().handlers:
-        logging.getLogger(name).handlers.clear()
+    """Leave the lines of a library to the root logger's handlers, if it has some: they would be written twice.
+
+    Args:
+        name: of the library's logger; those below it have handlers of their own where they were made before the root's.
+    """
+    if not logging.getLogger().handlers:
+        return
+    for one in [name, *(below for below in logging.root.manager.loggerDict if below.startswith(f"{name}."))]:
+        logger = logging.getLogger(one)
+        if logger.handlers:
+            logger.handlers.clear()
+            logger.propagate = True
 
 
 def set_live(on: bool) -> None:
@@ -213,7 +222,9 @@ def _parts(record: logging.LogRecord) -> tuple[str, str, str, str]:
     name = "" if top in ("gate_lightning", "py", "root") else f"{top}:"
     level = f"{record.levelname}:" if record.levelno >= logging.WARNING else ""
     rank = f"process {_rank() + 1}: " if _rank() and record.levelno >= logging.WARNING else ""
-    return time.strftime("%H:%M:%S", time.localtime(record.created)), level, name, rank + _message(record)
+    own = record.processName or ""
+    part = "" if "Process" in own else f"{own}: "  # names that nobody has given
+    return time.strftime("%H:%M:%S", time.localtime(record.created)), level, name, rank + part + _message(record)
 
 
 def _print(text: str, level: int) -> None:

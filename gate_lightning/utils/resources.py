@@ -10,7 +10,18 @@ import psutil
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.units import GIB, human_size
 
-__all__ = ["check_disk", "check_memory"]
+__all__ = ["check_disk", "check_memory", "share_memory"]
+
+
+class _Shared:
+    """Processes that do the same work on this machine."""
+
+    processes = 1
+
+
+def share_memory(processes: int) -> None:
+    """Say how many processes take memory for the same work at the same time: each may take its share."""
+    _Shared.processes = processes
 
 
 def check_memory(parts: dict[str, float], limit_gib: float | None, advice: str) -> None:
@@ -26,7 +37,9 @@ def check_memory(parts: dict[str, float], limit_gib: float | None, advice: str) 
     """
     needed = sum(parts.values())
     if limit_gib is None:
-        room, where = float(psutil.virtual_memory().available), "are free"
+        room, where = float(psutil.virtual_memory().available) / _Shared.processes, "are free"
+        if _Shared.processes > 1:
+            where = f"are free for each of {_Shared.processes} processes"
     else:
         room = limit_gib * GIB - psutil.Process().memory_info().rss
         where = f"are left of the {limit_gib:g} GiB allowed"

@@ -7,17 +7,21 @@ import json
 import os
 import signal
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig
 
+from gate_lightning.engine import resplits
+from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.evaluation import evaluate
 from gate_lightning.engine.resplits import of_split, repeats_of
 from gate_lightning.engine.trained_run import load_run
 from gate_lightning.engine.training import train
-from gate_lightning.errors import ConfigError, Interrupted, ResumeError
+from gate_lightning.errors import ConfigError, GateError, Interrupted, ResumeError
 from gate_lightning.tasks.label_scarce.task import LabelScarceTask
 from gate_lightning.tools.comparison.compare import find_runs
 from tests.support.composition import composed
@@ -101,6 +105,51 @@ def test_members_stop_by_themselves_at_different_steps(protocol: Path) -> None:
     stopping = state(protocol / "split0")["stopping"]
     assert not stopping["active"].any()
     assert len(set(stopping["steps"].tolist())) > 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_splits_that_one_does(protocol: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, "repeats=2", "trainer.devices=2", "+trainer.strategy=ddp")
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads((protocol / "metrics.json").read_text())
+    for name in ("split0", "split1"):
+        assert (folder / name / "config.yaml").read_bytes() == (protocol / name / "config.yaml").read_bytes()
+        for key, value in state(protocol / name)["state_dict"].items():
+            assert torch.equal(value, state(folder / name)["state_dict"][key]), key
+
+
+@pytest.mark.parametrize(("devices", "shares"), [(2, [[0, 2], [1]]), ("0,3", [[0, 2], [1]]), (8, [[0], [1], [2]])])
+def test_splits_are_divided_among_devices(
+    devices: object, shares: list[list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[int]] = []
+
+    def note(config: DictConfig, folder: Path, checkpoint: Path | None) -> dict[str, float]:
+        assert (config.trainer.devices, config.repeats, "strategy" in config.trainer) == (1, 1, False)
+        trained[-1].append(config.task.data.split_seed)
+        return {}
+
+    def here(work: Callable[..., None], arguments: Sequence[tuple[object, ...]]) -> int:
+        for given in arguments:
+            trained.append([])
+            work(*given)
+        return 0
+
+    monkeypatch.setattr(resplits, "run_in_processes", here)
+    monkeypatch.setattr(resplits.multiprocessing.current_process(), "name", "SpawnProcess-1")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("gate_lightning.utils.resources._Shared.processes", 1)
+    config = runs.resolve(composed(*SMALL, "repeats=3", f"trainer.devices='{devices}'", "+trainer.strategy=ddp"))
+    resplits.train_repeats(config, [], tmp_path, note)
+    assert trained == shares
+
+
+def test_a_process_that_fails_or_is_stopped_says_how_all_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = runs.resolve(composed(*SMALL, "repeats=3", "trainer.devices=2"))
+    for status, error, said in ((2, GateError, "exit status 2"), (143, Interrupted, "stopped by SIGTERM")):
+        monkeypatch.setattr(resplits, "run_in_processes", lambda *_, status=status: status)
+        with pytest.raises(error, match=rf"{said}.*python train\.py resume={tmp_path}"):
+            resplits.train_repeats(config, [], tmp_path, lambda *_: {})
 
 
 @pytest.mark.slow
@@ -256,3 +305,5 @@ def test_seeds_of_a_split_and_what_cannot_be_split() -> None:
         repeats_of(composed(*SMALL, "task.data.split_seed=null"))
     with pytest.raises(ConfigError, match="whole number from 1"):
         repeats_of(composed(*SMALL, "repeats=0"))
+    with pytest.raises(ConfigError, match=r"python train\.py trainer\.devices"):
+        repeats_of(composed(*SMALL, "+trainer.num_nodes=2"))

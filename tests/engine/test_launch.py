@@ -50,6 +50,17 @@ def test_all_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -
     assert launch.device_count(composed().trainer) == 1
 
 
+def test_devices_of_a_process_are_named_among_the_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    named = {"auto": ["0", "1", "2"], 2: ["0", "1"], "2": ["0", "1"], "0,2": ["0", "2"]}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for devices, names in named.items():
+        assert launch.visible_devices({"devices": devices}) == names
+    assert launch.visible_devices({"devices": [2, 1]}) == ["2", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-a,7")
+    assert launch.visible_devices({"devices": [2, 1]}) == ["7", "GPU-a"]
+
+
 @pytest.mark.parametrize("variables", [TORCHRUN, SLURM], ids=["torchrun", "srun"])
 def test_processes_that_would_each_train_by_themselves_are_refused(
     variables: dict[str, str], monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.resplits import summarize
+from gate_lightning.engine.resplit_tables import summarize
 from gate_lightning.errors import DataError
 from gate_lightning.utils.text import read_csv
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import sys
 import time
 import warnings
@@ -120,6 +121,15 @@ def test_the_first_process_speaks_for_all_and_the_others_of_errors(
     assert (tmp_path / "run.log").read_text() == "only here\nimages of this process\n"
 
 
+def test_lines_of_processes_with_names_begin_with_them(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("split2", "SpawnProcess-1"):
+        monkeypatch.setattr(multiprocessing.current_process(), "name", name)
+        logging.getLogger("gate_lightning.x").info("done")
+    assert lines(capsys) == ["split2: done", "done"]
+
+
 def test_what_takes_long_is_said_once(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     with taking("reading nothing", seconds=30):
         pass
@@ -131,8 +141,11 @@ def test_what_takes_long_is_said_once(root: logging.Logger, capsys: pytest.Captu
 def test_a_librarys_own_handler_goes_where_the_root_has_one(root: logging.Logger) -> None:
     logger = logging.getLogger("some_library")
     logger.addHandler(logging.NullHandler())
+    below = logging.getLogger("some_library.part")
+    below.addHandler(logging.NullHandler())
+    below.propagate = False
     leave_to_root("some_library")
-    assert logger.handlers == []
+    assert (logger.handlers, below.handlers, below.propagate) == ([], [], True)
     logger.addHandler(logging.NullHandler())
     root.handlers = []
     leave_to_root("some_library")

@@ -234,7 +234,10 @@ class LabelScarceDataModule(SegmentationDataModule):
             ConfigError: several processes.
         """
         if self._processes[1] > 1:
-            raise ConfigError("label-scarce training is a small model in one process; use trainer.devices=1")
+            raise ConfigError(
+                "label-scarce training is a small model in one process: use trainer.devices=1, or several random "
+                "re-splits (repeats=5), which several devices divide among them"
+            )
         sampler = PixelSampler(len(self.pixels))
         trainer = self._fitting
         if trainer is not None:
