@@ -119,7 +119,12 @@ def extractor_of(
         if not own:
             raise ConfigError(_unread(name))
         extractors[name] = FeatureExtractor(
-            backbone, own, seed=config.seed, noise=config.noise, posterior=config.posterior
+            backbone,
+            own,
+            seed=config.seed,
+            noise=config.noise,
+            posterior=config.posterior,
+            max_samples=config.features.get("max_samples"),
         )
     scales = _scales(config.backbone_scale, list(backbones))
     made: Extractor = next(iter(extractors.values()))

@@ -17,13 +17,14 @@ from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.errors import ConfigError, DataError, NotFiniteError
 from gate_lightning.features.branch import CATEGORY, Branch, check_names
 from gate_lightning.features.config.layer_presets import resolve_layers
+from gate_lightning.features.reading.limits import SampleLimit, passes
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
-from gate_lightning.features.reading.passes import Known, group_branches, run_pass
+from gate_lightning.features.reading.passes import Known, run_pass
 from gate_lightning.features.reading.reassembly import GatheredFeatures
 from gate_lightning.features.reading.steering import GivenImages, SteeredBranch, conditioning_of
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
-from gate_lightning.structures import Conditions, FeatureInfo, Features
+from gate_lightning.structures import BranchFeatures, Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.finite import all_finite, damaged_weights, other_precision, shares
@@ -51,8 +52,9 @@ class FeatureExtractor(nn.Module):
         noise: "per_branch": branches with different noise seeds see different noise; "shared": one noise for all, and
             one ControlNet pass for branches that differ only behind it.
         posterior: latents are the "mean" of the autoencoder's posterior, or a keyed "sample" of it.
-        max_samples: most samples (images × branches × draws of an ensemble) in one denoiser pass; bounds memory. None
-            for no limit, but one draw of an ensemble at a time.
+        max_samples: most samples (images × branches × draws of an ensemble) in one denoiser pass, and most images that
+            are encoded at once; bounds memory. None for no limit, but one draw of an ensemble at a time. Where a GPU's
+            memory does not suffice it is halved, with a warning.
         fast: compute convolutions and the like in faster ways where there are some, equal up to rounding
             (backbones/kernels/dispatch.py); False runs every operation as the networks state it.
 
@@ -85,7 +87,8 @@ class FeatureExtractor(nn.Module):
         self.seed = seed
         self.noise = noise
         self.posterior = posterior
-        self.max_samples = max_samples
+        self.limit = SampleLimit(max_samples, "a pass of the denoiser")
+        self._encoding = SampleLimit(max_samples, "encoding")
         self.fast = fast
         self._texts = TextCache()
         #: branch → layer id → FeatureInfo, in the order of branches and layers
@@ -134,9 +137,16 @@ class FeatureExtractor(nn.Module):
         images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
         self.backbone.check_images(images)
         with own_precision(self.backbone.device):
-            with fast_ops(self.fast):
-                moments = self.backbone.encode_moments(images)
-            return self.read(*moments, images, conditions)
+            return self.read(*self.encode(images), images, conditions)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments of the latents of images (B, 3, H, W), see `Backbone.encode_moments`."""
+        with fast_ops(self.fast):
+            parts = self._encoding.in_parts(len(images), lambda rows: self.backbone.encode_moments(images[rows]))
+        if len(parts) == 1:
+            return parts[0]
+        mean, std = (torch.cat(moments) for moments in zip(*parts, strict=True))
+        return mean, std
 
     @torch.no_grad()
     def read(self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions) -> Features:
@@ -155,9 +165,12 @@ class FeatureExtractor(nn.Module):
         steered, given = self.steer(mean, std, images, conditions)
         gathered = {branch.name: GatheredFeatures(branch) for branch in self.branches}
         known: Known = {}
-        for group in group_branches(steered, self.max_samples):
+
+        def run(group: list[SteeredBranch]) -> list[BranchFeatures]:
             with fast_ops(self.fast):
-                passed = run_pass(self.backbone, group, given, known)
+                return run_pass(self.backbone, group, given, known)
+
+        for group, passed in passes(steered, self.limit, run):
             for one, features in zip(group, passed, strict=True):
                 gathered[one.branch.name].add(one, features)
         read = {name: features.result(images.dtype) for name, features in gathered.items()}

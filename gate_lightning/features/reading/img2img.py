@@ -14,7 +14,9 @@ from gate_lightning.errors import ConfigError, NotFiniteError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.denoiser import SteeredDenoiser
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.features.reading.passes import Known, group_branches, latents_at
+from gate_lightning.features.reading.limits import passes
+from gate_lightning.features.reading.passes import Known, latents_at
+from gate_lightning.features.reading.steering import SteeredBranch
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.schedule import ddim, noise_schedule, wide
@@ -88,15 +90,16 @@ class ImageToImage(nn.Module):
     def _made(self, images: Tensor, padded: Tensor, conditions: Conditions) -> dict[str, Tensor]:
         backbone = self.extractor.backbone
         made = {branch.name: torch.empty_like(images) for branch in self.extractor.branches}
-        with fast_ops(self.extractor.fast):
-            moments = backbone.encode_moments(padded)
-        steered, given = self.extractor.steer(*moments, padded, conditions)
+        steered, given = self.extractor.steer(*self.extractor.encode(padded), padded, conditions)
         known: Known = {}
-        for group in group_branches(steered, self.extractor.max_samples):
+
+        def run(group: list[SteeredBranch]) -> Tensor:
             with fast_ops(self.extractor.fast):
                 denoiser = SteeredDenoiser(backbone, group, given)
                 latents = ddim(wide(latents_at(denoiser, known)), self.levels, denoiser, self.schedule)
-                decoded = _decoded(backbone, latents, images)
+                return _decoded(backbone, latents, images)
+
+        for group, decoded in passes(steered, self.extractor.limit, run):
             for one, own in zip(group, decoded.split([len(one) for one in group]), strict=True):
                 made[one.branch.name][list(one.rows)] = own
         return made

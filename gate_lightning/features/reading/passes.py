@@ -20,9 +20,10 @@ Known = dict[tuple[object, ...], tuple[Tensor, Tensor]]
 
 
 def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -> list[list[SteeredBranch]]:
-    """Groups that share a pass: of equal plan, with at most ``max_samples`` samples (but at least one branch).
+    """Groups that share a pass: of equal plan, with at most ``max_samples`` samples (but at least one image).
 
-    Without a limit, the draws of an ensemble are in different groups, so that one draw's features are held at a time.
+    Branches of more images are divided. Without a limit, the draws of an ensemble are in different groups, so that one
+    draw's features are held at a time.
     """
     plans: dict[tuple[object, ...], list[SteeredBranch]] = {}
     for steered in branches:
@@ -31,7 +32,7 @@ def group_branches(branches: Sequence[SteeredBranch], max_samples: int | None) -
     groups: list[list[SteeredBranch]] = []
     for same in plans.values():
         group: list[SteeredBranch] = []
-        for steered in same:
+        for steered in same if max_samples is None else (part for one in same for part in one.divided(max_samples)):
             if group and max_samples is not None and sum(one.samples for one in group) + steered.samples > max_samples:
                 groups.append(group)
                 group = []

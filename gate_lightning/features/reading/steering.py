@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -61,6 +61,24 @@ class SteeredBranch:
     def samples(self) -> int:
         """Samples in a denoiser pass: its images, twice under guidance."""
         return len(self) if self.unprompted is None else 2 * len(self)
+
+    def divided(self, most: int) -> list[SteeredBranch]:
+        """Parts of at most ``most`` samples, but at least one image."""
+        if self.samples <= most:
+            return [self]
+        size = max(1, most * len(self) // self.samples)
+        return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def _part(self, of: slice) -> SteeredBranch:
+        rows = self.rows[of]
+        return replace(
+            self,
+            rows=rows,
+            latents=self.latents[of],
+            prompt_embeds=self.prompt_embeds[of],
+            inputs=(*self.inputs, rows),
+            unprompted=None if self.unprompted is None else self.unprompted._part(of),
+        )
 
     @property
     def plan(self) -> tuple[object, ...]:

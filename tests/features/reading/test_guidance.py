@@ -192,7 +192,7 @@ def test_a_learned_prompt_is_not_read_in_the_second_pass(backbone: UNetBackbone,
 
 
 @pytest.mark.parametrize(
-    ("most", "expected"), [(None, [(10, 31)]), (6, [(4, 31), (6, 31)]), (1, [(4, 31)] * 2 + [(2, 31)])]
+    ("most", "expected"), [(None, [(10, 31)]), (6, [(4, 31), (6, 31)]), (1, [(2, 31)] * 4 + [(1, 31)] * 2)]
 )
 def test_guided_samples_count_twice(backbone: UNetBackbone, most: int | None, expected: list[Any]) -> None:
     branches = [Branch(f"{index}", 31, (LAYER,), (Guidance(3.0),), noise_seed=index) for index in range(2)]

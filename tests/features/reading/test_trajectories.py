@@ -188,7 +188,9 @@ def test_an_ensemble_is_the_mean_of_its_draws(backbone: UNetBackbone, posterior:
         torch.testing.assert_close(alone["draw 1"]["unet-in"][0], expected)
 
 
-@pytest.mark.parametrize(("max_samples", "expected"), [(None, [4, 2, 2]), (4, [4, 4]), (8, [8]), (1, [2] * 4)])
+@pytest.mark.parametrize(
+    ("max_samples", "expected"), [(None, [4, 2, 2]), (4, [4, 4]), (8, [8]), (1, [1] * 8), (3, [2] * 4)]
+)
 def test_an_ensembles_passes_are_bounded(backbone: UNetBackbone, max_samples: int | None, expected: list[int]) -> None:
     calls: list[int] = []
     backbone.unet.register_forward_pre_hook(lambda m, inputs: calls.append(len(inputs[0])))
