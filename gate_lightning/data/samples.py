@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.structures import Conditions, ImageBatch, SegmentationBatch
+from gate_lightning.structures.conditions import Movable
 from gate_lightning.utils.seeding import data_generator
 
 __all__ = [
@@ -91,6 +93,9 @@ Transform = Callable[[Any, np.random.Generator], Any]
 Collate = Callable[[Sequence[Any], Sequence[str], bool], Any]
 
 AnyLoaded = TypeVar("AnyLoaded", covariant=True)
+
+#: of data sets in this process; the copies that its loaders' workers have keep theirs
+_numbers = itertools.count(1)
 
 
 class SampleSource(Protocol[AnyLoaded]):
@@ -225,6 +230,7 @@ class BatchDataset(Dataset[Any]):
     ) -> None:
         self.source, self.transform, self.collate, self.seed = source, transform, collate, seed
         self.random, self.training, self.cycle = random, training, cycle
+        self.number = next(_numbers)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -233,7 +239,8 @@ class BatchDataset(Dataset[Any]):
         """The batch of ``draws``, one image each."""
         views = tuple(self.view(draw.epoch) for draw in draws)
         samples = [self._read(draw, view) for draw, view in zip(draws, views, strict=True)]
-        return self.collate(samples, views, self.training)
+        batch = self.collate(samples, views, self.training)
+        return batch.read_by(self.number) if isinstance(batch, Movable) else batch
 
     def view(self, epoch: int) -> str:
         """Name of the view that an epoch sees; noise and augmentation are keyed by it."""

@@ -27,6 +27,12 @@ class Movable:
         """A copy with its tensors, also nested ones, on ``device``."""
         return replace(self, **{one.name: _moved(getattr(self, one.name), device, **kwargs) for one in fields(self)})
 
+    def read_by(self, source: int) -> Self:
+        """A copy whose conditions, also nested ones, name the data set that has read the images."""
+        parts = {one.name: getattr(self, one.name) for one in fields(self)}
+        nested = {name: part.read_by(source) for name, part in parts.items() if isinstance(part, Movable)}
+        return replace(self, **nested)
+
 
 def _moved(value: Any, device: torch.device | str, **kwargs: Any) -> Any:
     """``value`` with its tensors, also nested ones, on ``device``."""
@@ -55,6 +61,8 @@ class Conditions(Movable):
             average an ensemble of E draws, (B, E, c, h, w). A mapping branch → noise replaces the draws of the named
             branches only.
         posterior_noise: the same for the sample of the autoencoder's posterior.
+        source: number of the data set in this process that has read the images. Images of equal source, name, view,
+            window and size are equal, and so is all that it gives with them. None where that is not known.
         training: True for a training step of a head; turns on ControlNet dropout, as the extractor itself is always in
             evaluation mode.
     """
@@ -68,6 +76,7 @@ class Conditions(Movable):
     noise: Noise | None = None
     training: bool = False
     posterior_noise: Noise | None = None
+    source: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         count = len(self.sample_ids)
@@ -80,6 +89,10 @@ class Conditions(Movable):
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    def read_by(self, source: int) -> Self:
+        """A copy that names the data set that has read the images."""
+        return replace(self, source=source)
 
     def __getitem__(self, rows: int | slice | Sequence[int]) -> Self:
         """The conditions of some of the images; of one image, still as a batch, for an int."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gate_lightning.data.classification import cifar10
 from gate_lightning.data.classification.base import ClassificationDataModule
@@ -21,6 +23,7 @@ from gate_lightning.data.correspondence.pf_pascal import PFPascalDataModule
 from gate_lightning.data.correspondence.pf_willow import PFWillowDataModule
 from gate_lightning.data.correspondence.scene_pairs import ScenePairsDataModule
 from gate_lightning.data.correspondence.spair import SPairDataModule, SPairUDataModule
+from gate_lightning.data.samples import SampleRequest
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
@@ -99,6 +102,28 @@ def test_sizes_are_known_without_decoding(module: SegmentationDataModule) -> Non
     for index in range(len(source)):
         sample = source.load(index)
         assert source.sizes(index) == (sample.image.shape[:2], sample.mask.shape)
+
+
+def named_equally(loader: Callable[[int], Iterable[Any]]) -> int:
+    """Images that are shown again under the names that caches go by, all of them with equal pixels."""
+    known: dict[tuple[object, ...], Tensor] = {}
+    again = 0
+    for batch in (batch for epoch in range(2) for batch in loader(epoch)):
+        for side in (batch.source, batch.target) if isinstance(batch, PairBatch) else (batch,):
+            own = side.conditions
+            assert own.source is not None
+            for index, image in enumerate(side.images):
+                name = (own.source, own.sample_ids[index], own.views[index], own.windows[index], image.shape)
+                again += name in known
+                assert torch.equal(known.setdefault(name, image), image)
+    return again
+
+
+def test_images_of_one_name_are_equal(module: SegmentationDataModule) -> None:
+    training, evaluation = module.train_dataloader(), module.val_dataloader()
+    requests = [[SampleRequest(index, 0) for index in range(len(module.source("train")))]]
+    assert named_equally(lambda epoch: [training.dataset[requests[0]]])
+    assert named_equally(lambda epoch: evaluation)
 
 
 def test_a_second_module_makes_the_same_batches(module: SegmentationDataModule, tmp_path: Path) -> None:
@@ -229,6 +254,13 @@ def test_training_batches_are_pairs_and_come_again(pairs: PairDataModule, tmp_pa
         inside = torch.nan_to_num(batch.source_points)
         assert ((inside >= -0.5) & (inside <= 23.5)).all()
         assert not torch.isnan(batch.source_points).all(dim=2).all(dim=1).any()
+
+
+def test_images_of_pairs_of_one_name_are_equal(pairs: PairDataModule) -> None:
+    split = next(iter(pairs.splits))
+    views = pairs.training_views() if split == "train" else pairs.evaluation_views(split)
+    requests = [[SampleRequest(index, epoch) for epoch in (0, 1)] for index in range(min(len(views), 3))]
+    assert named_equally(lambda epoch: (views[one] for one in requests))
 
 
 def test_whole_data_pass_the_check(pairs: PairDataModule) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gate_lightning.features.caches.folder import FeatureFolder
-from gate_lightning.features.caches.keys import batch, image_key, row
+from gate_lightning.features.caches.keys import ImageKeys, batch, row
 from gate_lightning.features.wrappers.base import StoringExtractor
 from gate_lightning.structures import MIRRORED, Conditions, Extractor, Features
 from gate_lightning.utils.resources import check_disk
@@ -62,6 +62,7 @@ class DiskCache(StoringExtractor):
         super().__init__(extractor)
         self.store = FeatureFolder(folder, full_description(extractor.description, preprocessing), dtype)
         self.views = views
+        self._keys = ImageKeys()
         self._room_checked = views == 0
 
     @torch.no_grad()
@@ -75,7 +76,7 @@ class DiskCache(StoringExtractor):
         come_again = self.views > 0 and conditions.training and all(conditions.views)
         if conditions.has_explicit_noise or (conditions.has_random_views and not come_again):
             return self.extractor(images, conditions)
-        keys = [image_key(image, conditions, index) for index, image in enumerate(images)]
+        keys = self._keys(images, conditions)
         names = [
             f"{view}/{file_name(sample_id, key)}" if view else file_name(sample_id, key)
             for sample_id, view, key in zip(conditions.sample_ids, conditions.views, keys, strict=True)

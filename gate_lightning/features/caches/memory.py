@@ -7,15 +7,16 @@ backbone, most of the cost of a training step, is needed once per image.
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.features.caches.keys import batch, image_key, row
+from gate_lightning.features.caches.keys import ImageKeys, batch, row
 from gate_lightning.features.wrappers.base import StoringExtractor
 from gate_lightning.structures import Conditions, Extractor, Features
-from gate_lightning.utils.checks import number
+from gate_lightning.utils.checks import check_choice, number
 from gate_lightning.utils.units import GIB, human_size
 
 __all__ = ["MemoryCache"]
@@ -33,18 +34,22 @@ class MemoryCache(StoringExtractor):
     Args:
         extractor: source of the features.
         memory_gib: size of the cache in GiB, > 0. Once it is full, further images are extracted every time.
+        place: "card": where the features are computed; "host": the host's memory, from where a batch is copied to the
+            GPU. On a CPU these are the same.
 
     Raises:
-        ConfigError: if ``memory_gib`` is not positive.
+        ConfigError: if ``memory_gib`` is not positive, or an unknown place.
     """
 
-    def __init__(self, extractor: Extractor, memory_gib: float) -> None:
+    def __init__(self, extractor: Extractor, memory_gib: float, place: Literal["card", "host"] = "card") -> None:
         super().__init__(extractor)
         if not number(memory_gib, "cache.memory_gib") > 0:
             raise ConfigError(f"cache.memory_gib={memory_gib}: expected GiB of memory above 0, or 0 for no cache")
-        self.limit = int(memory_gib * GIB)
+        check_choice(place, "cache.place", ("card", "host"))
+        self.limit, self.place = int(memory_gib * GIB), place
         self.bytes_used = 0
         self._known: dict[str, Features] = {}
+        self._keys = ImageKeys()
         self._full = False
 
     def __len__(self) -> int:
@@ -56,25 +61,47 @@ class MemoryCache(StoringExtractor):
         """Features of the extractor."""
         if conditions.has_explicit_noise or conditions.has_random_views:
             return self.extractor(images, conditions)
-        keys = [image_key(image, conditions, index) for index, image in enumerate(images)]
+        keys = self._keys(images, conditions)
         known = [self._known.get(key) for key in keys]
         if all(entry is not None for entry in known):
             return batch([entry for entry in known if entry is not None], images)
         features = self.extractor(images, conditions)
-        for index, key in enumerate(keys):
-            if key not in self._known:
-                self._remember(key, row(features, index))
+        if not self._full:
+            self._remember(keys, features)
         return features
 
-    def _remember(self, key: str, features: Features) -> None:
-        entry = {
-            branch: {layer: value.clone() for layer, value in layers.items()} for branch, layers in features.items()
-        }
-        size = sum(value.nbytes for layers in entry.values() for value in layers.values())
-        if self.bytes_used + size > self.limit:
-            if not self._full:
-                log.info("feature cache full: %d images in %s", len(self), human_size(self.bytes_used))
-            self._full = True
-            return
-        self._known[key] = entry
-        self.bytes_used += size
+    def _remember(self, keys: list[str], features: Features) -> None:
+        """Keep the features of those images of a batch that are new, as far as there is room."""
+        placed = features
+        if self.place == "host":
+            placed = {name: {layer: one.cpu() for layer, one in maps.items()} for name, maps in features.items()}
+        for index, key in enumerate(keys):
+            if key in self._known:
+                continue
+            entry = row(placed, index)
+            size = sum(value.nbytes for layers in entry.values() for value in layers.values())
+            if not self._known:
+                self._tell_size(size, placed)
+            if self.bytes_used + size > self.limit:
+                self._end("")
+                return
+            try:
+                self._known[key] = {
+                    name: {layer: value.clone() for layer, value in maps.items()} for name, maps in entry.items()
+                }
+            except torch.OutOfMemoryError:
+                self._end(", and so is the GPU: lower cache.memory_gib, or keep features on the host, cache.place=host")
+                return
+            self.bytes_used += size
+
+    def _tell_size(self, size: int, features: Features) -> None:
+        device = next(value.device for layers in features.values() for value in layers.values())
+        where = "the host" if device.type == "cpu" else str(device)
+        log.info(
+            "feature cache: %s an image, room for %d in the %s on %s (cache.memory_gib)",
+            *(human_size(size), self.limit // max(size, 1), human_size(self.limit), where),
+        )
+
+    def _end(self, why: str) -> None:
+        self._full = True
+        log.info("feature cache full: %d images in %s%s", len(self), human_size(self.bytes_used), why)

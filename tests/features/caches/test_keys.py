@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gate_lightning.features.caches import keys
 from gate_lightning.features.caches.disk import DiskCache
-from gate_lightning.features.caches.keys import image_key
+from gate_lightning.features.caches.keys import ImageKeys, image_key
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.wrappers.base import WrappedExtractor
 from gate_lightning.structures import Conditions
@@ -46,6 +47,7 @@ CHANGES: dict[str, Any] = {
     "neighbours": ("x", "z"),
     "depths": {"near": torch.tensor([[0.0], [1.0]])},
     "camera": "left",
+    "source": 7,
 }
 #: kept by no cache
 NEVER_KEPT = {"views", "noise", "posterior_noise"}
@@ -55,7 +57,11 @@ def test_all_fields_are_changed_here() -> None:
     assert set(CHANGES) == {field.name for field in fields(Extended)}
 
 
-@pytest.mark.parametrize("name", CHANGES)
+#: names who has read the images, and is no property of theirs
+NO_PROPERTY = {"source"}
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES.keys() - NO_PROPERTY))
 def test_every_field_counts_for_its_own_image(name: str) -> None:
     changed = replace(PLAIN, **{name: CHANGES[name]})
     before, after = ([image_key(IMAGES[row], one, row) for row in range(2)] for one in (PLAIN, changed))
@@ -65,7 +71,7 @@ def test_every_field_counts_for_its_own_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda made, _: MemoryCache(made, 1.0), DiskCache], ids=["memory", "disk"])
-@pytest.mark.parametrize("name", sorted(CHANGES.keys() - NEVER_KEPT))
+@pytest.mark.parametrize("name", sorted(CHANGES.keys() - NEVER_KEPT - NO_PROPERTY))
 def test_what_changes_a_field_is_not_taken_from_a_cache(
     tmp_path: Path, make: Callable[[FakeExtractor, Path], WrappedExtractor], name: str
 ) -> None:
@@ -104,3 +110,52 @@ def test_controls_are_mapped_alone() -> None:
     mapped = given.map_controls(lambda image: image + 1)
     assert {name: float(image.mean()) for name, image in mapped.control_images.items()} == {"depth": 1.0, "canny": 2.0}
     assert mapped.keypoints is given.keypoints
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Indices of the images whose pixels are hashed."""
+    found: list[int] = []
+
+    def counted(image: Tensor, conditions: Conditions, index: int) -> str:
+        found.append(index)
+        return image_key(image, conditions, index)
+
+    monkeypatch.setattr(keys, "image_key", counted)
+    return found
+
+
+def test_a_known_image_of_a_data_set_costs_no_hashing(hashed: list[int]) -> None:
+    named, memo = replace(PLAIN, source=3), ImageKeys()
+    expected = [image_key(IMAGES[row], PLAIN, row) for row in range(2)]
+    for _ in range(3):
+        assert memo(IMAGES, named) == expected
+    assert memo(IMAGES.flip(0), named[[1, 0]]) == expected[::-1]
+    assert hashed == [0, 1]
+    # of another data set, pixels may be others under these names
+    other = memo(-IMAGES, replace(named, source=4))
+    assert hashed == [0, 1, 0, 1]
+    assert not {*other} & {*expected}
+
+
+def test_images_that_no_data_set_names_are_hashed_every_time(hashed: list[int]) -> None:
+    memo = ImageKeys()
+    assert memo(IMAGES, PLAIN) == memo(IMAGES, PLAIN) != memo(-IMAGES, PLAIN)
+    assert hashed == [0, 1] * 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sample_ids", "views", "windows", "captions", "categories", "control_images", "training", "neighbours", "camera"],
+)
+def test_what_names_an_image_is_all_that_is_no_tensor(name: str) -> None:
+    memo, named = ImageKeys(), replace(PLAIN, source=3)
+    before, after = (memo(IMAGES, one)[1] for one in (named, replace(named, **{name: CHANGES[name]})))
+    assert before != after
+
+
+def test_size_and_type_tell_images_of_one_name_apart(hashed: list[int]) -> None:
+    memo, named = ImageKeys(), replace(PLAIN, source=3)
+    found = {memo(images, named)[0] for images in (IMAGES, IMAGES[..., :8], IMAGES.half())}
+    assert len(found) == 3
+    assert len(hashed) == 6
