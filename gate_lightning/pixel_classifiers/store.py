@@ -121,8 +121,8 @@ class PixelStore:
     and indexing, within rounding, but the upsampled maps are never made. The layers of a branch are concatenated, the
     branches of a group stacked.
 
-    Maps are stored in ``dtype``, in memory or in a file that exists only as long as this object; interpolated values
-    are float32. Images are added one by one with ``put``.
+    Maps are stored in ``dtype``, in the host's or a GPU's memory, or in a file that exists only as long as this object;
+    interpolated values are float32. Images are added one by one with ``put``.
 
     Args:
         info: branch → layer → channels and stride (the extractor's ``feature_info``).
@@ -132,6 +132,7 @@ class PixelStore:
         image_size: (height, width) of the images that the extractor read; None for ``size``.
         dtype: "float16", "bfloat16" or "float32".
         folder: folder of a memory-mapped file for the maps; None for memory.
+        device: of the memory, and of what is interpolated; the CPU where there is a folder, or for None.
 
     Attributes:
         widths: group → (number of branches, D), D the channels of a branch, all layers together.
@@ -150,13 +151,16 @@ class PixelStore:
         dtype: str = "float16",
         folder: Path | None = None,
         image_size: tuple[int, int] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         check_choice(dtype, "store_dtype", DTYPES)
+        self.device = torch.device("cpu") if device is None or folder is not None else device
         self.size, self.images, self.dtype = size, images, DTYPES[dtype]
         self.backbone_groups = {group: tuple(branches) for group, branches in backbone_groups.items()}
         self.shapes = map_shapes(info, image_size or size)
         self.widths = group_widths(info, self.backbone_groups)
-        self._maps = _allocated([images * shape.values for shape in self.shapes], self.dtype, folder)
+        self._taps: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+        self._maps = _allocated([images * shape.values for shape in self.shapes], self.dtype, folder, self.device)
 
     @property
     def nbytes(self) -> int:
@@ -183,7 +187,7 @@ class PixelStore:
                     f"{expected}: are these the features of another branch, of images of another size or (attention) "
                     "of a longer prompt?"
                 )
-            kept = storable(found, self.dtype, f"{shape.branch}/{shape.layer} of image {image}")
+            kept = storable(found, self.dtype, f"{shape.branch}/{shape.layer} of image {image}", self.device)
             values.view(self.images, -1, shape.channels)[image] = kept.flatten(1).T
 
     def sample(self, images: Tensor, positions: Tensor) -> dict[str, Tensor]:
@@ -194,12 +198,15 @@ class PixelStore:
             positions: int64 (…), row · width + column of each pixel in the mask.
 
         Returns:
-            Group → float32 (…, branches, D) on the CPU.
+            Group → float32 (…, branches, D) on the store's device.
         """
         lead = images.shape
-        images, positions = images.flatten().cpu(), positions.flatten().cpu()
+        images, positions = images.flatten().to(self.device), positions.flatten().to(self.device)
         rows, columns = positions // self.size[1], positions % self.size[1]
-        found = {group: torch.empty(len(images), *width, dtype=torch.float32) for group, width in self.widths.items()}
+        found = {
+            group: torch.empty(len(images), *width, dtype=torch.float32, device=self.device)
+            for group, width in self.widths.items()
+        }
         for group, branches in self.backbone_groups.items():
             for entry, branch in enumerate(branches):
                 maps = [pair for pair in zip(self.shapes, self._maps, strict=True) if pair[0].branch == branch]
@@ -208,13 +215,19 @@ class PixelStore:
                     self._interpolate(shape, values, images, rows, columns, place)
         return {group: values.unflatten(0, lead) for group, values in found.items()}
 
+    def _taps_of(self, source: int, target: int) -> tuple[Tensor, ...]:
+        """`bilinear_taps` on the store's device."""
+        if (source, target) not in self._taps:
+            self._taps[source, target] = tuple(part.to(self.device) for part in bilinear_taps(source, target))
+        return self._taps[source, target]
+
     def _interpolate(
         self, shape: MapShape, values: Tensor, images: Tensor, rows: Tensor, columns: Tensor, place: Tensor
     ) -> None:
         """Write the four taps' weighted sum of one map into ``place`` (pixels, C)."""
         table = values.view(-1, shape.channels)
-        top, bottom, down = (taps[rows] for taps in bilinear_taps(shape.height, self.size[0]))
-        left, right, across = (taps[columns] for taps in bilinear_taps(shape.width, self.size[1]))
+        top, bottom, down = (taps[rows] for taps in self._taps_of(shape.height, self.size[0]))
+        left, right, across = (taps[columns] for taps in self._taps_of(shape.width, self.size[1]))
         first = images * (shape.height * shape.width)
         if (shape.height, shape.width) == self.size:  # every pixel has its own position
             place.copy_(table.index_select(0, first + top * shape.width + left))
@@ -233,10 +246,10 @@ class PixelStore:
                 place.addcmul_(read, weight[:, None])
 
 
-def _allocated(counts: Sequence[int], dtype: torch.dtype, folder: Path | None) -> list[Tensor]:
+def _allocated(counts: Sequence[int], dtype: torch.dtype, folder: Path | None, device: torch.device) -> list[Tensor]:
     """Uninitialised tensors of ``counts`` values each, in memory or in one mapped file."""
     if folder is None:
-        return [torch.empty(count, dtype=dtype) for count in counts]
+        return [torch.empty(count, dtype=dtype, device=device) for count in counts]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".pixel_store.") as file:

@@ -12,13 +12,13 @@ __all__ = ["DTYPES", "storable"]
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def storable(value: Tensor, dtype: torch.dtype, what: str) -> Tensor:
-    """Contiguous copy of a tensor in ``dtype`` on the CPU.
+def storable(value: Tensor, dtype: torch.dtype, what: str, device: torch.device | str = "cpu") -> Tensor:
+    """Contiguous copy of a tensor in ``dtype`` on a device.
 
     Raises:
         CacheError: it is not finite there.
     """
-    cast = value.detach().to("cpu", dtype).contiguous()
+    cast = value.detach().to(device, dtype).contiguous()
     if not bool(torch.isfinite(cast).all()):
         largest = float(value.abs().max())
         raise CacheError(

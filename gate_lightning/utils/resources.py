@@ -1,4 +1,4 @@
-"""Checks of free memory and disk before a work begins."""
+"""Checks of free memory, of GPUs too, and disk before a work begins."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import psutil
+import torch
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.units import GIB, human_size
 
-__all__ = ["check_disk", "check_memory", "share_memory"]
+__all__ = ["check_disk", "check_memory", "free_on", "share_memory"]
 
 
 class _Shared:
@@ -48,6 +49,11 @@ def check_memory(parts: dict[str, float], limit_gib: float | None, advice: str) 
         raise ConfigError(
             f"this needs {human_size(needed)} of memory ({listed}), and {human_size(max(room, 0))} {where}. {advice}"
         )
+
+
+def free_on(gpu: torch.device) -> int:
+    """Bytes of a GPU that are free for this process, those included that torch holds and has not given to a tensor."""
+    return int(torch.cuda.mem_get_info(gpu)[0] + torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu))
 
 
 def check_disk(needed: float, folder: Path, what: str, advice: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gate_lightning.errors import CacheError, ConfigError
 from gate_lightning.pixel_classifiers.store import PixelStore, bilinear_taps, map_shapes
 from gate_lightning.structures import FeatureInfo, Features
+from tests.support.pretended_gpu import GPU, pretended_gpu
 
 SIZE = (24, 32)
 INFO = {
@@ -92,6 +93,33 @@ def test_the_file_of_a_store_gives_the_same_and_leaves_nothing(tmp_path: Path) -
     images, positions = torch.tensor([0, 2, 2]), torch.tensor([0, 5, SIZE[0] * SIZE[1] - 1])
     for group, values in memory.sample(images, positions).items():
         assert torch.equal(values, disk.sample(images, positions)[group])
+
+
+def test_a_store_on_a_gpu_gives_the_same_without_a_copy_or_a_wait() -> None:
+    host, made = filled("float16")
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(3, (4, 50), generator=generator)
+    positions = torch.randint(SIZE[0] * SIZE[1], (4, 50), generator=generator)
+    expected = host.sample(images, positions)
+    with pretended_gpu() as record:
+        store = PixelStore(INFO, BUCKETS, SIZE, 3, "float16", device=GPU)
+        on_gpu = {name: {layer: one.to(GPU) for layer, one in maps.items()} for name, maps in made.items()}
+        for image in range(3):
+            store.put(image, on_gpu, row=image)
+        assert store.nbytes == host.nbytes
+        there = images.to(GPU), positions.to(GPU)
+        store.sample(*there)  # the positions of the taps go there once
+        record.clear()
+        found = store.sample(*there)
+        assert (record.copies.total(), record.waits.total()) == (0, 0), record
+        for group, values in found.items():
+            assert values.device == GPU
+            assert torch.equal(values.cpu(), expected[group])
+
+
+def test_a_file_is_on_the_host(tmp_path: Path) -> None:
+    store = PixelStore(INFO, BUCKETS, SIZE, 1, folder=tmp_path, device=torch.device("cuda", 0))
+    assert store.device == torch.device("cpu")
 
 
 def test_size_is_known_before_anything_is_made() -> None:

@@ -19,12 +19,15 @@ from gate_lightning.utils.checks import check_choice
 from gate_lightning.utils.console import taking
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.progress import Progress
-from gate_lightning.utils.resources import check_disk, check_memory
+from gate_lightning.utils.resources import check_disk, check_memory, free_on
 from gate_lightning.utils.units import human_size
 
 __all__ = ["StoreSettings", "check_room", "labelled_features"]
 
 log = logging.getLogger(__name__)
+
+#: of a GPU's free memory, what the labelled images' features and training may take; the rest is for the backbone
+_SHARE = 0.8
 
 _LOWER = "Lower task.data.labelled (images) or the number of branches or timesteps, or take smaller layers"
 _SMALLER = f"{_LOWER} or, with task.data.size, smaller masks"
@@ -36,7 +39,7 @@ class StoreSettings:
 
     Attributes:
         dtype: "float16", "bfloat16" or "float32".
-        folder: folder of the file that holds them; None for memory.
+        folder: folder of the file that holds them; None for memory: the GPU's where they fit, else the host's.
         memory_gib: most memory of the process in GiB; None for all that is free.
 
     Raises:
@@ -53,8 +56,14 @@ class StoreSettings:
             raise ConfigError(f"memory_gib is {self.memory_gib}; expected GiB above 0, or null for what is free")
 
 
-def check_room(extractor: Extractor, datamodule: Any, settings: StoreSettings, trained_bytes: int) -> None:
-    """Refuse a run that would exhaust memory or disk.
+def check_room(
+    extractor: Extractor,
+    datamodule: Any,
+    settings: StoreSettings,
+    trained_bytes: int,
+    device: torch.device | None = None,
+) -> torch.device:
+    """Where the features of the labelled images are to be; refuse a run that would exhaust memory or disk.
 
     Counted are features, gradients, the two moments of Adam, sampled pixels, and the maps of one image in evaluation;
     the backbone's activations are not.
@@ -64,27 +73,29 @@ def check_room(extractor: Extractor, datamodule: Any, settings: StoreSettings, t
         datamodule: labelled and test images.
         settings: storage of the features.
         trained_bytes: bytes of all trained weights.
+        device: that trains; None for the CPU.
+
+    Returns:
+        The device where they fit there beside the rest, else the CPU.
 
     Raises:
         ConfigError: it does not fit; the message lists the bytes needed and the settings to lower.
     """
     labelled, measured = (len(datamodule.images(split).dataset) for split in ("train", "test"))
     size = (datamodule.image_size, datamodule.image_size)
-    multiple = extractor.backbone.size_multiple
-    if padded_size(*size, multiple) != size:
-        raise ConfigError(
-            f"task.data.image_size={size[0]}: the backbone reads multiples of {multiple} pixels, and padded features "
-            f"would not fit the masks; expected {size[0] // multiple * multiple} or {padded_size(*size, multiple)[0]}"
-        )
+    _refuse_padding(size, extractor.backbone.size_multiple)
     values = sum(shape.values for shape in map_shapes(extractor.feature_info, size))
     one = values * DTYPES[settings.dtype].itemsize
     channels = sum(info.channels for layers in extractor.feature_info.values() for info in layers.values())
     sampled = datamodule.members * datamodule.pixels_per_batch * 4.0 * channels
     # float32 maps beside stored ones, twice while they are copied; sampled values, their sums and gradients
     parts = {"one image": 6.0 * one, "training": 3.0 * trained_bytes + 4.0 * sampled}
+    place = _place(labelled * one + sum(parts.values()), settings, device)
     parts["the orders of pixels"] = float(LabelledPixels.bytes_for(labelled * datamodule.size**2, datamodule.members))
     features = f"the features of {labelled} labelled images"
-    if settings.folder is None:
+    if place.type != "cpu":
+        advice = f"{_SMALLER}."
+    elif settings.folder is None:
         parts[features] = float(labelled * one)
         advice = f"{_SMALLER}; or keep the features on disk: task.store_folder=<folder>."
     else:
@@ -93,6 +104,29 @@ def check_room(extractor: Extractor, datamodule: Any, settings: StoreSettings, t
     check_memory(parts, settings.memory_gib, advice)
     extractor.check_room(labelled + measured, values)
     log.info("memory to come: %s", ", ".join(f"{human_size(count)} for {name}" for name, count in parts.items()))
+    return place
+
+
+def _refuse_padding(size: tuple[int, int], multiple: int) -> None:
+    if padded_size(*size, multiple) != size:
+        raise ConfigError(
+            f"task.data.image_size={size[0]}: the backbone reads multiples of {multiple} pixels, and padded features "
+            f"would not fit the masks; expected {size[0] // multiple * multiple} or {padded_size(*size, multiple)[0]}"
+        )
+
+
+def _place(needed: float, settings: StoreSettings, device: torch.device | None) -> torch.device:
+    """The GPU where ``needed`` bytes fit into its share, and no folder is asked for."""
+    if device is None or device.type != "cuda" or settings.folder is not None:
+        return torch.device("cpu")
+    free = free_on(device)
+    if needed <= _SHARE * free:
+        return device
+    log.info(
+        "the features of the labelled images stay on the host: they and training need %s, and %s are free on %s",
+        *(human_size(needed), human_size(free), device),
+    )
+    return torch.device("cpu")
 
 
 @torch.no_grad()
@@ -102,6 +136,7 @@ def labelled_features(
     backbone_groups: Mapping[str, Sequence[str]],
     settings: StoreSettings,
     device: torch.device,
+    place: torch.device | None = None,
 ) -> PixelStore:
     """Features of the training images in a store, in the order of the training split.
 
@@ -111,14 +146,14 @@ def labelled_features(
         backbone_groups: group → branches.
         settings: storage of the features.
         device: device of the extractor.
+        place: of the store, see `check_room`; None for the host.
     """
     loader = datamodule.images("train")
     count = len(loader.dataset)
     side, seen = datamodule.size, datamodule.image_size
     folder = None if settings.folder is None else Path(settings.folder)
-    store = PixelStore(
-        extractor.feature_info, backbone_groups, (side, side), count, settings.dtype, folder, image_size=(seen, seen)
-    )
+    info, kept = extractor.feature_info, settings.dtype
+    store = PixelStore(info, backbone_groups, (side, side), count, kept, folder, (seen, seen), place)
     progress = Progress(count, 0, 1, "features")
     with taking(f"computing the features of {count} labelled images"):
         for batch in loader:
@@ -126,5 +161,6 @@ def labelled_features(
             for row in range(len(batch)):
                 store.put(progress.computed + row, features, row)
             progress.step(len(batch), 0)
-    log.info("features of %d labelled images: %s", count, human_size(store.nbytes))
+    where = "on the host" if store.device.type == "cpu" else f"on {store.device}"
+    log.info("features of %d labelled images: %s %s", count, human_size(store.nbytes), where)
     return store

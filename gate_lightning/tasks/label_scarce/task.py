@@ -55,8 +55,9 @@ class LabelScarceTask(DenseTask):
         max_steps_per_member: steps after which a member stops whatever the rule says; None for the paper's rule alone.
         prediction: "majority_vote" (the paper's) or "mean_probability".
         store_dtype: of the features that are kept: "float16", "bfloat16" or "float32". Evaluation rounds to it too.
-        store_folder: folder on whose disk the training images' features are kept; None for memory.
-        memory_gib: most memory that the process may take; None for what is free.
+        store_folder: folder on whose disk the training images' features are kept; None for memory: the GPU's where they
+            fit, else the host's.
+        memory_gib: most of the host's memory that the process may take; None for what is free.
 
     Attributes:
         uncertainty: (B, H, W) Jensen-Shannon divergence of the members, of the batch evaluated last.
@@ -146,10 +147,10 @@ class LabelScarceTask(DenseTask):
             return
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         trained = sum(parameter.numel() * parameter.element_size() for parameter in self.trained_parameters())
-        check_room(self.extractor, datamodule, self.store_settings, trained)
+        place = check_room(self.extractor, datamodule, self.store_settings, trained, self.device)
         with self.trainer.precision_plugin.forward_context():  # evaluation, too, reads features in this precision
             self._store = labelled_features(
-                self.extractor, datamodule, self.backbone_groups, self.store_settings, self.device
+                self.extractor, datamodule, self.backbone_groups, self.store_settings, self.device, place
             )
 
     def training_step(self, batch: PixelBatch, batch_idx: int) -> Tensor | None:
@@ -158,9 +159,13 @@ class LabelScarceTask(DenseTask):
             return None
         active = self.members.active
         assert self._store is not None
-        sampled = self._store.sample(batch.images[active], batch.positions[active])
-        fusion: PixelFusion = self.amalgamation({group: value.to(self.device) for group, value in sampled.items()})
-        losses = self.head.losses(fusion.features, batch.labels[active])
+        whole = len(active) == len(batch.labels)  # members that all train are not picked
+        images, positions, labels = (
+            part if whole else part[active] for part in (batch.images, batch.positions, batch.labels)
+        )
+        sampled = self._store.sample(images, positions)
+        fusion: PixelFusion = self.amalgamation({group: _on(self.device, value) for group, value in sampled.items()})
+        losses = self.head.losses(fusion.features, labels)
         self._losses = losses.detach()
         self.log("train/loss", self._losses.mean(), prog_bar=True, batch_size=len(active))
         self.log("train/members", float(len(active)), prog_bar=True, batch_size=len(active))
@@ -256,3 +261,10 @@ class LabelScarceTask(DenseTask):
         self.members.load_state_dict(checkpoint["members"])
         self.stopping.load_state_dict(checkpoint["stopping"])
         super().on_load_checkpoint(checkpoint)
+
+
+def _on(device: torch.device, value: Tensor) -> Tensor:
+    """``value`` on a device; from the host, a GPU does not wait for it."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)

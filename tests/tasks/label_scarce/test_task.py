@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 from functools import partial
@@ -23,6 +24,7 @@ from gate_lightning.structures import Conditions, FeatureInfo, Features, Segment
 from gate_lightning.tasks.label_scarce.features import StoreSettings, check_room
 from gate_lightning.tasks.label_scarce.task import LabelScarceTask
 from gate_lightning.utils.resources import check_disk, check_memory
+from tests.support.pretended_gpu import GPU, pretended_gpu
 
 SIZE = (16, 16)
 INFO = {
@@ -201,6 +203,39 @@ def test_a_cache_whose_disk_has_no_room_is_refused_before_anything_is_computed(
         else:
             with pytest.raises(ConfigError, match=r"5 images of 1\.81 KiB need .* are free there.*cache\.folder"):
                 check_room(cached, data, StoreSettings(), 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "free", "expected"),
+    [
+        (StoreSettings(), 70.0, "cuda:0"),
+        (StoreSettings(), 1e-5, "cpu"),
+        (StoreSettings(folder="somewhere"), 70.0, "cpu"),
+    ],
+)
+def test_labelled_features_are_on_the_gpu_where_they_fit(
+    settings: StoreSettings,
+    free: float,
+    expected: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Roomy(Colours):
+        def check_room(self, images: int, values: int) -> None:
+            pass
+
+    monkeypatch.chdir(tmp_path)
+    sizes = {"image_size": 16, "size": 16, "members": 2, "pixels_per_batch": 4}
+    data = SimpleNamespace(images=lambda split: SimpleNamespace(dataset=range(3)), **sizes)
+    with pretended_gpu(), caplog.at_level(logging.INFO):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (int(free * 2**30), 80 * 2**30))
+        assert check_room(Roomy(), data, settings, 0, GPU) == torch.device(expected)
+    assert ("stay on the host" in caplog.text) == (free < 1)
+    # what is on the GPU takes none of the host's memory
+    counted = "labelled images" in caplog.text.rpartition("memory to come")[2]
+    assert counted == (expected == "cpu" and not settings.folder)
+    assert check_room(Roomy(), data, settings, 0) == torch.device("cpu")
 
 
 def test_large_masks_need_room_for_orders() -> None:
