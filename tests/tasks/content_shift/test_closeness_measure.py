@@ -25,7 +25,7 @@ from gate_lightning.techniques.denoise import Denoise
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.small_networks import build, conditions, random_images
 
-LAYER = "up-level2-upsampler-out"
+LAYER = "up-level1-upsampler-out"
 CAPTIONS = ("a red circle", "a house", "a photo of a circle")
 NONE, PROMPT = Branch("none", 50, (LAYER,)), Branch("prompt", 50, (LAYER,), (Prompt(),))
 IMAGES, KNOWN = random_images(3, 32, 32), conditions(3, captions=CAPTIONS)
@@ -33,7 +33,7 @@ IMAGES, KNOWN = random_images(3, 32, 32), conditions(3, captions=CAPTIONS)
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return build("tiny")
+    return build("one_repeat")
 
 
 def measured(
@@ -97,7 +97,7 @@ def test_what_makes_no_images_is_told_of_and_the_rest_comes(backbone: Backbone) 
     found = measured({"": build("pixels")}, [Branch("none", 50, ("pixels-stride4",))], measures)
     assert "pixels has no noise schedule; image to image does not apply" in found.left_out["edges"]
     assert {*found.statistics} == {"score"}
-    steps = Branch("steps", 50, (LAYER,), (Denoise(20, stride=10),))
+    steps = Branch("steps", 50, (LAYER,), (Denoise(6, stride=10),))
     both: dict[str, Backbone] = {"": backbone, "raw": build("pixels")}
     branches = [NONE, steps, Branch("raw", 50, ("pixels-stride4",), backbone="raw")]
     measures = {"edges": ImageCloseness("edges", (0.3, 0.95), 1), "vision": ImageCloseness("vision")}
@@ -105,7 +105,7 @@ def test_what_makes_no_images_is_told_of_and_the_rest_comes(backbone: Backbone) 
     assert {key[:2] for key in found.statistics["edges"]} == {
         *(("none", 300), ("none", 949), ("steps", 300), ("autoencoder", 300), ("autoencoder", 949))
     }
-    assert "starts at 1149" in found.left_out["steps, image to image at strength 0.95"]
+    assert "starts at 1009" in found.left_out["steps, image to image at strength 0.95"]
     assert "no vision transformer is named" in found.left_out["vision"]
 
 

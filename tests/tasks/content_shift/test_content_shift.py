@@ -37,7 +37,7 @@ from gate_lightning.techniques.prompt import Prompt
 from tests.support.composition import composed
 from tests.support.small_networks import build, conditions, random_images
 
-LAYER = "up-level2-upsampler-out"
+LAYER = "up-level1-upsampler-out"
 CAPTIONS = ("a red circle", "a house", "a photo of a circle", "a red house")
 NONE, PROMPT = Branch("none", 50, (LAYER,)), Branch("prompt", 50, (LAYER,), (Prompt(),))
 BOTH = {"own": LaplacianScore("own"), "plain": LaplacianScore("plain")}
@@ -45,7 +45,7 @@ BOTH = {"own": LaplacianScore("own"), "plain": LaplacianScore("plain")}
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return build("tiny")
+    return build("one_repeat")
 
 
 def batches(captions: tuple[str, ...] | None = CAPTIONS, each: int = 2) -> list[ImageBatch]:
@@ -145,7 +145,7 @@ class Words(ImageMeasure):
 def test_what_cannot_be_measured_is_told_of_and_the_rest_comes(backbone: Backbone) -> None:
     branches = [
         replace(PROMPT, name="adapted", techniques=(LoRA("style", "no/such.safetensors"),)),
-        Branch("steps", 50, (LAYER,), (Denoise(steps=20),)),
+        Branch("steps", 50, (LAYER,), (Denoise(steps=2, stride=10),)),
         Branch("own", 50, (LAYER,), (Prompt(file=None, template="a {category}"),)),
     ]
     measures = {"masks": Words(lacks="no masks"), "sizes": Words(fails="layers of different sizes"), "count": Words()}
@@ -187,7 +187,8 @@ def test_the_command_ranks_without_training(tmp_path: Path) -> None:
         "backbone.weights=random",
         "callbacks.shift_images.steps=2",
     ]
-    given += ["technique.lora.weights=null", "callbacks.shift_images.count=1"]
+    given += ["technique.lora.weights=null", "callbacks.shift_images.count=1", "task.resamples=50"]
+    given += ["task.measures.drift_moves.draws=2"]
     kept = ("laplacian_own", "laplacian_plain", "drift_moves", "probe_ridge")
     names = composed("task=content_shift").task.measures
     given += [f"task.measures.{name}=null" for name in names if name not in kept]
