@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +55,7 @@ def colorize(labels: NDArray[np.integer], palette: Palette, ignore_index: int | 
     return image
 
 
+@lru_cache
 def voc_palette(count: int) -> Palette:
     """The first colours of PASCAL VOC's palette, which DAVIS's masks have: black, dark red, dark green … (at most 256).
 

@@ -93,7 +93,7 @@ def test_features_that_stay_in_place_copy_the_first_mask(tmp_path: Path) -> None
 
 
 def test_perfect_features_follow_points(tmp_path: Path) -> None:
-    data = SceneVideosDataModule(annotation="points", size=64, frames=6, test=2, val=1, moving_camera=False)
+    data = SceneVideosDataModule(annotation="points", size=48, frames=6, test=2, val=1, moving_camera=False)
 
     class Nearest(TruthExtractor):
         """A channel per point: how near a pixel is to it."""
@@ -101,14 +101,14 @@ def test_perfect_features_follow_points(tmp_path: Path) -> None:
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)
             self.seen, self.truth = [], {}
-            y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+            y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
             for video in data.videos_of("test"):
                 assert video.points is not None
                 for name, points in zip(video.frames, torch.from_numpy(video.points), strict=True):
                     gaps = [(x - u) ** 2 + (y - v) ** 2 for u, v in points.nan_to_num(1e3)]
                     near = torch.exp(-torch.stack(gaps) / 2)
-                    rest = torch.zeros(40 - len(near), 64, 64)
-                    self.truth[name] = torch.cat([near, rest, torch.full((1, 64, 64), 0.05)])
+                    rest = torch.zeros(40 - len(near), 48, 48)
+                    self.truth[name] = torch.cat([near, rest, torch.full((1, 48, 48), 0.05)])
             self.feature_info = {"plain": {"truth": FeatureInfo(41, 1)}}
 
     found = measured(Nearest(), data, tmp_path, Propagation(3, 0, 2, 0.01, "disc", False, False, True))
@@ -136,7 +136,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_files(tmp_path: Path) -> None:
-    root = write_davis(tmp_path / "DAVIS", videos=3)
+    root = write_davis(tmp_path / "DAVIS", videos=3, frames=4)
     given = [*SETTINGS, f"dataset.root={root}"]
     wanted = evaluate(config_of(f"dataset.root={root}"), given, tmp_path / "whole")
     whole = files_of(tmp_path / "whole")
@@ -190,7 +190,7 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    root = write_davis(tmp_path / "DAVIS", videos=3)
+    root = write_davis(tmp_path / "DAVIS", videos=3, frames=4)
     given = [*SETTINGS, f"dataset.root={root}"]
     wanted = evaluate(config_of(f"dataset.root={root}"), given, tmp_path / "one")
     several = [*given, "trainer.devices=2", "+trainer.strategy=ddp_fork"]
