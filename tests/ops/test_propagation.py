@@ -21,14 +21,16 @@ def slow(rule: Propagation, query: Tensor, context: list[tuple[Tensor, Tensor]])
     """
     height, width = query.shape[-2:]
 
-    def unit(vector: Tensor) -> Tensor:
-        return vector.double() / max(float(vector.double().norm()), 1e-12)
+    def unit(features: Tensor) -> Tensor:
+        return features.double() / features.double().norm(dim=0).clamp(min=1e-12)
 
+    query, context = unit(query), [(unit(features), labels.double()) for features, labels in context]
     found = torch.zeros(context[0][1].shape, dtype=torch.float64)
     for y in range(height):
         for x in range(width):
             seen = []
             for number, (features, labels) in enumerate(context):
+                cosines = torch.einsum("c,chw->hw", query[:, y, x], features).tolist()
                 for row in range(height):
                     for column in range(width):
                         down, across = abs(row - y), abs(column - x)
@@ -37,8 +39,7 @@ def slow(rule: Propagation, query: Tensor, context: list[tuple[Tensor, Tensor]])
                             inside = math.hypot(down, across) < rule.radius
                         if rule.radius and not inside and (number or rule.window_in_first):
                             continue
-                        cosine = float(unit(query[:, y, x]) @ unit(features[:, row, column]))
-                        seen.append((cosine, labels[:, row, column].double()))
+                        seen.append((cosines[row][column], labels[:, row, column]))
             seen.sort(key=lambda one: -one[0])
             least = seen[: rule.top_k][-1][0]
             kept = [one for one in seen if one[0] >= least - 1e-9] if rule.ties else seen[: rule.top_k]
