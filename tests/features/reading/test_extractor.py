@@ -6,7 +6,9 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,13 @@ def gate_branches(files: dict[str, str]) -> list[Branch]:
     ]
 
 
+@cache
+def oracle() -> tuple[UNetBackbone, dict[str, Tensor]]:
+    """A network of its own, and its weights before any are merged."""
+    backbone = build("tiny")
+    return backbone, {name: value.clone() for name, value in backbone.state_dict().items()}
+
+
 @torch.no_grad()
 def naive(
     branch: Branch,
@@ -92,7 +101,8 @@ def naive(
     draw: int = 0,
 ) -> dict[str, Tensor]:
     """One branch of one image: weights merged by hand, stock diffusers calls, a full pass, hand-written hooks."""
-    backbone = build("tiny")
+    backbone, weights = oracle()
+    backbone.load_state_dict(weights)
     prompt, control_scale = branch.prompt, None
     for technique in branch.techniques:
         if isinstance(technique, Prompt):
@@ -120,10 +130,12 @@ def naive(
         )
         extra = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
     caught: dict[str, Tensor] = {}
-    for layer in branch.layers:
-        module = backbone.unet.get_submodule(PATHS[layer])
-        module.register_forward_hook(lambda m, i, output, layer=layer: caught.update({layer: output}))
-    backbone.unet(noisy, branch.timestep, embeds, **extra)
+    with ExitStack() as hooks:
+        for layer in branch.layers:
+            module = backbone.unet.get_submodule(PATHS[layer])
+            handle = module.register_forward_hook(lambda m, i, output, layer=layer: caught.update({layer: output}))
+            hooks.callback(handle.remove)
+        backbone.unet(noisy, branch.timestep, embeds, **extra)
     return caught
 
 
