@@ -152,17 +152,33 @@ def test_timesteps_of_hyperfeatures_are_read_from_its_own_latents(
     components = parts_of("hyperfeatures/spair71k", common(root, tmp_path), tmp_path)
     extractor: Any = components.extractor
     backbone = small("sd15")
+    embeds = backbone.encode_text([""]).hidden
     passes: list[tuple[int, torch.Tensor]] = []
-    hook = backbone.register_forward_pre_hook(lambda _, given: passes.append((given[1], given[0].clone())))
+    predicted: dict[int, torch.Tensor] = {}
+
+    def keep(_: object, given: Any, output: torch.Tensor) -> None:
+        assert torch.equal(given[2].hidden, embeds)
+        predicted[given[1]] = output.double()
+
+    hooks = [
+        backbone.register_forward_pre_hook(lambda _, given: passes.append((given[1], given[0].clone()))),
+        backbone.register_forward_hook(keep),
+    ]
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     extractor(images, Conditions(sample_ids=("a",)))
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     assert len(passes) == 49 + 11  # trajectories share what they have in common
-    seen, embeds = dict(passes), backbone.encode_text([""])
-    # the released loop on the same network, from the same clean latents
+    seen = dict(passes)
+    # the released loop from the same clean latents, with what the network said of latents that are its own
     alphas = [backbone.schedule.level(t)[0] ** 2 for t in range(1000)]
     monkeypatch.setattr("tests.techniques.test_trajectories.ALPHAS", torch.tensor(alphas, dtype=torch.float64))
-    expected = hyperfeatures(seen[-1], 50, lambda x, t: backbone.denoise(x.float(), t, embeds).double())
+
+    def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        assert relative(seen[timestep].double(), latents) < 1e-4, timestep
+        return predicted[timestep] if timestep < 960 else torch.zeros_like(latents)  # what comes of it is not read
+
+    expected = hyperfeatures(seen[-1], 50, predict)
     assert list(extractor.feature_info) == ["clean", *(f"t{t}" for t in range(60, 961, 100))]
     for call, timestep in enumerate([-1, *range(0, 961, 20)]):
         assert relative(seen[timestep].double(), expected[call]) < 1e-4, timestep
