@@ -160,7 +160,7 @@ def fill_network(
     converted = {name: check_numbers(tensor, name, where).to(dtype) for name, tensor in given.items()}
     for name, tensor in converted.items():
         _check_finite(tensor, given[name], name, where)
-    network.load_state_dict(converted, assign=True)
+    network.load_state_dict(_aligned(converted, given), assign=True)
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta and name == _COUNTERS:
@@ -168,7 +168,7 @@ def fill_network(
     empty = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
     if empty:
         raise WeightsError(f"{where}: {', '.join(empty[:_SHOWN])} of {type(network).__name__} cannot be known from it")
-    return _aligned(network)
+    return network
 
 
 def check_fit(network: nn.Module, weights: Mapping[str, Tensor], where: str, advice: str = "") -> dict[str, Tensor]:
@@ -212,15 +212,17 @@ def _check_finite(tensor: Tensor, stored: Tensor, name: str, where: str) -> None
     raise WeightsError(f"{where} is broken: {name} holds values that are not finite; take another copy")
 
 
-def _aligned(network: nn.Module) -> nn.Module:
-    """The network, with memory-mapped weights at unaligned offsets copied into memory of their own.
+def _aligned(converted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The converted weights, with those that are read from the file's mapping copied if one is at an unaligned offset.
 
-    Matrix kernels choose their blocking by alignment, so that the length of a file's header would change last bits.
+    Matrix kernels choose their blocking by alignment, so that the length of a file's header would change last bits. All
+    are copied, because a single one keeps the mapping, and with it the pages of the whole file; where none has to be,
+    processes of one machine share these.
     """
-    for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
-            tensor.data = tensor.data.clone()
-    return network
+    mapped = {name for name, tensor in converted.items() if tensor is given[name] and tensor.device.type == "cpu"}
+    if all(converted[name].data_ptr() % _ALIGNMENT == 0 for name in mapped):
+        return converted
+    return {name: tensor.clone() if name in mapped else tensor for name, tensor in converted.items()}
 
 
 def _todays_names(wanted: Collection[str], weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,16 @@ def test_a_network_holds_the_numbers_of_its_file(tiny: Path, part: str) -> None:
     assert not any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))
 
 
+@pytest.mark.parametrize("first", [0, 16], ids=["aligned", "behind a bias of four numbers"])
+def test_weights_keep_the_file_s_pages_or_leave_them_all(first: int) -> None:
+    file = torch.arange(1024, dtype=torch.float32)  # torch's own memory begins at a multiple of 64 bytes
+    given = {"weight": file[: 16 * 16].view(16, 16), "bias": file[256 + first // 4 :][:16]}
+    network = networks.fill_network(torch.nn.Linear(16, 16, device="meta"), given, torch.float32, "here")
+    inside = range(file.data_ptr(), file.data_ptr() + file.nbytes)
+    assert {one.data_ptr() in inside for one in network.parameters()} == {first == 0}
+    assert all(one.data_ptr() % 64 == 0 and torch.equal(one, given[name]) for name, one in network.named_parameters())
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_it_equals_what_the_library_loads(tiny: Path, part: str) -> None:
     theirs, ours = KINDS[part].from_pretrained(tiny / part, dtype=torch.float32), opened(tiny, part)
