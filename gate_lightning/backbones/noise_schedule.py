@@ -59,6 +59,14 @@ class NoiseSchedule(ABC):
         """The denoiser's time input at this timestep."""
         return timestep
 
+    def time_tensor(self, timestep: int, device: torch.device) -> Tensor:
+        """The time input (1,), filled in on the device: a number would be copied there, and the host wait for it."""
+        value: Any = self.time_input(timestep)
+        if isinstance(value, Tensor):  # of training: a timestep for each image
+            return value
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        return torch.full((1,), value, dtype=wide if isinstance(value, float) else torch.int64, device=device)
+
     def add_noise(self, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """α · latents + σ · noise, (B, c, h, w)."""
         signal, sigma = self.level(timestep)

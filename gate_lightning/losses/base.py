@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gate_lightning.errors import ConfigError
-from gate_lightning.ops.labels import check_label_range
+from gate_lightning.ops.labels import check_label_range, in_range
 
 __all__ = ["PixelLoss", "mean_over_pixels", "mean_over_shares", "require"]
 
@@ -52,26 +52,36 @@ class PixelLoss(nn.Module, ABC):
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         """Scalar loss; 0 if no pixel counts.
 
+        On an accelerator nothing is looked at, which would cost a wait: there the loss is NaN if a mask has a value
+        that is no class, and those who find a loss that is not finite call `check_label_range`.
+
         Args:
             logits: (B, K, H, W).
             masks: (B, H, W) int64, 0 … K - 1 or ``ignore_index``.
 
         Raises:
             ConfigError: if shapes do not fit, or there are not K class weights.
-            DataError: if a mask value is neither a class nor ``ignore_index``.
+            DataError: if a mask value on the CPU is neither a class nor ``ignore_index``.
         """
         if logits.dim() != 4 or masks.shape != (logits.shape[0], *logits.shape[2:]) or masks.dtype != torch.int64:
             raise ConfigError(
                 f"a loss got logits {tuple(logits.shape)} and masks {tuple(masks.shape)} of {masks.dtype}; expected "
                 "(B, K, H, W) and (B, H, W) of torch.int64. Resize the logits to the masks first"
             )
-        valid = check_label_range(masks, logits.shape[1], self.ignore_index)
+        if masks.device.type == "cpu":
+            valid, wrong = check_label_range(masks, logits.shape[1], self.ignore_index), None
+        else:
+            valid, wrong = in_range(masks, logits.shape[1], self.ignore_index)
+            # a value that is no class would be a failed assertion on the device, after which nothing works any more
+            masks, valid = masks.masked_fill(wrong, self.ignore_index), valid & ~wrong
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         if self.class_weight is not None and len(self.class_weight) != logits.shape[1]:
             raise ConfigError(
                 f"class_weight has {len(self.class_weight)} entries for {logits.shape[1]} classes; give one per class"
             )
-        return self.compute(logits, masks, valid, None if self.class_weight is None else self.class_weight.to(logits))
+        weight = None if self.class_weight is None else self.class_weight.to(logits)
+        loss = self.compute(logits, masks, valid, weight)
+        return loss if wrong is None else loss.masked_fill(wrong.any(), math.nan)
 
 
 def require(allowed: bool, name: str, value: object, expected: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.ops.rows import on_device, rows_of
 from gate_lightning.utils.checks import check_choice
 
 __all__ = ["KeypointContrastiveLoss", "rounded_places"]
@@ -64,11 +65,14 @@ class KeypointContrastiveLoss(nn.Module):
         Returns:
             Scalar; 0 for a batch without keypoints.
         """
+        # one look at all of them
+        known = (~(source_places.isnan().any(dim=-1) | target_places.isnan().any(dim=-1))).tolist()
         losses = []
-        for here, there, first, second in zip(source, target, source_places, target_places, strict=True):
-            known = ~(first.isnan().any(dim=-1) | second.isnan().any(dim=-1))
-            if known.any():
-                rows, columns = _places(first[known], here), _places(second[known], there)
+        for here, there, *points, marks in zip(source, target, source_places, target_places, known, strict=True):
+            both = [place for place, mark in enumerate(marks) if mark]
+            if both:
+                first, second = (rows_of(places, both) for places in points)
+                rows, columns = _places(first, here), _places(second, there)
                 losses.append(
                     (self._one_way(here, there, rows, columns) + self._one_way(there, here, columns, rows)) / 2
                 )
@@ -84,7 +88,7 @@ class KeypointContrastiveLoss(nn.Module):
 
 def rounded_places(points: Tensor, maps: Tensor) -> Tensor:
     """Whole x, y (N, 2) int64 of the positions nearest to points in a map (C, h, w)."""
-    last = points.new_tensor([maps.shape[-1] - 1, maps.shape[-2] - 1])
+    last = on_device([maps.shape[-1] - 1, maps.shape[-2] - 1], points.device, points.dtype)
     return points.round().clamp(min=0).minimum(last).long()
 
 

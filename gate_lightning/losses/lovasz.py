@@ -76,13 +76,18 @@ def lovasz_gradient(errors: Tensor, foreground: Tensor) -> Tensor:
 
 def _lovasz_softmax(probabilities: Tensor, targets: Tensor, valid: Tensor, weight: Tensor | None) -> Tensor:
     """Loss of (K, P) probabilities against (P,) targets, over the pixels that are valid (P,)."""
-    targets = targets[valid]
-    if len(targets) == 0:
+    if valid.device.type == "cpu":  # elsewhere the host would wait for their number
+        probabilities, targets, valid = probabilities[:, valid], targets[valid], valid[valid]
+    # classes that are there; the others and pixels that do not count are one more
+    seen = valid.new_zeros(len(probabilities) + 1).scatter_(0, torch.where(valid, targets, len(probabilities)), True)
+    present = seen[:-1].nonzero().flatten()
+    if len(present) == 0:
         return probabilities.sum() * 0.0
-    present = torch.bincount(targets, minlength=len(probabilities)).nonzero().flatten()
-    foreground = targets[None] == present[:, None]
-    chances = probabilities[present][:, valid]
+    foreground = (targets[None] == present[:, None]) & valid
+    chances = probabilities.index_select(0, present)
     errors = torch.where(foreground, 1.0 - chances, chances)
-    # the slopes are constant between changes of the order, so autograd needs them only as factors
-    losses = (errors * lovasz_gradient(errors, foreground)).sum(dim=1)
+    # the slopes are constant between changes of the order, so autograd needs them only as factors; pixels that do not
+    # count come last, where they change no other's
+    slopes = lovasz_gradient(errors.detach().masked_fill(~valid, -1.0), foreground)
+    losses = torch.where(valid, errors * slopes, 0.0).sum(dim=1)
     return losses.mean() if weight is None else mean_over_shares(losses, weight[present])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.metrics.base import ClassMetric
-from gate_lightning.ops.labels import check_label_range
+from gate_lightning.ops.labels import check_label_range, in_range
 
 __all__ = ["SegmentationMetrics", "confusion_counts", "scores"]
 
@@ -101,12 +101,15 @@ def confusion_counts(predictions: Tensor, masks: Tensor, num_classes: int, ignor
             f"predictions are {tuple(predictions.shape)} of {predictions.dtype}, masks {tuple(masks.shape)}; "
             f"expected class indices of the shape of the masks, or logits with {num_classes} channels"
         )
-    valid = check_label_range(masks, num_classes, ignore_index)
-    targets, called = masks[valid].long(), predictions[valid].long()
-    if bool(((called < 0) | (called >= num_classes)).any()):
+    valid, wrong = in_range(masks, num_classes, ignore_index)
+    strange = valid & ((predictions < 0) | (predictions >= num_classes))
+    if bool((wrong | strange).any()):  # one look at both
+        check_label_range(masks, num_classes, ignore_index)
+        called = predictions[valid]
         raise ConfigError(f"predictions hold {int(called.min())} … {int(called.max())}; expected 0 … {num_classes - 1}")
-    counts = torch.bincount(targets * num_classes + called, minlength=num_classes**2)
-    return counts.view(num_classes, num_classes)
+    # pixels that do not count are one more cell
+    cells = torch.where(valid, masks.long() * num_classes + predictions.long(), num_classes**2).flatten()
+    return torch.bincount(cells, minlength=num_classes**2 + 1)[:-1].view(num_classes, num_classes)
 
 
 def scores(confusion: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from gate_lightning.errors import DataError
 
-__all__ = ["check_label_range"]
+__all__ = ["check_label_range", "in_range"]
+
+
+def in_range(masks: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which pixels of a mask are labelled, and which of these hold a value that is no class: bool tensors like it."""
+    labelled = masks != ignore_index
+    return labelled, labelled & ((masks < 0) | (masks >= num_classes))
 
 
 def check_label_range(masks: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -27,8 +33,7 @@ def check_label_range(masks: Tensor, num_classes: int, ignore_index: int) -> Ten
     Raises:
         DataError: naming the values found, if a counted pixel lies outside 0 … K - 1.
     """
-    valid = masks != ignore_index
-    wrong = valid & ((masks < 0) | (masks >= num_classes))
+    valid, wrong = in_range(masks, num_classes, ignore_index)
     if bool(wrong.any()):
         values = torch.unique(masks[wrong]).tolist()
         shown = ", ".join(str(value) for value in values[:10]) + (", …" if len(values) > 10 else "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gate_lightning.ops.rows import on_device
+
 __all__ = ["point_maps", "points_of_maps"]
 
 _SIGMA = 0.5  # cells
@@ -42,8 +44,8 @@ def points_of_maps(soft: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _to_cells(points: Tensor, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
-    return (points + 0.5) * points.new_tensor([cells[1] / size[1], cells[0] / size[0]]) - 0.5
+    return (points + 0.5) * on_device([cells[1] / size[1], cells[0] / size[0]], points.device, points.dtype) - 0.5
 
 
 def _to_pixels(places: Tensor, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
-    return (places + 0.5) * places.new_tensor([size[1] / cells[1], size[0] / cells[0]]) - 0.5
+    return (places + 0.5) * on_device([size[1] / cells[1], size[0] / cells[0]], places.device, places.dtype) - 0.5

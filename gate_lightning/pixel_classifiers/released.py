@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gate_lightning.ops.rows import on_device
 from gate_lightning.pixel_classifiers.amalgamation import PixelFusion
 from gate_lightning.pixel_classifiers.weighted import WeightedPixels
 from gate_lightning.utils.seeding import keyed_generator
@@ -84,7 +85,7 @@ class ReleasedPixels(WeightedPixels):
         if steps % EVERY:
             return
         draws = [keyed_generator("sparsity_walk", self.seed, member, steps) for member in self.walk_member.tolist()]
-        chances = losses.new_tensor([draw.random() for draw in draws])
+        chances = on_device([draw.random() for draw in draws], losses.device, losses.dtype)
         moves = losses.new_tensor([STEP * float(draw.integers(-1, 2)) for draw in draws])
         if steps > 0:
             fall = self.walk_loss - losses

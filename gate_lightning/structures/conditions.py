@@ -21,11 +21,23 @@ MIRRORED = "mirrored"
 
 @dataclass(frozen=True)
 class Movable:
-    """Base of dataclasses with tensors that move between devices; Lightning moves batches by ``to``."""
+    """Base of dataclasses with tensors that move between devices.
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> Self:
-        """A copy with its tensors, also nested ones, on ``device``."""
-        return replace(self, **{one.name: _moved(getattr(self, one.name), device, **kwargs) for one in fields(self)})
+    Lightning moves batches by ``to``; a DataLoader with ``pin_memory`` calls that of its batches.
+    """
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
+        """A copy with its tensors, also nested ones, on ``device``; copies of pinned memory are not waited for."""
+        # on the host they would be read before they are there
+        at_once = non_blocking and torch.device(device).type != "cpu"
+        return self._mapped(lambda value: value.to(device, non_blocking=at_once))
+
+    def pin_memory(self) -> Self:
+        """A copy with its tensors, also nested ones, in page-locked memory, which a GPU reads by itself."""
+        return self._mapped(lambda value: value.pin_memory())
+
+    def _mapped(self, function: Callable[[Any], Any]) -> Self:
+        return replace(self, **{one.name: _mapped(getattr(self, one.name), function) for one in fields(self)})
 
     def read_by(self, source: int) -> Self:
         """A copy whose conditions, also nested ones, name the data set that has read the images."""
@@ -34,11 +46,11 @@ class Movable:
         return replace(self, **nested)
 
 
-def _moved(value: Any, device: torch.device | str, **kwargs: Any) -> Any:
-    """``value`` with its tensors, also nested ones, on ``device``."""
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """``value`` with ``function`` applied to its tensors, also nested ones."""
     if isinstance(value, Mapping):
-        return {key: _moved(item, device, **kwargs) for key, item in value.items()}
-    return value.to(device, **kwargs) if hasattr(value, "to") else value
+        return {key: _mapped(item, function) for key, item in value.items()}
+    return function(value) if isinstance(value, Tensor | Movable) else value
 
 
 @dataclass(frozen=True)

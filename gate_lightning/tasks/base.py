@@ -87,6 +87,8 @@ class BaseTask(LightningModule):
         allowed_changes: what may differ between a checkpoint and this task: "frozen" (other frozen parts),
             "world_size".
         final_splits: splits that a training run evaluates at its end.
+        shown: metrics of training that the display shows. Not ``prog_bar`` of `log`: Lightning would wait for their
+            values in every step.
         training_free: where its parts have no weights to be trained, it is evaluated as it is configured (``eval.py``
             without ``run``).
         without_weights: options that leave such a task no weights, for messages.
@@ -100,6 +102,7 @@ class BaseTask(LightningModule):
     trains_backbone: bool = False
     batch_type: type = ImageBatch
     final_splits: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ("train/loss",)
     training_free: bool = False
     without_weights: str = "amalgamation=concat head=descriptors"
 
@@ -194,7 +197,11 @@ class BaseTask(LightningModule):
         groups = [] if scaled else [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         gradients = [one.grad for group in groups for one in group["params"] if one.grad is not None]
         if not all_finite([*([] if loss is None else [loss]), *gradients]):
+            self.check_labels(self._batch)
             raise self._diverged(loss)
+
+    def check_labels(self, batch: Any) -> None:
+        """Raise DataError for labels that are no class; of a batch whose loss is not finite (see `PixelLoss`)."""
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Keep the loss for the check behind the backward pass."""

@@ -15,6 +15,7 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError
 from gate_lightning.heads.nearest_images import NearestImages
 from gate_lightning.metrics.classification import ClassificationMetrics
+from gate_lightning.ops.labels import check_label_range
 from gate_lightning.structures import ClassificationBatch, Conditions, Extractor, Pyramid
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.evaluation import branch_weights
@@ -108,13 +109,18 @@ class ClassificationTask(BaseTask):
         loss: Tensor = self.loss(self.head(pyramid.levels), batch.labels[:, None, None])
         regularization = self.amalgamation.regularization(pyramid)
         loss = loss if regularization is None else loss + regularization
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss.detach(), batch_size=len(batch))
         # strides mean little where maps were averaged: levels are counted, the finest first
         fused = [(place, level.fused) for place, level in enumerate(self.amalgamation.levels) if level.fused]
         named = zip(fused, pyramid.weights, strict=False)
         found = ((f"weights/level{place}", branches, weights, 2) for (place, branches), weights in named)
         self.log_dict(branch_weights(found), batch_size=len(batch))
         return loss
+
+    def check_labels(self, batch: Any) -> None:
+        """See BaseTask."""
+        if isinstance(batch, ClassificationBatch):
+            check_label_range(batch.labels, self.labels.num_classes, self.labels.ignore_index)
 
     # evaluation -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.prediction import PredictionBatch
 from gate_lightning.errors import ConfigError
 from gate_lightning.metrics.segmentation import SegmentationMetrics
+from gate_lightning.ops.labels import check_label_range
 from gate_lightning.structures import Conditions, Extractor, ImageBatch, SegmentationBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.inference import height_width
@@ -53,6 +54,11 @@ class DenseTask(BaseTask):
                 raise ConfigError(f"one batch has images of sizes {sorted(set(batch.sizes))}; predict them apart")
             size = batch.sizes[0]
         return self.label_maps(batch.images, batch.conditions, size)
+
+    def check_labels(self, batch: Any) -> None:
+        """See BaseTask."""
+        if isinstance(batch, SegmentationBatch):
+            check_label_range(batch.masks, self.labels.num_classes, self.labels.ignore_index)
 
     def report(self, split: str) -> None:
         """Log the metrics of a whole split, keep its tables, and start counting anew."""

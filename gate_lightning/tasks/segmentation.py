@@ -165,7 +165,7 @@ class SegmentationTask(DenseTask):
         if regularization is not None:
             parts["regularization"] = regularization
         loss = sum(parts.values(), start=batch.images.new_zeros(()))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss.detach(), batch_size=len(batch))
         if len(parts) > 1:
             self.log_dict({f"train/loss_{name}": part.detach() for name, part in parts.items()}, batch_size=len(batch))
         self.log_dict(self._branch_weights(pyramid), batch_size=len(batch))

@@ -13,6 +13,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import Adapters
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.errors import ConfigError
+from gate_lightning.ops.rows import on_device
 from gate_lightning.structures import Conditions
 
 __all__ = ["Card", "Conditioning", "Control", "ControlSource", "ImagePrompt", "Predict", "Technique", "Trajectory"]
@@ -61,7 +62,7 @@ class Control:
         """``scale`` · residual (R, C, h, w) for R images of the batch; 0 for images that dropped the ControlNet."""
         if self.kept is None:
             return self.scale * residual
-        scales = residual.new_tensor([self.scale * self.kept[row] for row in rows])
+        scales = on_device([self.scale * self.kept[row] for row in rows], residual.device, residual.dtype)
         return scales.view(-1, *[1] * (residual.dim() - 1)) * residual
 
 

@@ -74,6 +74,7 @@ def test_values_are_no_arrays(record: Record) -> None:
     with pytest.raises(TypeError, match="cuda:0"):
         moved(3).numpy()
     assert moved(3).cpu().numpy().tolist() == [0, 1, 2]
+    assert moved(3).to("cpu", torch.float16).numpy().tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,13 @@ def test_operations_are_told_from_views(record: Record) -> None:
     assert record.operations == {"mul": 1, "add_": 1}
     assert record.views == {"transpose": 1, "slice": 1}
     assert record.written_bytes == 2 * 3 * 4 * 4
+
+
+def test_data_of_a_parameter_may_be_exchanged(record: Record) -> None:
+    weight = nn.Parameter(moved(3))
+    weight.data = moved(2)
+    assert weight.data.device == GPU
+    assert (weight * 2).tolist() == [0, 2]
 
 
 def test_files_hold_the_values(record: Record) -> None:

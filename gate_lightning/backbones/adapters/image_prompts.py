@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gate_lightning.ops.rows import on_device
+
 __all__ = ["ImagePromptAdapter", "ImageTokens", "ImageUse"]
 
 #: of CLIP's images, in RGB
@@ -101,7 +103,7 @@ class ImagePromptAdapter(nn.Module):
         if size != [height, width]:
             shares = F.interpolate(shares, size, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = ((given - side) // 2 for given in size)
-        mean, std = (shares.new_tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
+        mean, std = (on_device(values, shares.device, shares.dtype).view(1, 3, 1, 1) for values in (_MEAN, _STD))
         return ((shares[..., top : top + side, left : left + side] - mean) / std).to(self.keys[0].dtype)
 
     def _states(self, pixels: Tensor) -> Tensor:

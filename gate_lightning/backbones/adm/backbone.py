@@ -80,7 +80,9 @@ class ADMBackbone(Backbone):
         adapters: Sequence[Adapters] | None,
     ) -> Tensor:
         """One pass of the U-Net; the prediction (B, 3, H, W) without the learned variance."""
-        prediction: Tensor = self.unet(latents, self.schedule.time_input(timestep), return_dict=False)[0]
+        prediction: Tensor = self.unet(latents, self.schedule.time_tensor(timestep, latents.device), return_dict=False)[
+            0
+        ]
         return prediction[:, :_RGB]
 
 

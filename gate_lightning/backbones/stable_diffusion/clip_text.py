@@ -67,7 +67,7 @@ class TokenWindow:
         embedding = encoder.get_input_embeddings()
         handle = embedding.register_forward_hook(place) if self.learned else None
         try:
-            yield self.ids.to(embedding.weight.device)
+            yield self.ids.to(embedding.weight.device, non_blocking=True)
         finally:
             if handle is not None:
                 handle.remove()

@@ -23,6 +23,7 @@ from gate_lightning.backbones.specs import Adapters, PromptEmbeds
 from gate_lightning.backbones.stable_diffusion.compatibility import check_parts
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.errors import ConfigError, WeightsError
+from gate_lightning.ops.rows import on_device
 from gate_lightning.structures import Identity
 from gate_lightning.utils.checks import number, whole_number
 
@@ -167,7 +168,7 @@ class SDXLBackbone(UNetBackbone):
         height, width = (side * self.latent_stride for side in latents.shape[-2:])
         numbers = self.size_conditions.numbers(height, width, self.reads_score)
         # float32 whatever the weights are: bfloat16 counts pixels in steps of up to 8
-        time_ids = torch.tensor([numbers], dtype=torch.float32, device=latents.device).expand(len(latents), -1)
+        time_ids = on_device(numbers, latents.device, torch.float32).expand(len(latents), -1)
         return {"text_embeds": prompt_embeds.pooled, "time_ids": time_ids}
 
 

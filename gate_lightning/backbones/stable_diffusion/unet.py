@@ -223,7 +223,7 @@ class UNetBackbone(Backbone):
         with self.adapters.applied(self.unet, "unet", adapters):
             prediction: Tensor = self.unet(
                 latents,
-                self.schedule.time_input(timestep),
+                self.schedule.time_tensor(timestep, latents.device),
                 encoder_hidden_states=prompt_embeds.hidden,
                 added_cond_kwargs=self._added_conditions(latents, prompt_embeds),
                 down_block_additional_residuals=down,
@@ -238,7 +238,7 @@ class UNetBackbone(Backbone):
         """Residuals of the ControlNet ``name``, one per skip connection and the middle block's, see Backbone."""
         down, middle = self.controlnets[name](
             latents,
-            self.schedule.time_input(timestep),
+            self.schedule.time_tensor(timestep, latents.device),
             encoder_hidden_states=prompt_embeds.hidden,
             controlnet_cond=control_images.to(latents),
             added_cond_kwargs=self._added_conditions(latents, prompt_embeds),

@@ -73,7 +73,7 @@ class LiveProgress(RunProgress):
         if self._live is not None and now - self._stepped >= _STEPS_EVERY:
             self._stepped = now
             self._show_steps(trainer, pl_module)
-            self._look(trainer)
+            self._look(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar of the validation."""
@@ -94,7 +94,7 @@ class LiveProgress(RunProgress):
         """Take the bar of the validation away, show its metrics."""
         super().on_validation_end(trainer, pl_module)
         self._close_evaluation()
-        self._look(trainer, at_once=True)
+        self._look(trainer, pl_module, at_once=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""
@@ -163,13 +163,14 @@ class LiveProgress(RunProgress):
             changed["rest"] = f"{pace:.2g} s a step{left_text(self.clock, trainer, pl_module)}"
         self._bars.update(self._train, total=known, completed=step, **changed)
 
-    def _look(self, trainer: Trainer, at_once: bool = False) -> None:
+    def _look(self, trainer: Trainer, pl_module: LightningModule, at_once: bool = False) -> None:
         """Take over the metrics that are shown."""
         now = time.monotonic()
         if self._live is None or self._train is None or (not at_once and now - self._looked < _METRICS_EVERY):
             return
         self._looked = now
-        shown = {**shown_metrics(trainer, "train/"), **shown_metrics(trainer, "val/")}
+        of_val = {name: float(value) for name, value in trainer.progress_bar_metrics.items() if name.startswith("val/")}
+        shown = {**shown_metrics(trainer, pl_module), **of_val}
         keeper = keeper_of(trainer)
         first = None if keeper is None else keeper.monitor
         names = sorted(shown, key=lambda name: (not name.startswith("train/"), name != first, name))

@@ -170,7 +170,7 @@ class ProgressLines(RunProgress):
         super().on_train_batch_end(trainer, pl_module, *args)
         if math.isnan(self.clock.pace) or not self._due():
             return
-        values = [f"{name} {measured(name, value)}" for name, value in shown_metrics(trainer, "train/").items()]
+        values = [f"{name} {measured(name, value)}" for name, value in shown_metrics(trainer, pl_module).items()]
         pace = f"{self.clock.pace:.3g} s a step{left_text(self.clock, trainer, pl_module)}"
         log.info("%s: %s", step_text(trainer, pl_module), "  ".join([*values, pace]))
 
@@ -227,9 +227,10 @@ def left_text(clock: Clock, trainer: Trainer, pl_module: LightningModule) -> str
     return f", {duration(seconds)} left" + (" at most" if fewest < total else "")
 
 
-def shown_metrics(trainer: Trainer, split: str) -> dict[str, float]:
-    """Metrics of a split that tasks want to be shown."""
-    return {name: float(value) for name, value in trainer.progress_bar_metrics.items() if name.startswith(split)}
+def shown_metrics(trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    """Metrics of training that the task wants to be shown."""
+    names = pl_module.shown if isinstance(pl_module, BaseTask) else ()
+    return {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
 
 
 def validation_texts(trainer: Trainer) -> list[str]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from gate_lightning.structures.conditions import Movable
 
 __all__ = ["CaptionedBatch", "LabelledBatch"]
 
 
 @dataclass(frozen=True)
-class CaptionedBatch:
+class CaptionedBatch(Movable):
     """Images, or their latents, with captions.
 
     Attributes:
@@ -31,14 +31,9 @@ class CaptionedBatch:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> CaptionedBatch:
-        """A copy on ``device``."""
-        tensors = (self.images, self.latents, self.control_images)
-        return CaptionedBatch(self.captions, *(t if t is None else t.to(device, **kwargs) for t in tensors))
-
 
 @dataclass(frozen=True)
-class LabelledBatch:
+class LabelledBatch(Movable):
     """Images with labels of the whole image.
 
     Attributes:
@@ -51,8 +46,3 @@ class LabelledBatch:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def to(self, device: torch.device | str, **kwargs: Any) -> LabelledBatch:
-        """A copy on ``device``."""
-        labels = {name: value.to(device, **kwargs) for name, value in self.labels.items()}
-        return LabelledBatch(self.images.to(device, **kwargs), labels)

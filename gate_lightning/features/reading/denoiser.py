@@ -14,6 +14,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import PromptEmbeds, Residuals
 from gate_lightning.features.reading.hooks import FeatureRecorder
 from gate_lightning.features.reading.steering import GivenImages, SteeredBranch
+from gate_lightning.ops.rows import rows_of
 from gate_lightning.structures import BranchFeatures
 from gate_lightning.techniques.base import Control
 
@@ -130,7 +131,9 @@ class _Pass:
             start = rows.stop
             for prompt in steered.conditioning.image_prompts:
                 tokens = self.given.tokens[prompt.name]
-                own = tokens.shown[list(steered.rows)] if prompt.shown else tokens.unshown.expand(len(steered), -1, -1)
+                own = (
+                    rows_of(tokens.shown, steered.rows) if prompt.shown else tokens.unshown.expand(len(steered), -1, -1)
+                )
                 uses.setdefault(prompt.name, []).append(ImageUse(rows, own, prompt.scale))
         return uses
 
@@ -168,7 +171,7 @@ class _Pass:
         for name, distinct in users.items():
             members = [self.group[index] for index, _ in distinct.values()]
             images = [
-                self.given.controls[control.source][list(member.rows)]
+                rows_of(self.given.controls[control.source], member.rows)
                 for member, (_, control) in zip(members, distinct.values(), strict=True)
             ]
             residuals = self.backbone.control_residuals(

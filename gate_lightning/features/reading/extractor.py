@@ -24,6 +24,7 @@ from gate_lightning.features.reading.reassembly import GatheredFeatures
 from gate_lightning.features.reading.steering import GivenImages, SteeredBranch, conditioning_of
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
+from gate_lightning.ops.rows import moved_like, rows_of
 from gate_lightning.structures import BranchFeatures, Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
 from gate_lightning.utils.checks import check_choice, whole_number
@@ -233,7 +234,7 @@ class FeatureExtractor(nn.Module):
                     branch=branch,
                     member=member,
                     rows=rows,
-                    latents=latents if len(parts) == 1 else latents[list(rows)],
+                    latents=rows_of(latents, rows),
                     prompt_embeds=own,
                     conditioning=conditioning,
                     inputs=self._inputs(branch, member, rows, conditioning, conditions),
@@ -287,9 +288,9 @@ class FeatureExtractor(nn.Module):
         given = conditions.posterior_noise if kind == "posterior" else conditions.noise
         explicit = explicit_noise(given, branch.name, mean.shape, branch.ensemble, member)
         if explicit is not None:
-            return explicit.to(mean)
+            return moved_like(explicit, mean)
         draw, noise_seed = _draw(branch, member), self._noise_seed(branch)
-        return batch_noise(mean.shape[1:], conditions, self.seed, draw, noise_seed, kind).to(mean)
+        return moved_like(batch_noise(mean.shape[1:], conditions, self.seed, draw, noise_seed, kind), mean)
 
     def _noise_seed(self, branch: Branch) -> int | None:
         return branch.noise_seed if self.noise == "per_branch" else None

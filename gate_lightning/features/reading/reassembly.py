@@ -8,6 +8,7 @@ from torch import Tensor
 from gate_lightning.errors import DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.steering import SteeredBranch
+from gate_lightning.ops.rows import rows_of
 from gate_lightning.structures import BranchFeatures
 
 __all__ = ["GatheredFeatures"]
@@ -55,6 +56,6 @@ class GatheredFeatures:
             )
         joined = parts[0]
         if len(parts) > 1:
-            order = torch.tensor([row for rows in self._parts for row in rows], device=joined.device)
-            joined = torch.cat(parts)[order.argsort()]
+            order = [row for rows in self._parts for row in rows]
+            joined = rows_of(torch.cat(parts), sorted(range(len(order)), key=order.__getitem__))
         return joined / self.branch.ensemble if self.branch.ensemble > 1 else joined

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.ops.rows import on_device
 
 __all__ = ["FeatureGrid"]
 
@@ -63,12 +64,12 @@ class FeatureGrid:
 
     def to_positions(self, points: Tensor) -> Tensor:
         """x, y of the map (…, 2), float64, from pixels of the file."""
-        scale = points.new_tensor(self.scales[::-1], dtype=torch.float64)
+        scale = on_device(self.scales[::-1], points.device, torch.float64)
         return (points.double() + 0.5) * scale - 0.5
 
     def to_pixels(self, positions: Tensor) -> Tensor:
         """x, y in pixels of the file (…, 2), float64, from positions of the map."""
-        scale = positions.new_tensor(self.scales[::-1], dtype=torch.float64)
+        scale = on_device(self.scales[::-1], positions.device, torch.float64)
         return (positions.double() + 0.5) / scale - 0.5
 
     def sample(self, points: Tensor) -> Tensor:
@@ -92,10 +93,12 @@ class FeatureGrid:
         """
         _, height, width = self.features.shape
         points = points.to(self.features.device)
-        sides = points.new_tensor([self.size[1], self.size[0]], dtype=torch.float64)
-        covered = sides * sides.new_tensor(self.scales[::-1])  # positions of the image, without padding
+        sides = on_device([self.size[1], self.size[0]], points.device, torch.float64)
+        covered = sides * on_device(
+            self.scales[::-1], sides.device, sides.dtype
+        )  # positions of the image, without padding
         places = points.double() / (sides - 1).clamp(min=1) * covered  # from the map's corner, in positions
-        grid = (2 * places / sides.new_tensor([width, height]) - 1).to(self.features)
+        grid = (2 * places / on_device([width, height], sides.device, sides.dtype) - 1).to(self.features)
         found = torch.nn.functional.grid_sample(self.features[None], grid[None, None], align_corners=False)
         return found[0, :, 0].T
 

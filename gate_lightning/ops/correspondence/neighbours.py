@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.correspondence.grids import FeatureGrid
+from gate_lightning.ops.rows import on_device
 
 __all__ = [
     "dense_matches",
@@ -143,7 +144,7 @@ def _masked(grid: FeatureGrid, mask: Tensor) -> Tensor:
     if tuple(mask.shape) != grid.size:
         raise ConfigError(f"the mask of an object is {tuple(mask.shape)}, its image {grid.size} (height, width)")
     centres, vectors = _inside(grid)
-    last = centres.new_tensor([grid.size[1] - 1, grid.size[0] - 1])
+    last = on_device([grid.size[1] - 1, grid.size[0] - 1], centres.device, centres.dtype)
     x, y = (centres + 0.5).floor().clamp(min=0).minimum(last).long().unbind(dim=1)
     chosen = mask.to(vectors.device)[y, x]
     if not chosen.any():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.correspondence.grids import FeatureGrid
+from gate_lightning.ops.rows import on_device
 from gate_lightning.utils.checks import check_choice, number, whole_number
 
 __all__ = ["METRICS", "QUERIES", "READ_OUTS", "RESOLUTIONS", "ReadOut"]
@@ -100,7 +101,7 @@ class ReadOut:
             return read(self, source, target, points)
         squares = _squared(source, self.square), _squared(target, self.square)
         here, there = (
-            self.square / points.new_tensor(grid.size[::-1], dtype=torch.float64) for grid in (source, target)
+            self.square / on_device(grid.size[::-1], points.device, torch.float64) for grid in (source, target)
         )
         return read(self, *squares, points.double() * here) / there
 
@@ -112,7 +113,7 @@ class ReadOut:
             rows, columns = source.inside
             x, y = source.to_positions(points).add(0.5).floor().long().unbind(dim=1)
             return source.features[:, y.clamp(0, rows - 1), x.clamp(0, columns - 1)].T
-        last = points.new_tensor([source.size[1] - 1, source.size[0] - 1])
+        last = on_device([source.size[1] - 1, source.size[0] - 1], points.device, points.dtype)
         whole = points.floor() if self.query == "floor" else (points + 0.5).floor()
         return source.sample(whole.clamp(min=0).minimum(last))
 
@@ -167,14 +168,14 @@ def _mutual(rule: ReadOut, source: FeatureGrid, target: FeatureGrid, points: Ten
 def _four_corner(rule: ReadOut, source: FeatureGrid, target: FeatureGrid, points: Tensor) -> Tensor:
     rows, columns = source.inside
     places = source.to_positions(points)
-    last = places.new_tensor([columns - 1, rows - 1])
+    last = on_device([columns - 1, rows - 1], places.device, places.dtype)
     places = places.clamp(min=0).minimum(last)
     low = places.floor()
     share = places - low
     total = torch.zeros_like(places)
     for right in (0, 1):
         for down in (0, 1):
-            corner = (low + low.new_tensor([right, down])).minimum(last).long()
+            corner = (low + on_device([right, down], low.device, low.dtype)).minimum(last).long()
             matches = _matched(rule, source.features[:, corner[:, 1], corner[:, 0]].T, target)
             weight = (share[:, 0] if right else 1 - share[:, 0]) * (share[:, 1] if down else 1 - share[:, 1])
             total += weight[:, None] * matches
@@ -182,7 +183,7 @@ def _four_corner(rule: ReadOut, source: FeatureGrid, target: FeatureGrid, points
 
 
 def _position(rule: ReadOut, source: FeatureGrid, target: FeatureGrid, points: Tensor) -> Tensor:
-    sides = [points.new_tensor(grid.size[::-1], dtype=torch.float64) for grid in (source, target)]
+    sides = [on_device(grid.size[::-1], points.device, torch.float64) for grid in (source, target)]
     return (points.double() + 0.5) / sides[0] * sides[1] - 0.5
 
 

@@ -161,7 +161,7 @@ class SemanticCorrespondence(BaseTask):
         terms = [term for term in regularization if term is not None]
         if terms:
             loss = loss + torch.stack(terms).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss.detach(), batch_size=len(batch))
         named = zip(self.amalgamation.levels, pyramids[0].weights, strict=False)
         weights = branch_weights((f"weights/stride{level.stride}", level.fused, found, 2) for level, found in named)
         self.log_dict(weights, batch_size=len(batch))

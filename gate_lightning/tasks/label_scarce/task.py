@@ -67,6 +67,7 @@ class LabelScarceTask(DenseTask):
     """
 
     batch_type = PixelBatch
+    shown = ("train/loss", "train/members")
     final_splits = ("test",)
     amalgamation: PixelAmalgamation
     head: PixelClassifier
@@ -167,8 +168,8 @@ class LabelScarceTask(DenseTask):
         fusion: PixelFusion = self.amalgamation({group: _on(self.device, value) for group, value in sampled.items()})
         losses = self.head.losses(fusion.features, labels)
         self._losses = losses.detach()
-        self.log("train/loss", self._losses.mean(), prog_bar=True, batch_size=len(active))
-        self.log("train/members", float(len(active)), prog_bar=True, batch_size=len(active))
+        self.log("train/loss", self._losses.mean(), batch_size=len(active))
+        self.log("train/members", float(len(active)), batch_size=len(active))
         found = (("weights", self.backbone_groups[group], weights, 3) for group, weights in fusion.weights.items())
         self.log_dict(branch_weights(found), batch_size=len(active))
         loss = self.amalgamation.losses(losses, fusion).sum()

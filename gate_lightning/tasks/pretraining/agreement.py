@@ -82,7 +82,7 @@ class SingleObjectTask(BaseTask):
         kind, color = self.net(torch.lerp(images, blurred, amount) + 0.1 * strength * noise)
         loss = F.cross_entropy(kind.float(), batch.labels["kind"])
         loss = loss + F.cross_entropy(color.float(), batch.labels["color"], ignore_index=-1)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:

@@ -39,6 +39,7 @@ class AutoencoderTask(BaseTask):
     frozen_parts = ("backbone",)
     trains_backbone = True
     batch_type = LabelledBatch
+    shown = ("train/mse", "train/kl")
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class AutoencoderTask(BaseTask):
         error = decoded.float() - batch.images
         square = error.square().mean()
         divergence = posterior.kl().mean()
-        self.log_dict({"train/mse": square, "train/kl": divergence}, prog_bar=True, batch_size=len(batch))
+        self.log_dict({"train/mse": square, "train/kl": divergence}, batch_size=len(batch))
         return error.abs().mean() + square + self.kl_weight * divergence
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:

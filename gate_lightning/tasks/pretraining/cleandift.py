@@ -79,6 +79,7 @@ class CleanDIFTTask(DiffusionTask):
     """
 
     frozen_parts = ("backbone", "student")
+    shown = ("train/agreement",)
     backbone: UNetBackbone
 
     def __init__(
@@ -173,7 +174,7 @@ class CleanDIFTTask(DiffusionTask):
         timesteps = stratified_timesteps(len(batch), self.bins, self.schedule.length, generator)
         found = [projected for _, projected, _ in self._compared(batch, timesteps, generator)]
         agreement = torch.cat(found).mean(dim=0)  # of each layer
-        self.log("train/agreement", agreement.mean(), prog_bar=True, batch_size=len(batch))
+        self.log("train/agreement", agreement.mean(), batch_size=len(batch))
         return (1.0 - agreement).sum()
 
     def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> None:

@@ -96,6 +96,7 @@ class DiffusionTask(BaseTask):
     frozen_parts: tuple[str, ...] = ("backbone",)
     trains_backbone = True
     batch_type = CaptionedBatch
+    shown = ("train/error",)
     #: whether text encoders are among the trained parts
     trains_text = False
 
@@ -221,5 +222,5 @@ class DenoisingTask(DiffusionTask):
 
     def weighted(self, error: Tensor, timesteps: Tensor) -> Tensor:
         """The training loss of errors (B,), logged without weights as ``train/error``."""
-        self.log("train/error", error.mean(), prog_bar=True, batch_size=len(error))
+        self.log("train/error", error.mean(), batch_size=len(error))
         return (self.weights[timesteps] * error).mean()

@@ -195,6 +195,8 @@ class Calls(TorchFunctionMode):
             torch.Tensor.pin_memory: _pin,
             torch.Tensor.is_pinned: lambda tensor, *_: getattr(tensor, "pinned", False),
             torch.Tensor.new_tensor: _new_tensor,
+            torch.Tensor.data.__get__: lambda tensor, *_: tensor.detach(),  # type: ignore[attr-defined]
+            torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
             torch.tensor: _tensor,
             torch.as_tensor: _as_tensor,
             torch.nn.functional.one_hot: _one_hot,
@@ -210,6 +212,7 @@ class Calls(TorchFunctionMode):
 def _moved(tensor: Tensor, device: torch.device, non_blocking: bool = False) -> Tensor:
     if tensor.device.type == device.type:
         return tensor
+    device = GPU if device.type == "cuda" else HOST
     moved: Tensor = _aten._to_copy.default(tensor, device=device, non_blocking=non_blocking)
     return moved
 
@@ -232,9 +235,12 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if kwargs.get("dtype") is None:
         kwargs["dtype"] = tensor.dtype
     device = tensor.device if device is None else torch.device(device)
+    if device.type == "meta":
+        return torch.Tensor.to(tensor, device, **kwargs)
     if device.type == tensor.device.type:
         return torch.Tensor.to(tensor, **kwargs)
     settings = {key: value for key, value in kwargs.items() if key in ("dtype", "memory_format") and value is not None}
+    device = GPU if device.type == "cuda" else HOST
     made: Tensor = _aten._to_copy.default(tensor, device=device, non_blocking=non_blocking, **settings)
     return made
 
@@ -255,6 +261,12 @@ def _pin(tensor: Tensor, *_: Any) -> Tensor:
     pinned = tensor.clone()
     pinned.pinned = True  # type: ignore[attr-defined]
     return pinned
+
+
+def _set_data(tensor: Tensor, value: Tensor) -> None:
+    torch.Tensor.data.__set__(tensor, value)  # type: ignore[attr-defined]
+    if isinstance(tensor, GpuTensor) and isinstance(value, GpuTensor):
+        tensor.held = value.held
 
 
 def _tensor(data: Any, *, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> Tensor:
