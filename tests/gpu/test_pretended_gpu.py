@@ -100,6 +100,12 @@ def test_waits_of_the_host_are_counted(record: Record, waiting: Callable[[], obj
     assert "test_pretended_gpu.py" in next(iter(record.waits))
 
 
+def test_a_copy_to_the_host_may_convert(record: Record) -> None:
+    found = moved(3).to("cpu", torch.float16)
+    assert (found.device.type, found.dtype, found.numpy().tolist()) == ("cpu", torch.float16, [0, 1, 2])
+    assert record.waits.total() == 1
+
+
 def test_a_copy_waits_unless_it_is_small_or_pinned(record: Record) -> None:
     large = torch.ones(100_000)
     for tensor, non_blocking, waits in (

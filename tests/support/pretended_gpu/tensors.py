@@ -239,6 +239,7 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return torch.Tensor.to(tensor, device, **kwargs)
     if device.type == tensor.device.type:
         return torch.Tensor.to(tensor, **kwargs)
+    device = HOST if device.type == "cpu" else device
     settings = {key: value for key, value in kwargs.items() if key in ("dtype", "memory_format") and value is not None}
     device = GPU if device.type == "cuda" else HOST
     made: Tensor = _aten._to_copy.default(tensor, device=device, non_blocking=non_blocking, **settings)
