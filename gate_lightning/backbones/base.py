@@ -228,9 +228,9 @@ class Backbone(nn.Module, ABC):
         specs = {layer_id: self.layer_spec(layer_id) for layer_id in layer_ids}
         return {name: FeatureInfo(spec.channels, spec.stride, spec.module) for name, spec in specs.items()}
 
-    def check_timestep(self, timestep: int) -> None:
-        """Raise ConfigError unless the timestep is a whole number from the lowest to the last of the noise schedule."""
-        whole_number(timestep, "timestep", self.schedule.lowest, self.schedule.length - 1)
+    def check_timestep(self, timestep: int, key: str = "timestep") -> None:
+        """Raise ConfigError, which names the key, unless the timestep is a whole number of the noise schedule."""
+        whole_number(timestep, key, self.schedule.lowest, self.schedule.length - 1)
 
     def check_images(self, images: Tensor) -> None:
         """Raise DataError unless the images are (B, 3, H, W) of a valid size."""

@@ -100,15 +100,16 @@ def _choose(config: DictConfig, asked: Sequence[str], run_folder: Path) -> dict[
         trial.layers = auto["layers"]
     if "techniques" in asked:
         trial.techniques = mappings
-    results, strides = _measured(trial, auto, timesteps)
-    found = results.statistics[_MEASURE]
-    anchors = {one.anchor for one in found.values()} - {""}
-    if anchors and {"timestep", "layers"} & set(asked):
+    measure = built(OmegaConf.create(auto["measure"]), _MEASURE)
+    if getattr(measure, "relative", False) and {"timestep", "layers"} & set(asked):
         raise ConfigError(
             f"{' and '.join(one for one in asked if one != 'techniques')}=auto: figures of {_name(auto)} are measured "
-            f"against something else at every timestep and layer ({sorted(anchors)[0]}), so they rank techniques only; "
-            "use auto=probe, or name timestep and layers"
+            "against something else at every timestep and layer, so they rank techniques only; use auto=probe, or name "
+            "timestep and layers"
         )
+    key = "auto.timesteps" if "timestep" in asked else "timestep"
+    results, strides = _measured(trial, auto, measure, timesteps, key)
+    found = results.statistics[_MEASURE]
     by_stride = strides if "layers" in asked else {}
     options = list(_options(results, found, by_stride, one_by_one="techniques" in asked))
     better = next(iter(found.values())).higher_is_better
@@ -164,11 +165,10 @@ def _checked(auto: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _measured(
-    trial: DictConfig, auto: Mapping[str, Any], timesteps: Sequence[int]
+    trial: DictConfig, auto: Mapping[str, Any], measure: Any, timesteps: Sequence[int], key: str
 ) -> tuple[ShiftResults, dict[str, int]]:
     """The measure of every candidate, timestep and layer on a sample of the training images; strides of the layers."""
     components = Components(trial, run_folder="")
-    measure = built(OmegaConf.create(auto["measure"]), _MEASURE)
     dataset = built(trial.dataset, "dataset")
     split_anew = OmegaConf.select(trial, "task.data.split_seed") is not None
     if split_anew and getattr(measure, "reads_labels", False):
@@ -181,7 +181,10 @@ def _measured(
     data.attach_inputs(required_inputs_of(candidates.branches))
     data.setup("fit")
     reader = ShiftReader(
-        components.backbones, candidates.branches, timesteps, seed=trial.seed, posterior=trial.posterior
+        *(components.backbones, candidates.branches, timesteps),
+        seed=trial.seed,
+        posterior=trial.posterior,
+        key=key,
     )
     device = device_of("cpu" if trial.trainer.get("accelerator") == "cpu" else "auto")
     reader.to(device)

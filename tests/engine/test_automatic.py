@@ -91,8 +91,12 @@ def test_nothing_is_measured_again_where_another_process_has_chosen(
 def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
     given = composed("techniques=none")
     assert with_choice(given, tmp_path) is given
-    with pytest.raises(ConfigError, match=r"timestep=auto: figures of LaplacianScore .*use auto=probe"):
-        chosen(tmp_path, "timestep=auto", "techniques=prompt", "auto=laplacian")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(automatic, "_measured", lambda *_: pytest.fail("measured before it was refused"))
+        with pytest.raises(ConfigError, match=r"timestep=auto: figures of LaplacianScore .*use auto=probe"):
+            chosen(tmp_path, "timestep=auto", "techniques=prompt", "auto=laplacian")
+    with pytest.raises(ConfigError, match=r"auto\.timesteps=5000"):
+        chosen(tmp_path, "timestep=auto", "techniques=prompt", "auto.timesteps=[5000]")
     with pytest.raises(ConfigError, match=r"splits .* anew, so that ClosedFormProbe would choose by labels of test"):
         chosen(tmp_path, "task=label_scarce", "techniques=auto", small=SMALL[:1])
     with pytest.raises(ConfigError, match=r"no masks.*\n.*auto=laplacian needs no masks"):

@@ -127,9 +127,9 @@ class UNetBackbone(Backbone):
         """The U-Net, where layer paths start."""
         return self.unet
 
-    def check_timestep(self, timestep: int) -> None:
+    def check_timestep(self, timestep: int, key: str = "timestep") -> None:
         """See Backbone; one that has no effect, of a U-Net that reads clean latents, is warned about."""
-        super().check_timestep(timestep)
+        super().check_timestep(timestep, key)
         own = self.own_timestep
         if own is not None and timestep != round(own):
             log.warning(

@@ -30,6 +30,7 @@ class LaplacianScore(ImageMeasure):
     """
 
     reduce = staticmethod(share_kept)
+    relative = True
 
     def __init__(self, reference: str = "own") -> None:
         super().__init__()

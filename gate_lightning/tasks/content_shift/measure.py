@@ -22,9 +22,12 @@ class Measure(Protocol):
 
     Attributes:
         reads_labels: whether it looks at masks, so that it must not see images that results are measured on.
+        relative: whether figures of a timestep and layer are measured against something of that timestep and layer, so
+            that they rank techniques only.
     """
 
     reads_labels: bool = False
+    relative: bool = False
 
     def missing(self, batch: ShiftBatch) -> str | None:
         """Why it cannot be measured here (no masks, no autoencoder, no text …), asked before the first batch; or None.

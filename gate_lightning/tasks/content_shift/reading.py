@@ -51,6 +51,7 @@ class ShiftReader(nn.Module):
         posterior: latents are the "mean" of the autoencoder's posterior, or a keyed "sample" of it.
         max_samples: most samples in one pass of the denoiser; None for no limit.
         memory_gib: features of a batch that are kept for the next measure.
+        key: of ``timesteps``, for messages.
 
     Attributes:
         candidates: the rows, by name.
@@ -72,6 +73,7 @@ class ShiftReader(nn.Module):
         posterior: Literal["mean", "sample"] = "mean",
         max_samples: int | None = 64,
         memory_gib: float = 2.0,
+        key: str = "task.timesteps",
     ) -> None:
         super().__init__()
         self.backbones = nn.ModuleDict({name or "main": backbone for name, backbone in backbones.items()})
@@ -98,7 +100,12 @@ class ShiftReader(nn.Module):
         self.repainter = Repainter(self)
         for plain in (one for one in found if one.kind == "plain"):
             for timestep in self.timesteps:
-                self.backbone(plain.name).check_timestep(timestep)
+                self.backbone(plain.name).check_timestep(timestep, "timestep" if timesteps is None else key)
+        if min(self.timesteps) < 0 and own != (-1,):
+            raise ConfigError(
+                f"{key}={list(self.timesteps)}: candidates are compared under noise, at timesteps from 0; clean "
+                "latents are a candidate of their own: techniques=[{name: clean, techniques: [], timestep: -1}, …]"
+            )
 
     @property
     def description(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gate_lightning.tools.comparison.compare import compared_metric, find_runs
 from gate_lightning.tools.gate_report.correlation import FEWEST, Correlation, correlation_of
 from gate_lightning.tools.gate_report.measures import ShiftMeasures
 from gate_lightning.tools.gate_report.points import Gain, gains_of
-from gate_lightning.utils.checks import number, whole_number
+from gate_lightning.utils.checks import did_you_mean, number, whole_number
 from gate_lightning.utils.files import write_atomically, write_csv
 from gate_lightning.visualization.scatter import scatter_chart
 
@@ -56,7 +56,8 @@ def gate_report(
         The table as text.
 
     Raises:
-        ConfigError: runs that do not differ in techniques, no plain run, a ranking of others, or a number out of range.
+        ConfigError: runs that do not differ in techniques, no plain run, a metric that none has, a ranking of others,
+            or a number out of range.
         DataError: a damaged file.
     """
     whole_number(resamples, "tool.resamples", 1)
@@ -66,6 +67,11 @@ def gate_report(
         if given is None:
             raise ConfigError(f"{key}=null: expected {'a folder of runs' if key == 'sweep' else 'a run folder'}")
     runs = find_runs([sweep] if isinstance(sweep, str | Path) else sweep, "sweep")
+    known = sorted({name for run in runs for name in run.metrics})
+    if metric is not None and known and metric not in known:
+        raise ConfigError(
+            f"tool.metric={metric}: no run has it; {did_you_mean(metric, known)}the runs have {', '.join(known)}"
+        )
     metric = metric or compared_metric(runs)
     gains, left_out = gains_of(runs, metric)
     improvements = ShiftMeasures(Path(shift)).improvements(gains)

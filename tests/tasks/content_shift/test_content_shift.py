@@ -164,8 +164,10 @@ def test_what_is_no_sample_or_measures_nothing_is_refused(backbone: Backbone) ->
         measured(backbone, NONE, sample=batches()[0:1] and [ImageBatch(random_images(1, 32, 32), conditions(1))])
     with pytest.raises(ConfigError, match=r"nothing could be measured:\n  masks: none"):
         measure_content_shift(ShiftReader({"": backbone}, [NONE]), batches(), {"masks": Words(lacks="none")})
-    with pytest.raises(ConfigError, match="timestep=5000"):
+    with pytest.raises(ConfigError, match=r"^task\.timesteps=5000"):
         ShiftReader({"": backbone}, [NONE], (5000,))
+    with pytest.raises(ConfigError, match=r"^task\.timesteps=\[50, -1\]: .*timestep: -1\}"):
+        ShiftReader({"": backbone}, [NONE], (50, -1))
     with pytest.raises(ConfigError, match=r"task\.noises=1"):
         ShiftReader({"": backbone}, [NONE], noises=(1,))
     with pytest.raises(ConfigError, match="reference='none'"):

@@ -190,6 +190,10 @@ def test_sweeps_that_cannot_answer_are_refused(tmp_path: Path, shift: Path) -> N
         gate_report(str(doubled), str(shift), out)
     with pytest.raises(ConfigError, match=r"nowhere does not exist; give run folders or a sweep folder: sweep="):
         gate_report(str(tmp_path / "nowhere"), str(shift), out)
+    with pytest.raises(
+        ConfigError, match=r"tool\.metric=val/miou: no run has it; did you mean val/mIoU\? the runs have test/"
+    ):
+        gate_report(str(tmp_path), str(shift), str(tmp_path / "out"), metric="val/miou")
     with pytest.raises(ConfigError, match=r"shift=null: expected a run folder"):
         gate_report(str(alike), None, out)  # type: ignore[arg-type]
     (alike / "0/frozen.json").unlink()
