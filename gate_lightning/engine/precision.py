@@ -61,7 +61,7 @@ def tell_types(config: DictConfig, resolved: DictConfig) -> None:
         reason = _choice(config, precision)[1]
         listed = ", ".join(f"{key}={value}" for key, value in types.items())
         log.info("frozen weights: %s; auto for trainer.precision=%s: %s", listed, precision, reason)
-    if resolved.get("tf32") and _gpu(config):
+    if resolved.get("tf32") and _on_gpu(config):
         log.info("products of float32 are computed in TF32, about 1e-3 off; exactly: tf32=false")
 
 
@@ -70,25 +70,25 @@ def _choice(config: DictConfig, precision: str) -> tuple[str, str]:
     wanted = _MIXED.get(precision)
     if wanted is None:
         return "float32", "no autocast"
-    gpu = _gpu(config)
-    if not gpu:
+    if not _on_gpu(config):
         return "float32", "float32 without a GPU"
     if _trains_backbone(config):
         return "float32", "float32, as the task trains the backbone"
     import torch
 
+    gpu = torch.cuda.get_device_name()
     if wanted == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "float32", f"float32, as {gpu} has no bfloat16; trainer.precision=16-mixed is for such cards"
     return wanted, f"{wanted} on {gpu}; exact features: backbone.dtype=float32"
 
 
-def _gpu(config: DictConfig) -> str:
-    """Name of the GPU that the trainer computes on; empty where it is none."""
+def _on_gpu(config: DictConfig) -> bool:
+    """Whether the trainer computes on a GPU of CUDA, which is not touched: a process that has may not fork others."""
     if str(OmegaConf.select(config, "trainer.accelerator")) not in ("auto", "gpu", "cuda"):
-        return ""
+        return False
     import torch  # takes seconds, and most tools have no trainer
 
-    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else ""
+    return torch.cuda.is_available()
 
 
 def _trains_backbone(config: DictConfig) -> bool:
