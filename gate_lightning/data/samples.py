@@ -10,9 +10,10 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from gate_lightning.data.card import IGNORE_INDEX
+from gate_lightning.ops.edges import CannySettings
 from gate_lightning.structures import Conditions, ImageBatch, SegmentationBatch
 from gate_lightning.structures.conditions import Movable
 from gate_lightning.utils.seeding import data_generator
@@ -44,6 +45,7 @@ class Sample:
         controls: control name → uint8 (H, W, 3) image that is cropped and flipped along.
         window: (top, left) of a crop in the resized image, in pixels.
         category: name of what the image shows, or None.
+        edges: `CannySettings.key` → uint8 (H, W) edge map of the image.
     """
 
     sample_id: str
@@ -52,6 +54,7 @@ class Sample:
     controls: Mapping[str, np.ndarray] = field(default_factory=dict)
     window: tuple[int, int] = (0, 0)
     category: str | None = None
+    edges: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def map_images(self, function: Callable[[np.ndarray], np.ndarray]) -> Self:
         """``function`` applied to the image and its controls."""
@@ -190,6 +193,9 @@ def collate_images(samples: Sequence[Sample], views: Sequence[str] = (), trainin
             name: torch.stack([_to_control(sample.controls[name]) for sample in samples])
             for name in samples[0].controls
         },
+        edges={
+            name: torch.from_numpy(np.stack([sample.edges[name] for sample in samples])) for name in samples[0].edges
+        },
         training=training,
     )
     return ImageBatch(torch.stack([to_tensor(sample.image) for sample in samples]), conditions)
@@ -216,6 +222,8 @@ class BatchDataset(Dataset[Any]):
             ``draw<epoch>`` (see ``cycle``), else "".
         training: whether a head is trained on these batches (``Conditions.training``).
         cycle: how many views of an image there are, taken in turn by epoch; None for another one in every epoch.
+        edges: edge maps that go with the images where worker processes read them. Without workers they are made when
+            they are needed, which they are not where features are known.
     """
 
     def __init__(
@@ -227,9 +235,11 @@ class BatchDataset(Dataset[Any]):
         random: bool = False,
         training: bool = False,
         cycle: int | None = None,
+        edges: Sequence[CannySettings] = (),
     ) -> None:
         self.source, self.transform, self.collate, self.seed = source, transform, collate, seed
         self.random, self.training, self.cycle = random, training, cycle
+        self.edges = edges
         self.number = next(_numbers)
 
     def __len__(self) -> int:
@@ -251,4 +261,6 @@ class BatchDataset(Dataset[Any]):
     def _read(self, draw: SampleRequest, view: str) -> Any:
         sample = self.source.load(draw.index)
         sample = self.transform(sample, data_generator("augmentation", self.seed, sample.sample_id, view))
+        if self.edges and isinstance(sample, Sample) and get_worker_info() is not None:
+            sample = replace(sample, edges={one.key: one.edges(sample.image) for one in self.edges})
         return sample.ignored() if draw.padding else sample

@@ -30,7 +30,7 @@ from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.building import built, call_with, called, check_kinds, check_values
 from gate_lightning.engine.description import described
-from gate_lightning.engine.extraction import MAIN, branches_of, candidates_of, extractor_of
+from gate_lightning.engine.extraction import MAIN, branches_of, candidates_of, edge_channels, extractor_of
 from gate_lightning.engine.launch import check_started
 from gate_lightning.engine.saved_paths import located
 from gate_lightning.engine.used_keys import ONLY_TRAINING, READS
@@ -167,7 +167,9 @@ class Components:
         found = required_inputs_of(self.branches_read)
         views = view_count(self.config) if self.training else 0
         folders = {**found.control_folders, **self.control_folders}
-        return replace(found, control_folders=folders, view_cycle=views or None)
+        own = edge_channels(self.config)
+        edges = dict.fromkeys([*found.edges, *([] if own is None else [own])])
+        return replace(found, control_folders=folders, view_cycle=views or None, edges=tuple(edges))
 
     @cached_property
     def connected_datamodule(self) -> Any:
@@ -195,12 +197,11 @@ class Components:
     @cached_property
     def extractor(self) -> Extractor:
         """Backbones × branches, behind wrappers and caches."""
-        canny = _plain(self.config.technique.controlnet)
         views = stored_views(self.config, self.connected_datamodule) if self.training else 0
         config = OmegaConf.merge(
             self.config, {"cache": {"folder": located(OmegaConf.select(self.config, "cache.folder"), self.run_folder)}}
         )
-        return extractor_of(config, self.branches, self.backbones, canny, views)  # type: ignore[arg-type]
+        return extractor_of(config, self.branches, self.backbones, views)  # type: ignore[arg-type]
 
     @cached_property
     def amalgamation(self) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from gate_lightning.features.wrappers.pooled import PooledExtractor
 from gate_lightning.structures import Extractor
 from gate_lightning.tasks.content_shift.candidates import Candidates
 from gate_lightning.techniques.base import Card
+from gate_lightning.techniques.controlnet import CannyEdges
 from gate_lightning.utils.checks import check_known
 from gate_lightning.utils.files import digest_of, plain_json
 
@@ -94,11 +96,17 @@ def candidates_of(plain: Mapping[str, Any], card: Card, build: Build) -> Candida
     return Candidates(tuple(made), {name: str(error) for name, error in missing.items()})
 
 
+def edge_channels(config: DictConfig) -> CannyEdges | None:
+    """Settings of the edges that are input channels of the head (``edge_channels``); None without."""
+    if not _switch(config, "edge_channels"):
+        return None
+    return CannyEdges(**{key: config.technique.controlnet[key] for key in CANNY})
+
+
 def extractor_of(
     config: DictConfig,
     branches: Sequence[Branch],
     backbones: Mapping[str, Backbone],
-    canny: Mapping[str, Any],
     views: int = 0,
 ) -> Extractor:
     """What reads the branches, as ``backbone_scale edge_channels caption_channels features.pooling cache`` say.
@@ -107,7 +115,6 @@ def extractor_of(
         config: resolved configuration.
         branches: what is read.
         backbones: by the names that branches give.
-        canny: settings of the ControlNet technique.
         views: how many augmented training views are to be kept on disk (`engine.views`).
 
     Raises:
@@ -130,8 +137,9 @@ def extractor_of(
     made: Extractor = next(iter(extractors.values()))
     if len(extractors) > 1 or any(scale != 1 for scale in scales.values()):
         made = MultiBackboneExtractor(extractors, scales, [branch.name for branch in branches])
-    if _switch(config, "edge_channels"):
-        made = EdgeChannels(made, **{key: value for key, value in canny.items() if key in CANNY})
+    edges = edge_channels(config)
+    if edges is not None:
+        made = EdgeChannels(made, **asdict(edges))
     if _switch(config, "caption_channels"):
         made = CaptionChannels(made, next(iter(backbones.values())))
     if config.features.pooling != 1:

@@ -42,7 +42,7 @@ READS: Mapping[str, tuple[str, ...]] = {
     "backbone": ("backbone", "tf32"),
     "backbones": ("backbone", "backbones", "tf32"),
     "candidates": (*_BRANCHES, "seed", "datamodule"),
-    "required_inputs": _INPUTS,
+    "required_inputs": (*_INPUTS, "edge_channels"),
     # a row of the controls study sets keys of the extractor
     "extractor": (*_INPUTS, "noise", "posterior", "backbone_scale", "features", *_ABLATIONS),
     "amalgamation": ("amalgamation", "extractor"),

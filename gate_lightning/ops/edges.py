@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
 from gate_lightning.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class CannySettings:
+    """Settings of `canny`, for edges that loader workers find ahead.
+
+    Raises:
+        ConfigError: thresholds out of order, or a negative blur.
+    """
+
+    low: float = 100.0
+    high: float = 200.0
+    blur_sigma: float = 0.0
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high or self.blur_sigma < 0:
+            raise ConfigError(
+                f"Canny with low={self.low}, high={self.high}, blur_sigma={self.blur_sigma}; "
+                f"expected 0 ≤ low ≤ high and a blur of 0 or more"
+            )
+
+    @property
+    def key(self) -> str:
+        """Name of the edges among those of other settings (``Conditions.edges``)."""
+        return f"{self.low:g} {self.high:g} {self.blur_sigma:g} {self.normalize:d}"
+
+    def edges(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (H, W), 255 on edges and 0 elsewhere, of an image uint8 (H, W, 3)."""
+        return canny(image, **{one: getattr(self, one) for one in ("low", "high", "blur_sigma", "normalize")})
 
 
 def canny(

@@ -72,6 +72,8 @@ class Conditions(Movable):
         noise: explicit standard normal noise (B, c, h, w) that replaces the keyed draw, or None. For branches that
             average an ensemble of E draws, (B, E, c, h, w). A mapping branch → noise replaces the draws of the named
             branches only.
+        edges: `CannySettings.key` → uint8 (B, H, W) edge maps of exactly these images, made ahead; where there are none
+            they are made when they are needed. Caches know images without them.
         posterior_noise: the same for the sample of the autoencoder's posterior.
         source: number of the data set in this process that has read the images. Images of equal source, name, view,
             window and size are equal, and so is all that it gives with them. None where that is not known.
@@ -89,6 +91,7 @@ class Conditions(Movable):
     training: bool = False
     posterior_noise: Noise | None = None
     source: int | None = field(default=None, compare=False)
+    edges: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.sample_ids)
@@ -136,5 +139,7 @@ class Conditions(Movable):
         return replace(self, windows=moved)
 
     def map_controls(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """A copy with ``function`` applied to every control image (B, 3, H, W)."""
-        return replace(self, control_images={name: function(image) for name, image in self.control_images.items()})
+        """A copy with ``function`` applied to every control image (B, 3, H, W); without edges, which images that were
+        changed alike do not have."""
+        controls = {name: function(image) for name, image in self.control_images.items()}
+        return replace(self, control_images=controls, edges={})

@@ -12,7 +12,7 @@ from torch import Tensor
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.errors import ConfigError, DataError
-from gate_lightning.ops.edges import canny
+from gate_lightning.ops.edges import CannySettings
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Card, Conditioning, Control, Technique
 from gate_lightning.utils.checks import check_choice, number
@@ -22,27 +22,17 @@ __all__ = ["CannyEdges", "ControlFunction", "ControlNet", "GivenControl", "canny
 
 
 @dataclass(frozen=True)
-class CannyEdges:
-    """Control images from Canny edges of the image; settings as ``ops.edges.canny``."""
-
-    low: float = 100.0
-    high: float = 200.0
-    blur_sigma: float = 0.0
-    normalize: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.high or self.blur_sigma < 0:
-            raise ConfigError(
-                f"Canny with low={self.low}, high={self.high}, blur_sigma={self.blur_sigma}; "
-                f"expected 0 ≤ low ≤ high and a blur of 0 or more"
-            )
+class CannyEdges(CannySettings):
+    """Control images from Canny edges of the image."""
 
     def __call__(self, images: Tensor, conditions: Conditions) -> Tensor:
         """Edge maps (B, 3, H, W), 0 or 1; or the batch's own control images "canny" if there are any."""
         given = conditions.control_images.get("canny")
         if given is not None:
             return _checked("canny", given, images)
-        return canny_edges(images, self).expand(-1, 3, -1, -1)
+        found = conditions.edges.get(self.key)
+        edges = canny_edges(images, self) if found is None else (found[:, None] > 0).to(images)
+        return edges.expand(-1, 3, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -198,7 +188,9 @@ class ControlNet(Technique):
     def required_inputs(self) -> RequiredInputs:
         """Its folder of control images; with dropout, also a new view of each image in every epoch."""
         folders = {self.image or self.name: self.folder} if self.folder else {}
-        return RequiredInputs(control_folders=folders, random_views=self.dropout > 0)
+        source = self.source()
+        edges = (source,) if isinstance(source, CannyEdges) else ()
+        return RequiredInputs(control_folders=folders, random_views=self.dropout > 0, edges=edges)
 
     def control_images(self) -> dict[str, bool]:
         """The key it reads; "canny" is optional, as edges can be computed."""
@@ -230,11 +222,11 @@ class ControlNet(Technique):
         return bool(rng.random() >= self.dropout)
 
 
-def canny_edges(images: Tensor, settings: CannyEdges) -> Tensor:
+def canny_edges(images: Tensor, settings: CannySettings) -> Tensor:
     """Edge maps (B, 1, H, W), 0 or 1, of images (B, 3, H, W) in [-1, 1], on their device and in their dtype."""
     pixels = ((images.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
     arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    edges = [torch.from_numpy(canny(array, **asdict(settings))) for array in arrays]
+    edges = [torch.from_numpy(settings.edges(array)) for array in arrays]
     return (torch.stack(edges)[:, None] > 0).to(images)
 
 

@@ -39,10 +39,10 @@ from tests.support.small_networks import build
 
 #: job → waits and copies of a training step, waits and copies of a batch of evaluation: at most
 LIMITS: Mapping[str, tuple[int, int, int, int]] = {
-    "segmentation": (7, 7, 10, 36),
-    "segmentation, features known": (4, 2, 16, 15),
-    "segmentation, edges as channels": (7, 5, 10, 9),
-    "classification": (5, 7, 12, 12),
+    "segmentation": (5, 7, 8, 36),
+    "segmentation, features known": (2, 2, 14, 15),
+    "segmentation, edges as channels": (5, 5, 8, 9),
+    "classification": (4, 7, 11, 12),
     "label-scarce": (30, 30, 30, 30),
     "correspondence": (10, 20, 20, 25),
     "unet": (30, 30, 30, 30),

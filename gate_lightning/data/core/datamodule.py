@@ -18,7 +18,7 @@ from gate_lightning.data.card import DatasetCard
 from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
-from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, TrainingBatches, group_by_size
+from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, TrainingBatches, group_by_size, loading
 from gate_lightning.data.files.report import DataReport, SplitReport
 from gate_lightning.data.samples import BatchDataset, Collate, Sample, SampleSource, Transform, collate_images
 from gate_lightning.data.transforms.basic import Compose, Resize
@@ -56,7 +56,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: training images per process and step.
         eval_batch_size: images of equal size evaluated together; None for ``batch_size`` if all have one size,
             else 1.
-        num_workers: loader processes.
+        num_workers: loader processes; None for `samplers.WORKERS` where an accelerator computes, which they read ahead
+            for, and none where the CPU does.
         seed: of order and augmentation.
 
     Raises:
@@ -72,11 +73,17 @@ class ImageDataModule(LightningDataModule):
     allow_changes = False
 
     def __init__(
-        self, batch_size: int = 8, eval_batch_size: int | None = None, num_workers: int = 0, seed: int = 0
+        self,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.batch_size = whole_number(batch_size, "dataset.batch_size", 1)
-        self.num_workers = whole_number(num_workers, "dataset.num_workers")
+        if num_workers is not None:
+            whole_number(num_workers, "dataset.num_workers", optional="as many as the device needs")
+        self.num_workers = num_workers
         self.seed = whole_number(seed, "dataset.seed")
         if eval_batch_size is not None:
             whole_number(eval_batch_size, "dataset.eval_batch_size", 1, optional="batch_size, or 1 where sizes differ")
@@ -146,7 +153,8 @@ class ImageDataModule(LightningDataModule):
         random = self.random_views or self._required_inputs.random_views
         source = self.source("train")
         cycle = self._required_inputs.view_cycle
-        return BatchDataset(source, self.train_transform, self.collate, self.seed, random, True, cycle)
+        edges = self._required_inputs.edges
+        return BatchDataset(source, self.train_transform, self.collate, self.seed, random, True, cycle, edges)
 
     def val_dataloader(self) -> BatchLoader:
         """Every validation image once."""
@@ -168,12 +176,11 @@ class ImageDataModule(LightningDataModule):
 
     def evaluation_views(self, split: str) -> Dataset[Any]:
         """The samples of a split as they are evaluated, batch by batch of one's own choice."""
-        return BatchDataset(self.evaluated(split), self.eval_transform, self.collate, self.seed)
+        edges = self._required_inputs.edges
+        return BatchDataset(self.evaluated(split), self.eval_transform, self.collate, self.seed, edges=edges)
 
     def _loader(self, views: Dataset[Any], sampler: Any) -> BatchLoader:
-        return BatchLoader(
-            views, sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
-        )
+        return BatchLoader(views, sampler=sampler, **loading(self.trainer, self.num_workers))
 
     def images_of(self, split: str) -> ImageSource:
         """The image files of a split without their masks, with the sample ids of the split.

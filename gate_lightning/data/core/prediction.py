@@ -20,7 +20,7 @@ from gate_lightning.data.core.required_inputs import (
     turn_is_unclear,
     unclear_turns,
 )
-from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
+from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size, loading
 from gate_lightning.data.files.captions import read_captions
 from gate_lightning.data.files.images import IMAGE_SUFFIXES, Header, image_header, read_image
 from gate_lightning.data.files.listing import Listing, describe_left_out, list_files
@@ -127,7 +127,10 @@ class _ImageViews(Dataset[PredictionBatch]):
     """Batches with paths and sizes."""
 
     def __init__(self, source: ImageSource, transform: Transform, required_inputs: RequiredInputs) -> None:
-        self.source, self.views = source, BatchDataset(required_inputs.attach(source), transform)
+        self.source, self.views = (
+            source,
+            BatchDataset(required_inputs.attach(source), transform, edges=required_inputs.edges),
+        )
 
     def __getitem__(self, draws: Sequence[SampleRequest]) -> PredictionBatch:
         batch: ImageBatch = self.views[draws]
@@ -143,7 +146,7 @@ class PredictionDataModule(LightningDataModule):
         images: an image, a folder of images (searched with its subfolders), or what has been found there.
         resize: rule by which images are resized for the model; None keeps them.
         eval_batch_size: images of equal size predicted together; None for 1.
-        num_workers: loader processes.
+        num_workers: loader processes; see `ImageDataModule`.
         required_inputs: control images and captions that techniques need with the images.
 
     Raises:
@@ -155,7 +158,7 @@ class PredictionDataModule(LightningDataModule):
         images: str | Path | ImageSource,
         resize: Resize | None = None,
         eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         required_inputs: RequiredInputs | None = None,
     ) -> None:
         super().__init__()
@@ -178,7 +181,7 @@ class PredictionDataModule(LightningDataModule):
         processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         sampler = EvaluationBatches(batches, *processes, pad=False)
         views = _ImageViews(self.images, self.resize, self.required_inputs)
-        return BatchLoader(views, sampler=sampler, num_workers=self.num_workers)
+        return BatchLoader(views, sampler=sampler, **loading(self.trainer, self.num_workers))
 
 
 def read_images(

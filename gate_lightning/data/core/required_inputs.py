@@ -12,6 +12,7 @@ from gate_lightning.data.files.listing import list_files
 from gate_lightning.data.files.path_table import PathTable
 from gate_lightning.data.samples import Sample, SampleSource, Subset
 from gate_lightning.errors import DataError
+from gate_lightning.ops.edges import CannySettings
 
 __all__ = [
     "ControlledSource",
@@ -35,12 +36,14 @@ class RequiredInputs:
         random_views: whether training images are another view in every epoch although they are not augmented.
         view_cycle: how many augmented views a training image has, taken in turn by epoch; None for a new one in every
             epoch.
+        edges: edge maps of the images, as the network sees them, that loader workers make ahead.
     """
 
     control_folders: Mapping[str, str] = field(default_factory=dict)
     checks: tuple[Callable[[Sequence[str]], None], ...] = ()
     random_views: bool = False
     view_cycle: int | None = None
+    edges: tuple[CannySettings, ...] = ()
 
     def attach(self, source: SampleSource) -> SampleSource:
         """The images with their control images.

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+from lightning import Trainer
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -28,8 +29,11 @@ __all__ = [
     "TrainingBatches",
     "epoch_order",
     "group_by_size",
+    "loading",
 ]
 
+#: loader processes of each process that trains on an accelerator, where no number is given
+WORKERS = 4
 #: (epoch, number of the first batch to yield)
 Position = Callable[[], tuple[int, int]]
 
@@ -173,6 +177,18 @@ class EvaluationBatches(_Batches):
 
     def __iter__(self) -> Iterator[list[SampleRequest]]:
         return iter(self.own)
+
+
+def loading(trainer: Trainer | None, num_workers: int | None) -> dict[str, Any]:
+    """Settings of a `BatchLoader` for the device that a trainer computes on.
+
+    A GPU reads page-locked memory by itself, and has workers read ahead for it unless their number is given; on the CPU
+    they would only take its cores.
+    """
+    device = "cpu" if trainer is None else trainer.strategy.root_device.type
+    if num_workers is None:
+        num_workers = 0 if device == "cpu" else min(WORKERS, os.cpu_count() or 1)
+    return {"num_workers": num_workers, "persistent_workers": num_workers > 0, "pin_memory": device == "cuda"}
 
 
 def _as_is(batch: Any) -> Any:

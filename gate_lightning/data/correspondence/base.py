@@ -118,7 +118,8 @@ class PairDataModule(PairedImagesDataModule[Pair]):
 
     def evaluation_views(self, split: str) -> Dataset[Any]:
         """The images of a split as they are evaluated."""
-        return BatchDataset(self.evaluated(split), self.eval_transform, collate_images, self.seed)
+        edges = self._required_inputs.edges
+        return BatchDataset(self.evaluated(split), self.eval_transform, collate_images, self.seed, edges=edges)
 
     def checked(self, split: str, annotated: Annotated[Pair], level: str) -> SplitReport:
         """What is wrong with a split; see `check_pairs`."""

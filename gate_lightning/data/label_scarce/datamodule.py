@@ -19,7 +19,7 @@ from lightning import Trainer
 
 from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
-from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches
+from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, loading
 from gate_lightning.data.files.checks import too_few_classes
 from gate_lightning.data.files.report import DataReport, SplitReport
 from gate_lightning.data.label_scarce.class_presence import ClassPresence, over_splits, pixels_by_image, with_presence
@@ -245,7 +245,7 @@ class LabelScarceDataModule(SegmentationDataModule):
             sampler.position = partial(position, trainer, len(sampler))
             # not in setup, which comes before a checkpoint of another split is refused
             self.write_split(Path(trainer.default_root_dir) / "split.json")
-        return BatchLoader(self.pixels, sampler=sampler)
+        return BatchLoader(self.pixels, sampler=sampler, **loading(self.trainer, 0))
 
     def prediction(self, images: str | Path | ImageSource, eval_batch_size: int | None = None) -> PredictionDataModule:
         """Loader of unlabelled images, under the same rule about squares.

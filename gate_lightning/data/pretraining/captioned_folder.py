@@ -134,7 +134,7 @@ class CaptionedImages(PretrainingDataModule):
         control_folder: str | Path | None = None,
         batch_size: int = 1,
         eval_batch_size: int = 4,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)

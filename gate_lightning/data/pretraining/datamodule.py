@@ -79,7 +79,9 @@ class PretrainingDataModule(ImageDataModule):
     card = DatasetCard("images")
     has_test = False
 
-    def __init__(self, batch_size: int = 8, eval_batch_size: int = 64, num_workers: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 8, eval_batch_size: int = 64, num_workers: int | None = None, seed: int = 0
+    ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)
 
     @abstractmethod
@@ -136,7 +138,7 @@ class SceneImages(PretrainingDataModule):
         size: int = 64,
         batch_size: int = 8,
         eval_batch_size: int = 64,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)

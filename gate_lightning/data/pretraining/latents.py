@@ -151,7 +151,7 @@ class SceneLatents(PretrainingDataModule):
         make_control: Callable[[np.ndarray], np.ndarray] | None = None,
         batch_size: int = 64,
         eval_batch_size: int = 64,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, seed)

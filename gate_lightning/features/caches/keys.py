@@ -42,9 +42,9 @@ class ImageKeys:
 def image_key(image: Tensor, conditions: Conditions, index: int) -> str:
     """Hash (32 hex digits) of all that the features of one image can depend on besides the extractor.
 
-    It covers the pixels, every field of ``Conditions`` but the source (name, view, window, caption, control images …),
-    and whether products are rounded to TF32 on the image's device. The type of the weights is part of the extractor's
-    description.
+    It covers the pixels, every field of ``Conditions`` but source and edges (name, view, window, caption, control
+    images …), and whether products are rounded to TF32 on the image's device. The type of the weights is part of the
+    extractor's description.
 
     Args:
         image: (3, H, W), image ``index`` of a batch.
@@ -57,7 +57,7 @@ def image_key(image: Tensor, conditions: Conditions, index: int) -> str:
         _add(digest, "products", "tf32")
     own = conditions[index]
     for field in fields(own):
-        if field.name != "source":
+        if field.name not in ("source", "edges"):  # edges are a function of the image
             _add(digest, field.name, getattr(own, field.name))
     return digest.hexdigest()
 
@@ -91,7 +91,7 @@ def _name(common: str, conditions: Conditions, index: int) -> bytes:
     """Hash of what names an image: all of its conditions, of tensors only that they are there."""
     digest = hashlib.blake2b(common.encode(), digest_size=16)
     for field in fields(conditions):
-        value = getattr(conditions, field.name)
+        value = None if field.name == "edges" else getattr(conditions, field.name)
         one = value[index] if isinstance(value, tuple) else value
         if isinstance(one, Mapping):
             one = sorted(one)

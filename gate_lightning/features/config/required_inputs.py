@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
+from gate_lightning.ops.edges import CannySettings
 from gate_lightning.techniques.base import Technique
 
 __all__ = ["control_images_of", "required_inputs_of"]
@@ -22,6 +23,7 @@ def required_inputs_of(branches: Sequence[Branch]) -> RequiredInputs:
     folders: dict[str, str] = {}
     checks: list[Callable[[Sequence[str]], None]] = []
     random_views = False
+    edges: dict[CannySettings, None] = {}
     techniques = _techniques(branches)
     for technique in techniques:
         needed = technique.required_inputs()
@@ -33,13 +35,14 @@ def required_inputs_of(branches: Sequence[Branch]) -> RequiredInputs:
                 )
         checks += needed.checks
         random_views = random_views or needed.random_views
+        edges |= dict.fromkeys(needed.edges)
     for name, folder in folders.items():
         if any(technique.control_images().get(name) is False for technique in techniques):
             raise ConfigError(
                 f"control images {name!r} come from {folder}, and another branch makes its own, which they would "
                 f"replace; give the first a name of its own for them (image: …)"
             )
-    return RequiredInputs(folders, tuple(checks), random_views)
+    return RequiredInputs(folders, tuple(checks), random_views, edges=tuple(edges))
 
 
 def control_images_of(branches: Sequence[Branch]) -> dict[str, bool]:

@@ -87,7 +87,8 @@ def extract(
     if isinstance(extractor, nn.Module):
         extractor.to(device_of(device))
     sampler = EvaluationBatches(group_by_size(sizes, batch_size, together=1), rank, world, pad=False)
-    views = BatchDataset((required_inputs or RequiredInputs()).attach(source), sizing)
+    needed = required_inputs or RequiredInputs()
+    views = BatchDataset(needed.attach(source), sizing, edges=needed.edges)
     names = {source.sample_id(index): name for index, name in enumerate(source.names)}
     total = sum(len(draws) for draws in sampler)
     progress = Progress(total, rank, world, "features")

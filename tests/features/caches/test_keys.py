@@ -48,6 +48,7 @@ CHANGES: dict[str, Any] = {
     "depths": {"near": torch.tensor([[0.0], [1.0]])},
     "camera": "left",
     "source": 7,
+    "edges": {"canny": torch.zeros(2, 16, 16, dtype=torch.uint8)},
 }
 #: kept by no cache
 NEVER_KEPT = {"views", "noise", "posterior_noise"}
@@ -57,8 +58,8 @@ def test_all_fields_are_changed_here() -> None:
     assert set(CHANGES) == {field.name for field in fields(Extended)}
 
 
-#: names who has read the images, and is no property of theirs
-NO_PROPERTY = {"source"}
+#: names who has read the images, and what is a function of them
+NO_PROPERTY = {"source", "edges"}
 
 
 @pytest.mark.parametrize("name", sorted(CHANGES.keys() - NO_PROPERTY))

@@ -75,5 +75,6 @@ def _cuda(record: Record) -> dict[str, Any]:
 
 
 def _accelerator() -> Any:
-    """Loaders pin their batches where `torch.accelerator` is there, in a thread that the modes do not reach."""
-    return patch.object(torch.accelerator, "is_available", lambda: False)
+    """Loaders without workers pin their batches where there is an accelerator; those with workers do so in a thread,
+    which the modes do not reach. Others who ask which one it is have streams of it in mind, and find none."""
+    return patch.multiple(torch.accelerator, is_available=lambda: True, current_accelerator=lambda *_, **__: None)
