@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gate_lightning.backbones.adapters import bank
 from gate_lightning.backbones.kernels import dispatch
 from gate_lightning.features.reading.passes import run_pass
+from gate_lightning.features.reading.recorded import Recordings
 
 
 class Operations(TorchDispatchMode):
@@ -55,9 +56,9 @@ class Pass:
             self.group, self.given = bench.engines["per_branch"].steer(*moments, bench.images, bench.conditions)
 
     @torch.no_grad()
-    def run(self) -> list[dict[str, Tensor]]:
+    def run(self, recordings: Recordings) -> list[dict[str, Tensor]]:
         with dispatch.fast_ops():
-            return run_pass(self.backbone, self.group, self.given, {})
+            return run_pass(self.backbone, self.group, self.given, {}, recordings)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,18 +72,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bank._bound_by_launches = lambda tensor: True
     with tempfile.TemporaryDirectory() as folder:
         one = Pass(options.architecture, options.batch, Path(folder))
-        one.run()
-        with Operations() as counted:
-            one.run()
-        print(f"{options.architecture}: {counted.kernels.total()} kernels, {counted.views.total()} views")
-        for title, names in (("kernels", counted.kernels), ("views", counted.views)):
-            print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in names.most_common(12)))
-        times = []
+        ways = {kind: Recordings(kind) for kind in ("eager", "replayed")}
+        for kind, recordings in ways.items():
+            for _ in range(2):  # the second pass is recorded
+                one.run(recordings)
+            with Operations() as counted:
+                one.run(recordings)
+            print(f"{kind}: {counted.kernels.total()} kernels, {counted.views.total()} views")
+            for title, names in (("kernels", counted.kernels), ("views", counted.views)):
+                print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in names.most_common(12)))
+        times: dict[str, list[float]] = {kind: [] for kind in ways}
         for _ in range(options.repeats):
-            start = time.process_time()
-            one.run()
-            times.append(1e3 * (time.process_time() - start))
-        print(f"  CPU time of a pass: {statistics.median(times):.1f} ms (least {min(times):.1f})")
+            for kind, recordings in ways.items():
+                start = time.process_time()
+                one.run(recordings)
+                times[kind].append(1e3 * (time.process_time() - start))
+        for kind, taken in times.items():
+            print(f"{kind}: {statistics.median(taken):.1f} ms CPU time a pass (least {min(taken):.1f})")
 
 
 if __name__ == "__main__":

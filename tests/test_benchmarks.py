@@ -128,3 +128,19 @@ def test_propagation_is_measured_in_both_ways(
             module.main(small)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_launches_of_a_pass_are_counted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads, module = torch.get_num_threads(), importlib.import_module("launches")
+    monkeypatch.setattr(module.dispatch, "_plain", module.dispatch._plain)  # both are changed, and changed back
+    monkeypatch.setattr(module.bank, "_bound_by_launches", module.bank._bound_by_launches)
+    try:
+        module.main(["--repeats", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    found = re.findall(r"^(\w+): (\d+) kernels, (\d+) views$", capsys.readouterr().out, re.MULTILINE)
+    (eager, *more), (replayed, *fewer) = found
+    assert (eager, replayed) == ("eager", "replayed")
+    assert all(int(one) < int(other) for one, other in zip(fewer, more, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Self
 
@@ -146,6 +146,11 @@ class Backbone(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(iter(self.parameters())).device
+
+    def fixed_tensors(self) -> Iterator[Tensor]:
+        """All tensors that passes read besides those they are given."""
+        yield from self.parameters()
+        yield from self.buffers()
 
     @property
     def description(self) -> dict[str, object]:

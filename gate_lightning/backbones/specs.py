@@ -57,6 +57,12 @@ class PromptEmbeds:
         return PromptEmbeds(self.hidden[rows], *(part if part is None else part[rows] for part in self._optional))
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All its tensors, also nested ones, in a fixed order."""
+        further = [] if self.second is None else self.second.tensors
+        return [one for one in (self.hidden, self.pooled, self.mask) if one is not None] + further
+
+    @property
     def _optional(self) -> tuple[Any, Any, Any]:
         return self.pooled, self.mask, self.second
 

@@ -109,7 +109,7 @@ def extractor_of(
     backbones: Mapping[str, Backbone],
     views: int = 0,
 ) -> Extractor:
-    """What reads the branches, as ``backbone_scale edge_channels caption_channels features.pooling cache`` say.
+    """What reads the branches, as ``backbone_scale edge_channels caption_channels features cache`` say.
 
     Args:
         config: resolved configuration.
@@ -132,6 +132,7 @@ def extractor_of(
             noise=config.noise,
             posterior=config.posterior,
             max_samples=config.features.get("max_samples"),
+            passes=config.features.get("passes", "eager"),
         )
     scales = _scales(config.backbone_scale, list(backbones))
     made: Extractor = next(iter(extractors.values()))

@@ -132,6 +132,11 @@ class _AddBranches:
             runs = output[product.rows].view(count, -1, output.shape[-1])
             runs.baddbmm_(inner.to(output.dtype), product.up.to(output.dtype))
 
+    def weights(self) -> Iterator[Tensor]:
+        """Weights of its products, once they are made."""
+        for product in self._products or ():
+            yield from (product.down, product.up)
+
 
 def _bound_by_launches(tensor: Tensor) -> bool:
     """Whether kernels this small take less time than their launch; a CPU's features stay what they are to the bit."""
@@ -245,6 +250,12 @@ class AdapterBank(nn.Module):
             hooks = self._hooks(part, rows)
             self._plans[key] = root, [(root.get_submodule(path), hook) for path, hook in hooks.items()]
         return self._plans[key][1]
+
+    def products(self) -> Iterator[Tensor]:
+        """Weights of batched products, of the passes whose hooks are kept."""
+        for _, plan in self._plans.values():
+            for _, hook in plan:
+                yield from hook.weights()
 
     def _hooks(self, part: str, rows: Sequence[Adapters]) -> dict[str, _AddBranches]:
         hooks: dict[str, _AddBranches] = {}

@@ -6,7 +6,7 @@ Stable Diffusion 1.x, 2.x, their fine-tunes and the embedded tiny model, all as 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -325,6 +325,11 @@ class UNetBackbone(Backbone):
         adapter = self.image_prompt_adapters[name]
         assert isinstance(adapter, ImagePromptAdapter)
         return adapter
+
+    def fixed_tensors(self) -> Iterator[Tensor]:
+        """Weights, and those that adapters made of theirs."""
+        yield from super().fixed_tensors()
+        yield from self.adapters.products()
 
     @property
     def description(self) -> dict[str, object]:

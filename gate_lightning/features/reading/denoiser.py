@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from gate_lightning.backbones.adapters.image_prompts import ImageUse
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import PromptEmbeds, Residuals
 from gate_lightning.features.reading.hooks import FeatureRecorder
+from gate_lightning.features.reading.recorded import Recordings
 from gate_lightning.features.reading.steering import GivenImages, SteeredBranch
 from gate_lightning.ops.rows import rows_of
 from gate_lightning.structures import BranchFeatures
@@ -38,18 +40,28 @@ class SteeredDenoiser:
         backbone: the backbone.
         group: steered branches with prompts of one length.
         given: control images and image tokens of the batch.
+        recordings: how passes are run; None: operation by operation.
     """
 
-    def __init__(self, backbone: Backbone, group: Sequence[SteeredBranch], given: GivenImages) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        group: Sequence[SteeredBranch],
+        given: GivenImages,
+        recordings: Recordings | None = None,
+    ) -> None:
         self.backbone = backbone
         self.group = group
+        recordings = recordings or Recordings()
         members: dict[_Place, SteeredBranch] = {(index, False): steered for index, steered in enumerate(group)}
         members |= {(index, True): one.unprompted for index, one in enumerate(group) if one.unprompted is not None}
         by_length: dict[int, dict[_Place, SteeredBranch]] = {}
         for place, steered in members.items():
             by_length.setdefault(steered.prompt_embeds.hidden.shape[1], {})[place] = steered
         self._guided = len(members) > len(group)
-        self._passes = [(list(same), _Pass(backbone, [*same.values()], given)) for same in by_length.values()]
+        self._passes = [
+            (list(same), _Pass(backbone, [*same.values()], given, recordings)) for same in by_length.values()
+        ]
 
     def __call__(self, latents: Tensor, timestep: int) -> Tensor:
         """Prediction for latents (N, c, h, w) of all members, in the dtype of the latents."""
@@ -91,27 +103,64 @@ class SteeredDenoiser:
 class _Pass:
     """One pass of the denoiser over steered branches with prompts of one length."""
 
-    def __init__(self, backbone: Backbone, group: Sequence[SteeredBranch], given: GivenImages) -> None:
+    def __init__(
+        self, backbone: Backbone, group: Sequence[SteeredBranch], given: GivenImages, recordings: Recordings
+    ) -> None:
         self.backbone = backbone
         self.group = group
         self.given = given
+        self.recordings = recordings
         self.prompt_embeds = PromptEmbeds.cat([steered.prompt_embeds for steered in group])
         self.adapters = [steered.conditioning.adapters for steered in group for _ in steered.rows]
         self.sizes = [len(steered) for steered in group]
+        ends = list(accumulate(self.sizes))
+        #: rows of each member
+        self.places = [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
     def predict(self, latents: Tensor, timestep: int) -> Sequence[Tensor]:
         """Prediction of each member for latents (N, c, h, w) of all, in their dtype."""
-        return self._denoised(latents, timestep).split(self.sizes)
+        (prediction,) = self._run(("prediction", timestep), latents, lambda: [self._denoised(latents, timestep)])
+        return prediction.split(self.sizes)
 
     def read(self, latents: Tensor, timestep: int) -> list[BranchFeatures]:
         """Features of each member; the pass ends after the last layer that any of them reads."""
         wanted = dict.fromkeys(layer for steered in self.group for layer in steered.branch.layers)
-        with FeatureRecorder(self.backbone, wanted) as recorder:
-            self._denoised(latents, timestep)
-        split = {layer: features.split(self.sizes) for layer, features in recorder.features.items()}
+
+        def features() -> list[Tensor]:
+            with FeatureRecorder(self.backbone, wanted) as recorder:
+                self._denoised(latents, timestep)
+            return [recorder.features[layer] for layer in wanted]
+
+        read = self._run(("features", timestep, *wanted), latents, features)
+        split = {layer: value.split(self.sizes) for layer, value in zip(wanted, read, strict=True)}
         return [
             {layer: split[layer][index] for layer in steered.branch.layers} for index, steered in enumerate(self.group)
         ]
+
+    def _run(self, what: tuple[object, ...], latents: Tensor, function: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """What the function returns, perhaps from a recording; all that it depends on is in the key, or given."""
+        sources = dict.fromkeys(control.source for one in self.group for control in one.conditioning.controls)
+        names = dict.fromkeys(prompt.name for one in self.group for prompt in one.conditioning.image_prompts)
+        tokens = [part for name in names for part in vars(self.given.tokens[name]).values()]
+        given = [latents, *self.prompt_embeds.tensors, *(self.given.controls[source] for source in sources), *tokens]
+        # equal inputs of ControlNets, and equal control images, are the same place in the order of their first use
+        inputs = list(dict.fromkeys(one.inputs for one in self.group))
+        places = list(sources)
+        members = tuple(
+            (
+                one.rows,
+                inputs.index(one.inputs),
+                one.conditioning.adapters,
+                one.conditioning.image_prompts,
+                tuple(
+                    (control.name, control.scale, places.index(control.source)) for control in one.conditioning.controls
+                ),
+            )
+            for one in self.group
+        )
+        if any(control.kept is not None for one in self.group for control in one.conditioning.controls):
+            return function()  # another pass for every batch
+        return self.recordings.run(self.backbone, (*what, members), given, function)
 
     def _denoised(self, latents: Tensor, timestep: int) -> Tensor:
         inputs = latents.to(self.backbone.dtype)
@@ -125,10 +174,7 @@ class _Pass:
     def _image_uses(self) -> dict[str, list[ImageUse]]:
         """Rows that see image tokens, by the name of the IP-Adapter."""
         uses: dict[str, list[ImageUse]] = {}
-        start = 0
-        for steered in self.group:
-            rows = slice(start, start + len(steered))
-            start = rows.stop
+        for steered, rows in zip(self.group, self.places, strict=True):
             for prompt in steered.conditioning.image_prompts:
                 tokens = self.given.tokens[prompt.name]
                 own = (
@@ -178,7 +224,7 @@ class _Pass:
                 name,
                 torch.cat([latents[index] for index, _ in distinct.values()]),
                 timestep,
-                PromptEmbeds.cat([member.prompt_embeds for member in members]),
+                PromptEmbeds.cat([self.prompt_embeds[self.places[index]] for index, _ in distinct.values()]),
                 torch.cat(images),
             )
             split = {path: part.split([len(member) for member in members]) for path, part in residuals.items()}

@@ -21,6 +21,7 @@ from gate_lightning.features.reading.limits import SampleLimit, passes
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
 from gate_lightning.features.reading.passes import Known, run_pass
 from gate_lightning.features.reading.reassembly import GatheredFeatures
+from gate_lightning.features.reading.recorded import PassKind, Recordings
 from gate_lightning.features.reading.steering import GivenImages, SteeredBranch, conditioning_of
 from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
@@ -58,6 +59,9 @@ class FeatureExtractor(nn.Module):
             memory does not suffice it is halved, with a warning.
         fast: compute convolutions and the like in faster ways where there are some, equal up to rounding
             (backbones/kernels/dispatch.py); False runs every operation as the networks state it.
+        passes: the backbone is run "eager", operation by operation; "replayed": its second pass of a kind (branches,
+            timestep, sizes) is recorded, and run as one graph from then on, on a GPU as a CUDA graph; "compiled": that
+            graph is compiled before.
 
     Raises:
         ConfigError: branches that this backbone cannot serve.
@@ -73,6 +77,7 @@ class FeatureExtractor(nn.Module):
         posterior: Literal["mean", "sample"] = "mean",
         max_samples: int | None = None,
         fast: bool = True,
+        passes: PassKind = "eager",
     ) -> None:
         super().__init__()
         check_choice(noise, "noise", ("per_branch", "shared"))
@@ -91,6 +96,7 @@ class FeatureExtractor(nn.Module):
         self.limit = SampleLimit(max_samples, "a pass of the denoiser")
         self._encoding = SampleLimit(max_samples, "encoding")
         self.fast = fast
+        self.recordings = Recordings(passes)
         self._texts = TextCache()
         #: branch → layer id → FeatureInfo, in the order of branches and layers
         self.feature_info: dict[str, dict[str, FeatureInfo]] = {
@@ -143,10 +149,19 @@ class FeatureExtractor(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Moments of the latents of images (B, 3, H, W), see `Backbone.encode_moments`."""
         with fast_ops(self.fast):
-            parts = self._encoding.in_parts(len(images), lambda rows: self.backbone.encode_moments(images[rows]))
+            parts = self._encoding.in_parts(len(images), lambda rows: self._moments(images[rows]))
         if len(parts) == 1:
             return parts[0]
         mean, std = (torch.cat(moments) for moments in zip(*parts, strict=True))
+        return mean, std
+
+    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backbone.encode_moments`."""
+
+        def moments() -> list[Tensor]:
+            return list(self.backbone.encode_moments(images))
+
+        mean, std = self.recordings.run(self.backbone, ("moments",), [images], moments)
         return mean, std
 
     @torch.no_grad()
@@ -169,7 +184,7 @@ class FeatureExtractor(nn.Module):
 
         def run(group: list[SteeredBranch]) -> list[BranchFeatures]:
             with fast_ops(self.fast):
-                return run_pass(self.backbone, group, given, known)
+                return run_pass(self.backbone, group, given, known, self.recordings)
 
         for group, passed in passes(steered, self.limit, run):
             for one, features in zip(group, passed, strict=True):

@@ -95,7 +95,7 @@ class ImageToImage(nn.Module):
 
         def run(group: list[SteeredBranch]) -> Tensor:
             with fast_ops(self.extractor.fast):
-                denoiser = SteeredDenoiser(backbone, group, given)
+                denoiser = SteeredDenoiser(backbone, group, given, self.extractor.recordings)
                 latents = ddim(wide(latents_at(denoiser, known)), self.levels, denoiser, self.schedule)
                 return _decoded(backbone, latents, images)
 

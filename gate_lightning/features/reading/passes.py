@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.features.reading.denoiser import SteeredDenoiser
+from gate_lightning.features.reading.recorded import Recordings
 from gate_lightning.features.reading.steering import GivenImages, SteeredBranch
 from gate_lightning.structures import BranchFeatures
 
@@ -46,6 +47,7 @@ def run_pass(
     group: Sequence[SteeredBranch],
     given: GivenImages,
     known: Known,
+    recordings: Recordings | None = None,
 ) -> list[BranchFeatures]:
     """Features of each member of a group, from one pass of the denoiser at the end of their trajectory.
 
@@ -55,8 +57,9 @@ def run_pass(
         given: control images and image tokens of the batch.
         known: passes of other groups of this batch, to which those of this one are added: trajectories to several
             timesteps begin alike (an inversion), and no pass is made twice.
+        recordings: how passes are run; None: operation by operation.
     """
-    denoiser = SteeredDenoiser(backbone, group, given)
+    denoiser = SteeredDenoiser(backbone, group, given, recordings)
     return denoiser.read(latents_at(denoiser, known), group[0].branch.timestep)
 
 
