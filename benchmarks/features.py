@@ -46,8 +46,10 @@ from gate_lightning.techniques.prompt import Prompt
 TIMESTEP, PROMPT = 50, "a photo of a house and a tree"
 RANKS = (16, 32)
 SIZES = {"tiny": 64, "sd15": 512, "sd21": 768}
-#: worst relative L2 distance of a feature map from the loop's.
+#: worst relative L2 distance of a feature map from the loop's
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1}
+#: the same of float32 on CUDA, where convolutions and products may round factors to TF32 (10 bits after the point)
+CUDA_TOLERANCE = 1e-2
 
 
 @dataclass
@@ -173,8 +175,9 @@ class Bench:
             for branch, layers in self.expected[kind].items()
             for layer, value in layers.items()
         )
-        if not error <= TOLERANCE[dtype]:
-            limit = TOLERANCE[dtype]
+        on_cuda = torch.device(self.options.device).type == "cuda"
+        limit = CUDA_TOLERANCE if on_cuda and dtype == torch.float32 else TOLERANCE[dtype]
+        if not error <= limit:
             sys.exit(f"{dtype}, noise={kind}: features differ from the loop's by {error:.1e}, more than {limit}")
         return error
 
