@@ -92,6 +92,11 @@ def with_choice(config: DictConfig, run_folder: Path) -> DictConfig:
 def _choose(config: DictConfig, asked: Sequence[str], run_folder: Path) -> dict[str, Any]:
     auto: Any = OmegaConf.to_container(config.auto)
     mappings = _checked(auto)
+    if asked == ("techniques",) and len(mappings) == 1:
+        raise ConfigError(
+            f"auto.techniques={auto['techniques']} leaves nothing to choose from but plain features; name candidates: "
+            "auto.techniques=[{name: prompt, techniques: [prompt]}]"
+        )
     trial = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(trial, DictConfig)
     timesteps = list(auto["timesteps"]) if "timestep" in asked else [config.timestep]

@@ -101,6 +101,8 @@ def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
         chosen(tmp_path, "task=label_scarce", "techniques=auto", small=SMALL[:1])
     with pytest.raises(ConfigError, match=r"no masks.*\n.*auto=laplacian needs no masks"):
         chosen(tmp_path, "dataset=scene_pairs", "dataset.train=4", "techniques=auto", small=SMALL[:1])
+    with pytest.raises(ConfigError, match=r"auto\.techniques=\[\] leaves nothing to choose from"):
+        chosen(tmp_path, "techniques=auto", "auto.techniques=[]")
     with pytest.raises(ConfigError, match=r"auto\.techniques: .* has no name"):
         chosen(tmp_path, "techniques=auto", "auto.techniques=[{techniques: [prompt]}]")
     with pytest.raises(ConfigError, match=r"reads no auto, so it would change nothing"):
