@@ -42,13 +42,13 @@ LIMITS: Mapping[str, tuple[int, int, int, int]] = {
     "segmentation": (5, 7, 8, 36),
     "segmentation, features known": (2, 2, 14, 15),
     "segmentation, edges as channels": (5, 5, 8, 9),
-    "classification": (4, 7, 11, 12),
+    "classification": (4, 7, 10, 12),
     "label-scarce": (30, 30, 30, 30),
-    "correspondence": (10, 20, 20, 25),
+    "correspondence": (5, 18, 14, 22),
     "unet": (30, 30, 30, 30),
     "controlnet": (30, 30, 30, 30),
     "lora": (30, 30, 30, 30),
-    "autoencoder": (30, 30, 30, 30),
+    "autoencoder": (3, 3, 4, 2),
     "cleandift": (30, 30, 30, 30),
 }
 
