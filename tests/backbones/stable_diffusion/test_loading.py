@@ -253,7 +253,13 @@ def test_an_unknown_type_or_architecture_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["sdxl", "playground_v2"])
 def test_the_configurations_of_xl_models_build_them(xl_folder: Path, name: str) -> None:
-    given = [f"backbone={name}", f"backbone.weights={xl_folder}", "backbone.native_size=32", "backbone.offline=true"]
+    given = [
+        f"backbone={name}",
+        f"backbone.weights={xl_folder}",
+        "backbone.native_size=32",
+        "backbone.offline=true",
+        "backbone.dtype=float32",
+    ]
     loaded = instantiate(composed(*given, "backbone.size_conditions.crop=[3,4]").backbone)
     assert isinstance(loaded, SDXLBackbone)
     assert loaded.size_conditions.crop == (3, 4)
