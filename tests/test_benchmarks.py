@@ -144,3 +144,15 @@ def test_launches_of_a_pass_are_counted(monkeypatch: pytest.MonkeyPatch, capsys:
     (eager, *more), (replayed, *fewer) = found
     assert (eager, replayed) == ("eager", "replayed")
     assert all(int(one) < int(other) for one, other in zip(fewer, more, strict=True))
+
+
+def test_work_of_the_host_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+    try:
+        importlib.import_module("host_work").main(["--batch", "2", "--size", "64", "--repeats", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert len(rows) == 7
+    assert all(float(row[52:]) >= 0 for row in rows)
