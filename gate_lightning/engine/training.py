@@ -7,13 +7,14 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
+from hydra.utils import get_class
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -76,6 +77,7 @@ def _begun(
     if config.resume is None:
         _once(require_new, run_folder)
         read = keys_of_task(config)
+        _require_training(config, read)
         check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
         repeats_of(config)
         resolved = recorded(runs.resolve(config), read)
@@ -104,6 +106,12 @@ def _begun(
     if config.resume is not None:
         checkpoint = _last_state(run_folder)
     return _train(components, checkpoint, config.allow_changes)
+
+
+def _require_training(config: DictConfig, read: Collection[str]) -> None:
+    task = get_class(config.task._target_)
+    if getattr(task, "training_free", False) and "optimizer" not in read:
+        raise ConfigError(f"{task.__name__} trains nothing; it is measured with the same options by python eval.py")
 
 
 def _require_weights(task: BaseTask) -> None:

@@ -52,6 +52,12 @@ def test_every_key_is_read_or_refused(task: str) -> None:
     assert ("backbone" in read) == (task != "single_object")
 
 
+@pytest.mark.parametrize("task", TRAINED_BY_NOTHING)
+def test_a_task_that_trains_nothing_is_referred_to_eval(task: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trains nothing; .* by python eval\.py"):
+        train(composed(f"task={task}"), [f"task={task}"], tmp_path)
+
+
 @pytest.mark.parametrize("key", ["techniques", "timestep", "layers"])
 def test_settings_of_the_choice_are_read_where_something_is_chosen(key: str) -> None:
     assert "auto" in keys_of_task(composed(f"{key}=auto"))
