@@ -98,7 +98,7 @@ def candidates_of(plain: Mapping[str, Any], card: Card, build: Build) -> Candida
 
 def edge_channels(config: DictConfig) -> CannyEdges | None:
     """Settings of the edges that are input channels of the head (``edge_channels``); None without."""
-    if not _switch(config, "edge_channels"):
+    if "edge_channels" not in config or not _switch(config, "edge_channels"):  # of a task that has no such input
         return None
     return CannyEdges(**{key: config.technique.controlnet[key] for key in CANNY})
 

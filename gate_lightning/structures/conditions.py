@@ -90,7 +90,7 @@ class Conditions(Movable):
     noise: Noise | None = None
     training: bool = False
     posterior_noise: Noise | None = None
-    source: int | None = field(default=None, compare=False)
+    source: int | None = field(default=None, compare=False, repr=False)
     edges: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -212,7 +212,7 @@ def test_no_work_is_done_twice(
     backbone: UNetBackbone, lora_files: dict[str, str], counters: dict[str, Counter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edges = []
-    monkeypatch.setattr("gate_lightning.techniques.controlnet.canny", lambda *a, **k: edges.append(1) or canny(*a, **k))
+    monkeypatch.setattr("gate_lightning.ops.edges.canny", lambda *a, **k: edges.append(1) or canny(*a, **k))
     extractor = FeatureExtractor(backbone, gate_branches(lora_files))
     batch = (random_images(3), conditions(3, captions=CAPTIONS))
     extractor(*batch)
