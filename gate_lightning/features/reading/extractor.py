@@ -14,9 +14,10 @@ from torch.nn.modules.module import _IncompatibleKeys
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.kernels.dispatch import fast_ops
 from gate_lightning.backbones.specs import PromptEmbeds
-from gate_lightning.errors import ConfigError, DataError, NotFiniteError
-from gate_lightning.features.branch import CATEGORY, Branch, check_names
+from gate_lightning.errors import DataError, NotFiniteError
+from gate_lightning.features.branch import Branch, check_names
 from gate_lightning.features.config.layer_presets import resolve_layers
+from gate_lightning.features.reading.branches import branch_info, noised_to, prepare_branch
 from gate_lightning.features.reading.limits import SampleLimit, passes
 from gate_lightning.features.reading.noise import batch_noise, explicit_noise, noise_of_branches
 from gate_lightning.features.reading.passes import Known, run_pass
@@ -27,7 +28,7 @@ from gate_lightning.features.reading.text import TextCache
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.ops.rows import moved_like, rows_of
 from gate_lightning.structures import BranchFeatures, Conditions, FeatureInfo, Features
-from gate_lightning.techniques.base import Conditioning, ControlSource, Trajectory
+from gate_lightning.techniques.base import Conditioning, ControlSource
 from gate_lightning.utils.checks import check_choice, whole_number
 from gate_lightning.utils.finite import all_finite, damaged_weights, other_precision, shares
 from gate_lightning.utils.precision import own_precision
@@ -87,7 +88,7 @@ class FeatureExtractor(nn.Module):
         check_names([branch.name for branch in branches])
         branches = [replace(branch, layers=resolve_layers(backbone, branch.layers)) for branch in branches]
         for branch in branches:
-            _prepare(backbone, branch, posterior)
+            prepare_branch(backbone, branch, posterior)
         self.backbone = backbone
         self.branches = tuple(branches)
         self.seed = seed
@@ -100,18 +101,18 @@ class FeatureExtractor(nn.Module):
         self._texts = TextCache()
         #: branch → layer id → FeatureInfo, in the order of branches and layers
         self.feature_info: dict[str, dict[str, FeatureInfo]] = {
-            branch.name: _feature_info(backbone, branch) for branch in branches
+            branch.name: branch_info(backbone, branch) for branch in branches
         }
         self.register_load_state_dict_post_hook(_miss_no_frozen_weights)
 
     @property
     def concatenated(self) -> tuple[str, ...]:
-        """See `Extractor`."""
+        """Names of the branches to be concatenated after amalgamation instead of fused."""
         return tuple(branch.name for branch in self.branches if branch.concatenated)
 
     @property
     def description(self) -> dict[str, Any]:
-        """See `Extractor`."""
+        """Everything the features depend on besides images and conditions, JSON-able."""
         return {
             "backbone": self.backbone.description,
             "branches": [branch.description for branch in self.branches],
@@ -290,7 +291,7 @@ class FeatureExtractor(nn.Module):
             clean = mean + std * self._noise(branch, member, mean, conditions, "posterior")
         elif conditions.posterior_noise is not None:
             raise DataError("explicit posterior noise, but the posterior's mean is read; set posterior=sample")
-        level = _start(self.backbone, branch)
+        level = noised_to(self.backbone, branch)
         if level is None:
             return clean
         return self.backbone.schedule.add_noise(
@@ -313,48 +314,6 @@ class FeatureExtractor(nn.Module):
     def state_dict(self, *args: Any, destination: Any = None, **kwargs: Any) -> Any:
         """Empty: frozen weights are not saved."""
         return OrderedDict() if destination is None else destination
-
-
-def _prepare(backbone: Backbone, branch: Branch, posterior: str) -> None:
-    """Load the branch's weights into the backbone; raise if the backbone cannot serve it."""
-    backbone.check_timestep(branch.timestep)
-    for technique in branch.techniques:
-        technique.prepare(backbone)
-    trajectory = _trajectory(branch)
-    if trajectory is not None:
-        trajectory.check(backbone, branch.timestep)
-    if _start(backbone, branch) is None and posterior == "mean" and (branch.ensemble > 1 or branch.noise_index > 0):
-        reason = "reads clean latents" if trajectory is None else "finds its noise by inversion"
-        raise ConfigError(
-            f"branch {branch.name!r} {reason}, so that all its draws would be equal (ensemble={branch.ensemble}, "
-            f"noise_index={branch.noise_index}); leave several noises out, or sample the posterior"
-        )
-
-
-def _feature_info(backbone: Backbone, branch: Branch) -> dict[str, FeatureInfo]:
-    """Channels and stride of each layer. Averaged cross-attention has a channel per token of the branch's prompt."""
-    info = backbone.feature_info(branch.layers)
-    lengths = [technique.prompt_length(backbone) for technique in branch.techniques]
-    own = [length for length in lengths if length is not None]
-    plain = 0 if CATEGORY in branch.prompt else backbone.text_length(branch.prompt)
-    tokens = own[-1] if own else plain
-    for layer in branch.layers if tokens else ():
-        spec = backbone.layer_spec(layer)
-        if spec.kind == "averaged" and spec.channels:
-            info[layer] = replace(info[layer], channels=tokens * len(spec.sources))
-    return info
-
-
-def _trajectory(branch: Branch) -> Trajectory | None:
-    return next((technique for technique in branch.techniques if isinstance(technique, Trajectory)), None)
-
-
-def _start(backbone: Backbone, branch: Branch) -> int | None:
-    """Timestep to which the clean latents are noised; None for no noise."""
-    trajectory = _trajectory(branch)
-    if backbone.schedule.reads_clean or (branch.timestep < 0 and trajectory is None):
-        return None
-    return branch.timestep if trajectory is None else trajectory.start(branch.timestep)
 
 
 def _draw(branch: Branch, member: int) -> int:

@@ -29,26 +29,26 @@ class WrappedExtractor(nn.Module):
 
     @property
     def backbone(self) -> BackboneInfo:
-        """See `Extractor`."""
+        """Frozen network; the first of several."""
         return self.extractor.backbone
 
     @property
     def feature_info(self) -> FeaturesInfo:
-        """See `Extractor`."""
+        """Branch → layer id → FeatureInfo, in the order of branches and layers."""
         return self.extractor.feature_info
 
     @property
     def concatenated(self) -> tuple[str, ...]:
-        """See `Extractor`."""
+        """Names of the branches to be concatenated after amalgamation instead of fused."""
         return self.extractor.concatenated
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """See `Extractor`."""
+        """Everything the features depend on besides images and conditions, JSON-able."""
         return self.extractor.description
 
     def check_room(self, images: int, values: int) -> None:
-        """See `Extractor`."""
+        """Check the disk of a cache, before features are computed; see `Extractor`."""
         self.extractor.check_room(images, values)
 
 
