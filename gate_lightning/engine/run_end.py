@@ -16,6 +16,7 @@ from gate_lightning.tasks.base import BaseTask, SegmentationResults
 from gate_lightning.tasks.correspondence.semantic import CorrespondenceResults
 from gate_lightning.utils.commands import override, quoted
 from gate_lightning.utils.console import HEADLINE
+from gate_lightning.utils.protocols import missing_members
 from gate_lightning.utils.units import duration, human_size, measured
 
 __all__ = ["headline", "tell", "tell_callbacks"]
@@ -52,9 +53,9 @@ def tell(
     export = _callback(trainer, Export)
     if export is not None and export.written is not None:
         log.info("%s", task.usage(export.written))
-    if isinstance(task, SegmentationResults):
+    if not missing_members(task, SegmentationResults):
         log.info("label your own images: python eval.py %s input=<image or folder>", override("run", folder))
-    if isinstance(task, CorrespondenceResults):
+    if not missing_members(task, CorrespondenceResults):
         log.info("compare it with another run: python eval.py tool=compare %s", _with_another(folder))
 
 

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -34,7 +34,6 @@ __all__ = ["BaseTask", "ReadsFeatures", "SegmentationResults", "UncertainResults
 log = logging.getLogger(__name__)
 
 
-@runtime_checkable
 class SegmentationResults(Protocol):
     """Results of a task that classifies pixels, read by reports after the evaluation of a split.
 
@@ -49,7 +48,6 @@ class SegmentationResults(Protocol):
     confusion: dict[str, Tensor]
 
 
-@runtime_checkable
 class UncertainResults(SegmentationResults, Protocol):
     """Results of an ensemble, read by reports.
 
@@ -60,7 +58,6 @@ class UncertainResults(SegmentationResults, Protocol):
     uncertainty: Tensor | None
 
 
-@runtime_checkable
 class ReadsFeatures(Protocol):
     """A task on frozen features.
 

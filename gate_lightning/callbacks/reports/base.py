@@ -14,6 +14,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.structures import ClassificationBatch, SegmentationBatch
 from gate_lightning.tasks.base import SegmentationResults
 from gate_lightning.utils.processes import gathered
+from gate_lightning.utils.protocols import missing_members
 
 __all__ = ["SplitReport"]
 
@@ -62,8 +63,9 @@ class SplitReport(Callback, Generic[Results, Row]):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a task that lacks what is reported, before anything is computed."""
-        if not isinstance(pl_module, self.reads):
-            names = ", ".join(name for name in sorted(_members(self.reads)) if not hasattr(pl_module, name))
+        missing = missing_members(pl_module, self.reads)
+        if missing:
+            names = ", ".join(missing)
             raise ConfigError(
                 f"the callback {type(self).__name__} reports on tasks that have {names}, and "
                 f"{type(pl_module).__name__} has none; switch it off: callbacks=quiet, or callbacks.<its name>=null"
@@ -121,8 +123,3 @@ class SplitReport(Callback, Generic[Results, Row]):
         if split not in self.splits or trainer.sanity_checking:
             return False
         return self.during_training or trainer.state.fn != TrainerFn.FITTING
-
-
-def _members(protocol: type) -> set[str]:
-    """Names of the attributes that a protocol and its bases declare."""
-    return {name for one in protocol.__mro__ for name in vars(one).get("__annotations__", {}) if name[0] != "_"}

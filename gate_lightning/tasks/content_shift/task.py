@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.card import ClassLabels
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 UNNAMED = re.compile(r"[^A-Za-z0-9_+.=-]+")
 
 
-@runtime_checkable
 class ContentShiftResults(Protocol):
     """Results of a task that ranks candidates by content shift, read by reports after the evaluation of a split.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ DESCRIPTORS = ("features", "sift", "position")
 SAMPLINGS = ("exact", "released")
 
 
-@runtime_checkable
 class GeometricResults(Protocol):
     """Results of a task that matches views, read by reports after the evaluation of a split.
 

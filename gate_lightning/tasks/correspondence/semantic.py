@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 FLIPS = ("mutual", "instance")
 
 
-@runtime_checkable
 class CorrespondenceResults(Protocol):
     """Results of a task that matches keypoints, read by reports after the evaluation of a split.
 

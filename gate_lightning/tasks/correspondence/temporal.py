@@ -6,7 +6,7 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,6 @@ __all__ = ["TemporalCorrespondence", "VideoResults", "mask_path"]
 log = logging.getLogger(__name__)
 
 
-@runtime_checkable
 class VideoResults(Protocol):
     """Results of a task that carries labels through videos, read by reports after the evaluation of a split.
 

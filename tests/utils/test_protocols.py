@@ -1,0 +1,49 @@
+"""Attributes of protocols, and that no protocol of attributes is asked for by isinstance."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Protocol
+
+from torch import Tensor, nn
+
+import gate_lightning
+from gate_lightning.utils.protocols import missing_members
+
+
+class Named(Protocol):
+    name: str
+
+
+class Scaled(Named, Protocol):
+    inner: nn.Module
+    scale: Tensor
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.scale = nn.Parameter(self.inner.weight.detach())
+
+
+def test_submodules_and_parameters_count() -> None:
+    network = Network()
+    assert missing_members(network, Scaled) == ["name"]
+    network.name = "a"  # type: ignore[assignment]
+    assert missing_members(network, Scaled) == []
+    assert missing_members(object(), Scaled) == ["inner", "name", "scale"]
+
+
+def test_isinstance_asks_for_methods_alone() -> None:
+    """Since Python 3.12 it overlooks what a network's ``__getattr__`` finds."""
+    found = []
+    for module in pkgutil.walk_packages(gate_lightning.__path__, "gate_lightning."):
+        for thing in vars(importlib.import_module(module.name)).values():
+            if isinstance(thing, type) and getattr(thing, "_is_runtime_protocol", False) and thing not in found:
+                found.append(thing)
+    own = [one for one in found if one.__module__.startswith("gate_lightning")]
+    assert own
+    attributes = {one.__name__: missing_members(object(), one) for one in own}
+    assert not any(attributes.values()), attributes
