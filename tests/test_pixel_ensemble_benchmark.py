@@ -13,13 +13,13 @@ SMALL = ["--channels", "6", "--classes", "3", "--members", "3", "--steps", "140"
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("pixel_ensemble")
 
 
-def test_the_ways_stop_at_the_same_steps_with_the_same_predictions(benchmark, capsys):
-    benchmark.main([*SMALL, "--pixels", "8", "--pool", "64"])
+def test_the_ways_stop_at_the_same_steps_with_the_same_predictions(script, capsys):
+    script.main([*SMALL, "--pixels", "8", "--pool", "64"])
     lines = capsys.readouterr().out.splitlines()
     steps = [line.split("steps ")[1] for line in lines[:3]]
     assert [line.split()[0] for line in lines[:3]] == ["together", "alone", "modules"]
@@ -29,14 +29,14 @@ def test_the_ways_stop_at_the_same_steps_with_the_same_predictions(benchmark, ca
     assert [line.split(":")[0] for line in lines[5:]] == ["alone / together", "modules / together"]
 
 
-def test_a_difference_ends_it_with_an_error(benchmark, monkeypatch):
-    original = benchmark.as_modules
+def test_a_difference_ends_it_with_an_error(script, monkeypatch):
+    original = script.as_modules
 
     def other_start(ensemble, member):
         network = original(ensemble, member)
         torch.nn.init.normal_(network[0].weight)
         return network
 
-    monkeypatch.setattr(benchmark, "as_modules", other_start)
+    monkeypatch.setattr(script, "as_modules", other_start)
     with pytest.raises(SystemExit, match="modules and together differ"):
-        benchmark.main([*SMALL, "--pixels", "8", "--pool", "64"])
+        script.main([*SMALL, "--pixels", "8", "--pool", "64"])

@@ -20,10 +20,10 @@ XL = "+backbone@backbones.xl=sdxl"
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A GPU that computes bfloat16 or not."""
+    """A GPU that computes bfloat16 or not; None: no GPU."""
 
-    def there(bfloat16: bool) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    def there(bfloat16: bool | None) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bfloat16 is not None)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Fast 100" if bfloat16 else "Old 4")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16)
 
@@ -50,8 +50,7 @@ def types(*overrides: str) -> tuple[str, str]:
     ],
 )
 def test_the_type_follows_the_trainer(card: Any, bfloat16: bool | None, overrides: list[str], expected: str) -> None:
-    if bfloat16 is not None:
-        card(bfloat16)
+    card(bfloat16)
     assert types(*overrides) == (expected, expected)
 
 

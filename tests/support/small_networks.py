@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,14 @@ def merge(layers: dict[str, nn.Module], pairs: dict[str, tuple[Tensor, Tensor]],
         delta = up.flatten(1).double() @ down.flatten(1).double()
         weight = layers[name].weight
         weight += (strength * delta).to(weight).reshape(weight.shape)
+
+
+def steps(layers: Iterable[str]) -> list[str]:
+    """Layers by their place in the computation: queries, keys and values of a block are made in any order.
+
+    transformers 5.17 begins with the keys, 5.23 with the queries.
+    """
+    return [re.sub(r"-[qkv]$", "", layer) for layer in layers]
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

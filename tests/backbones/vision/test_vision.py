@@ -23,7 +23,7 @@ from gate_lightning.structures import Identity
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
-from tests.support.small_networks import conditions, random_images
+from tests.support.small_networks import conditions, random_images, steps
 
 SMALL: dict[str, Any] = {
     "hidden_size": 24,
@@ -105,7 +105,7 @@ def test_layers_of_every_kind(kind: str, tmp_path: Path) -> None:
     saved(kind, tmp_path)
     backbone = load_vision_backbone(str(tmp_path), native_size=32)
     got = maps(backbone, random_images(1, 12, 20), list(backbone.layers)[::-1])
-    assert list(got) == list(backbone.layers)  # in the order of computation
+    assert steps(got) == steps(backbone.layers)  # in the order of computation
     assert {tuple(value.shape) for value in got.values()} == {(1, 24, 3, 5)}
     # keys are what the block's own projection makes of its input
     block = backbone.denoiser.get_submodule(backbone.layers["block-1-out"].module)
