@@ -34,8 +34,12 @@ def allow_tf32(on: bool) -> None:
 
 
 def rounded_products(device: torch.device) -> bool:
-    """Whether products of float32 are computed in TF32 on ``device``."""
-    return torch.backends.cuda.matmul.allow_tf32 and _has_tf32(device)
+    """Whether products or convolutions of float32 are computed in TF32 on ``device``.
+
+    Left to itself, torch does so in convolutions alone.
+    """
+    allowed = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    return allowed and _has_tf32(device)
 
 
 def _has_tf32(device: torch.device) -> bool:

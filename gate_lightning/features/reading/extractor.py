@@ -62,7 +62,7 @@ class FeatureExtractor(nn.Module):
             (backbones/kernels/dispatch.py); False runs every operation as the networks state it.
         passes: the backbone is run "eager", operation by operation; "replayed": its second pass of a kind (branches,
             timestep, sizes) is recorded, and run as one graph from then on, on a GPU as a CUDA graph; "compiled": that
-            graph is compiled before.
+            graph is compiled before; "auto": on a GPU passes met ten times are replayed, all others are eager.
 
     Raises:
         ConfigError: branches that this backbone cannot serve.
@@ -78,7 +78,7 @@ class FeatureExtractor(nn.Module):
         posterior: Literal["mean", "sample"] = "mean",
         max_samples: int | None = None,
         fast: bool = True,
-        passes: PassKind = "eager",
+        passes: PassKind = "auto",
     ) -> None:
         super().__init__()
         check_choice(noise, "noise", ("per_branch", "shared"))
@@ -94,10 +94,10 @@ class FeatureExtractor(nn.Module):
         self.seed = seed
         self.noise = noise
         self.posterior = posterior
-        self.limit = SampleLimit(max_samples, "a pass of the denoiser")
-        self._encoding = SampleLimit(max_samples, "encoding")
         self.fast = fast
         self.recordings = Recordings(passes)
+        self.limit = SampleLimit(max_samples, "a pass of the denoiser", self.recordings.give_up)
+        self._encoding = SampleLimit(max_samples, "encoding", self.recordings.give_up)
         self._texts = TextCache()
         #: branch → layer id → FeatureInfo, in the order of branches and layers
         self.feature_info: dict[str, dict[str, FeatureInfo]] = {
@@ -137,13 +137,18 @@ class FeatureExtractor(nn.Module):
             Branch name → layer id → (B, C, h, w) of the padded images, in the dtype of ``images``.
 
         Raises:
-            DataError: images of an impossible size, or conditions that do not fit them.
+            DataError: images of an impossible size or on another device, or conditions that do not fit them.
             NotFiniteError: features with NaN or infinite values; names layer, branch, image, and what to try.
         """
         if len(conditions) != len(images):
             raise DataError(f"{len(images)} images, but conditions for {len(conditions)}; give one entry per image")
         images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
         self.backbone.check_images(images)
+        if images.device != self.backbone.device:
+            raise DataError(
+                f"the images are on {images.device}, the weights of {self.backbone.identity.name} on "
+                f"{self.backbone.device}; move the images and conditions there (.to), or the extractor"
+            )
         with own_precision(self.backbone.device):
             return self.read(*self.encode(images), images, conditions)
 
@@ -175,7 +180,12 @@ class FeatureExtractor(nn.Module):
             conditions: see ``forward``.
         """
         with own_precision(self.backbone.device):
-            return self._read(mean, std, images, conditions)
+            while True:
+                try:
+                    return self._read(mean, std, images, conditions)
+                except torch.OutOfMemoryError:
+                    if not self.recordings.give_up():
+                        raise
 
     def _read(self, mean: Tensor, std: Tensor, images: Tensor, conditions: Conditions) -> Features:
         """See `read`."""

@@ -27,16 +27,18 @@ class SampleLimit:
     Args:
         most: at the beginning; None for no limit.
         what: kind of pass, for messages.
+        make_room: frees memory that can be done without, and tells whether there was any; asked before passes are made
+            smaller.
 
     Attributes:
         most: now; halved whenever a pass runs out of memory, for all later ones.
     """
 
-    def __init__(self, most: int | None, what: str) -> None:
-        self.most, self.what = most, what
+    def __init__(self, most: int | None, what: str, make_room: Callable[[], bool] = lambda: False) -> None:
+        self.most, self.what, self._make_room = most, what, make_room
 
     def attempt(self, run: Callable[[], _Result], samples: int, divisible: bool = True) -> _Result | None:
-        """What ``run`` returns; None if it ran out of memory, and is to be run again on fewer samples.
+        """What ``run`` returns; None if it ran out of memory, and is to be run again on as many samples as allowed now.
 
         Args:
             run: the pass.
@@ -53,6 +55,8 @@ class SampleLimit:
         # behind the handler: its traceback would keep the pass's tensors
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if self._make_room():
+            return None
         if not divisible:
             raise ConfigError(
                 f"the GPU has no room for one image in {self.what} ({reason}). Half the memory by "

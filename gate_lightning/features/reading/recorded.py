@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,31 +29,49 @@ __all__ = ["PassKind", "Recordings", "recorded"]
 
 log = logging.getLogger(__name__)
 
-#: how passes are run: operation by operation; replayed (on a GPU as a CUDA graph); compiled, and then replayed
-PassKind = Literal["eager", "replayed", "compiled"]
+#: how passes are run: replayed on a GPU, else eager; operation by operation; replayed (on a GPU as a CUDA graph);
+#: compiled, and then replayed
+PassKind = Literal["auto", "eager", "replayed", "compiled"]
 #: given tensors → results
 _Function = Callable[..., Sequence[Tensor]]
 #: most recordings that are kept
 _MOST = 64
 #: most values of a constant that may come from anywhere
 _TABLE = 1024
+#: earlier passes of a kind, after which it is recorded; recording takes as long as ten passes are shorter for it
+#: (docs/gpu.md), so "auto" waits for those that are likely to come often
+_EARLIER: Mapping[PassKind, int] = {"auto": 10, "replayed": 1, "compiled": 1}
 #: runs of a function before it is captured, in which libraries allocate and choose what they need
 _WARM_UP = 3
 
 
 class Recordings:
-    """Functions of tensors, run as they are when met first, recorded when met again, and replayed from then on.
+    """Functions of tensors, run as they are when first met, recorded when met again, and replayed from then on.
 
     Args:
-        kind: "replayed" gives results equal to the bit on a CPU; "compiled" up to rounding; "eager" records nothing.
+        kind: "replayed" gives results equal to the bit; "compiled" up to rounding; "eager" records nothing; "auto" is
+            "replayed" on a GPU, for passes met ten times, while half its memory is free: a recorded pass keeps what it
+            computes in, and where memory is full, passes are so large that sending operations costs little; "eager"
+            elsewhere, and for what cannot be recorded.
     """
 
     def __init__(self, kind: PassKind = "eager") -> None:
         check_choice(kind, "passes", get_args(PassKind))
         self.kind = kind
-        self._met: set[tuple[object, ...]] = set()
-        self._made: dict[tuple[object, ...], _Function] = {}
+        self._met: Counter[tuple[object, ...]] = Counter()
+        #: None: run as it is
+        self._made: dict[tuple[object, ...], _Function | None] = {}
         self._pool: Any = None
+
+    def give_up(self) -> bool:
+        """Drop all recordings and make no more, because memory has run out; False if there are none."""
+        if not self._made:
+            return False
+        log.warning("out of memory: recorded passes are dropped, and passes are run operation by operation")
+        self.kind, self._pool = "eager", None
+        self._made.clear()
+        torch.cuda.empty_cache()
+        return True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Recordings, (self.kind,)  # a copy belongs to another network, or to another process
@@ -73,17 +92,39 @@ class Recordings:
         # the weights of a network that was moved or converted are elsewhere
         weights = next((one.data_ptr() for one in network.parameters()), 0)
         key = (*key, weights, *((one.shape, one.stride(), one.dtype, one.device) for one in given))
-        if key in self._made:
-            return list(self._made[key](*given))
-        if key not in self._met or len(self._made) >= _MOST:
-            self._met.add(key)
-            return function()
-        # what is kept must be of use in and outside of inference mode
-        with torch.inference_mode(False), torch.no_grad():
-            self._made[key] = self._replayable(recorded(function, given, network.fixed_tensors()), given)
-        if len(self._made) == _MOST:
-            log.warning("%d kinds of passes are recorded; further ones are run as they are", _MOST)
-        return list(self._made[key](*given))
+        if key not in self._made:
+            if not self._due(key, given[0].device):
+                return function()
+            self._made[key] = self._record(network, given, function)
+            if len(self._made) == _MOST:
+                log.warning("%d kinds of passes are recorded; further ones are run as they are", _MOST)
+        made = self._made[key]
+        return function() if made is None else list(made(*given))
+
+    def _due(self, key: tuple[object, ...], device: torch.device) -> bool:
+        """Whether a pass that has come again is to be recorded."""
+        if len(self._made) >= _MOST or (self.kind == "auto" and not _gpu_with_room(device)):
+            return False
+        self._met[key] += 1
+        return self._met[key] > _EARLIER[self.kind]
+
+    def _record(
+        self, network: Backbone, given: Sequence[Tensor], function: Callable[[], list[Tensor]]
+    ) -> _Function | None:
+        """A recording; None where the GPU has no room for one, or "auto" meets what cannot be recorded."""
+        try:
+            # what is kept must be of use in and outside of inference mode
+            with torch.inference_mode(False), torch.no_grad():
+                return self._replayable(recorded(function, given, network.fixed_tensors()), given)
+        except torch.OutOfMemoryError:
+            reason = "the GPU has no room for a recorded pass"
+        except ConfigError as error:
+            if self.kind != "auto":
+                raise
+            reason = str(error)
+        log.warning("%s. Passes over %s are run operation by operation", reason, tuple(given[0].shape))
+        torch.cuda.empty_cache()
+        return None
 
     def _replayable(self, graph: fx.GraphModule, given: Sequence[Tensor]) -> _Function:
         function: _Function = graph
@@ -180,6 +221,14 @@ class _Recorder(TorchDispatchMode):
         return self.graph.get_attr(self._constants[tensor])
 
 
+def _gpu_with_room(device: torch.device) -> bool:
+    """Whether it is a GPU, half of whose memory or more is in nobody's use."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return 2 * free >= total
+
+
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -223,8 +272,14 @@ class _CudaGraph:
                 function(*self.given)
         torch.cuda.current_stream().wait_stream(beside)
         self.graph = torch.cuda.CUDAGraph()
+        failed: torch.OutOfMemoryError | None = None
         with torch.cuda.graph(self.graph, pool=pool):
-            self.results = function(*self.given)
+            try:
+                self.results = function(*self.given)
+            except torch.OutOfMemoryError as error:  # leaving a capture by an error hides which one
+                failed = error
+        if failed is not None:
+            raise failed
 
     def __call__(self, *given: Tensor) -> list[Tensor]:
         for own, one in zip(self.given, given, strict=True):

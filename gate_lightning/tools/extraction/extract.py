@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -84,19 +85,31 @@ def extract(
     store = ArrayFolder(output, description, dtype, layout) if arrays else FeatureFolder(output, description, dtype)
     if rank == 0:
         _announce(extractor, sizes, dtype, layout == "npy_joined", store.folder)
-    if isinstance(extractor, nn.Module):
-        extractor.to(device_of(device))
     sampler = EvaluationBatches(group_by_size(sizes, batch_size, together=1), rank, world, pad=False)
     needed = required_inputs or RequiredInputs()
     views = BatchDataset(needed.attach(source), sizing, edges=needed.edges)
     names = {source.sample_id(index): name for index, name in enumerate(source.names)}
     total = sum(len(draws) for draws in sampler)
     progress = Progress(total, rank, world, "features")
-    for batch in BatchLoader(views, sampler=sampler, num_workers=num_workers):
-        written = _write_missing(extractor, batch, names, store)
-        progress.bytes += sum(written)
-        progress.step(len(written), len(batch) - len(written))
+    with _moved(extractor, device_of(device)):
+        for batch in BatchLoader(views, sampler=sampler, num_workers=num_workers):
+            written = _write_missing(extractor, batch, names, store)
+            progress.bytes += sum(written)
+            progress.step(len(written), len(batch) - len(written))
     return f"{progress.summary()}: {store.folder}"
+
+
+@contextmanager
+def _moved(extractor: Extractor, device: torch.device) -> Iterator[None]:
+    """Context in which an extractor is on ``device``; afterwards it is where its owner had it."""
+    before = extractor.backbone.device
+    if isinstance(extractor, nn.Module):
+        extractor.to(device)
+    try:
+        yield
+    finally:
+        if isinstance(extractor, nn.Module):
+            extractor.to(before)
 
 
 def _write_missing(

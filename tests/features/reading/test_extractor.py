@@ -323,6 +323,8 @@ def test_images_below_the_smallest_size_are_refused(backbone: UNetBackbone) -> N
     extractor = FeatureExtractor(backbone, [Branch("plain", 50, tuple(PATHS)[:1])])
     with pytest.raises(DataError, match="too small"):
         extractor(random_images(1, 64, backbone.minimum_size - backbone.size_multiple - 1), conditions(1))
+    with pytest.raises(DataError, match=r"images are on meta, the weights of .* on cpu"):
+        extractor(random_images(1).to("meta"), conditions(1))
     with pytest.raises(DataError, match="expected \\(B, 3, H, W\\)"):
         extractor(torch.zeros(1, 3, 33, 33, dtype=torch.uint8), conditions(1))
     given = conditions(1, control_images={"depth": torch.zeros(1, 3, 64, 64)})

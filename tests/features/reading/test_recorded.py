@@ -235,6 +235,55 @@ def test_what_a_graph_cannot_say_is_refused() -> None:
     assert torch.equal(made(torch.ones(3))[0], torch.full((2,), 3.0))
 
 
+@pytest.mark.parametrize("room", [True, False])
+@torch.no_grad()
+def test_passes_that_come_often_are_recorded_by_themselves(monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    """On a GPU with free memory; a recorded pass does not call the function that it was recorded from."""
+    recordings, network, calls = Recordings("auto"), build("pixels"), []
+
+    def doubled(given: Tensor) -> list[Tensor]:
+        calls.append(given)
+        return [2 * given]
+
+    inputs = [torch.full((3,), float(index)) for index in range(14)]
+    recordings.run(network, (), inputs[:1], lambda: doubled(inputs[0]))
+    assert not recordings._met  # on a CPU there is nothing to gain
+    monkeypatch.setattr(module, "_gpu_with_room", lambda device: room)
+    for given in inputs:
+        (found,) = recordings.run(network, (), [given], lambda given=given: doubled(given))  # type: ignore[misc]
+        assert torch.equal(found, 2 * given)
+    assert len(calls) == 1 + (11 if room else 14)
+    assert len(recordings._made) == room
+
+
+@torch.no_grad()
+def test_by_themselves_only_passes_that_can_be(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setattr(module, "_gpu_with_room", lambda device: True)
+    recordings, network = Recordings("auto"), build("pixels")
+    for index in range(14):
+        given = torch.full((3,), float(index))
+        (found,) = recordings.run(network, (), [given], lambda given=given: [given * given.sum().item()])  # type: ignore[misc]
+        assert torch.equal(found, 3 * given.square())
+    assert [one.levelname for one in caplog.records] == ["WARNING"]
+    assert "reads values" in caplog.text and "Passes over (3,) are run operation by operation" in caplog.text
+
+
+def test_recordings_are_dropped_before_passes_are_made_smaller(tiny: Any, caplog: Any) -> None:
+    """Their memory may be what is missing."""
+    branches = [Branch("plain", 50, LAYERS[:1], tiny[1]["plain"])]
+    given = batches(3)
+    expected, _ = features_of(tiny[0], branches, "eager", given)
+
+    def full(*given: Tensor) -> list[Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has …")
+
+    found, extractor = features_of(tiny[0], branches, "replayed", given[:2])
+    extractor.recordings._made = dict.fromkeys(extractor.recordings._made, full)
+    assert equal([*found, extractor(*given[2])], expected)
+    assert (extractor.recordings.kind, extractor.limit.most, extractor._encoding.most) == ("eager", None, None)
+    assert caplog.text.count("recorded passes are dropped") == 1
+
+
 def test_many_kinds_of_passes_are_run_as_they_are(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr(module, "_MOST", 2)
     recordings, network = Recordings("replayed"), build("pixels")
