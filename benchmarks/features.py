@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from naive_loop import NaiveBranch, NaiveLoop
@@ -38,6 +38,7 @@ from gate_lightning.features.branch import Branch
 from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.reading.noise import batch_noise
+from gate_lightning.features.reading.recorded import PassKind
 from gate_lightning.structures import Conditions, Features
 from gate_lightning.techniques.controlnet import ControlNet
 from gate_lightning.techniques.lora import LoRA
@@ -91,6 +92,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cached-latents", action="store_true", help="the engine is given the moments of the latents")
+    parser.add_argument("--passes", default="auto", choices=get_args(PassKind), help="how the engine runs passes")
     parser.add_argument("--fp32-only", action="store_true")
     parser.add_argument("--plain-ops", action="store_true", help="every operation as the networks state it")
     options = parser.parse_args(arguments)
@@ -123,7 +125,9 @@ class Bench:
         ]
         self.loop = NaiveLoop(self.backbone, self.layers, TIMESTEP)
         self.engines = {
-            kind: FeatureExtractor(self.backbone, self.branches, noise=kind, fast=not options.plain_ops)
+            kind: FeatureExtractor(
+                self.backbone, self.branches, noise=kind, fast=not options.plain_ops, passes=options.passes
+            )
             for kind in ("per_branch", "shared")
         }
         self.expected: dict[str, Features] = {}

@@ -8,7 +8,8 @@ Takes whatever train.py takes. Where a benchmark's data set has no `dataset.root
 its layout; where the recipe's LoRAs have no files, random ones are written. With --folder both stay there, and the
 command is printed with which train.py does the same.
 
-Seconds are means over --steps optimiser steps after --warmup others. "other features" are noise, hooks, resizing and
+Seconds are means over --steps optimiser steps after --warmup others; replayed passes (features.passes) have no parts
+and are among "other features", and begin with the eleventh step. "other features" are noise, hooks, resizing and
 caches; "head" is all that is trained: amalgamation, heads, losses, their gradients, the optimiser.
 """
 
@@ -211,6 +212,8 @@ def report(options: argparse.Namespace, parts: Components, watch: Watch, validat
     trained = sum(parameter.numel() for parameter in parts.task.parameters() if parameter.requires_grad)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"{trained / 1e6:.1f} million trained parameters, peak memory {peak / 1e9:.2f} GB")
+    if torch.cuda.is_available():
+        print(f"peak memory on the GPU {torch.cuda.max_memory_allocated() / 1e9:.2f} GB")
     if options.validate:
         print(f"one batch of validation {validation:.1f} s")
 
