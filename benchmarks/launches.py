@@ -55,7 +55,8 @@ class Pass:
         bench = Bench(parse(given), folder)
         self.device: str = options.device
         self.backbone = bench.backbone.to(getattr(torch, options.dtype))
-        if options.device != "cpu":
+        self.fast = not options.plain_ops
+        if options.device != "cpu" and not options.contiguous:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         with torch.no_grad():
             moments = bench.backbone.encode_moments(bench.images)
@@ -63,7 +64,7 @@ class Pass:
 
     @torch.no_grad()
     def run(self, recordings: Recordings) -> list[dict[str, Tensor]]:
-        with dispatch.fast_ops():
+        with dispatch.fast_ops(self.fast):
             return run_pass(self.backbone, self.group, self.given, {}, recordings)
 
     def timed(self, recordings: Recordings) -> float:
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--contiguous", action="store_true", help="on a GPU: weights not in channels_last")
+    parser.add_argument("--plain-ops", action="store_true", help="every operation as the networks state it")
     parser.add_argument("--ways", nargs="+", default=["eager", "replayed"], choices=get_args(PassKind))
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args(arguments)
