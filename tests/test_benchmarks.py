@@ -156,3 +156,11 @@ def test_work_of_the_host_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     rows = capsys.readouterr().out.splitlines()[1:]
     assert len(rows) == 7
     assert all(float(row[52:]) >= 0 for row in rows)
+
+
+def test_group_norms_are_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    importlib.import_module("group_norm").main(["--repeats", "1"])
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["1x64x8x12", "2x128x9x7"]
+    assert all(float(row[1]) > 0 and float(row[2]) > 0 and 0 < float(row[4]) < 5e-3 for row in rows)

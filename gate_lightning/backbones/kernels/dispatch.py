@@ -12,6 +12,8 @@ hook on a convolution sees its output as usual. On a CPU
 * freed memory is kept for the next layer: with large maps, an activation function spends most of its time on fresh
   pages from the system.
 
+On a GPU with Triton, group norms of channels_last maps are computed in that format (group_norm.py).
+
 On every device, divisions by one, the last operation of diffusers' blocks, are skipped.
 
 Risks: a ``TorchFunctionMode`` sees every torch call of the thread while a pass runs, the networks' own and other hooks'
@@ -34,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gate_lightning.backbones.kernels.group_norm import group_norm_channels_last, group_norm_fits
 from gate_lightning.backbones.kernels.winograd import winograd_conv2d
 
 __all__ = ["fast_ops"]
@@ -118,6 +121,8 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
+    if group_norm_fits(input, num_groups, weight, bias):
+        return group_norm_channels_last(input, num_groups, weight, bias, eps)
     large = input.ndim == 4 and input[0].numel() > num_groups * _GROUP_VALUES
     if not large or weight is None or bias is None or not _plain(input, weight) or input.is_contiguous():
         return F.group_norm(input, num_groups, weight, bias, eps)

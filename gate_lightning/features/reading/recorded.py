@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.kernels.group_norm import group_norm_channels_last, plain_group_norm
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.checks import check_choice
 
@@ -129,7 +130,7 @@ class Recordings:
     def _replayable(self, graph: fx.GraphModule, given: Sequence[Tensor]) -> _Function:
         function: _Function = graph
         if self.kind == "compiled":
-            function = torch.compile(graph, fullgraph=True, dynamic=False)
+            function = torch.compile(_of_torch(graph), fullgraph=True, dynamic=False)
         if given[0].is_cuda:
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             function = _CudaGraph(function, given, self._pool)
@@ -252,6 +253,15 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 def _refused(reason: str) -> ConfigError:
     return ConfigError(f"a pass of the backbone cannot be recorded: {reason}; set features.passes=eager")
+
+
+def _of_torch(graph: fx.GraphModule) -> fx.GraphModule:
+    """A graph without operators of our own, which the compiler cannot fuse with others; it is changed in place."""
+    for node in graph.graph.nodes:
+        if node.target is group_norm_channels_last:
+            node.target = plain_group_norm
+    graph.recompile()
+    return graph
 
 
 class _CudaGraph:
