@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ __all__ = ["group_norm_channels_last", "group_norm_fits", "plain_group_norm"]
 log = logging.getLogger(__name__)
 
 _NAME = "gate_lightning::group_norm_channels_last"
-_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: types of maps, and the relative L2 distance from float64 above which the kernels are not used
+_TYPES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 #: channels and groups that a program works on at once, side by side in memory; at least one group
 _CHANNELS, _GROUPS = 128, 16
 #: values of a tile, which a program holds in registers
@@ -38,6 +40,8 @@ _TILE = 4096
 _PROGRAMS = 512
 #: most parts of a group, which are summed again by every program that normalizes
 _MOST_PARTS = 256
+#: maps on which a GPU is tried, and their groups
+_TRIED, _TRIED_GROUPS = (torch.Size((2, 40, 3, 5)), torch.Size((1, 320, 40, 41))), 20
 #: largest number of values that has an offset of 32 bits, and of images that a grid of programs has
 _MOST_VALUES, _MOST_IMAGES = 2**31 - 1, 2**16 - 1
 
@@ -45,7 +49,8 @@ _MOST_VALUES, _MOST_IMAGES = 2**31 - 1, 2**16 - 1
 def group_norm_fits(input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
     """Whether the operator is to be called: for maps (B, C, H, W) on a GPU that are channels_last and not contiguous.
 
-    A GPU on which Triton cannot compile (no C compiler, too old) is found out by trying, once, with a warning.
+    A GPU on which Triton cannot compile (no C compiler, too old), or gives something else than torch, is found out by
+    trying, once, with a warning.
     """
     if not input.is_cuda or triton is None or input.ndim != 4 or input.dtype not in _TYPES or torch.is_grad_enabled():
         return False
@@ -230,14 +235,24 @@ def _apply_kernel(
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Whether the kernels run on a GPU."""
-    try:
-        for dtype in _TYPES:
-            maps = torch.zeros(1, 2, 2, 2, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
-            group_norm_channels_last(maps, 1, maps[0, :, 0, 0], maps[0, :, 0, 0], 1e-5)
-    except Exception as error:  # of Triton, its compilers and its folder of compiled kernels
-        log.warning("group norm of torch, which copies channels_last maps: Triton fails on %s: %s", device, error)
-        return False
+    """Whether the kernels run on a GPU, and give what torch gives: of one part and of many, in every type."""
+    for shape, dtype in product(_TRIED, _TYPES):
+        values = torch.arange(float(shape.numel()), device=device).sin().view(shape) + 3.0
+        maps = values.to(dtype).contiguous(memory_format=torch.channels_last)
+        weight, bias = maps[0, :, 0, 0], maps[0, :, 1, 0]
+        try:
+            found = group_norm_channels_last(maps, _TRIED_GROUPS, weight, bias, 1e-5).double()
+        except Exception as error:  # of Triton, its compilers and its folder of compiled kernels
+            log.warning("group norm of torch, which copies channels_last maps: Triton fails on %s: %s", device, error)
+            return False
+        expected = torch.group_norm(maps.double(), _TRIED_GROUPS, weight.double(), bias.double(), 1e-5)
+        distance = float((found - expected).norm() / expected.norm())
+        if not distance < _TYPES[dtype]:
+            log.warning(
+                "group norm of torch, which copies channels_last maps: on %s Triton's is off by %.0e of %s in %s",
+                *(device, distance, tuple(shape), dtype),
+            )
+            return False
     return True
 
 

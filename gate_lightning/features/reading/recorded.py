@@ -283,7 +283,8 @@ class _CudaGraph:
         torch.cuda.current_stream().wait_stream(beside)
         self.graph = torch.cuda.CUDAGraph()
         failed: torch.OutOfMemoryError | None = None
-        with torch.cuda.graph(self.graph, pool=pool):
+        # threads that pin batches or watch other processes may call CUDA meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             try:
                 self.results = function(*self.given)
             except torch.OutOfMemoryError as error:  # leaving a capture by an error hides which one

@@ -77,6 +77,22 @@ def test_a_gpu_on_which_triton_fails_keeps_torchs(monkeypatch: pytest.MonkeyPatc
     assert "Triton fails on cpu: Failed to find C compiler" in caplog.text
 
 
+def test_a_gpu_on_which_they_give_something_else_keeps_torchs(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    assert module._works.__wrapped__(torch.device("cpu"))  # torch's own norm, in every type
+    assert not caplog.text
+    original = module.group_norm_channels_last
+
+    def wrong(given: Tensor, *others: Any) -> Tensor:
+        found = original(given, *others)
+        return found * (1 + (len(given[0]) > 300) * 0.1)  # of maps in several parts alone
+
+    monkeypatch.setattr(module, "group_norm_channels_last", wrong)
+    assert not module._works.__wrapped__(torch.device("cpu"))
+    assert "on cpu Triton's is off by 1e-01 of (1, 320, 40, 41) in torch.float32" in caplog.text
+    monkeypatch.setattr(module, "group_norm_channels_last", lambda given, *others: given * torch.nan)
+    assert not module._works.__wrapped__(torch.device("cpu"))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_cpu_computes_as_without(dtype: torch.dtype) -> None:
