@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from gate_lightning.errors import ConfigError, GateError
 
-__all__ = ["built", "call_with", "called", "check_kinds", "check_values"]
+__all__ = ["built", "built_group", "call_with", "called", "check_kinds", "check_values"]
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
@@ -40,6 +40,18 @@ def built(node: Any, where: str, **arguments: Any) -> Any:
         if isinstance(error.__cause__, GateError):
             raise error.__cause__ from None
         raise ConfigError(" ".join(str(error).replace("full_key:", "of key").split())) from error
+
+
+def built_group(config: Any, group: str, **arguments: Any) -> Any:
+    """The object of a group of the configuration.
+
+    Raises:
+        ConfigError: as for `built`, or there is no such group.
+    """
+    node = config.get(group)
+    if node is None:
+        raise ConfigError(f"the configuration has no {group}; choose one: {group}=<name> (see conf/{group}/)")
+    return built(node, group, **arguments)
 
 
 def call_with(function: Callable[..., Any], **available: Any) -> Any:

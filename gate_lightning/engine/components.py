@@ -10,15 +10,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from hydra.utils import get_class
-from lightning import Callback, Trainer
-from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.loggers import Logger
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -28,11 +24,10 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.weights.checkpoints import read_tensors
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
-from gate_lightning.engine.building import built, call_with, called, check_kinds, check_values
-from gate_lightning.engine.description import described
+from gate_lightning.engine.building import built, built_group, call_with, called, check_kinds, check_values
 from gate_lightning.engine.extraction import MAIN, branches_of, candidates_of, edge_channels, extractor_of
-from gate_lightning.engine.launch import check_started
 from gate_lightning.engine.saved_paths import located
+from gate_lightning.engine.trainers import trainer_of
 from gate_lightning.engine.used_keys import ONLY_TRAINING, READS
 from gate_lightning.engine.views import stored_views, view_count
 from gate_lightning.errors import ConfigError
@@ -43,7 +38,6 @@ from gate_lightning.pixel_classifiers.store import group_widths
 from gate_lightning.structures import Extractor
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.content_shift.candidates import Candidates
-from gate_lightning.utils.console import leave_to_root
 from gate_lightning.utils.precision import allow_tf32
 
 __all__ = ["Components", "card_and_classes"]
@@ -81,7 +75,7 @@ class Components:
         """
         own, dataset = OmegaConf.select(self.config, "task.data"), self.config.get("dataset")
         if own is None or dataset is None or own.get("_target_") in (None, dataset._target_):
-            return self._instantiate("dataset")
+            return built_group(self.config, "dataset")
         given = {"dataset": dataset} if "dataset" in inspect.signature(get_class(own._target_)).parameters else {}
         return built(OmegaConf.create({**_plain(own), **given}), "task.data")
 
@@ -130,7 +124,7 @@ class Components:
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen diffusion model of ``backbone``."""
-        return self._instantiate("backbone")
+        return built_group(self.config, "backbone")
 
     @cached_property
     def backbones(self) -> dict[str, Backbone]:
@@ -206,7 +200,7 @@ class Components:
     @cached_property
     def amalgamation(self) -> nn.Module:
         """Fuses the branches; its channel numbers come from the extractor."""
-        made = self._instantiate("amalgamation")
+        made = built_group(self.config, "amalgamation")
         info = self.extractor.feature_info
         if isinstance(made, partial) and "backbone_groups" in inspect.signature(made.func).parameters:
             return call_with(made, backbone_groups=group_widths(info, self.backbone_groups))
@@ -223,7 +217,7 @@ class Components:
 
         Those that are to be concatenated are alone, all of them where the amalgamation does nothing else.
         """
-        made = self._instantiate("amalgamation")
+        made = built_group(self.config, "amalgamation")
         separate = getattr(getattr(made, "func", made), "separate_branches", False)
         of_branch = {branch.name: branch.backbone or MAIN for branch in self.branches}
         found: dict[str, list[str]] = {}
@@ -255,7 +249,7 @@ class Components:
     @cached_property
     def loss(self) -> nn.Module:
         """Logits and masks → scalar."""
-        return self._loss(self._instantiate("loss"))
+        return self._loss(built_group(self.config, "loss"))
 
     @cached_property
     def auxiliary_loss(self) -> nn.Module:
@@ -274,14 +268,14 @@ class Components:
     @property
     def optimizer(self) -> Callable[..., Any]:
         """Partial that takes the parameters."""
-        return partial(called, self._instantiate("optimizer"), Optimizer)
+        return partial(called, built_group(self.config, "optimizer"), Optimizer)
 
     @property
     def scheduler(self) -> Callable[..., Any] | None:
         """Partial that takes the optimiser and the number of optimiser steps, or None."""
         if self.config.get("scheduler") is None:
             return None
-        return partial(called, self._instantiate("scheduler"), LRScheduler)
+        return partial(called, built_group(self.config, "scheduler"), LRScheduler)
 
     @property
     def task_class(self) -> type:
@@ -311,46 +305,7 @@ class Components:
     @cached_property
     def trainer(self) -> Trainer:
         """The Lightning trainer with its callbacks and loggers."""
-        check_started(self.config.get("trainer"))
-        leave_to_root("lightning")
-        callbacks = list(self._each("callbacks", Callback))
-        loggers = list(self._each("logger", Logger, description=partial(described, self.config, Path(self.run_folder))))
-        # our samplers shard by themselves and count every validation image exactly once
-        trainer: Trainer = self._instantiate(
-            "trainer",
-            callbacks=callbacks,
-            logger=loggers or False,
-            default_root_dir=self.run_folder,
-            use_distributed_sampler=False,
-        )
-        # with NaN, to find those who read it: nobody does
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        if self.config.trainer.get("deterministic") is None:
-            torch.use_deterministic_algorithms(isinstance(trainer.accelerator, CPUAccelerator), warn_only=True)
-        return trainer
-
-    def _each(self, group: str, kind: type, **available: Callable[[], Any]) -> list[Any]:
-        """What a group lists, given what its constructors name: the run folder, and what ``available`` makes."""
-        nodes = self.config.get(group) or {}
-        made = []
-        for name, node in nodes.items():
-            if node is None or "_target_" not in node:
-                continue
-            one = built(node, f"{group}.{name}")
-            if isinstance(one, partial):
-                named = inspect.signature(one.func).parameters
-                given = {name: make() for name, make in available.items() if name in named}
-                one = call_with(one, run_folder=self.run_folder, **given)
-            made.append(one)
-            if not isinstance(made[-1], kind):
-                raise ConfigError(f"{group}.{name} is a {type(made[-1]).__name__}, expected a {kind.__name__}")
-        return made
-
-    def _instantiate(self, group: str, **arguments: Any) -> Any:
-        node = self.config.get(group)
-        if node is None:
-            raise ConfigError(f"the configuration has no {group}; choose one: {group}=<name> (see conf/{group}/)")
-        return built(node, group, **arguments)
+        return trainer_of(self.config, self.run_folder)
 
 
 def card_and_classes(datamodule: Any) -> dict[str, Any]:

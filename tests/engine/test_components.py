@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 
 from gate_lightning.data.core.datamodule import ImageDataModule
-from gate_lightning.engine import components as module
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine import trainers
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.evaluation import _split_of
 from gate_lightning.errors import ConfigError
@@ -67,7 +67,7 @@ def test_runs_are_exact_on_a_cpu_and_on_request(
 ) -> None:
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     before = torch.get_deterministic_debug_mode()
-    monkeypatch.setattr(module, "CPUAccelerator", CPUAccelerator if device == "cpu" else CUDAAccelerator)
+    monkeypatch.setattr(trainers, "CPUAccelerator", CPUAccelerator if device == "cpu" else CUDAAccelerator)
     config = composed("trainer.accelerator=cpu", "logger=none", "callbacks=quiet", f"trainer.deterministic={setting}")
     try:
         _ = Components(runs.resolve(config), str(tmp_path)).trainer
