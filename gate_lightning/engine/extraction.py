@@ -131,8 +131,7 @@ def extractor_of(
             seed=config.seed,
             noise=config.noise,
             posterior=config.posterior,
-            max_samples=config.features.get("max_samples"),
-            passes=config.features.get("passes", "eager"),
+            **{key: config.features[key] for key in ("max_samples", "passes") if key in config.features},
         )
     scales = _scales(config.backbone_scale, list(backbones))
     made: Extractor = next(iter(extractors.values()))

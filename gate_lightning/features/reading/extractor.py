@@ -63,6 +63,7 @@ class FeatureExtractor(nn.Module):
         passes: the backbone is run "eager", operation by operation; "replayed": its second pass of a kind (branches,
             timestep, sizes) is recorded, and run as one graph from then on, on a GPU as a CUDA graph; "compiled": that
             graph is compiled before; "auto": on a GPU passes met ten times are replayed, all others are eager.
+            Weights are frozen: a recording does not see all of what is written into them later.
 
     Raises:
         ConfigError: branches that this backbone cannot serve.
