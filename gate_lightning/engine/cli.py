@@ -10,13 +10,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -187,6 +188,25 @@ def _hint(error: Exception) -> str:
     return f"\n{did_you_mean(found.group(1), keys).capitalize()}".rstrip()
 
 
+def _without_choice(arguments: Sequence[str]) -> str:
+    """What to say where groups were given something else than the name of a choice, which Hydra does not name."""
+    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    found = []
+    for one in OverridesParser.create().parse_overrides(words):
+        values = one.sweep_string_iterator() if one.is_sweep_override() else [one.get_value_string()]
+        if (config_folder() / one.key_or_group).is_dir():
+            key = one.get_key_element()
+            found += [(one.key_or_group, f"{key}={value}") for value in values if not _is_name(f"{key}={value}")]
+    groups = ", ".join(f"--help {group}" for group in dict.fromkeys(group for group, _ in found))
+    told = f"{', '.join(word for _, word in found)}: " if found else ""
+    return f"{told}a group takes one of its choices, not null or a number; {groups or '--help <group>'} lists them"
+
+
+def _is_name(word: str) -> bool:
+    """Whether an override sets a text, a list of some, or keys."""
+    return isinstance(OverridesParser.create().parse_override(word).value(), str | list | dict)
+
+
 def _dotted_keys(node: Any, above: str = "") -> Iterator[str]:
     """All keys of nested mappings, ``head`` and ``head.decode`` as well as ``head.decode.channels``."""
     for key, value in node.items() if isinstance(node, dict) else ():
@@ -256,7 +276,7 @@ def _guarded(job: Callable[..., Any], name: str = "train") -> int:
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise
-        say("ConfigError: a group takes one of its choices, not null or a number; --help <group> lists them")
+        say(f"ConfigError: {_without_choice(sys.argv[1:])}")
         return 2
     except OSError as error:
         if error.errno not in UNWRITABLE:

@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.trainer_settings import devices_of
 from gate_lightning.errors import ConfigError, GateError, Interrupted
 from gate_lightning.tools.comparison.run_files import metrics_of
 from gate_lightning.utils.commands import quoted
@@ -26,6 +27,7 @@ from gate_lightning.utils.signals import STOPPING, Stop
 
 __all__ = [
     "agreed",
+    "check_here",
     "check_started",
     "device_count",
     "refuse_own_times",
@@ -80,6 +82,35 @@ def visible_devices(trainer: Mapping[str, Any]) -> list[str]:
         devices = range(device_count(trainer))
     seen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
     return [seen[one] if one < len(seen) else str(one) for one in devices]
+
+
+def check_here(trainer: Mapping[str, Any] | None) -> None:
+    """Check, before a run, that this machine has the devices that ``trainer`` asks for.
+
+    Args:
+        trainer: node of the resolved configuration, or None.
+
+    Raises:
+        ConfigError: it has not; says what there is.
+    """
+    trainer = trainer or {}
+    accelerator = trainer.get("accelerator", "auto")
+    if accelerator not in ("auto", "cpu", "gpu", "cuda") or started() is not None:
+        return  # torchrun and srun may show every process one GPU
+    import torch
+
+    if accelerator in ("auto", "gpu") and torch.backends.mps.is_available():
+        return
+    gpus = torch.cuda.device_count() if accelerator != "cpu" and torch.cuda.is_available() else 0
+    if not gpus and accelerator in ("gpu", "cuda"):
+        raise ConfigError(f"trainer.accelerator={accelerator}: torch finds no GPU here; on the CPU: trainer=cpu")
+    devices, given = devices_of(trainer), f"trainer.devices={trainer.get('devices', 'auto')}"
+    if not gpus and (devices == -1 or isinstance(devices, list)):
+        raise ConfigError(f"{given} on a CPU: expected a number of processes, or auto for one")
+    most = max(devices) + 1 if isinstance(devices, list) else devices
+    if gpus and most > gpus:
+        there = "is 1 GPU here, number 0" if gpus == 1 else f"are {gpus} GPUs here, numbers 0 to {gpus - 1}"
+        raise ConfigError(f"{given}: there {there}; trainer.devices=auto takes all")
 
 
 def check_started(trainer: Mapping[str, Any] | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.errors import ConfigError
+from gate_lightning.utils.checks import check_choice, did_you_mean
 
 __all__ = ["choose_types", "tell_types"]
 
@@ -16,8 +17,14 @@ log = logging.getLogger(__name__)
 
 #: value of ``backbone.dtype`` that is chosen here
 AUTO = "auto"
+#: values of ``backbone.dtype``
+TYPES = ("float32", "bfloat16", "float16", AUTO)
 #: precisions of the trainer with autocast, and the type that it computes in
 _MIXED = {"bf16-mixed": "bfloat16", "bf16": "bfloat16", "16-mixed": "float16", "16": "float16"}
+#: those without
+_PLAIN = ("32-true", "32", "None")
+#: today's names of both
+_NAMED = ("32-true", "bf16-mixed", "16-mixed")
 #: those that convert all weights
 _CONVERTING = ("64-true", "64", "bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
 
@@ -32,7 +39,8 @@ def choose_types(config: DictConfig) -> None:
         config: composed configuration; changed in place.
 
     Raises:
-        ConfigError: a precision that would convert frozen weights after they were loaded and described.
+        ConfigError: a type or a precision that there is not, or a precision that would convert frozen weights after
+            they were loaded and described.
     """
     precision = _precision(config)
     if precision in _CONVERTING:
@@ -40,7 +48,15 @@ def choose_types(config: DictConfig) -> None:
             f"trainer.precision={precision} converts all weights, frozen ones too; choose 32-true, bf16-mixed or "
             "16-mixed, and the type of frozen weights by backbone.dtype"
         )
-    open_ones = [node for _, node in _backbones(config) if node["dtype"] == AUTO]
+    if precision not in (*_MIXED, *_PLAIN):
+        raise ConfigError(
+            f"trainer.precision={precision}: {did_you_mean(precision, _NAMED)}expected one of {', '.join(_NAMED)}"
+        )
+    nodes = dict(_backbones(config))
+    for name, node in nodes.items():
+        if str(node.get("_target_")).startswith("gate_lightning."):  # others may have types of their own
+            check_choice(node["dtype"], f"{name}.dtype", TYPES)
+    open_ones = [node for node in nodes.values() if node["dtype"] == AUTO]
     if not open_ones:
         return
     chosen, _ = _choice(config, precision)

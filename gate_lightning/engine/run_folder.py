@@ -32,6 +32,7 @@ from gate_lightning.engine.redaction import HIDDEN, hidden_keys, redacted, redac
 from gate_lightning.engine.saved_config import read_saved
 from gate_lightning.engine.saved_parts import check_parts
 from gate_lightning.engine.saved_paths import INSIDE, check_links, check_writes, located, typed
+from gate_lightning.engine.trainer_settings import check_trainer
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.files import differences, write_atomically
@@ -107,7 +108,11 @@ _SWITCHES = ("allow_changes", "trust", "submission", "tf32")
 
 
 def resolve(config: DictConfig) -> DictConfig:
-    """A copy without interpolations, types that are to be chosen, and Hydra's own node."""
+    """A copy without interpolations, types that are to be chosen, and Hydra's own node.
+
+    Raises:
+        ConfigError: it cannot be resolved, or a value is not of its kind.
+    """
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])  # resolves only inside Hydra
     try:
         choose_types(own)
@@ -124,6 +129,7 @@ def resolve(config: DictConfig) -> DictConfig:
     for name in _SWITCHES:
         if not isinstance(plain.get(name, False), bool):
             raise ConfigError(f"{name}={plain[name]!r}: expected true or false")
+    check_trainer(plain.get("trainer"))
     if "seed" in plain:
         whole_number(plain["seed"], "seed", 0)
     return OmegaConf.create(plain)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from gate_lightning.engine.building import built, built_group, call_with
 from gate_lightning.engine.description import described
-from gate_lightning.engine.launch import check_started
+from gate_lightning.engine.launch import check_here, check_started
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.console import leave_to_root
 
@@ -31,6 +31,7 @@ def trainer_of(config: DictConfig, run_folder: str) -> Trainer:
         run_folder: where callbacks and loggers write.
     """
     check_started(config.get("trainer"))
+    check_here(config.get("trainer"))
     leave_to_root("lightning")
     callbacks = _listed(config, run_folder, "callbacks", Callback)
     loggers = _listed(config, run_folder, "logger", Logger, description=partial(described, config, Path(run_folder)))

@@ -27,6 +27,7 @@ from gate_lightning.engine.automatic import with_choice
 from gate_lightning.engine.checkpoints import require_sound, saved_step
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.description import CHOICES, choices_of, update_choices
+from gate_lightning.engine.launch import check_here
 from gate_lightning.engine.precision import tell_types
 from gate_lightning.engine.resplits import repeats_of, train_repeats
 from gate_lightning.engine.run_end import tell, tell_callbacks
@@ -81,6 +82,7 @@ def _begun(
         check_overrides(overrides, read, str(config.task._target_).rsplit(".", 1)[-1])
         repeats_of(config)
         resolved = recorded(runs.resolve(config), read)
+        check_here(resolved.get("trainer"))
         tell_types(config, resolved)
         resolved = with_choice(resolved, run_folder)
         components = Components(resolved, str(run_folder), training=True)
@@ -95,6 +97,7 @@ def _begun(
         finished = _results_of_finished(run_folder, described)
         if finished is not None:
             return finished
+        check_here(described.get("trainer"))
         components = Components(described, str(run_folder), training=True)
     if repeats_of(described) > 1:
         _once(runs.write_json, run_folder / "status.json", {"status": "running"})

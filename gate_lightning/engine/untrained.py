@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from gate_lightning.callbacks.wandb_run import RECORDS, closing_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
+from gate_lightning.engine.launch import check_here
 from gate_lightning.engine.precision import tell_types
 from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import occupied
@@ -73,6 +74,7 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
     with occupied(folder), closing_dashboards():
         _once(_require_new, folder)
         resolved = recorded(runs.resolve(config), read)
+        check_here(resolved.get("trainer"))
         tell_types(config, resolved)
         components = Components(resolved, str(folder))
         split = _split_of(config.split, components)
@@ -120,6 +122,7 @@ def go_on_untrained(config: DictConfig, overrides: Sequence[str]) -> dict[str, f
     if (runs.read_json(folder / "status.json") or {}).get("status") == "done" and done is not None:
         log.info("%s is finished: its results are in %s", folder, folder / "metrics.json")
         return done
+    check_here(patched.get("trainer"))
     with occupied(folder), closing_dashboards():
         components = Components(patched, str(folder))
         typed: list[str] = runs.read_json(folder / "overrides.json", list) or []

@@ -83,6 +83,24 @@ def test_our_own_error_is_one_line(
     assert '"failed"' in (tmp_path / "status.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["auto=null", "techniques=auto"], "auto=null"),
+        (["head=3", "seed=4"], "head=3"),
+        (["-m", "trainer=cpu,null"], "trainer=null"),
+    ],
+)
+def test_a_group_that_is_given_no_choice_is_named(
+    words: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folders = [f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}"]
+    monkeypatch.setattr("gate_lightning.engine.training.train", lambda *_: {})
+    assert call(monkeypatch, cli.train_main, *words, *folders) == 2
+    told = f"{named}: a group takes one of its choices, not null or a number; --help {named.split('=')[0]} lists them"
+    assert told in capfd.readouterr().err
+
+
 def test_an_error_of_ours_that_has_a_cause_says_what_it_says(capfd: pytest.CaptureFixture[str]) -> None:
     """A protocol of several splits knows more than the split that was stopped."""
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gate_lightning.engine import cli, launch
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.trainer_settings import devices_of
 from gate_lightning.errors import ConfigError, GateError, Interrupted
 from tests.support.composition import composed
 from tests.support.paths import REPOSITORY
@@ -41,6 +44,65 @@ def among(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 def test_devices_are_counted_as_lightning_does(devices: Any, count: int) -> None:
     assert launch.device_count({"devices": devices, "accelerator": "cpu"}) == count
     assert launch.device_count({"devices": devices, "accelerator": "cpu", "num_nodes": 2}) == 2 * count
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        *((f"devices={value}", "expected how many devices, 1 or more, auto") for value in ("0", "[]", "-2", "1.5")),
+        *((f"devices={value}", "expected how many devices, 1 or more, auto") for value in ("true", "two", "[0,0]")),
+        ("accelerator=gpus", "did you mean gpu[?] expected one of auto, cpu, gpu"),
+        ("accelerator=1", "expected one of auto, cpu, gpu"),
+        ("+num_nodes=0", "expected a whole number from 1"),
+        ("+strategy=dpp", "did you mean ddp[?] expected one of auto"),
+    ],
+)
+def test_a_trainer_that_there_cannot_be_is_refused_before_anything_is_loaded(override: str, told: str) -> None:
+    key, sign, value = override.partition("=")
+    with pytest.raises(ConfigError, match=rf"^trainer\.{key.lstrip('+')}=.*: {told}"):
+        runs.resolve(composed(f"{'+' * key.startswith('+')}trainer.{key.lstrip('+')}{sign}{value}"))
+
+
+@pytest.mark.parametrize("devices", [1, 3, "3", "0,2", "1,", [0, 2], "auto", -1, "-1"])
+def test_ways_to_name_devices_are_taken(devices: Any) -> None:
+    found = devices_of({"devices": devices})
+    assert found == {"3": 3, "0,2": [0, 2], "1,": [1], "auto": 0, "-1": -1}.get(str(devices), devices)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "told"),
+    [
+        (0, ["trainer=gpu"], "finds no GPU here; on the CPU: trainer=cpu"),
+        (0, ["trainer.devices=[0]"], r"devices=\[0\] on a CPU"),
+        (4, ["trainer=cpu", "trainer.devices=-1"], "devices=-1 on a CPU"),
+        (2, ["trainer=gpu", "trainer.devices=3"], "there are 2 GPUs here, numbers 0 to 1"),
+        (1, ["trainer.devices=[1]"], "there is 1 GPU here, number 0"),
+        (0, ["trainer.devices=3"], None),
+        (1, ["trainer=cpu", "trainer.devices=3"], None),
+        (2, ["trainer=gpu", "trainer.devices=[1]"], None),
+        (2, ["trainer=ddp"], None),
+    ],
+)
+def test_devices_that_are_not_here_are_refused(
+    gpus: int, overrides: list[str], told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    trainer = composed(*overrides).trainer
+    with nullcontext() if told is None else pytest.raises(ConfigError, match=told):
+        launch.check_here(trainer)
+    among(monkeypatch, TORCHRUN)  # which may show every process one GPU
+    launch.check_here(trainer)
+
+
+def test_a_run_looks_for_its_devices_before_it_loads_anything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("gate_lightning.engine.training.Components", None)  # not to be called
+    monkeypatch.setattr(sys, "argv", ["train.py", "trainer=gpu", f"hydra.run.dir={tmp_path}"])
+    assert cli.train_main() == 2
+    assert "trainer.accelerator=gpu: torch finds no GPU here" in capfd.readouterr().err
 
 
 def test_all_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

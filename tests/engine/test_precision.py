@@ -100,6 +100,26 @@ def test_precisions_that_convert_frozen_weights_are_refused(precision: str) -> N
         runs.resolve(composed(f"trainer.precision={precision}"))
 
 
+@pytest.mark.parametrize("precision", ["bf16mixed", "mixed", "8"])
+def test_an_unknown_precision_is_told_of_those_that_are_taken(precision: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        runs.resolve(composed(f"trainer.precision={precision}"))
+    told = str(refused.value)
+    assert told.startswith(f"trainer.precision={precision}: ") and "-true" not in told.replace("32-true", "")
+    assert told.endswith("expected one of 32-true, bf16-mixed, 16-mixed")
+
+
+@pytest.mark.parametrize("precision", ["32", "16", "bf16", "null"])
+def test_lightning_s_short_names_are_taken(precision: str) -> None:
+    assert runs.resolve(composed(f"trainer.precision={precision}")).trainer.precision in (32, 16, "bf16", None)
+
+
+@pytest.mark.parametrize("key", ["backbone", "backbones.xl"])
+def test_an_unknown_type_is_told_of_all_that_are_taken(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}\.dtype='int8': .*float32, bfloat16, float16, auto$"):
+        types(f"{key}.dtype=int8")
+
+
 def test_libraries_get_float32_and_leave_tf32_alone() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     assert load_backbone("tiny").dtype == torch.float32

@@ -224,7 +224,7 @@ class ImageFolderDataModule(ClassificationDataModule):
 
     def _checked(self, split: str, level: str) -> SplitReport:
         files, classes = self.files[split], self.labels.classes
-        report = check_images(split, [path for path, _ in files.images], level)
+        report = check_images(split, [path for path, _ in files.images], level, self.eval_resize.too_long)
         counts = count_images([label for _, label in files.images], len(classes))
         left = describe_left_out(self.root / split, files.left_out)
         told = (*report.warnings, *([left] if left else []), *absent(split, counts, classes))

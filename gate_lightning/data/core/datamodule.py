@@ -167,6 +167,9 @@ class ImageDataModule(LightningDataModule):
     def _evaluation_loader(self, split: str) -> BatchLoader:
         source = self.source(split)
         sizes = [source.sizes(index) for index in range(len(source))]
+        for index, found in enumerate(sizes):
+            for size in found[:1]:
+                self.eval_resize.check(*size, source.sample_id(index))
         batches = group_by_size(sizes, self.eval_batch_size, together=self.batch_size)
         return self._loader(self.evaluation_views(split), EvaluationBatches(batches, *self._processes))
 

@@ -177,6 +177,8 @@ class PredictionDataModule(LightningDataModule):
     def predict_dataloader(self) -> BatchLoader:
         """`PredictionBatch` of every image once, shared between processes without padding."""
         sizes = [self.images.sizes(index) for index in range(len(self.images))]
+        for index, (size, *_) in enumerate(sizes):
+            self.resize.check(*size, self.images.sample_id(index))
         batches = group_by_size(sizes, self.eval_batch_size, together=1)
         processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         sampler = EvaluationBatches(batches, *processes, pad=False)

@@ -58,4 +58,5 @@ class UnlabelledImages(ImageDataModule):
         Args:
             level: ``quick`` or ``full``.
         """
-        return DataReport(str(self.root), (), (check_images("test", ImageSource(self.root).paths, level),))
+        paths, unfit = ImageSource(self.root).paths, self.eval_resize.too_long
+        return DataReport(str(self.root), (), (check_images("test", paths, level, unfit),))

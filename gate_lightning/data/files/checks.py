@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from gate_lightning.data.card import IGNORE_INDEX
-from gate_lightning.data.files.images import IMAGE_SUFFIXES, Header, image_header, inspect_image
-from gate_lightning.data.files.listing import describe_left_out
-from gate_lightning.data.files.mask_values import MASK_SUFFIXES, mask_header
+from gate_lightning.data.files.images import Header, image_header, inspect_image
+from gate_lightning.data.files.mask_values import mask_header
 from gate_lightning.data.files.masks import MaskReader
-from gate_lightning.data.files.pairing import Pair, SplitFiles
+from gate_lightning.data.files.pairing import Pair, SplitFiles, pairing_faults
 from gate_lightning.data.files.report import SplitReport
 from gate_lightning.errors import DataError
 from gate_lightning.utils.checks import check_choice
@@ -49,7 +48,7 @@ def check_split(
     files: SplitFiles,
     reader: MaskReader,
     level: str = "quick",
-    too_small: Callable[[int, int], str | None] | None = None,
+    unfit: Callable[[int, int], str | None] | None = None,
     same_size: bool = True,
     mask_orientation: str | None = None,
 ) -> SplitReport:
@@ -59,7 +58,7 @@ def check_split(
         files: what its folders hold.
         reader: of its masks.
         level: ``quick`` or ``full``.
-        too_small: says for a (height, width) why it is too small, or None.
+        unfit: says for a (height, width) why such images cannot be used, or None.
         same_size: masks must have the size of their images; else only the same shape.
         mask_orientation: see ``ORIENTATIONS``; None: ``shown``, with a warning where nothing tells.
 
@@ -67,7 +66,7 @@ def check_split(
         ConfigError: unknown level.
     """
     check_choice(level, "level", LEVELS)
-    errors, warnings = _pairing(files)
+    errors, warnings = pairing_faults(files)
     masks = _Masks(reader)
     images = _Images(files.split, len(files.pairs), level)
     unclear, left = [], []
@@ -75,7 +74,7 @@ def check_split(
         try:
             header, mask = image_header(pair.image), mask_header(pair.mask)
             turn = mask_turn(header, mask_orientation)
-            _check_sizes(pair, header, mask, turn, too_small, same_size)
+            _check_sizes(pair, header, mask, turn, unfit, same_size)
             unclear += [pair.image] if _unclear(header, mask, mask_orientation) else []
             if images.look(number, pair.image, header):
                 masks.look(pair.mask, turn, place=len(errors))
@@ -90,8 +89,14 @@ def check_split(
     return replace(report, pixels=masks.pixels)
 
 
-def check_images(split: str, paths: Sequence[Path], level: str = "quick") -> SplitReport:
+def check_images(
+    split: str, paths: Sequence[Path], level: str = "quick", unfit: Callable[[int, int], str | None] | None = None
+) -> SplitReport:
     """Check images without masks: all headers, and some of them or (``full``) all decoded.
+
+    Args:
+        split, paths, level: of the images.
+        unfit: see `check_split`.
 
     Raises:
         ConfigError: unknown level.
@@ -100,7 +105,9 @@ def check_images(split: str, paths: Sequence[Path], level: str = "quick") -> Spl
     images, errors = _Images(split, len(paths), level), []
     for number, path in enumerate(paths):
         try:
-            images.look(number, path, image_header(path))
+            header = image_header(path)
+            _check_size(path, header, unfit)
+            images.look(number, path, header)
         except DataError as error:
             errors.append(str(error))
     return images.report(errors, [])
@@ -218,45 +225,18 @@ class _Masks:
         return self.reader.label_map.advice_on_ignored(present)
 
 
-def _pairing(files: SplitFiles) -> tuple[list[str], list[str]]:
-    errors = [
-        f"{group[0]}: {len(group)} files of one name ({', '.join(path.name for path in group)}); keep one"
-        for group in files.doubles
-    ]
-    lossy = [path for path in files.other_masks if path.suffix.lower() in set(IMAGE_SUFFIXES) - {".gif"}]
-    errors += [
-        f"{path}: a mask saved with loss has wrong labels at every edge; save masks as PNG" for path in lossy[:1]
-    ]
-    if not lossy:
-        errors += _alone(files.without_mask, "image", "mask", files.split, files.mask_place)
-    errors += _alone(files.without_image, "mask", "image", files.split, files.image_place)
-    rest = [path for path in files.other_masks if path not in lossy]
-    told = (
-        describe_left_out(files.images, files.other, IMAGE_SUFFIXES),
-        describe_left_out(files.masks, rest, MASK_SUFFIXES),
-    )
-    return errors, [text for text in told if text]
-
-
-def _alone(paths: Sequence[Path], what: str, partner: str, split: str, place: str) -> list[str]:
-    if not paths:
-        return []
-    total = f" ({len(paths)} such files in {split})" if len(paths) > 1 else ""
-    return [f"{paths[0]}: {what} without {partner}{total}; expected {place} of the same path and name"]
-
-
 def _check_sizes(
     pair: Pair,
     image: Header,
     mask: Header,
     turn: int,
-    too_small: Callable[[int, int], str | None] | None,
+    unfit: Callable[[int, int], str | None] | None,
     same_size: bool,
 ) -> None:
-    """Check that the mask of an image fits, and that the image is large enough.
+    """Check that the mask of an image fits, and that the image has a size that can be used.
 
     Raises:
-        DataError: it does not, or it is too small.
+        DataError: it does not, or it has not.
     """
     size = image.size
     mask_size = _swapped(mask.size) if mask.turn == 1 and turn > 4 else mask.size
@@ -273,9 +253,13 @@ def _check_sizes(
             f"{pair.image}: image is {size[1]}×{size[0]} (width × height), its mask {pair.mask} "
             f"{mask_size[1]}×{mask_size[0]}; {hint}"
         )
-    reason = too_small(*size) if too_small else None
+    _check_size(pair.image, image, unfit)
+
+
+def _check_size(path: Path, image: Header, unfit: Callable[[int, int], str | None] | None) -> None:
+    reason = unfit(*image.size) if unfit else None
     if reason:
-        raise DataError(f"{pair.image}: {reason}")
+        raise DataError(f"{path}: {reason}")
 
 
 def _unclear(image: Header, mask: Header, mask_orientation: str | None) -> bool:

@@ -14,7 +14,7 @@ from gate_lightning.data.files.names import same_name
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.utils.text import lines_of, read_text
 
-__all__ = ["LAYOUT", "Pair", "SplitFiles", "pair_files", "read_classes", "require_root", "scan_split"]
+__all__ = ["LAYOUT", "Pair", "SplitFiles", "pair_files", "pairing_faults", "read_classes", "require_root", "scan_split"]
 
 LAYOUT = "images/{train,val[,test]}, masks/{train,val[,test]}, classes.txt"
 
@@ -183,3 +183,31 @@ def _by_name(folder: Path, suffixes: Sequence[str], ending: str = "") -> tuple[d
 def _alone(files: dict[str, list[Path]], partners: Iterable[str]) -> tuple[Path, ...]:
     known = set(partners)
     return tuple(group[0] for name, group in sorted(files.items()) if name not in known)
+
+
+def pairing_faults(files: SplitFiles) -> tuple[list[str], list[str]]:
+    """Errors and warnings about files that are no pair of an image and its mask."""
+    errors = [
+        f"{group[0]}: {len(group)} files of one name ({', '.join(path.name for path in group)}); keep one"
+        for group in files.doubles
+    ]
+    lossy = [path for path in files.other_masks if path.suffix.lower() in set(IMAGE_SUFFIXES) - {".gif"}]
+    errors += [
+        f"{path}: a mask saved with loss has wrong labels at every edge; save masks as PNG" for path in lossy[:1]
+    ]
+    if not lossy:
+        errors += _fault(files.without_mask, "image", "mask", files.split, files.mask_place)
+    errors += _fault(files.without_image, "mask", "image", files.split, files.image_place)
+    rest = [path for path in files.other_masks if path not in lossy]
+    told = (
+        describe_left_out(files.images, files.other, IMAGE_SUFFIXES),
+        describe_left_out(files.masks, rest, MASK_SUFFIXES),
+    )
+    return errors, [text for text in told if text]
+
+
+def _fault(paths: Sequence[Path], what: str, partner: str, split: str, place: str) -> list[str]:
+    if not paths:
+        return []
+    total = f" ({len(paths)} such files in {split})" if len(paths) > 1 else ""
+    return [f"{paths[0]}: {what} without {partner}{total}; expected {place} of the same path and name"]

@@ -21,6 +21,7 @@ from gate_lightning.data.pretraining.batches import CaptionedBatch
 from gate_lightning.data.pretraining.captioned_files import CaptionedImage, found_captioned
 from gate_lightning.data.pretraining.datamodule import BatchSource, PretrainingDataModule, stacked, three_channels
 from gate_lightning.data.samples import SampleRequest
+from gate_lightning.data.transforms.basic import Resize
 from gate_lightning.errors import DataError
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.seeding import data_generator
@@ -57,6 +58,7 @@ class CaptionedFolder(BatchSource):
         controls: Mapping[Path, Path] | None = None,
     ) -> None:
         self.entries = [entry for entry in entries for _ in range(entry.repeats)]
+        self.resize = Resize(size)
         self.size, self.flip, self.random_crop, self.seed = size, flip, random_crop, seed
         self.make_control, self.controls = make_control, controls
 
@@ -91,6 +93,7 @@ class CaptionedFolder(BatchSource):
         if not self.random_crop:
             top = left = 0.5
         height, width = image.shape[:2]
+        self.resize.check(height, width, path)
         scale = self.size / min(height, width)
         new_height, new_width = max(self.size, round(height * scale)), max(self.size, round(width * scale))
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -210,5 +213,7 @@ class CaptionedImages(PretrainingDataModule):
         return self._checked(*found_captioned(self.root, self.styles), level)
 
     def _checked(self, entries: Sequence[CaptionedImage], left_out: Sequence[str], level: str) -> DataReport:
-        report = check_images("train", list(dict.fromkeys(entry.path for entry in entries)), level)
+        report = check_images(
+            "train", list(dict.fromkeys(entry.path for entry in entries)), level, Resize(self.size).too_long
+        )
         return DataReport(str(self.root), (), (replace(report, warnings=(*left_out, *report.warnings)),))

@@ -26,7 +26,8 @@ from gate_lightning.data.scenes.layout import sample_scene
 from gate_lightning.data.scenes.render import render
 from gate_lightning.data.scenes.world import KINDS, LEAK_FREE_KINDS, MERGED, MERGED_PALETTE, PART_PALETTE, PARTS
 from gate_lightning.data.segmentation.base import SegmentationDataModule
-from gate_lightning.data.transforms.basic import Compose, PhotometricDistortion, RandomCrop, Resize
+from gate_lightning.data.transforms.basic import Compose, RandomCrop, Resize
+from gate_lightning.data.transforms.photometric import PhotometricDistortion
 from gate_lightning.utils.checks import check_choice, whole_number
 
 __all__ = ["FIRST_SEED", "MAX_LENGTH", "ScenesDataModule", "ScenesSource", "split_seeds"]

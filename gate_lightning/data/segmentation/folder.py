@@ -96,10 +96,10 @@ class FolderDataModule(FileDataModule):
         """The files below ``images/<split>`` and ``masks/<split>``."""
         return scan_split(self.root, split)
 
-    def _too_small(self, height: int, width: int) -> str | None:
+    def _unfit(self, height: int, width: int) -> str | None:
         resized = self.eval_resize.size(height, width)
         if min(resized) >= self.crop_size:
-            return None
+            return super()._unfit(height, width)
         return (
             f"{width}×{height} pixels are too small for crops of {self.crop_size}; "
             f"use dataset.resize_short={self.crop_size} or larger, or leave it at null"

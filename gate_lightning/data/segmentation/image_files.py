@@ -176,16 +176,16 @@ class FileDataModule(SegmentationDataModule):
         return DataReport(str(self.root), self.labels.classes, reports)
 
     def _check(self, files: SplitFiles, level: str) -> SplitReport:
-        report = check_split(files, self.reader, level, self._too_small, self.same_size, self.mask_orientation)
+        report = check_split(files, self.reader, level, self._unfit, self.same_size, self.mask_orientation)
         try:
             self._captions_of(files.split, _names(files))
         except DataError as error:
             return SplitReport(**{**vars(report), "errors": (*report.errors, str(error))})
         return report
 
-    def _too_small(self, height: int, width: int) -> str | None:
-        """Reason why images of this size cannot be trained on, or None: small ones are padded."""
-        return None
+    def _unfit(self, height: int, width: int) -> str | None:
+        """Reason why images of this size cannot be used, or None: small ones are padded."""
+        return self.eval_resize.too_long(height, width) or None
 
     def _captions_of(self, split: str, names: Sequence[str]) -> list[str] | None:
         if self.captions == "coarse":

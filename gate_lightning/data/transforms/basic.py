@@ -1,4 +1,4 @@
-"""Geometry and colour of images: resize, crop, flip, distort, pad.
+"""Geometry of images: resize, crop, flip, pad; and the pipeline of training.
 
 Every random number comes from the generator that is passed in, in a fixed number per call where possible. Geometry
 acts on image, mask and control images alike; masks are never interpolated. The pipeline and its ranges are those
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,14 +17,15 @@ from PIL import Image
 
 from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.samples import Sample, SegmentationSample, Transform, map_mask
-from gate_lightning.errors import ConfigError
+from gate_lightning.data.transforms.photometric import PhotometricDistortion
+from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.utils.checks import number, whole_number
 
 __all__ = [
+    "LONGEST",
     "CenterCrop",
     "Compose",
     "Pad",
-    "PhotometricDistortion",
     "RandomCrop",
     "RandomFlip",
     "Resize",
@@ -32,6 +34,9 @@ __all__ = [
     "resize_mask",
     "training_transform",
 ]
+
+#: squares of the shorter side that an image may become where it is enlarged; images that are so large are not limited
+LONGEST = 32
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -86,6 +91,9 @@ class Compose:
 class Resize:
     """Resize the shorter side to ``short`` pixels, aspect kept. In evaluation the mask keeps its size.
 
+    Strips are not enlarged beyond `LONGEST`: a line of a few pixels, left by a wrong crop, would be read as a hundred
+    images of nothing but interpolated pixels.
+
     Args:
         short: length of the shorter side, or 0 to leave images as they are.
         with_mask: resize the mask too.
@@ -101,8 +109,31 @@ class Resize:
         scale = ratio * (self.short / min(height, width) if self.short else 1.0)
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
+    def too_long(self, height: int, width: int) -> str:
+        """Why an image of this size is not enlarged; empty for one that is resized."""
+        made = self.size(height, width)
+        pixels = made[0] * made[1]
+        if pixels <= height * width or pixels <= LONGEST * self.short**2:
+            return ""
+        return (
+            f"{width}×{height} pixels (width × height) would be enlarged to {made[1]}×{made[0]}, more than {LONGEST} "
+            f"squares of {self.short}; cut it into pieces, leave it out, or choose a shorter side of "
+            f"{min(height, width)} or less"
+        )
+
+    def check(self, height: int, width: int, name: str | Path) -> None:
+        """Raise DataError for an image that is not enlarged (see `too_long`); ``name`` is said."""
+        reason = self.too_long(height, width)
+        if reason:
+            raise DataError(f"{name}: {reason}")
+
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The resized sample; draws one random number, and none without ``ratio_range``."""
+        """The resized sample; draws one random number, and none without ``ratio_range``.
+
+        Raises:
+            DataError: see `check`.
+        """
+        self.check(*sample.image.shape[:2], sample.sample_id)
         ratio = 1.0 if self.ratio_range is None else rng.uniform(*self.ratio_range)
         height, width = self.size(sample.image.shape[0], sample.image.shape[1], ratio)
         sample = sample.map_images(lambda image: self._image(image, height, width))
@@ -214,35 +245,6 @@ class Pad:
         return map_mask(padded, lambda mask: np.pad(mask, widths[:2], constant_values=self.label))
 
 
-class PhotometricDistortion:
-    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast first or last."""
-
-    BRIGHTNESS = 32.0  # largest shift, of 255
-    CONTRAST = SATURATION = (0.5, 1.5)  # smallest and largest factor
-    HUE = 18  # largest shift, in OpenCV's units of 2 degrees
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """The sample with its image distorted; control images are not."""
-        # all numbers are drawn every time, so that one switch does not shift the others
-        does = rng.random(4) < 0.5
-        contrast_first = rng.random() < 0.5
-        shift = rng.uniform(-self.BRIGHTNESS, self.BRIGHTNESS)
-        contrast, saturation = rng.uniform(*self.CONTRAST), rng.uniform(*self.SATURATION)
-        turn = int(rng.integers(-self.HUE, self.HUE + 1))
-        image = sample.image
-        if does[0]:
-            image = _scaled(image, 1.0, shift)
-        if does[1] and contrast_first:
-            image = _scaled(image, contrast)
-        if does[2]:
-            image = _recoloured(image, saturation, 0)
-        if does[3]:
-            image = _recoloured(image, 1.0, turn)
-        if does[1] and not contrast_first:
-            image = _scaled(image, contrast)
-        return replace(sample, image=image)
-
-
 def training_transform(
     resize: Resize,
     crop_size: int | Sequence[int],
@@ -268,14 +270,3 @@ def training_transform(
         distortion = [PhotometricDistortion()] if photometric else []
         steps = [resize, RandomCrop(crop_size, cat_max_ratio), RandomFlip(flip), *distortion]
     return Compose([*steps, Pad(crop_size, pad_label)])
-
-
-def _scaled(image: np.ndarray, factor: float, shift: float = 0.0) -> np.ndarray:
-    return np.clip(image.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
-
-
-def _recoloured(image: np.ndarray, saturation: float, turn: int) -> np.ndarray:
-    hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + turn) % 180
-    hsv[..., 1] = _scaled(hsv[..., 1], saturation)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)

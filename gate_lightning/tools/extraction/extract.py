@@ -79,7 +79,10 @@ def extract(
     sizing = Sizing(resize, extractor.backbone.native_size if size is None else size)
     whole_number(batch_size, "tool.batch_size", 1)
     source = ImageSource(input)
-    sizes = [sizing.size(*source.sizes(index)[0]) for index in range(len(source))]
+    files = [source.sizes(index)[0] for index in range(len(source))]
+    for index, one in enumerate(files):
+        sizing.check(*one, source.sample_id(index))
+    sizes = [sizing.size(*one) for one in files]
     description = full_description(extractor.description, sizing.description)
     arrays = layout != "safetensors"
     store = ArrayFolder(output, description, dtype, layout) if arrays else FeatureFolder(output, description, dtype)

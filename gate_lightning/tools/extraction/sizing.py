@@ -38,10 +38,16 @@ class Sizing:
         """(height, width) in pixels of an image after resizing."""
         return (self.side, self.side) if self.resize == "square" else self._short.size(height, width)
 
+    def check(self, height: int, width: int, name: str) -> None:
+        """Raise DataError for an image that is not enlarged; see `Resize`."""
+        if self.resize == "short":
+            self._short.check(height, width, name)
+
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """The resized image, its control images with it; uses no random number."""
         if self.resize == "square":
             return sample.map_images(self._squared)
+        self.check(*sample.image.shape[:2], sample.sample_id)
         height, width = self.size(*sample.image.shape[:2])
         return sample.map_images(lambda image: resize_image(image, height, width))
 

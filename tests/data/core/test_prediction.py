@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from gate_lightning.data.core.prediction import ImageSource, PredictionBatch, PredictionDataModule
+from gate_lightning.data.core.unlabelled import UnlabelledImages
 from gate_lightning.data.samples import Sample
 from gate_lightning.data.scenes.dataset import ScenesDataModule
+from gate_lightning.data.transforms.basic import Resize
 from gate_lightning.errors import DataError
 from tests.support.folders import make_image, write
 from tests.support.toy_data import ToyModule, trainer_of
@@ -81,6 +83,16 @@ def test_what_cannot_be_predicted_is_named(images: Path, tmp_path: Path) -> None
     write(images / "b.bmp", make_image(4, 4))
     with pytest.raises(DataError, match="two images called 'b'"):
         PredictionDataModule(images)
+
+
+def test_strips_are_named_before_the_first_image(images: Path) -> None:
+    write(images / "z.png", make_image(300, 3))
+    with pytest.raises(DataError, match=r"z.png: 3×300 pixels"):
+        PredictionDataModule(images, Resize(64)).predict_dataloader()
+    unlabelled = UnlabelledImages(str(images), resize_short=64)
+    assert "z.png: 3×300 pixels" in str(unlabelled.check().errors)
+    with pytest.raises(DataError, match=r"z.png: 3×300 pixels"):
+        unlabelled.test_dataloader()
 
 
 def test_a_folder_with_brackets_in_its_name_is_no_pattern(tmp_path: Path) -> None:

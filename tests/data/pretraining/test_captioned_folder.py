@@ -135,6 +135,12 @@ def drawn(path: Path, seed: int, size: tuple[int, int] = (20, 32)) -> None:
     cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8))
 
 
+def test_strips_are_named(tmp_path: Path) -> None:
+    drawn(tmp_path / "strip.png", 0, (3, 300))
+    with pytest.raises(DataError, match=r"strip.png: 300×3 pixels"):
+        CaptionedImages(tmp_path, size=16).setup("fit")
+
+
 def test_images_held_out_are_validated_on_with_all_their_captions(tmp_path: Path) -> None:
     for style in ("3_empty", "3_tags"):
         for name in "abcd":

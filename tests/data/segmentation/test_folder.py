@@ -226,6 +226,16 @@ def test_images_too_small_are_named_with_a_setting_that_works(tmp_path: Path) ->
     folder(root, crop_size=28).setup("fit")
 
 
+def test_strips_are_named_before_training(tmp_path: Path) -> None:
+    root = make_folder(tmp_path)
+    Image.fromarray(make_image(3, 300)).save(root / "images/train/001.png")
+    Image.fromarray(make_mask(3, 300, 1)).save(root / "masks/train/001.png")
+    with pytest.raises(
+        DataError, match=r"train/001.png: 300×3 pixels .* would be enlarged to 1600×16, .* leave it out"
+    ):
+        folder(root).setup("fit")
+
+
 def test_missing_root_says_what_was_looked_for(tmp_path: Path) -> None:
     make_folder(tmp_path / "here")
     with pytest.raises(DataError, match=r"looked for images/\{train,val.*there.* holds the folders \['here'\]"):

@@ -9,19 +9,24 @@ import numpy as np
 import pytest
 
 from gate_lightning.data.card import IGNORE_INDEX
+from gate_lightning.data.classification.base import CenterSquare
 from gate_lightning.data.samples import Sample, SegmentationSample
 from gate_lightning.data.transforms.basic import (
     CenterCrop,
     Compose,
     Pad,
-    PhotometricDistortion,
     RandomCrop,
     RandomFlip,
     Resize,
     resize_image,
     resize_mask,
 )
-from gate_lightning.errors import ConfigError
+from gate_lightning.data.transforms.fit import Fit
+from gate_lightning.data.transforms.photometric import PhotometricDistortion
+from gate_lightning.data.transforms.square_resize import Square
+from gate_lightning.data.video.base import FrameResize
+from gate_lightning.errors import ConfigError, DataError
+from gate_lightning.tools.extraction.sizing import Sizing
 from gate_lightning.utils.seeding import data_generator
 
 
@@ -106,6 +111,31 @@ def test_shorter_side_and_aspect(height: int, width: int, expected: tuple[int, i
 
 def test_zero_keeps_the_size() -> None:
     assert Resize(0).size(17, 31) == (17, 31)
+
+
+STRIP = np.zeros((3, 300, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [Resize(64), Resize(64, True, (0.5, 2.0)), Resize(4), FrameResize(64), CenterSquare(64), Sizing("short", 64)],
+)
+def test_strips_are_not_enlarged_to_many_squares(transform: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"^a/strip\.png: 300×3 pixels .* enlarged to \d{3,4}×\d+, more than 32 squares"
+    ):
+        transform(Sample("a/strip.png", STRIP), data_generator())
+
+
+@pytest.mark.parametrize("transform", [Resize(0), Resize(3), Resize(2), FrameResize(0), Fit((2048, 512)), Square(64)])
+def test_strips_that_do_not_grow_so_much_are_read(transform: Any) -> None:
+    transform(Sample("strip", STRIP), data_generator())
+
+
+@pytest.mark.parametrize(("long", "fits"), [(32, True), (33, False)])
+def test_the_longest_image_that_is_enlarged(long: int, fits: bool) -> None:
+    assert (Resize(20).too_long(10, 10 * long) == "") is fits
+    assert (Resize(20).too_long(10 * long, 10) == "") is fits
 
 
 def test_random_resize_covers_its_range() -> None:

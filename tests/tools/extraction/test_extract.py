@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -347,6 +348,15 @@ def test_images_that_cannot_work_are_named(backbone: Backbone, folder: Path, tmp
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     with pytest.raises(DataError, match=r"small.png: an image of .* too small"):
         extract(extractor(backbone), tmp_path / "small.png", tmp_path / "out", device="cpu")
+
+
+def test_strips_are_named_before_anything_is_read(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(folder, images)
+    Image.new("RGB", (300, 3)).save(images / "z.png")
+    with pytest.raises(DataError, match=r"z.png: 300×3 pixels .* enlarged to 3200×32"):
+        extract(extractor(backbone), images, tmp_path / "out", device="cpu", resize="short", size=32)
+    assert not (tmp_path / "out").exists()
 
 
 def test_attention_weights_cannot_be_cut_back(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
