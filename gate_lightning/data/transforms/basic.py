@@ -133,9 +133,10 @@ class Resize:
         Raises:
             DataError: see `check`.
         """
-        self.check(*sample.image.shape[:2], sample.sample_id)
+        height, width = sample.image.shape[:2]
+        self.check(height, width, sample.sample_id)
         ratio = 1.0 if self.ratio_range is None else rng.uniform(*self.ratio_range)
-        height, width = self.size(sample.image.shape[0], sample.image.shape[1], ratio)
+        height, width = self.size(height, width, ratio)
         sample = sample.map_images(lambda image: self._image(image, height, width))
         return map_mask(sample, lambda mask: self._mask(mask, height, width)) if self.with_mask else sample
 

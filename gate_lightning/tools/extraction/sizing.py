@@ -47,8 +47,9 @@ class Sizing:
         """The resized image, its control images with it; uses no random number."""
         if self.resize == "square":
             return sample.map_images(self._squared)
-        self.check(*sample.image.shape[:2], sample.sample_id)
-        height, width = self.size(*sample.image.shape[:2])
+        height, width = sample.image.shape[:2]
+        self.check(height, width, sample.sample_id)
+        height, width = self.size(height, width)
         return sample.map_images(lambda image: resize_image(image, height, width))
 
     def _squared(self, image: np.ndarray) -> np.ndarray:
