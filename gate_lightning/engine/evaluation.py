@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.references import follow
 from gate_lightning.engine.run_lock import holder_of
 from gate_lightning.engine.tools import run_tool
 from gate_lightning.engine.used_keys import check_overrides, keys_of_run, keys_of_tool
@@ -117,7 +118,8 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
         inside = ", ".join(override("run", path) for path in split_folders(folder)) or "none yet"
         raise ConfigError(f"{folder} holds several re-splits, each with a model of its own; name one: {inside}")
     check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
-    patched = runs.patch(saved, resolved, [item for item in overrides if not item.startswith("tool")])
+    own = [item for item in overrides if not item.startswith("tool")]
+    patched = follow(saved, runs.patch(saved, resolved, own), own, folder)
     runs.check_patched(patched, folder, resolved, trust=trust)
     for change in runs.changed_keys(saved, patched):
         log.warning("evaluated with a change: %s", change)

@@ -27,6 +27,7 @@ from gate_lightning.callbacks.wandb_run import close_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.checkpoints import require_sound
 from gate_lightning.engine.launch import device_count, started, visible_devices
+from gate_lightning.engine.references import REFERENCES
 from gate_lightning.engine.resplit_tables import SEEDS, summarize
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.engine.settings import save_settings
@@ -192,6 +193,7 @@ def _train_splits(
         with occupied(inside):  # it can be resumed by itself, too
             runs.save_config(one, inside)
             runs.save_overrides([*kept, f"seed={config.seed}.{number}"], inside)
+            runs.write_json(inside / REFERENCES, runs.read_json(folder / REFERENCES) or {})
             save_settings(one, inside)
             try:
                 with brief():

@@ -3,6 +3,7 @@
 <run>/config.yaml         resolved configuration (no interpolation left; the trained branches as plain data)
 <run>/settings.json       what differs from the defaults (engine/settings.py)
 <run>/choices.json        group → option chosen, which the resolved configuration does not tell
+<run>/references.json     key → keys that are made of it (engine/references.py)
 <run>/environment.json    command, git commit, versions of this package and others
 <run>/frozen.json         the frozen weights (name, revision, hash) and how they are read
 <run>/status.json         running | done | failed | interrupted, with the message

@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from gate_lightning.callbacks.report import try_report
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
+from gate_lightning.callbacks.state.export import Export
 from gate_lightning.callbacks.wandb_run import closing_dashboards
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.automatic import with_choice
@@ -29,6 +30,7 @@ from gate_lightning.engine.components import Components
 from gate_lightning.engine.description import CHOICES, choices_of, update_choices
 from gate_lightning.engine.launch import check_here
 from gate_lightning.engine.precision import tell_types
+from gate_lightning.engine.references import follow, save_references
 from gate_lightning.engine.resplits import repeats_of, train_repeats
 from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import require_new
@@ -89,6 +91,7 @@ def _begun(
         checkpoint, described = None, components.record_card()
         _once(runs.save_config, described, run_folder)
         _once(runs.save_overrides, overrides, run_folder)
+        _once(save_references, config, run_folder)
         _once(save_settings, described, run_folder)
         _once(runs.write_json, run_folder / CHOICES, choices)
     else:
@@ -154,6 +157,7 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
         # on purpose: a protocol without validation
         warnings.filterwarnings("ignore", message=".*passed in a `val_dataloader` but have no `validation_step`.*")
         trainer = components.trainer
+        _tell_of_export(task, trainer)
         leave_signals(trainer)
         with _stoppable(run_folder, lambda: _where(trainer)), exact_gradients():
             trainer.fit(task, datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -166,6 +170,14 @@ def _train(components: Components, checkpoint: Path | None, allow_changes: bool)
     _once(tell_callbacks, trainer, task, metrics)
     tell(trainer, task, metrics, time.monotonic() - began, described.get("monitor"))
     return metrics
+
+
+def _tell_of_export(task: BaseTask, trainer: lightning.Trainer) -> None:
+    exports = any(isinstance(one, Export) for one in trainer.callbacks)  # type: ignore[attr-defined]
+    if hasattr(task, "export") and not exports:
+        log.warning(
+            "callbacks.export is off: what is trained will be in checkpoints/last.ckpt alone, and no model folder"
+        )
 
 
 @contextmanager
@@ -230,7 +242,7 @@ def _resumed_config(config: DictConfig, overrides: Sequence[str], folder: Path) 
     trust = bool(config.get("trust"))
     saved, said = runs.load_config(folder, trust), runs.resolve(config)
     check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
-    patched = runs.patch(saved, said, overrides)
+    patched = follow(saved, runs.patch(saved, said, overrides), overrides, folder)
     runs.check_patched(patched, folder, said, trust=trust, training=True)
     changes = runs.changed_keys(saved, patched)
     if changes and not config.allow_changes:

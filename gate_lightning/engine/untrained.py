@@ -21,6 +21,7 @@ from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.components import Components
 from gate_lightning.engine.launch import check_here
 from gate_lightning.engine.precision import tell_types
+from gate_lightning.engine.references import REFERENCES, follow, save_references
 from gate_lightning.engine.run_end import tell, tell_callbacks
 from gate_lightning.engine.run_lock import occupied
 from gate_lightning.engine.settings import save_settings
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 DESCRIPTION = frozenset(
     {
         *("config.yaml", "choices.json", "environment.json", "frozen.json", "overrides.json", "settings.json"),
-        *("status.json", "lock.json", RECORDS),
+        *("status.json", "lock.json", REFERENCES, RECORDS),
     }
 )
 #: keys of ``eval.yaml`` that it reads besides those of the task
@@ -83,6 +84,7 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
         # a split that an experiment names is no part of the configuration that is saved
         named = [] if config.split is None or any(map(_names_split, overrides)) else [f"split={config.split}"]
         _once(runs.save_overrides, [*overrides, *named], folder)
+        _once(save_references, config, folder)
         _once(save_settings, described, folder)
         return _watched(components, split, folder, go_on=False)
 
@@ -112,7 +114,7 @@ def go_on_untrained(config: DictConfig, overrides: Sequence[str]) -> dict[str, f
             f"python eval.py {override('run', folder)}"
         )
     check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
-    patched = runs.patch(saved, said, overrides)
+    patched = follow(saved, runs.patch(saved, said, overrides), overrides, folder)
     runs.check_patched(patched, folder, said, trust=bool(config.get("trust")))
     changes = runs.changed_keys(saved, patched)
     if changes:

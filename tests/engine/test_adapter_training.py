@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,6 +39,18 @@ def test_any_folder_of_images_trains_adapters_that_load(tmp_path: Path) -> None:
     for name in ("adapter", "adapter.kohya"):
         backbone.require_adapter(name[:7] + name[8:], str(tmp_path / "run" / "model" / f"{name}.safetensors"))
         assert len(backbone.adapters[name[:7] + name[8:]].paths["unet"]) == 128  # 16 transformers × 2 × q, k, v, out
+
+
+def test_without_images_of_it_a_training_ends_and_says_that_nothing_is_exported(tmp_path: Path, caplog: Any) -> None:
+    write_images(tmp_path / "set")
+    given = ["experiment=lora", "backbone=tiny", "backbone.weights=random", "dataset=folder", "callbacks=quiet"]
+    given += [f"dataset.root={tmp_path / 'set'}", "task.rank=2", "task.targets=[attention]", "trainer.accelerator=cpu"]
+    given += ["trainer.max_steps=1", "trainer.val_check_interval=1", "logger=none", "scheduler.warmup_steps=0"]
+    given += ["dataset.batch_size=2"]
+    assert np.isfinite(train(composed(*given), given, tmp_path / "run")["val/error"])
+    assert "callbacks.export is off" in caplog.text
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
+    assert not (tmp_path / "run/model").exists()
 
 
 @pytest.mark.parametrize(("inside", "images"), [("images/train", 2), ("images", 2), ("", 2)])

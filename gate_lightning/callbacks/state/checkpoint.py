@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from gate_lightning.callbacks.state.ema import with_average
-from gate_lightning.errors import CacheError, ConfigError, NotFiniteError
+from gate_lightning.errors import CacheError, ConfigError, GateError, NotFiniteError
 from gate_lightning.utils.checks import check_choice, whole_number
+from gate_lightning.utils.commands import override
 from gate_lightning.utils.files import publish, writing
 from gate_lightning.utils.lightning_private import validation_follows
 
@@ -79,8 +80,12 @@ class RunCheckpoint(Checkpoint):
         """Keep the weights if they are the best so far."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or _is_trial(trainer):
             return
-        if self.monitor is not None:
-            self._keep_best(trainer, pl_module, self.monitor)
+        try:
+            if self.monitor is not None:
+                self._keep_best(trainer, pl_module, self.monitor)
+        except GateError:
+            self.save_last(trainer)  # what was trained is not lost for a metric
+            raise
         if self._due:
             self.save_last(trainer)
 
@@ -109,7 +114,10 @@ class RunCheckpoint(Checkpoint):
     def _keep_best(self, trainer: Trainer, pl_module: LightningModule, monitor: str) -> None:
         if monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise ConfigError(f"monitor={monitor}: no such metric after validation; there are: {known}")
+            raise ConfigError(
+                f"monitor={monitor}: no such metric after validation; there are: {known}. The state is kept: go on "
+                f"with {override('resume', trainer.default_root_dir)} monitor=<one of them> allow_changes=true"
+            )
         score = float(trainer.callback_metrics[monitor])
         if not math.isfinite(score):
             raise NotFiniteError(

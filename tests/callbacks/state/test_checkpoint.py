@@ -12,7 +12,7 @@ from lightning import Callback
 
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.ema import WeightAverage
-from gate_lightning.errors import CacheError, ConfigError
+from gate_lightning.errors import CacheError, ConfigError, NotFiniteError
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
 
@@ -129,8 +129,20 @@ def test_a_failed_write_leaves_the_last_file_alone(tmp_path: Path, monkeypatch: 
 
 
 def test_unknown_monitor_names_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"val/miou.*val/mIoU"):
-        make_trainer(tmp_path, RunCheckpoint(2, "val/miou")).fit(make_task(), FakeData())
+    with pytest.raises(ConfigError, match=r"monitor=val/miou: .*val/mIoU.*The state is kept"):
+        make_trainer(tmp_path, RunCheckpoint(100, "val/miou"), max_steps=4, val_check_interval=4).fit(
+            make_task(), FakeData()
+        )
+    assert load(tmp_path, "last")["global_step"] == 4  # with which the run goes on
+
+
+def test_a_metric_that_is_no_number_loses_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, Scripted(float("nan")), RunCheckpoint(100, "score"), max_steps=4, val_check_interval=4
+    )
+    with pytest.raises(NotFiniteError, match="score is nan"):
+        trainer.fit(make_task(), FakeData())
+    assert load(tmp_path, "last")["global_step"] == 4
 
 
 def test_best_is_what_trainer_evaluates_as_best(tmp_path: Path) -> None:
