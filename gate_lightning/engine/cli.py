@@ -8,31 +8,30 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gate_lightning.engine import run_folder as runs
 from gate_lightning.engine.command_help import asked_help, help_text
-from gate_lightning.engine.configuration import composed, config_folder, with_data
+from gate_lightning.engine.command_hints import hint, without_choice
+from gate_lightning.engine.configuration import config_folder, with_data
 from gate_lightning.engine.launch import check_started, refuse_own_times, run_apart, runs_apart
 from gate_lightning.engine.redaction import redacted_override, refuse_secrets
 from gate_lightning.engine.renamed import refuse_old_names
 from gate_lightning.engine.run_lock import occupied
-from gate_lightning.errors import CacheError, GateError, Interrupted
-from gate_lightning.utils.checks import did_you_mean
-from gate_lightning.utils.commands import override
+from gate_lightning.engine.sweep_jobs import own_overrides
+from gate_lightning.engine.used_keys import keys_of_task
+from gate_lightning.errors import CacheError, ConfigError, GateError, Interrupted
 from gate_lightning.utils.console import HEADLINE, brief
 from gate_lightning.utils.signals import Stop, say, stop_in, stopped_text, stopping
 
@@ -55,16 +54,28 @@ def train_main() -> int:
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
         sweep = hydra_config.mode == RunMode.MULTIRUN
-        check_started(config.get("trainer"))
+        _check_started(config, folder)
         if runs_apart(config.get("trainer")):
             with _job_of_sweep(config, folder):
-                return run_apart(folder).get(config.monitor)
+                return run_apart(folder, own_overrides(config, keys_of_task)).get(config.monitor)
         with _job_of_sweep(config, folder) if sweep else nullcontext(), occupied(folder), _recorded(folder):
             choices = OmegaConf.to_container(hydra_config.runtime.choices)
-            metrics = train(config, list(hydra_config.overrides.task), folder, choices)  # type: ignore[arg-type]
+            metrics = train(config, own_overrides(config, keys_of_task), folder, choices)  # type: ignore[arg-type]
         return metrics.get(config.monitor)
 
     return _command("train", run)
+
+
+def _check_started(config: DictConfig, folder: Path) -> None:
+    """Refuse to begin in processes that would not train together; nothing is left of the run folder, which is new."""
+    try:
+        check_started(config.get("trainer"))
+    except ConfigError as error:
+        with suppress(OSError):  # another process has removed it, or it is no new one
+            folder.rmdir()
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            say(f"ConfigError: {error}")
+        raise
 
 
 def _command(name: str, run: Callable[[DictConfig], Any]) -> int:
@@ -159,59 +170,23 @@ def eval_main() -> int:
 
         hydra_config = HydraConfig.get()
         overrides, folder = list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir)
+        untrained = measures_untrained(config)
         # with output= the run folders are not those of the sweep
-        swept = hydra_config.mode == RunMode.MULTIRUN and config.output is None and measures_untrained(config)
-        if runs_apart(config.get("trainer")):
-            with _job_of_sweep(config, folder) if swept else nullcontext():
-                run_apart(folder)
-            return
-        with _job_of_sweep(config, folder) if swept else nullcontext(), _recorded(folder) if swept else nullcontext():
-            evaluate(config, overrides, folder)
+        swept = hydra_config.mode == RunMode.MULTIRUN and config.output is None and untrained
+        if untrained:
+            _check_started(config, folder)
+        with _job_of_sweep(config, folder) if swept else nullcontext():
+            if untrained:
+                from gate_lightning.engine.untrained import keys_measured
+
+                overrides = own_overrides(config, keys_measured)
+            if runs_apart(config.get("trainer")):
+                run_apart(folder, overrides)
+                return
+            with _recorded(folder) if swept else nullcontext():
+                evaluate(config, overrides, folder)
 
     return _command("eval", run)
-
-
-def _hint(error: Exception) -> str:
-    """A sentence on a value that Hydra cannot parse, on a mistyped key, or on a tool that is taken for a task."""
-    if isinstance(error, OverrideParseException):
-        key, _, value = error.override.partition("=")
-        return f"\nIf the value of {key} is a text, quote it: {override(key, value)}"
-    tool = re.search(r"'task/(\w+)'", str(error))
-    if tool is not None and (config_folder() / "tool" / f"{tool.group(1)}.yaml").is_file():
-        return f"\n{tool.group(1)} is a tool: python eval.py tool={tool.group(1)}"
-    found = re.search(r"Could not override '([^']+)'", str(error))
-    if found is None:
-        return ""
-    keys = sorted(set(_dotted_keys(OmegaConf.to_container(composed(name="eval")))) - {found.group(1)})
-    if found.group(1) == "output":  # train.py has none, and what is near it in spelling is something else
-        return "\nThe folder of a run: hydra.run.dir=<folder>"
-    return f"\n{did_you_mean(found.group(1), keys).capitalize()}".rstrip()
-
-
-def _without_choice(arguments: Sequence[str]) -> str:
-    """What to say where groups were given something else than the name of a choice, which Hydra does not name."""
-    words = [word for word in arguments if "=" in word and not word.startswith("-")]
-    found = []
-    for one in OverridesParser.create().parse_overrides(words):
-        values = one.sweep_string_iterator() if one.is_sweep_override() else [one.get_value_string()]
-        if (config_folder() / one.key_or_group).is_dir():
-            key = one.get_key_element()
-            found += [(one.key_or_group, f"{key}={value}") for value in values if not _is_name(f"{key}={value}")]
-    groups = ", ".join(f"--help {group}" for group in dict.fromkeys(group for group, _ in found))
-    told = f"{', '.join(word for _, word in found)}: " if found else ""
-    return f"{told}a group takes one of its choices, not null or a number; {groups or '--help <group>'} lists them"
-
-
-def _is_name(word: str) -> bool:
-    """Whether an override sets a text, a list of some, or keys."""
-    return isinstance(OverridesParser.create().parse_override(word).value(), str | list | dict)
-
-
-def _dotted_keys(node: Any, above: str = "") -> Iterator[str]:
-    """All keys of nested mappings, ``head`` and ``head.decode`` as well as ``head.decode.channels``."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        yield f"{above}{key}"
-        yield from _dotted_keys(value, f"{above}{key}.")
 
 
 class _recorded:  # noqa: N801 - reads as a statement
@@ -271,12 +246,12 @@ def _guarded(job: Callable[..., Any], name: str = "train") -> int:
         # what Hydra wrapped says more than Hydra; an error of ours says all it has to
         wrapped = not isinstance(error, GateError) and isinstance(error.__cause__, GateError)
         detail = error.__cause__ if wrapped else error
-        say(f"{type(detail).__name__}: {detail}{_hint(error)}")
+        say(f"{type(detail).__name__}: {detail}{hint(error)}")
         return 128 + detail.signal if isinstance(detail, Interrupted) else 2
     except ValueError as error:
         if "Config group override must be" not in str(error):
             raise
-        say(f"ConfigError: {_without_choice(sys.argv[1:])}")
+        say(f"ConfigError: {without_choice(sys.argv[1:])}")
         return 2
     except OSError as error:
         if error.errno not in UNWRITABLE:

@@ -210,18 +210,19 @@ def runs_apart(trainer: Mapping[str, Any] | None) -> bool:
     return True
 
 
-def run_apart(folder: Path) -> dict[str, float]:
+def run_apart(folder: Path, overrides: Sequence[str]) -> dict[str, float]:
     """Run the job of a sweep that is under way by ``train.py`` or ``eval.py`` of its own; its metrics.
 
     Args:
         folder: of the job.
+        overrides: of its task configuration.
 
     Raises:
         Interrupted: a signal has stopped it.
         GateError: it failed; its own message is in its ``status.json``.
     """
     asked: Stop | None = None
-    with subprocess.Popen(_command(folder)) as child:
+    with subprocess.Popen(_command(folder, overrides)) as child:
         while child.poll() is None:
             try:
                 child.wait()
@@ -241,7 +242,7 @@ def run_apart(folder: Path) -> dict[str, float]:
     raise GateError(str(status["message"]))
 
 
-def _command(folder: Path) -> list[str]:
+def _command(folder: Path, overrides: Sequence[str]) -> list[str]:
     """Command line of the job of a sweep, alone."""
     module = sys.modules["__main__"].__spec__
     script = [str(Path(sys.argv[0]).absolute())] if module is None else ["-m", module.name]
@@ -249,4 +250,4 @@ def _command(folder: Path) -> list[str]:
     flags = [word for word in sys.argv[1:] if word.startswith("-") or ("=" not in word and not word.startswith("~"))]
     flags = [word for word in flags if word not in ("-m", "--multirun")]
     own = [word for word in given.hydra if not word.lstrip("+~").startswith(_OF_SWEEPS)]
-    return [sys.executable, *script, *flags, *own, *given.task, f"hydra.run.dir={quoted(str(folder))}"]
+    return [sys.executable, *script, *flags, *own, *overrides, f"hydra.run.dir={quoted(str(folder))}"]

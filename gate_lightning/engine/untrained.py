@@ -35,7 +35,7 @@ from gate_lightning.utils.console import taking
 from gate_lightning.utils.files import differences, plain_json
 from gate_lightning.utils.signals import stop_in
 
-__all__ = ["go_on_untrained", "is_training_free", "measure_untrained"]
+__all__ = ["go_on_untrained", "is_training_free", "keys_measured", "measure_untrained"]
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,11 @@ def is_training_free(config: DictConfig) -> bool:
     return bool(getattr(get_class(config.task._target_), "training_free", False))
 
 
+def keys_measured(config: DictConfig) -> frozenset[str]:
+    """Top-level keys that `measure_untrained` reads."""
+    return (keys_of_task(config) - ONLY_TRAINING) | OWN_KEYS
+
+
 def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, float]:
     """Measure the task of ``config`` on a split, and save what was measured and how in a run folder.
 
@@ -71,7 +76,7 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
     """
     task = get_class(config.task._target_)
     read = keys_of_task(config) - ONLY_TRAINING
-    check_overrides(overrides, read | OWN_KEYS, f"{task.__name__}, measured without training,")
+    check_overrides(overrides, keys_measured(config), f"{task.__name__}, measured without training,")
     with occupied(folder), closing_dashboards():
         _once(_require_new, folder)
         resolved = recorded(runs.resolve(config), read)

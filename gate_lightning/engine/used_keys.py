@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.utils import get_object
@@ -28,6 +28,7 @@ __all__ = [
     "keys_of_task",
     "keys_of_tool",
     "recorded",
+    "unread",
 ]
 
 _BRANCHES = ("backbone", "backbones", "technique", "techniques", "timestep", "layers", "separate_noises", "ensemble")
@@ -122,15 +123,20 @@ def check_overrides(overrides: Sequence[str], read: Iterable[str], reader: str) 
         ConfigError: names the overrides, and what is read.
     """
     known = {*read}
-    unread = [override for override in overrides if _root(override) not in known | _ALWAYS]
-    if unread:
-        named = ", ".join(dict.fromkeys(map(_root, unread)))
+    found = unread(overrides, known)
+    if found:
+        named = ", ".join(dict.fromkeys(map(_root, found)))
         # of the components, those that are called as the key they are made from
         reads = sorted(name for name in known if name not in READS or name in READS[name])
         raise ConfigError(
-            f"{', '.join(unread)}: {reader} reads no {named}, so it would change nothing; leave it out. "
+            f"{', '.join(found)}: {reader} reads no {named}, so it would change nothing; leave it out. "
             f"It reads {', '.join(reads)}"
         )
+
+
+def unread(overrides: Iterable[str], read: Collection[str]) -> list[str]:
+    """Those of Hydra's overrides that set a top-level key which is not among those that are read."""
+    return [override for override in overrides if _root(override) not in {*read} | _ALWAYS]
 
 
 def recorded(config: DictConfig, read: Iterable[str]) -> DictConfig:

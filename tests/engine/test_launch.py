@@ -184,6 +184,29 @@ def test_every_process_s_own_clock_names_no_folder(
     assert "would read its own clock" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("main", "given"), [("train", ["seed=1"]), ("train", ["-m", "seed=1,2"]), ("eval", ["task=content_shift"])]
+)
+def test_a_refused_start_leaves_no_run_folder(
+    main: str, given: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Store:
+        def set(self, key: str, value: str) -> None:
+            assert Path(value).is_dir()  # the first process has made it
+
+    among(monkeypatch, {**TORCHRUN, "RANK": "0"})
+    monkeypatch.setattr(launch, "_store", lambda rank, size: Store())
+    monkeypatch.setattr(cli, "_sweeps", {})
+    monkeypatch.setattr(sys, "argv", [f"{main}.py", *given, f"paths.outputs={tmp_path}", f"paths.multirun={tmp_path}"])
+    assert getattr(cli, f"{main}_main")() == 2
+    assert "started 4 processes, and trainer.devices=1 makes 1" in capfd.readouterr().err
+    (day,) = tmp_path.iterdir()
+    if "-m" not in given:
+        assert not list(day.iterdir())
+    else:  # what Hydra says of the sweep
+        assert [path.name for path in day.rglob("*") if path.parent != day] == ["multirun.yaml"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["torchrun", "srun"])
 def test_two_processes_get_one_folder(by: str, tmp_path: Path) -> None:
@@ -255,6 +278,16 @@ def test_a_job_with_processes_of_its_own_is_a_command_of_its_own(
         assert "hydra.sweep.dir" not in values and values["hydra.job.chdir"] is False
 
 
+def test_a_command_of_its_own_gets_what_its_job_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "_sweeps", {})
+    monkeypatch.setattr(Child, "commands", [])
+    monkeypatch.setattr(launch.subprocess, "Popen", Child)
+    given = ["techniques=none,auto", "auto.images=4", "trainer.accelerator=cpu", "trainer.devices=2"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *given, f"hydra.sweep.dir={tmp_path}"])
+    assert cli.train_main() == 0
+    assert ["auto.images=4" in command for command in Child.commands] == [False, True]
+
+
 def test_other_launchers_start_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -272,8 +305,8 @@ def test_other_launchers_start_no_processes(monkeypatch: pytest.MonkeyPatch) -> 
 
 def run_apart(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> dict[str, float]:
     begin = f"import json, os, sys; from pathlib import Path; folder = Path({str(folder)!r}); "
-    monkeypatch.setattr(launch, "_command", lambda _: [sys.executable, "-c", begin + code])
-    return launch.run_apart(folder)
+    monkeypatch.setattr(launch, "_command", lambda *_: [sys.executable, "-c", begin + code])
+    return launch.run_apart(folder, [])
 
 
 def test_what_a_command_of_its_own_ends_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
