@@ -35,6 +35,8 @@ CHOSEN = "auto.json"
 #: of every candidate and timestep: the figure that it was chosen by
 TABLE = "auto.csv"
 _MEASURE = "auto.measure"
+#: of ``features``: how passes are run
+_HOW = ("max_samples", "passes")
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ def _measured(
         seed=trial.seed,
         posterior=trial.posterior,
         key=key,
+        **{name: value for name, value in (trial.get("features") or {}).items() if name in _HOW and value is not None},
     )
     device = device_of("cpu" if trial.trainer.get("accelerator") == "cpu" else "auto")
     reader.to(device)

@@ -88,6 +88,22 @@ def test_nothing_is_measured_again_where_another_process_has_chosen(
         chosen(tmp_path, "techniques=auto", "auto=laplacian", "seed=1")
 
 
+def test_passes_are_run_as_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, object] = {}
+
+    def reader(*_: object, **given: object) -> None:
+        found.update(given)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(automatic, "ShiftReader", reader)
+    with pytest.raises(ConfigError, match="far enough"):
+        chosen(tmp_path, "techniques=auto", "features.passes=eager")
+    assert found["passes"] == "eager" and "max_samples" not in found
+    with pytest.raises(ConfigError, match="far enough"):
+        chosen(tmp_path, "techniques=auto", "features.max_samples=5")
+    assert found["max_samples"] == 5
+
+
 def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
     given = composed("techniques=none")
     assert with_choice(given, tmp_path) is given

@@ -16,6 +16,7 @@ from gate_lightning.features.reading.denoiser import SteeredDenoiser
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.reading.limits import passes
 from gate_lightning.features.reading.passes import Known, latents_at
+from gate_lightning.features.reading.recorded import PassKind
 from gate_lightning.features.reading.steering import SteeredBranch
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import Conditions
@@ -41,7 +42,7 @@ class ImageToImage(nn.Module):
         branches: ways to steer it; their timesteps have no effect.
         start: timestep to which images are noised, see `start_of`.
         steps: DDIM steps from there to timestep 0, as equal as whole timesteps allow; one pass each.
-        seed, max_samples, fast: see FeatureExtractor.
+        seed, max_samples, fast, passes: see FeatureExtractor.
 
     Raises:
         ConfigError: a backbone that makes no images, a start outside the schedule, or more steps than timesteps.
@@ -56,6 +57,7 @@ class ImageToImage(nn.Module):
         seed: int = 0,
         max_samples: int | None = None,
         fast: bool = True,
+        passes: PassKind = "auto",
     ) -> None:
         super().__init__()
         self.schedule = noise_schedule(backbone, "image to image")
@@ -65,7 +67,9 @@ class ImageToImage(nn.Module):
             raise ConfigError(f"image to image from timestep {start} in {steps} steps; choose at most {start} steps")
         self.levels = [round(start * left / steps) for left in range(steps, -1, -1)]
         moved = [replace(branch, timestep=start, ensemble=1, noise_index=0) for branch in branches]
-        self.extractor = FeatureExtractor(backbone, moved, seed, "shared", max_samples=max_samples, fast=fast)
+        self.extractor = FeatureExtractor(
+            backbone, moved, seed, "shared", max_samples=max_samples, fast=fast, passes=passes
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> dict[str, Tensor]:

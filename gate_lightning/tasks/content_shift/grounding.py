@@ -78,7 +78,9 @@ class PromptGrounding(ImageMeasure):
         key = (name, timestep)
         if key not in self._extractors:
             branch = replace(batch.reader.candidates[name].branch, name=name, timestep=timestep, layers=(self.layer,))
-            self._extractors[key] = FeatureExtractor(backbone, [branch], batch.reader.seed)
+            self._extractors[key] = FeatureExtractor(
+                backbone, [branch], batch.reader.seed, max_samples=batch.reader.max_samples, passes=batch.reader.passes
+            )
         features = self._extractors[key].read(*batch.moments(name), padded.images, padded.conditions)
         conditioning = batch.reader.conditioning(name, padded.images, padded.conditions)
         sums: list[tuple[float, int]] = []

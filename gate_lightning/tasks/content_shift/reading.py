@@ -15,6 +15,7 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
+from gate_lightning.features.reading.recorded import PassKind
 from gate_lightning.features.reading.steering import conditioning_of
 from gate_lightning.structures import BranchFeatures, Conditions, FeatureInfo, ImageBatch
 from gate_lightning.tasks.content_shift.batch import ShiftBatch
@@ -51,6 +52,7 @@ class ShiftReader(nn.Module):
         posterior: latents are the "mean" of the autoencoder's posterior, or a keyed "sample" of it.
         max_samples: most samples in one pass of the denoiser; None for no limit.
         memory_gib: features of a batch that are kept for the next measure.
+        passes: how the backbone is run, see FeatureExtractor.
         key: of ``timesteps``, for messages.
 
     Attributes:
@@ -73,6 +75,7 @@ class ShiftReader(nn.Module):
         posterior: Literal["mean", "sample"] = "mean",
         max_samples: int | None = 64,
         memory_gib: float = 2.0,
+        passes: PassKind = "auto",
         key: str = "task.timesteps",
     ) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class ShiftReader(nn.Module):
         if not self.timesteps:
             raise ConfigError("task.timesteps names no timestep; give at least one, or null for those of the branches")
         self.seed, self.posterior = seed, posterior
-        self.max_samples, self.limit = max_samples, int(memory_gib * GIB)
+        self.max_samples, self.limit, self.passes = max_samples, int(memory_gib * GIB), passes
         self._alone: dict[_Key, str | None] = {}
         self._made: dict[tuple[object, ...], FeatureExtractor] = {}
         self.repainter = Repainter(self)
@@ -231,7 +234,7 @@ class ShiftReader(nn.Module):
             ]
             backbone = self.backbone(names[0])
             self._made[key] = FeatureExtractor(
-                backbone, branches, self.seed, "per_branch", self.posterior, self.max_samples
+                *(backbone, branches, self.seed, "per_branch", self.posterior, self.max_samples), passes=self.passes
             )
         return self._made[key]
 

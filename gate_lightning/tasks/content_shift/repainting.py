@@ -83,6 +83,7 @@ class Repainter:
                 steps,
                 self.reader.seed,
                 self.reader.max_samples,
+                passes=self.reader.passes,
             )
         return self._made[key]
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError
+from gate_lightning.features.reading.recorded import PassKind
 from gate_lightning.metrics.content_shift.statistic import Bootstrap
 from gate_lightning.metrics.content_shift.table import ALL, Compared, figures
 from gate_lightning.structures import ImageBatch
@@ -59,6 +60,8 @@ class ContentShift(BaseTask):
         posterior: latents that the backbone sees: ``mean`` or ``sample``.
         max_samples: most images × candidates × noises in one pass of the denoiser; None for no limit.
         memory_gib: features of a batch that are kept for the next measure.
+        passes: how the backbone is run, see FeatureExtractor.
+        pooling: 1: features are compared as they are.
 
     Raises:
         ConfigError: no measure, or a number out of range.
@@ -83,8 +86,12 @@ class ContentShift(BaseTask):
         posterior: Literal["mean", "sample"] = "mean",
         max_samples: int | None = 64,
         memory_gib: float = 2.0,
+        passes: PassKind = "auto",
+        pooling: int = 1,
     ) -> None:
         super().__init__()
+        if pooling != 1:
+            raise ConfigError(f"features.pooling={pooling}: content shift compares features as they are; leave it out")
         self._measures: dict[str, Measure] = {name: one for name, one in measures.items() if one is not None}
         if not self._measures:
             raise ConfigError("task.measures names no measure; leave at least one in")
@@ -96,7 +103,12 @@ class ContentShift(BaseTask):
                     "measure has all three (gate_lightning/tasks/content_shift/measure.py)"
                 )
         self.reader = ShiftReader(
-            backbones, candidates.branches, timesteps, noises, fused, seed, posterior, max_samples, memory_gib
+            *(backbones, candidates.branches, timesteps, noises, fused),
+            seed=seed,
+            posterior=posterior,
+            max_samples=max_samples,
+            memory_gib=memory_gib,
+            passes=passes,
         )
         self._left_out = dict(candidates.left_out)
         self._bootstrap = partial(Bootstrap, resamples=resamples, level=level, seed=seed)

@@ -14,7 +14,11 @@ import torch
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.callbacks.reports.content_shift import short_table
 from gate_lightning.data.card import ClassLabels
+from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.components import Components
 from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.untrained import keys_measured
+from gate_lightning.engine.used_keys import check_overrides
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
@@ -179,6 +183,21 @@ def test_little_memory_changes_nothing(backbone: Backbone) -> None:
     frugal = measured(backbone, NONE, PROMPT, memory_gib=1e-6, max_samples=1)
     for key, one in whole.statistics["own"].items():
         torch.testing.assert_close(frugal.statistics["own"][key].values, one.values, rtol=1e-3, atol=1e-3)
+
+
+def test_how_passes_are_run_is_what_the_configuration_says() -> None:
+    given = ["features.passes=eager", "features.max_samples=3", "backbone.weights=random"]
+    config = composed("task=content_shift", *given, name="eval")
+    check_overrides(given[:2], keys_measured(config), "content shift")
+    config.task.measures = {"prompt_grounding": config.task.measures.prompt_grounding}
+    reader = Components(runs.resolve(config), "").task.reader
+    made = reader._extractor(["none"], 50, 0)
+    assert (made.recordings.kind, made.limit.most) == ("eager", 3)
+    painter = reader.repainter._painter(["none"], 0.4, 2).extractor
+    assert (painter.recordings.kind, painter.limit.most) == ("eager", 3)
+    assert Components(runs.resolve(composed("task=content_shift", name="eval")), "").config.task.max_samples == 64
+    with pytest.raises(ConfigError, match=r"features\.pooling=2: content shift compares features as they are"):
+        Components(runs.resolve(composed("task=content_shift", "features.pooling=2", name="eval")), "").task  # noqa: B018
 
 
 def test_the_command_ranks_without_training(tmp_path: Path) -> None:
