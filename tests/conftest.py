@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,10 @@ def pytest_collection_finish() -> None:
 
     A network is many small objects: every one that is built would set off collections.
     """
+    if "hydra" in sys.modules:  # some test composes configurations
+        from tests.support.parsed_files import parse_files_once
+
+        parse_files_once()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
 

@@ -120,9 +120,11 @@ def test_no_group_runs_a_program(place: str, tmp_path: Path) -> None:
 )
 def test_nothing_else_is_called(target: str, flags: dict[str, Any], tmp_path: Path) -> None:
     sentinel = tmp_path / "sentinel"
-    folder = planted({**call(target, sentinel), **flags}, "callbacks.mine", tmp_path / "run")
+    # of a run's configuration only what is looked at before any part
+    config = {"task": COMPOSED.task, "callbacks": {"mine": {**call(target, sentinel), **flags}}}
+    runs.save_config(OmegaConf.create(config), tmp_path)
     with pytest.raises(ConfigError, match=rf"callbacks\.mine\._target_ is '{re.escape(target)}'"):
-        load_run(folder)
+        load_run(tmp_path)
     assert not sentinel.exists()
 
 

@@ -61,9 +61,9 @@ ONE_LAYER = "layers=[up-level2-upsampler-out]"
 TWO_NOISES = "techniques=[{name: a, techniques: []}, {name: b, techniques: []}]"
 #: settings of the jobs that are configured
 SETTINGS = {
-    "segmentation": (*IMAGES, "head.decode.channels=16"),
+    "segmentation": (*IMAGES, "head.decode.channels=16", "dataset.size=32"),
     "segmentation, features known": (
-        *(*IMAGES, "head.decode.channels=16", "cache.memory_gib=1", "dataset.train=4"),
+        *(*IMAGES, "head.decode.channels=16", "dataset.size=32", "cache.memory_gib=1", "dataset.train=4"),
         *("techniques=none", "layers=gate_segmentation"),
     ),
     "segmentation, edges as channels": (*IMAGES, "edge_channels=true", "head=linear", "techniques=none", ONE_LAYER),

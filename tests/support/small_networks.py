@@ -26,6 +26,7 @@ from gate_lightning.structures import Conditions, Identity
 from tests.support.xl_networks import xl_like
 
 VISION = ("dinov2_tiny", "dinov3_tiny")
+#: besides these, ``sd2_deep``: sd2_like with as many repeats as the released network
 MEMBERS = ("tiny", "one_repeat", "sd2_like", "xl_like", "pixels", "adm", "cleandift", *VISION)
 WORDS = ("a", "of", "photo", "red", "circle", "house")
 
@@ -48,7 +49,7 @@ def build(member: str, seed: int = 0) -> Backbone:
     schedule = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet, vae = (_one_repeat if member == "one_repeat" else _sd2_like)()
+        unet, vae = _one_repeat() if member == "one_repeat" else _sd2_like(2 if member == "sd2_deep" else 1)
         text = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=32,
@@ -61,7 +62,7 @@ def build(member: str, seed: int = 0) -> Backbone:
             pad_token_id=tokenizer.pad_token_id,
         )
         text_encoder = CLIPTextModel(text)
-    schedule["prediction_type"] = "v_prediction" if member == "sd2_like" else "epsilon"
+    schedule["prediction_type"] = "epsilon" if member == "one_repeat" else "v_prediction"
     return UNetBackbone(
         unet, vae, text_encoder, tokenizer, DiffusionSchedule(schedule), Identity(member, "", str(seed))
     )
@@ -81,11 +82,11 @@ def _one_repeat() -> tuple[UNet2DConditionModel, AutoencoderKL]:
     ), _autoencoder((8, 8, 16))
 
 
-def _sd2_like() -> tuple[UNet2DConditionModel, AutoencoderKL]:
+def _sd2_like(repeats: int) -> tuple[UNet2DConditionModel, AutoencoderKL]:
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 16, 32, 32),
-        layers_per_block=2,
+        layers_per_block=repeats,
         transformer_layers_per_block=2,
         use_linear_projection=True,
         cross_attention_dim=32,

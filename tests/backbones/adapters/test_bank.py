@@ -29,7 +29,7 @@ from tests.support.small_networks import (
     save_kohya,
 )
 
-MEMBERS = ("tiny", "sd2_like")  # convolutional and linear projections around the transformers
+MEMBERS = ("one_repeat", "sd2_like")  # convolutional and linear projections around the transformers
 PROMPT = "a red house"
 
 

@@ -46,7 +46,7 @@ def test_ids_and_their_order_are_those_of_the_fields_code() -> None:
 
 
 def test_ids_follow_depth_and_repeats_of_the_network() -> None:
-    one_repeat, deep = build("one_repeat").layers, build("sd2_like").layers
+    one_repeat, deep = build("one_repeat").layers, build("sd2_deep").layers
     assert "up-level1-repeat1-res-out" in one_repeat
     assert "up-level1-repeat2-res-out" not in one_repeat  # one residual block a level, one more on the way up
     assert "up-level2-upsampler-out" not in one_repeat  # three levels: the last has no upsampler

@@ -27,7 +27,7 @@ from tests.support.small_networks import adapted_layers, build, merge, random_pa
 @cache
 def network(copy: str = "fused") -> UNetBackbone:
     """Two transformer blocks a layer, heads differing by level; strides 8 … 64. Copies have the same weights."""
-    made = build("sd2_like")
+    made = build("sd2_deep")
     assert isinstance(made, UNetBackbone)
     return made
 

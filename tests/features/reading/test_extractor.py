@@ -65,8 +65,9 @@ def lora_files(lora_pairs: dict[str, Any], tmp_path_factory: pytest.TempPathFact
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def backbone() -> UNetBackbone:
+    """One for all tests: what they change of it they put back; adapters that they load stay."""
     return build("tiny")
 
 
@@ -245,9 +246,11 @@ def test_branches_that_differ_behind_the_controlnet_share_its_pass(
 
 def test_the_network_stops_after_the_last_layer_that_is_read(backbone: UNetBackbone) -> None:
     ran = []
-    for index, block in enumerate(backbone.unet.up_blocks):
-        block.register_forward_pre_hook(lambda module, inputs, index=index: ran.append(index))
-    FeatureExtractor(backbone, [Branch("x", 50, ("up-level1-upsampler-out",))])(random_images(1), conditions(1))
+    with ExitStack() as hooks:
+        for index, block in enumerate(backbone.unet.up_blocks):
+            handle = block.register_forward_pre_hook(lambda module, inputs, index=index: ran.append(index))
+            hooks.callback(handle.remove)
+        FeatureExtractor(backbone, [Branch("x", 50, ("up-level1-upsampler-out",))])(random_images(1), conditions(1))
     assert ran == [0, 1]
 
 
@@ -383,8 +386,8 @@ def test_features_that_are_not_finite_name_layer_branch_image_and_reason(backbon
     assert extractor(images, given)
 
 
-def test_features_have_the_images_type_and_no_gradient(backbone: UNetBackbone) -> None:
-    backbone.to(torch.bfloat16)
+def test_features_have_the_images_type_and_no_gradient() -> None:
+    backbone = build("one_repeat").to(torch.bfloat16)
     extractor = FeatureExtractor(backbone, [Branch("x", 50, ("up-level1-upsampler-out",))])
     feature = extractor(random_images(1).requires_grad_(), conditions(1))["x"]["up-level1-upsampler-out"]
     assert feature.dtype == torch.float32
@@ -425,7 +428,7 @@ def test_what_a_branch_lacks_is_found_before_anything_runs(backbone: UNetBackbon
         (Branch("x", 1000, layers), ConfigError),
         (Branch("x", 50, ("nowhere",)), ConfigError),
         (Branch("x", 50, layers, (ControlNet("depth"),)), ConfigError),
-        (Branch("x", 50, layers, (LoRA("a", str(tmp_path / "no.safetensors")),)), WeightsError),
+        (Branch("x", 50, layers, (LoRA("missing", str(tmp_path / "no.safetensors")),)), WeightsError),
     ):
         with pytest.raises(error):
             FeatureExtractor(backbone, [branch])

@@ -56,7 +56,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, dict[str, 
     }
 
 
-def batches(count: int = 3, height: int = 64, width: int = 96) -> list[tuple[Tensor, Any]]:
+@pytest.fixture(scope="module")
+def small() -> Backbone:
+    return build("one_repeat")
+
+
+def batches(count: int = 3, height: int = 32, width: int = 48) -> list[tuple[Tensor, Any]]:
     return [
         (
             random_images(2, height, width, seed=index),
@@ -82,7 +87,9 @@ def equal(one: Sequence[Features], other: Sequence[Features]) -> bool:
     )
 
 
-LAYERS = ("up-level0-upsampler-out", "up-level1-repeat1-vit-out", "attn-up-cross")
+LAYERS = ("up-level0-upsampler-out", "down-level1-repeat1-vit-out", "attn-down-cross")
+#: seen early in a pass of a small U-Net, where nothing depends on which layer it is
+PLAIN = Branch("plain", 50, ("down-level1-repeat0-vit-out",), (Prompt("a photo"),))
 
 
 @pytest.mark.parametrize("techniques", [("plain", "moderate", "overtrained"), ("guided",), ("denoised",)])
@@ -129,12 +136,11 @@ def test_passes_of_every_backbone_are_replayed(member: str) -> None:
     assert extractor.recordings._made
 
 
-def test_other_sizes_types_and_places_are_recorded_anew(tiny: Any) -> None:
-    backbone = copy.deepcopy(tiny[0])
-    branches = [Branch("plain", 50, LAYERS[:1], tiny[1]["plain"])]
-    extractor = FeatureExtractor(backbone, branches, passes="replayed")
-    given = [*batches(2), *batches(2, 96, 64), *batches(1)]
-    plain = FeatureExtractor(backbone, branches)
+def test_other_sizes_types_and_places_are_recorded_anew(small: Backbone) -> None:
+    backbone = copy.deepcopy(small)
+    extractor = FeatureExtractor(backbone, [PLAIN], passes="replayed")
+    given = [*batches(2), *batches(2, 48, 32), *batches(1)]
+    plain = FeatureExtractor(backbone, [PLAIN])
     assert equal([extractor(*one) for one in given], [plain(*one) for one in given])
     assert len(extractor.recordings._made) == 4  # encoder and denoiser, two sizes
     backbone.double()
@@ -142,9 +148,8 @@ def test_other_sizes_types_and_places_are_recorded_anew(tiny: Any) -> None:
     assert len(extractor.recordings._made) == 8
 
 
-def test_recordings_stay_with_their_network_and_process(tiny: Any) -> None:
-    branches = [Branch("plain", 50, LAYERS[:1], tiny[1]["plain"])]
-    extractor = FeatureExtractor(tiny[0], branches, passes="replayed")
+def test_recordings_stay_with_their_network_and_process(small: Backbone) -> None:
+    extractor = FeatureExtractor(small, [PLAIN], passes="replayed")
     first, _ = [extractor(*one) for one in batches(2)]
     for made in (copy.deepcopy(extractor), pickle.loads(pickle.dumps(extractor.recordings))):
         own = made.recordings if isinstance(made, FeatureExtractor) else made
@@ -152,11 +157,10 @@ def test_recordings_stay_with_their_network_and_process(tiny: Any) -> None:
     assert equal([extractor(*batches(1)[0])], [first])
 
 
-def test_training_and_evaluation_share_a_recording(tiny: Any) -> None:
-    branches = [Branch("plain", 50, LAYERS[:1], tiny[1]["plain"])]
+def test_training_and_evaluation_share_a_recording(small: Backbone) -> None:
     given = batches(4)
-    expected, _ = features_of(tiny[0], branches, "eager", given)
-    extractor = FeatureExtractor(tiny[0], branches, passes="replayed")
+    expected, _ = features_of(small, [PLAIN], "eager", given)
+    extractor = FeatureExtractor(small, [PLAIN], passes="replayed")
     actual = []
     for index, one in enumerate(given):
         with torch.inference_mode(index in (1, 2)):
@@ -268,16 +272,15 @@ def test_by_themselves_only_passes_that_can_be(monkeypatch: pytest.MonkeyPatch, 
     assert "reads values" in caplog.text and "Passes over (3,) are run operation by operation" in caplog.text
 
 
-def test_recordings_are_dropped_before_passes_are_made_smaller(tiny: Any, caplog: Any) -> None:
+def test_recordings_are_dropped_before_passes_are_made_smaller(small: Backbone, caplog: Any) -> None:
     """Their memory may be what is missing."""
-    branches = [Branch("plain", 50, LAYERS[:1], tiny[1]["plain"])]
     given = batches(3)
-    expected, _ = features_of(tiny[0], branches, "eager", given)
+    expected, _ = features_of(small, [PLAIN], "eager", given)
 
     def full(*given: Tensor) -> list[Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has …")
 
-    found, extractor = features_of(tiny[0], branches, "replayed", given[:2])
+    found, extractor = features_of(small, [PLAIN], "replayed", given[:2])
     extractor.recordings._made = dict.fromkeys(extractor.recordings._made, full)
     assert equal([*found, extractor(*given[2])], expected)
     assert (extractor.recordings.kind, extractor.limit.most, extractor._encoding.most) == ("eager", None, None)
