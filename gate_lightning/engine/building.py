@@ -15,6 +15,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from gate_lightning.errors import ConfigError, GateError
+from gate_lightning.utils.protocols import is_protocol
 
 __all__ = ["built", "built_group", "call_with", "called", "check_kinds", "check_values"]
 
@@ -111,7 +112,7 @@ def check_kinds(target: type, parts: Mapping[str, Any]) -> None:
     for name, part in parts.items():
         hint = hints.get(name)
         options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        kinds = tuple(one for one in options if isinstance(one, type) and not getattr(one, "_is_protocol", False))
+        kinds = tuple(one for one in options if isinstance(one, type) and not is_protocol(one))
         if part is not None and kinds and len(kinds) == len(options) and not isinstance(part, kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
             raise ConfigError(f"{name} is a {type(part).__name__}; {target.__name__} takes a {wanted}")

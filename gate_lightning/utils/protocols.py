@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["missing_members"]
+import inspect
+from typing import Protocol
+
+__all__ = ["is_protocol", "missing_members"]
+
+
+def is_protocol(kind: type) -> bool:
+    """Whether a class is a protocol itself, and no class that has what one asks for."""
+    return Protocol in kind.__bases__
 
 
 def missing_members(thing: object, protocol: type) -> list[str]:
@@ -10,5 +18,6 @@ def missing_members(thing: object, protocol: type) -> list[str]:
 
     Not ``isinstance``: since Python 3.12 that overlooks the submodules, parameters and buffers of networks.
     """
-    declared = {name for one in protocol.__mro__ for name in vars(one).get("__annotations__", {}) if name[0] != "_"}
+    # since Python 3.14 a class need not have its annotations among its variables
+    declared = {name for one in protocol.__mro__ for name in inspect.get_annotations(one) if name[0] != "_"}
     return sorted(name for name in declared if not hasattr(thing, name))

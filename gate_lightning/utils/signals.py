@@ -178,10 +178,13 @@ def leave_to_parent() -> None:
     if hasattr(signal, "sigwaitinfo"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_on_behalf_of, args=(os.getppid(),), daemon=True).start()
+        # not os.getppid(): that of a process that a fork server has made is the server
+        parent = multiprocessing.parent_process()
+        owner = os.getppid() if parent is None else parent.pid
+        threading.Thread(target=_end_on_behalf_of, args=(owner,), daemon=True).start()
 
 
-def _end_on_behalf_of(parent: int) -> None:
+def _end_on_behalf_of(parent: int | None) -> None:
     while True:
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
             os._exit(0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import pytest
 from torch import Tensor, nn
 
 import gate_lightning
-from gate_lightning.utils.protocols import missing_members
+from gate_lightning.utils.protocols import is_protocol, missing_members
+
+Value = TypeVar("Value", covariant=True)
 
 
 class Named(Protocol):
@@ -34,6 +38,28 @@ def test_submodules_and_parameters_count() -> None:
     network.name = "a"  # type: ignore[assignment]
     assert missing_members(network, Scaled) == []
     assert missing_members(object(), Scaled) == ["inner", "name", "scale"]
+
+
+class Sized(Protocol[Value]):
+    def size(self) -> Value: ...
+
+
+class Box(Sized[int]):
+    def size(self) -> int:
+        return 1
+
+
+def test_protocols_are_told_from_classes() -> None:
+    assert [is_protocol(one) for one in (Named, Scaled, Sized, Box, Network)] == [True, True, True, False, False]
+
+
+def test_annotations_that_are_no_variable_of_their_class_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Python 3.14, which finds them when they are asked for."""
+    lazy = type("Lazy", (), {})
+    assert missing_members(object(), lazy) == []
+    known = inspect.get_annotations
+    monkeypatch.setattr(inspect, "get_annotations", lambda one: {"found": int} if one is lazy else known(one))
+    assert missing_members(object(), lazy) == ["found"]
 
 
 def test_isinstance_asks_for_methods_alone() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,9 +86,11 @@ def _worker(ready: multiprocessing.connection.Connection) -> None:
     time.sleep(30)
 
 
-def test_a_worker_survives_the_groups_signals_and_obeys_its_parent() -> None:
+@pytest.mark.parametrize("method", ["fork", "forkserver"])  # the default of Python 3.13, and of 3.14
+def test_a_worker_survives_the_groups_signals_and_obeys_its_parent(method: str) -> None:
     ours, theirs = multiprocessing.Pipe()
-    worker = multiprocessing.get_context("fork").Process(target=_worker, args=(theirs,), daemon=True)
+    context: Any = multiprocessing.get_context(method)
+    worker = context.Process(target=_worker, args=(theirs,), daemon=True)
     worker.start()
     assert ours.recv()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -96,7 +99,7 @@ def test_a_worker_survives_the_groups_signals_and_obeys_its_parent() -> None:
     worker.join(0.5)
     assert worker.is_alive()
     worker.terminate()
-    worker.join(60)
+    worker.join(15)  # it would end by itself after 30 s
     assert worker.exitcode == 0
 
 

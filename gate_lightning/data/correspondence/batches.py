@@ -158,7 +158,8 @@ class PairTransform:
     def __init__(
         self, resize: SquareBicubic, flip: float = 0.0, flip_one: float = 0.0, partners: Partners | None = None
     ) -> None:
-        self.resize, self.partners = resize, partners or {}
+        # a plain dict: loader workers that are not forked get it pickled
+        self.resize, self.partners = resize, dict(partners or {})
         self.flip, self.flip_one = (
             number(flip, "dataset.flip", 0.0, 1.0),
             number(flip_one, "dataset.flip_one", 0.0, 1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "TRAIN_SEED",
     "VAL_SEED",
     "BatchSource",
+    "ModuleSource",
     "PretrainingDataModule",
     "SceneImages",
     "SingleObjectImages",
@@ -66,6 +68,23 @@ class BatchSource(Dataset[Any]):
         return ()
 
 
+class ModuleSource(BatchSource):
+    """A split that reads settings of its data module.
+
+    Loader workers that are not forked get a copy of the module without its trainer, which does not pickle.
+
+    Attributes:
+        data: the data module.
+    """
+
+    data: Any
+
+    def __getstate__(self) -> dict[str, Any]:
+        data = copy.copy(self.data)
+        data.trainer, data._sources = None, {}
+        return {**vars(self), "data": data}
+
+
 class PretrainingDataModule(ImageDataModule):
     """Base of data sets whose splits make whole batches (`BatchSource`) of one image size; there is no test split.
 
@@ -97,7 +116,7 @@ class PretrainingDataModule(ImageDataModule):
         return self.source(split)
 
 
-class _RenderedScenes(BatchSource):
+class _RenderedScenes(ModuleSource):
     """Scenes rendered when asked for, with what `labels` says of each."""
 
     def __init__(self, data: SceneImages, length: int, first_seed: int) -> None:

@@ -22,7 +22,7 @@ from gate_lightning.data.pretraining.batches import CaptionedBatch
 from gate_lightning.data.pretraining.datamodule import (
     TRAIN_SEED,
     VAL_SEED,
-    BatchSource,
+    ModuleSource,
     PretrainingDataModule,
     is_target,
     stacked,
@@ -84,7 +84,7 @@ def wordings(spec: SceneSpec) -> list[str]:
     return [texts[name] for name in CAPTION_SHARES]
 
 
-class _CachedLatents(BatchSource):
+class _CachedLatents(ModuleSource):
     """Latents of a cache file, each with a caption drawn by `CAPTION_SHARES`, in validation its fine one."""
 
     def __init__(self, data: SceneLatents, split: str) -> None:
@@ -169,7 +169,7 @@ class SceneLatents(PretrainingDataModule):
             if not self.path(split).exists():
                 build_cache(self.path(split), self.encoder, seeds, self.size, self.processes, self.target_share)
 
-    def make_source(self, split: str) -> BatchSource:
+    def make_source(self, split: str) -> ModuleSource:
         """Scenes whose cache is opened with the first batch (memory-mapped: the processes share it)."""
         return _CachedLatents(self, split)
 
