@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 
 import gate_lightning
+from gate_lightning.engine.untrained import keys_measured
 from gate_lightning.engine.used_keys import check_overrides, keys_of_task, keys_of_tool
 from tests.support.composition import composed
 from tests.support.paths import REPOSITORY
@@ -87,8 +88,10 @@ def test_commands_compose_and_set_what_is_read(page: str, tmp_path_factory: pyte
         config = composed(*words, name=program)
         if any(word.startswith(("run=", "resume=")) for word in words):
             continue  # what a run reads is said by its folder
-        measured = program == "eval" and "_target_" not in (config.tool or {})  # a task, without training
-        read = keys_of_task(config) if program == "train" or measured else keys_of_tool(config)
+        if program == "train":
+            read = keys_of_task(config)
+        else:
+            read = keys_of_tool(config) if "_target_" in (config.tool or {}) else keys_measured(config)
         check_overrides([word for word in words if not word.startswith("hydra.")], read, text)
 
 
