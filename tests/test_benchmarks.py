@@ -164,3 +164,15 @@ def test_group_norms_are_compared(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     rows = [row.split() for row in capsys.readouterr().out.splitlines()[1:]]
     assert [row[0] for row in rows] == ["1x64x8x12", "2x128x9x7"]
     assert all(float(row[1]) > 0 and float(row[2]) > 0 and 0 < float(row[4]) < 5e-3 for row in rows)
+
+
+def test_resizing_is_timed_in_three_ways(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = torch.get_deterministic_debug_mode()
+    try:
+        importlib.import_module("resizing").main(["--shape", "1", "4", "8", "6", "--repeats", "1"])
+    finally:
+        torch.set_deterministic_debug_mode(before)
+    rows = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == ["torch", "exact, torch", "exact, here"]
+    assert all(float(row[-1].split()[1]) < 1e-5 for row in rows)  # the gradient is torch's
