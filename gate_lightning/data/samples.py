@@ -144,7 +144,7 @@ class Subset:
         return source.load(place)
 
     def sizes(self, index: int) -> tuple[tuple[int, int], ...]:
-        """See `SampleSource`."""
+        """(height, width) of the image and of its mask, without decoding them."""
         source, place = self.places[index]
         return source.sizes(place)
 

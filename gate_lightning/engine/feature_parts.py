@@ -38,7 +38,7 @@ class ComposedParts:
         self._loaded: tuple[Any, dict[str, Backbone]] | None = None
 
     def __call__(self, overrides: Sequence[str] | None = None) -> FeatureParts:
-        """See `PartsOf`."""
+        """Parts of the command line, or of another one; a backbone that both have is loaded once."""
         config = self._config if overrides is None else _resolved(overrides)
         components = Components(config, run_folder="")
         nodes = OmegaConf.to_container(OmegaConf.masked_copy(config, ["backbone", "backbones"]))
@@ -52,16 +52,16 @@ class ComposedParts:
         return FeatureParts(components.extractor, components.amalgamation, components.required_inputs, prompt)
 
     def value(self, key: str) -> Any:
-        """See `PartsOf`."""
+        """Value of a key of the first level, as plain data."""
         found = self._config[key]
         return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
     def choice(self, group: str) -> str:
-        """See `PartsOf`."""
+        """The option of a group that the command line chooses."""
         return chosen_option(group, *self.overrides, name="eval")
 
     def choices(self, group: str) -> list[tuple[str, str]]:
-        """See `PartsOf`."""
+        """Choices of a group, with a sentence on each."""
         return described_choices(group)
 
 

@@ -15,19 +15,15 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from gate_lightning.engine.environment import environment
 from gate_lightning.engine.precision import choose_types
 from gate_lightning.engine.redaction import HIDDEN, hidden_keys, redacted, redacted_override
 from gate_lightning.engine.saved_config import read_saved
@@ -70,7 +66,6 @@ FIXED_GROUPS = frozenset({"task"})
 COLLECTIONS = frozenset({"experiment", "ablation", "debug", "technique"})
 #: the oldest version whose run folders are read: those before have other keys and class paths
 OLDEST = (0, 2, 0)
-PACKAGES = ("torch", "lightning", "diffusers", "transformers", "peft", "hydra-core", "torchmetrics", "numpy")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -285,30 +280,3 @@ def checkpoint_of(folder: Path, which: str = "best") -> Path:
             f"{folder} has no {which} checkpoint (found: {there}); did it stop before its first one?{other}"
         )
     return found[-1]
-
-
-def environment() -> dict[str, Any]:
-    """Command, versions and commit that a result depends on."""
-    return {
-        "version": __version__,
-        "command": [redacted_override(word) for word in sys.argv],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

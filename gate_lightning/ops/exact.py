@@ -36,7 +36,7 @@ def exact_gradients() -> Iterator[None]:
 
 
 class ExactGradients(TorchFunctionMode):
-    """The operations themselves.
+    """Context in which torch's inexact operations are replaced by those with exact gradients.
 
     Args:
         device: type of the devices whose tensors they are for.

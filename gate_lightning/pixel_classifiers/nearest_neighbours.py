@@ -49,7 +49,7 @@ class NearestPixels(PixelClassifier):
 
     @property
     def members(self) -> int:
-        """A single member."""
+        """Number of members of the ensemble: always 1."""
         return 1
 
     def most_steps(self, pixels: int) -> int:

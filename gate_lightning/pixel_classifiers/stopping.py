@@ -78,7 +78,7 @@ class StoppingRule:
         return stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """State for ``load_state_dict``."""
+        """Copies of the best losses, waiting times, steps and active members, for ``load_state_dict``."""
         names = ("best", "waited", "steps", "active")
         return {name: getattr(self, name).clone() for name in names}
 

@@ -109,7 +109,7 @@ class BaseTask(LightningModule):
 
     @property
     def steps_bounds(self) -> tuple[float, float]:
-        """See the class."""
+        """Optimiser steps after which the task itself stops training, at least and at most; infinite: it does not."""
         return math.inf, math.inf
 
     def __init__(

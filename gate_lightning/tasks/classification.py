@@ -118,7 +118,7 @@ class ClassificationTask(BaseTask):
         return loss
 
     def check_labels(self, batch: Any) -> None:
-        """See BaseTask."""
+        """Raise DataError for classes of images that there are not."""
         if isinstance(batch, ClassificationBatch):
             check_label_range(batch.labels, self.labels.num_classes, self.labels.ignore_index)
 

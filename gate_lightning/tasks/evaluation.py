@@ -56,7 +56,7 @@ class DenseTask(BaseTask):
         return self.label_maps(batch.images, batch.conditions, size)
 
     def check_labels(self, batch: Any) -> None:
-        """See BaseTask."""
+        """Raise DataError for values of masks that are no class and not ignored."""
         if isinstance(batch, SegmentationBatch):
             check_label_range(batch.masks, self.labels.num_classes, self.labels.ignore_index)
 

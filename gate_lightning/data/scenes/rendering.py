@@ -38,7 +38,7 @@ class Keypoints:
 
 @dataclass(frozen=True)
 class Rendering:
-    """Rendered scene.
+    """A rendered scene with its label maps and keypoints.
 
     Attributes:
         image: uint8 (S, S, 3) RGB.

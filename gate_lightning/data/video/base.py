@@ -162,7 +162,7 @@ class VideoDataModule(ImageDataModule):
         return FramesOfVideos(self._checked(split))
 
     def train_dataloader(self) -> BatchLoader:
-        """There is none.
+        """Refused: videos are only measured, and nothing is trained on them.
 
         Raises:
             ConfigError: always.

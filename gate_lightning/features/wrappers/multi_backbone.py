@@ -74,13 +74,13 @@ class MultiBackboneExtractor(WrappedExtractor):
 
     @property
     def concatenated(self) -> tuple[str, ...]:
-        """See `Extractor`."""
+        """Branches of all backbones to be concatenated after amalgamation, in the order of branches."""
         found = {branch for extractor in self._by_name.values() for branch in extractor.concatenated}
         return tuple(branch for branch in self.order if branch in found)
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """See `Extractor`."""
+        """Descriptions of the backbones' extractors, the sizes at which they see images, and the order of branches."""
         described = {name: extractor.description for name, extractor in self._by_name.items()}
         return {
             "backbones": {name: {**one, "scale": self.scales[name]} for name, one in described.items()},

@@ -69,7 +69,7 @@ class TimestepCondition(nn.Module):
         self.mapping = nn.Sequential(first, *blocks, second)
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """See the class."""
+        """Conditions (B, width) of timesteps (B,)."""
         phases = 2.0 * math.pi * (timesteps.float() / self.last)[:, None] * self.frequencies
         conditions: Tensor = self.mapping(self.project(torch.cat([phases.cos(), phases.sin()], dim=-1)))
         return conditions
