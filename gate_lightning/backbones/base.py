@@ -42,6 +42,7 @@ class Backbone(nn.Module, ABC):
         size_multiple: required divisor of image heights and widths.
         minimum_size: smallest side of an image in pixels.
         native_size: side in pixels of the training images.
+        memory_format: of the weights of convolutions, set by ``finish``; for parts that are loaded later.
     """
 
     family: str
@@ -56,6 +57,7 @@ class Backbone(nn.Module, ABC):
     size_multiple: int
     minimum_size: int
     native_size: int
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     @abstractmethod
@@ -271,7 +273,8 @@ class Backbone(nn.Module, ABC):
         """Convert to a floating-point type of DTYPES and, if asked for, to channels_last convolutions."""
         self.to(DTYPES[dtype])
         if channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+            self.memory_format = torch.channels_last
+            self.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # torch's stub lacks it
         return self
 
     def check_native_size(self, native_size: int | None) -> Self:

@@ -1,4 +1,4 @@
-"""Floating-point types of a run: those of frozen weights, chosen for the trainer and its GPU, and TF32."""
+"""Floating-point types of a run, chosen for the trainer and its GPU, the memory format of weights, and TF32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["choose_types", "tell_types"]
 
 log = logging.getLogger(__name__)
 
-#: value of ``backbone.dtype`` that is chosen here
+#: value of ``backbone.dtype`` and ``backbone.channels_last`` that is chosen here
 AUTO = "auto"
 #: values of ``backbone.dtype``
 TYPES = ("float32", "bfloat16", "float16", AUTO)
@@ -30,17 +30,18 @@ _CONVERTING = ("64-true", "64", "bf16-true", "16-true", "transformer-engine", "t
 
 
 def choose_types(config: DictConfig) -> None:
-    """Put a type in place of every ``backbone.dtype=auto``: that of the trainer's autocast where the GPU has it.
+    """Put a value in place of every ``backbone.dtype=auto`` and ``backbone.channels_last=auto``.
 
-    Backbones run outside autocast, in the type of their weights. Those of a task that trains them, and all on a CPU,
-    are float32.
+    The type is that of the trainer's autocast where the GPU has it. Backbones run outside autocast, in the type of
+    their weights. Those of a task that trains them, and all on a CPU, are float32. Weights are channels_last on a GPU
+    in types other than float32, for which it was measured (docs/gpu.md).
 
     Args:
         config: composed configuration; changed in place.
 
     Raises:
-        ConfigError: a type or a precision that there is not, or a precision that would convert frozen weights after
-            they were loaded and described.
+        ConfigError: a type, memory format or precision that there is not, or a precision that would convert frozen
+            weights after they were loaded and described.
     """
     precision = _precision(config)
     if precision in _CONVERTING:
@@ -56,12 +57,15 @@ def choose_types(config: DictConfig) -> None:
     for name, node in nodes.items():
         if str(node.get("_target_")).startswith("gate_lightning."):  # others may have types of their own
             check_choice(node["dtype"], f"{name}.dtype", TYPES)
-    open_ones = [node for node in nodes.values() if node["dtype"] == AUTO]
-    if not open_ones:
-        return
-    chosen, _ = _choice(config, precision)
-    for node in open_ones:
-        node["dtype"] = chosen
+            if "channels_last" in node and not (
+                isinstance(node["channels_last"], bool) or node["channels_last"] == AUTO
+            ):
+                raise ConfigError(f"{name}.channels_last={node['channels_last']!r}: expected true, false or {AUTO}")
+    for node in nodes.values():
+        if node["dtype"] == AUTO:
+            node["dtype"], _ = _choice(config, precision)
+        if node.get("channels_last") == AUTO:
+            node["channels_last"] = node["dtype"] != "float32" and _on_gpu(config)
 
 
 def tell_types(config: DictConfig, resolved: DictConfig) -> None:

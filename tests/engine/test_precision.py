@@ -136,3 +136,26 @@ def test_tf32_is_what_the_configuration_says(on: bool) -> None:
 def test_tf32_is_a_switch() -> None:
     with pytest.raises(ConfigError, match=r"tf32='high': expected true or false"):
         runs.resolve(composed("tf32=high"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["trainer=gpu"], True),
+        (["trainer=gpu", "trainer.precision=16-mixed"], True),
+        (["trainer=gpu", "backbone.dtype=float32"], False),
+        (["trainer.accelerator=gpu"], False),
+        (["trainer=cpu", "backbone.dtype=bfloat16"], False),
+        (["trainer=gpu", "backbone.channels_last=false"], False),
+        (["trainer=cpu", "backbone.channels_last=true"], True),
+    ],
+)
+def test_weights_of_16_bits_are_channels_last_on_a_gpu(card: Any, overrides: list[str], expected: bool) -> None:
+    card(True)
+    assert runs.resolve(composed(*overrides)).backbone.channels_last is expected
+
+
+@pytest.mark.parametrize("value", ["yes", "1", "null"])
+def test_an_unknown_memory_format_is_told_of_those_that_are_taken(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"^backbone\.channels_last=.*: expected true, false or auto$"):
+        runs.resolve(composed(f"backbone.channels_last={value}"))

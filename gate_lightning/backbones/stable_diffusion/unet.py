@@ -281,7 +281,8 @@ class UNetBackbone(Backbone):
         """
         check_controlnet(name, controlnet, self.unet, self.latent_stride, self.identity.name)
         # nn.Module.to, as diffusers' own warns about layers it would keep in float32 even where there are none
-        self.controlnets[name] = nn.Module.to(controlnet, self.device, self.dtype).requires_grad_(False).eval()
+        nn.Module.to(controlnet, self.device, self.dtype, memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.controlnets[name] = controlnet.requires_grad_(False).eval()
 
     def require_adapter(self, name: str, source: str, kind: AdapterKind = "lora") -> None:
         """Load a LoRA, learned tokens or a learned prompt from ``source`` as ``name`` if it is not loaded yet.

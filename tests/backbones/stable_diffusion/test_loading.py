@@ -73,6 +73,21 @@ def test_a_controlnet_is_loaded_when_asked_for(pipeline: Path) -> None:
     assert list(backbone.description["controlnets"]) == ["canny"]
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_a_controlnet_has_the_memory_format_of_its_backbone(pipeline: Path, channels_last: bool) -> None:
+    backbone = load_unet_backbone(
+        str(pipeline), controlnets={"canny": str(pipeline / "controlnet")}, channels_last=channels_last
+    )
+    backbone.require_controlnet("canny")
+    formats = {
+        weight.is_contiguous(memory_format=torch.channels_last)
+        for part in (backbone.unet, backbone.controlnets["canny"])
+        for weight in part.parameters()
+        if weight.ndim == 4 and min(weight.shape[1:]) > 1
+    }
+    assert formats == {channels_last}
+
+
 def test_a_controlnet_may_be_named_by_its_file(pipeline: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(pipeline / "controlnet", tmp_path / "controlnet")
     file = folder / "diffusion_pytorch_model.safetensors"
