@@ -46,7 +46,7 @@ def tell(
     folder = Path(trainer.default_root_dir)
     keeper = _callback(trainer, RunCheckpoint)
     best = None if keeper is None or keeper.best_step is None else keeper
-    text = headline(metrics, best.monitor if best else monitor, best.best_step if best else None)
+    text = task.headline() or headline(metrics, best.monitor if best else monitor, best.best_step if best else None)
     log.info("done in %s: %s", duration(seconds), text, extra=HEADLINE)
     for line in _places(folder):
         log.info("%s", line)

@@ -107,6 +107,10 @@ class BaseTask(LightningModule):
         """What a run says at its end of the part it has exported below ``folder``: where it is, how it is used."""
         return f"trained part: {folder}"
 
+    def headline(self) -> str | None:
+        """Result that the last lines of a run begin with; None: the monitored metric."""
+        return None
+
     @property
     def steps_bounds(self) -> tuple[float, float]:
         """Optimiser steps after which the task itself stops training, at least and at most; infinite: it does not."""

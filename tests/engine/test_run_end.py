@@ -20,7 +20,9 @@ METRICS = {"val/mIoU": 0.6779, "val/aAcc": 0.93, "test/mIoU": 0.6711, "test/loss
 def told(folder: Path, caplog: pytest.LogCaptureFixture, *callbacks: Any, task: Any = None) -> list[str]:
     caplog.set_level("INFO", "gate_lightning")
     trainer: Any = SimpleNamespace(is_global_zero=True, default_root_dir=str(folder), callbacks=callbacks)
-    tell(trainer, task or SimpleNamespace(), METRICS, 200.0)
+    task = task or SimpleNamespace()
+    task.headline = getattr(task, "headline", lambda: None)
+    tell(trainer, task, METRICS, 200.0)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -56,6 +58,11 @@ def test_without_a_monitored_metric_the_last_split_is_named(tmp_path: Path, capl
     assert rest == [f"all metrics, as fractions: {tmp_path}/metrics.json"]
     assert headline({}) == "no metric was measured"
     assert headline({"val/error": 0.25, "train/error": 0.5}, "val/mIoU", 3) == "val/error 0.25"
+
+
+def test_a_task_may_say_what_it_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    task = SimpleNamespace(headline=lambda: "least shift: lora by probe_ridge")
+    assert told(tmp_path, caplog, task=task)[0] == "done in 3 min 20 s: least shift: lora by probe_ridge"
 
 
 def test_without_validation_the_configured_metric_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

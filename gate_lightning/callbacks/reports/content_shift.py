@@ -13,7 +13,7 @@ from lightning import Trainer
 
 from gate_lightning.callbacks.reports.base import SplitReport
 from gate_lightning.callbacks.reports.dashboards import publish_table
-from gate_lightning.metrics.content_shift.table import ALL, Compared, Figure
+from gate_lightning.metrics.content_shift.table import Compared, Figure, overall
 from gate_lightning.tasks.content_shift.study import ShiftResults
 from gate_lightning.tasks.content_shift.task import ContentShiftResults
 from gate_lightning.utils.files import write_atomically, write_csv
@@ -56,8 +56,7 @@ class ShiftTables(SplitReport[ContentShiftResults, Any]):
 
 def short_table(table: Sequence[Compared], results: ShiftResults) -> str:
     """Figures over all timesteps and layers: measures down, candidates across; then each measure's ranking."""
-    averaged = {one.measure for one in table if one.timestep == ALL}
-    shown = [one for one in table if one.timestep == ALL or one.measure not in averaged]
+    shown = overall(table)
     measures, names = (list(dict.fromkeys(getattr(one, key) for one in shown)) for key in ("measure", "candidate"))
     found = {(one.measure, one.candidate): one for one in shown}
     better = {one.measure: one.higher_is_better for one in shown}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gate_lightning.metrics.content_shift.statistic import Bootstrap, Statistic, ranks
 
-__all__ = ["ALL", "Compared", "Figure", "Row", "figures"]
+__all__ = ["ALL", "Compared", "Figure", "Row", "figures", "overall"]
 
 #: stands for all timesteps, or layers, whose figures are averaged
 ALL = "all"
@@ -66,6 +66,12 @@ class Compared:
     higher_is_better: bool
     anchor: str = ""
     controlled: Mapping[str, tuple[str, Figure]] = field(default_factory=dict)
+
+
+def overall(lines: Sequence[Compared]) -> list[Compared]:
+    """Lines of all timesteps and layers together: the mean, or the only one of a measure that has one figure."""
+    averaged = {one.measure for one in lines if one.timestep == ALL}
+    return [one for one in lines if one.timestep == ALL or one.measure not in averaged]
 
 
 _Cell = tuple[int | str | None, str | None]

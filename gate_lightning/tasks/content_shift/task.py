@@ -14,7 +14,7 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.reading.recorded import PassKind
 from gate_lightning.metrics.content_shift.statistic import Bootstrap
-from gate_lightning.metrics.content_shift.table import ALL, Compared, figures
+from gate_lightning.metrics.content_shift.table import Compared, figures, overall
 from gate_lightning.structures import ImageBatch
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.content_shift.candidates import Candidates
@@ -146,6 +146,16 @@ class ContentShift(BaseTask):
         """Measure and rank on the validation split."""
         self._rank("val")
 
+    def headline(self) -> str | None:
+        """Candidate with the least shift, by measure: ``least shift: lora by probe_ridge; prompt by …``."""
+        first: dict[str, list[str]] = {}
+        for lines in self.shift_table.values():
+            for one in overall(lines):
+                if one.rank == 1:
+                    first.setdefault(one.candidate, []).append(one.measure)
+        named = "; ".join(f"{candidate} by {', '.join(measures)}" for candidate, measures in first.items())
+        return f"least shift: {named}" if named else None
+
     def _rank(self, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         labels: ClassLabels | None = getattr(data, "labels", None)
@@ -163,7 +173,5 @@ class ContentShift(BaseTask):
 
 def metric_names(lines: Sequence[Compared]) -> dict[str, float]:
     """``<measure>/<candidate>`` → figure of all timesteps and layers; undefined ones are left out."""
-    averaged = {line.measure for line in lines if line.timestep == ALL}
-    shown = (line for line in lines if line.timestep == ALL or line.measure not in averaged)
-    named = {f"{one.measure}/{UNNAMED.sub('_', one.candidate).strip('_')}": one.figure.value for one in shown}
+    named = {f"{one.measure}/{UNNAMED.sub('_', one.candidate).strip('_')}": one.figure.value for one in overall(lines)}
     return {name: value for name, value in named.items() if value == value}

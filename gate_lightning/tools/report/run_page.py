@@ -127,7 +127,10 @@ def _is_std(name: str) -> bool:
 
 
 def _headline(folder: Path, metrics: Mapping[str, float], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The monitored metric first, then the same of the other split; of a run without it, the first three there are."""
+    """The monitored metric first, then the same of the other split; of a run without it, the first three there are.
+
+    None of a ranking: its metrics mean something side by side only, in its table.
+    """
     monitor = settings.get("monitor") or "val/mIoU"
     other = f"{'val' if monitor.startswith('test/') else 'test'}/{tail_of(monitor)}"
     found: list[dict[str, Any]] = [
@@ -139,6 +142,8 @@ def _headline(folder: Path, metrics: Mapping[str, float], settings: Mapping[str,
         found[0]["note"] += "; the monitored metric"
     if not found and not metrics:
         return list(_so_far(folder, monitor, settings.get("mode") or "max"))
+    if not found and (folder / "content_shift.json").is_file():
+        return []
     named = [name for name in sorted(metrics) if not _is_std(name)]
     return found or [
         {"metric": name, "value": metrics[name], "spread": metrics.get(f"{name}_std"), "note": of_split(name)}

@@ -201,7 +201,8 @@ def test_how_passes_are_run_is_what_the_configuration_says() -> None:
         Components(runs.resolve(composed("task=content_shift", "features.pooling=2", name="eval")), "").task  # noqa: B018
 
 
-def test_the_command_ranks_without_training(tmp_path: Path) -> None:
+def test_the_command_ranks_without_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "gate_lightning")
     given = ["task=content_shift", "task.data.images=3", "dataset.size=32", "logger=none", "trainer.accelerator=cpu"]
     given += [
         "task.timesteps=[100,300]",
@@ -232,7 +233,14 @@ def test_the_command_ranks_without_training(tmp_path: Path) -> None:
     assert "technique.lora.weights.moderate" in described["not_measured"]["combined"]
     assert len(described["lines"]) == len(rows)
     assert (run / f"images/content_shift_{LAYER}.png").is_file()
-    assert "laplacian_own: controlnet" in (run / "report.html").read_text()
+    first = {measure: name for (measure, name), row in averaged.items() if row["rank"] == "1"}
+    assert {*first} == {*kept}
+    (ended,) = (text for text in caplog.messages if text.startswith("done in "))
+    told = [part.split(" by ") for part in ended.partition(": least shift: ")[2].split("; ")]
+    assert {measure: name for name, measures in told for measure in measures.split(", ")} == first
+    page = (run / "report.html").read_text()
+    assert "laplacian_own: controlnet" in page
+    assert 'class="card"' not in page
     again = evaluate(composed(f"run={run}", name="eval"), [f"run={run}"], tmp_path / "again")
     assert again == pytest.approx(found, rel=1e-3, abs=1e-3)
 
