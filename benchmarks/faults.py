@@ -460,9 +460,9 @@ def _import_everything() -> None:
     from hydra.core.hydra_config import HydraConfig  # noqa: F401
 
     import gate_lightning.engine.cli
-    import gate_lightning.engine.evaluation
-    import gate_lightning.engine.trained_run
-    import gate_lightning.engine.training
+    import gate_lightning.engine.jobs.evaluation
+    import gate_lightning.engine.jobs.trained_run
+    import gate_lightning.engine.jobs.training
     import gate_lightning.tools.extraction.extract
     import gate_lightning.tools.labelling.generate
     import gate_lightning.tools.labelling.pseudo_label  # noqa: F401

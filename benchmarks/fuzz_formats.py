@@ -35,9 +35,9 @@ from gate_lightning.data.label_scarce.ddpm_segmentation import DDPMSegmentationD
 from gate_lightning.data.label_scarce.splits import random_split, read_split, write_split
 from gate_lightning.data.pretraining.captioned_folder import CaptionedImages
 from gate_lightning.data.segmentation.folder import FolderDataModule
-from gate_lightning.engine.configuration import composed
-from gate_lightning.engine.trained_run import load_run
-from gate_lightning.engine.training import train
+from gate_lightning.engine.command.configuration import composed
+from gate_lightning.engine.jobs.trained_run import load_run
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.features.caches.folder import FeatureFolder, read_features
 from gate_lightning.tools.comparison.compare import compare
 from gate_lightning.tools.extraction.feature_arrays import ArrayFolder

@@ -34,9 +34,9 @@ from lightning import Callback
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.data.segmentation.cityscapes import LABEL_IDS
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.configuration import composed
+from gate_lightning.engine.command.configuration import composed
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.parts.components import Components
 
 #: method of a backbone → what it is called in the table
 PARTS = {

@@ -25,8 +25,8 @@ _PUBLIC = {
     "Prompt": "gate_lightning.techniques.prompt",
     "Technique": "gate_lightning.techniques.base",
     "extract": "gate_lightning.tools.extraction.extract",
-    "load_backbone": "gate_lightning.engine.library",
-    "load_run": "gate_lightning.engine.trained_run",
+    "load_backbone": "gate_lightning.engine.parts.library",
+    "load_run": "gate_lightning.engine.jobs.trained_run",
     "read_features": "gate_lightning.features.caches.folder",
     "read_images": "gate_lightning.data.core.prediction",
     "resolve_layers": "gate_lightning.features.config.layer_presets",
@@ -38,7 +38,7 @@ __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 - names
 def __getattr__(name: str) -> Any:
     # lazily: `import gate_lightning` must not import torch, and the engine must not be imported by its own floors
     if name not in _PUBLIC:
-        renamed = importlib.import_module("gate_lightning.engine.renamed").RENAMED
+        renamed = importlib.import_module("gate_lightning.engine.command.renamed").RENAMED
         hint = "".join(f"; it is called {row.new} now" for row in renamed if (row.kind, row.old) == ("python", name))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -6,7 +6,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from gate_lightning.engine import configuration
+from gate_lightning.engine.command import configuration
 from tests.support.composition import SMALL, composed
 
 LINES = (

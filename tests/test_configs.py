@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.configuration import config_folder
+from gate_lightning.engine.command.configuration import config_folder
+from gate_lightning.engine.folder import run_folder as runs
 from tests.support.composition import composed
 
 CONF = config_folder()

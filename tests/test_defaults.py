@@ -10,7 +10,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from gate_lightning.engine.configuration import config_folder
+from gate_lightning.engine.command.configuration import config_folder
 
 CONF = config_folder()
 FILES = [

@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
 
 import gate_lightning
-from gate_lightning.engine.untrained import keys_measured
-from gate_lightning.engine.used_keys import check_overrides, keys_of_task, keys_of_tool
+from gate_lightning.engine.command.used_keys import check_overrides, keys_of_task, keys_of_tool
+from gate_lightning.engine.jobs.untrained import keys_measured
 from tests.support.composition import composed
 from tests.support.paths import REPOSITORY
 

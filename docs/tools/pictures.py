@@ -24,7 +24,7 @@ from PIL import Image
 
 import gate_lightning as gl
 from gate_lightning.data.samples import SegmentationSample
-from gate_lightning.engine.trained_run import TrainedRun
+from gate_lightning.engine.jobs.trained_run import TrainedRun
 from gate_lightning.ops.pca import principal_components, to_unit_range
 from gate_lightning.tools.report.report import write_report
 from gate_lightning.visualization.grid import image_grid

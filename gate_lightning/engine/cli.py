@@ -21,16 +21,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.command_help import asked_help, help_text
-from gate_lightning.engine.command_hints import hint, without_choice
-from gate_lightning.engine.configuration import config_folder, with_data
-from gate_lightning.engine.launch import check_started, refuse_own_times, run_apart, runs_apart
-from gate_lightning.engine.redaction import redacted_override, refuse_secrets
-from gate_lightning.engine.renamed import refuse_old_names
-from gate_lightning.engine.run_lock import occupied
-from gate_lightning.engine.sweep_jobs import own_overrides
-from gate_lightning.engine.used_keys import keys_of_task
+from gate_lightning.engine.checks.redaction import redacted_override, refuse_secrets
+from gate_lightning.engine.command.command_help import asked_help, help_text
+from gate_lightning.engine.command.command_hints import hint, without_choice
+from gate_lightning.engine.command.configuration import config_folder, with_data
+from gate_lightning.engine.command.launch import check_started, refuse_own_times, run_apart, runs_apart
+from gate_lightning.engine.command.renamed import refuse_old_names
+from gate_lightning.engine.command.sweep_jobs import own_overrides
+from gate_lightning.engine.command.used_keys import keys_of_task
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.folder.run_lock import occupied
 from gate_lightning.errors import CacheError, ConfigError, GateError, Interrupted
 from gate_lightning.utils.console import HEADLINE, brief
 from gate_lightning.utils.signals import Stop, say, stop_in, stopped_text, stopping
@@ -49,7 +49,7 @@ def train_main() -> int:
     """``train.py``; returns the exit status."""
 
     def run(config: DictConfig) -> float | None:
-        from gate_lightning.engine.training import train
+        from gate_lightning.engine.jobs.training import train
 
         hydra_config = HydraConfig.get()
         folder = Path(hydra_config.runtime.output_dir)
@@ -147,7 +147,7 @@ def _composed(name: str, run: Callable[[DictConfig], Any]) -> Callable[[], None]
 def _tell_of_sweep(folder: Path, config: DictConfig) -> None:
     """Write table and report of a sweep, unless it was stopped before its first run had begun."""
     from gate_lightning.callbacks.report import try_report
-    from gate_lightning.engine.description import publish_comparison
+    from gate_lightning.engine.folder.description import publish_comparison
     from gate_lightning.tools.comparison.compare import compare
 
     if not any(folder.glob("*/status.json")):
@@ -166,7 +166,7 @@ def eval_main() -> int:
     """``eval.py``; returns the exit status."""
 
     def run(config: DictConfig) -> None:
-        from gate_lightning.engine.evaluation import evaluate, measures_untrained
+        from gate_lightning.engine.jobs.evaluation import evaluate, measures_untrained
 
         hydra_config = HydraConfig.get()
         overrides, folder = list(hydra_config.overrides.task), Path(hydra_config.runtime.output_dir)
@@ -177,7 +177,7 @@ def eval_main() -> int:
             _check_started(config, folder)
         with _job_of_sweep(config, folder) if swept else nullcontext():
             if untrained:
-                from gate_lightning.engine.untrained import keys_measured
+                from gate_lightning.engine.jobs.untrained import keys_measured
 
                 overrides = own_overrides(config, keys_measured)
             if runs_apart(config.get("trainer")):

@@ -223,6 +223,11 @@ def test_only_four_files_deal_with_wandb_or_tensorboard() -> None:
         if re.search("wandb|tensorboard", path.read_text().replace("callbacks.wandb_run import", ""), re.IGNORECASE)
     }
     # others know names only: of parts and places that a saved run may have, and of keys that hold secrets
-    names = {"engine/saved_parts.py", "engine/saved_paths.py", "engine/redaction.py", "engine/description.py"}
+    names = {
+        "engine/checks/saved_parts.py",
+        "engine/checks/saved_paths.py",
+        "engine/checks/redaction.py",
+        "engine/folder/description.py",
+    }
     dealing = {"loggers.py", "wandb_run.py", "workspace.py", "reports/dashboards.py"}
     assert told == {*(f"callbacks/{name}" for name in dealing), *names}

@@ -18,8 +18,8 @@ from gate_lightning.data.core.prediction import PredictionDataModule
 from gate_lightning.data.core.samplers import BatchLoader
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.config.required_inputs import required_inputs_of
 from gate_lightning.techniques.controlnet import ControlNet

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gate_lightning.backbones.stable_diffusion.loading import load_unet_backbone
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.run_folder import resolve
-from gate_lightning.engine.training import train
+from gate_lightning.engine.folder.run_folder import resolve
+from gate_lightning.engine.jobs.training import train
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import DataError
 from tests.support.composition import composed
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.errors import ResumeError
 from tests.support.composition import SMALL, composed
 
@@ -56,7 +56,7 @@ def test_a_change_that_is_meant_is_warned_of(trained: Path, tmp_path: Path, capl
 def test_classes_of_other_names_are_warned_of(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gate_lightning.engine.trained_run import load_run
+    from gate_lightning.engine.jobs.trained_run import load_run
 
     run = load_run(trained)
     state = {"classes": ["other", *run.classes[1:]]}

@@ -9,10 +9,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from gate_lightning.data.classification import cifar10
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.configuration import config_folder
-from gate_lightning.engine.training import train
+from gate_lightning.engine.command.configuration import config_folder
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.jobs.training import train
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.classified import write_cifar
 from tests.support.composition import composed

@@ -95,7 +95,7 @@ def test_a_group_that_is_given_no_choice_is_named(
     words: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     folders = [f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}"]
-    monkeypatch.setattr("gate_lightning.engine.training.train", lambda *_: {})
+    monkeypatch.setattr("gate_lightning.engine.jobs.training.train", lambda *_: {})
     assert call(monkeypatch, cli.train_main, *words, *folders) == 2
     told = f"{named}: a group takes one of its choices, not null or a number; --help {named.split('=')[0]} lists them"
     assert told in capfd.readouterr().err
@@ -188,7 +188,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_a_tool_without_run_needs_no_lightning() -> None:
-    code = "from gate_lightning.engine import evaluation, tools; import gate_lightning.tools.layers.table"
+    code = "from gate_lightning.engine.jobs import evaluation, tools; import gate_lightning.tools.layers.table"
     assert not imported_by(code) & {"lightning", "torchmetrics", "mmseg", "matplotlib"}
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from gate_lightning.data.files.images import read_image
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.trained_run import TrainedRun, load_run
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.trained_run import TrainedRun, load_run
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
 from tests.support.composition import SMALL, composed

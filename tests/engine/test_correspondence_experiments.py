@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from gate_lightning.backbones.stable_diffusion import loading
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import WeightsError
 from gate_lightning.structures import Conditions
 from tests.engine.test_experiments import FOLDER, configuration, parts_of, small, structure, write_loras

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from gate_lightning.callbacks import workspace
-from gate_lightning.engine.description import publish_comparison
-from gate_lightning.engine.training import train
+from gate_lightning.engine.folder.description import publish_comparison
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.tools.comparison.compare import compare
 from tests.support.composition import SMALL, composed
 from tests.support.paths import REPOSITORY

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from gate_lightning.backbones.stable_diffusion import loading
 from gate_lightning.backbones.stable_diffusion.architectures import build_random_backbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.configuration import config_folder
+from gate_lightning.engine.command.configuration import config_folder
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.benchmarks import make_ade20k, make_cityscapes

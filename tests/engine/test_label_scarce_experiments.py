@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.training import train
 from tests.support.composition import composed
 from tests.support.label_scarce import make_scarce
 

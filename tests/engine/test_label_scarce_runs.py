@@ -15,12 +15,12 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from gate_lightning.engine import resplits
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.resplits import of_split, repeats_of
-from gate_lightning.engine.trained_run import load_run
-from gate_lightning.engine.training import train
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.jobs import resplits
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.resplits import of_split, repeats_of
+from gate_lightning.engine.jobs.trained_run import load_run
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.errors import ConfigError, GateError, Interrupted, ResumeError
 from gate_lightning.tasks.label_scarce.task import LabelScarceTask
 from gate_lightning.tools.comparison.compare import find_runs

@@ -12,12 +12,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from PIL import Image
 
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.configuration import config_folder
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.trained_run import load_run
-from gate_lightning.engine.training import train
+from gate_lightning.engine.command.configuration import config_folder
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.trained_run import load_run
+from gate_lightning.engine.jobs.training import train
+from gate_lightning.engine.parts.components import Components
 from tests.support.composition import composed
 from tests.support.folders import make_folder
 

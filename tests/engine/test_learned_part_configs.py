@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from gate_lightning.engine.configuration import composed
+from gate_lightning.engine.command.configuration import composed
 from gate_lightning.structures import FeatureInfo
 from tests.support.paths import CONF
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gate_lightning.engine import cli, components
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine import cli
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.parts import components
 from gate_lightning.errors import ConfigError
 from tests.support.composition import composed
 from tests.support.run_folders import make_run

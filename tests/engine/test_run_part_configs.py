@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.configuration import composed
+from gate_lightning.engine.command.configuration import composed
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.tasks.inference import Inference
 from gate_lightning.tasks.segmentation import SegmentationTask
 from tests.support.segmentation_fakes import FakeData, make_task

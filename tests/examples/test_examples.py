@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.training import train
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.jobs.training import train
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import ConfigError
 from tests.examples.my_technique import Suffix
 from tests.support.composition import composed

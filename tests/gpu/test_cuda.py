@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.training import train
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.training import train
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core import samplers
 from gate_lightning.data.pretraining.batches import CaptionedBatch, LabelledBatch
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.training import train
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.training import train
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import DataError
 from gate_lightning.features.reading.recorded import Recordings
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss

@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from gate_lightning.engine import configuration
-from gate_lightning.engine.configuration import config_folder, with_data
+from gate_lightning.engine.command import configuration
+from gate_lightning.engine.command.configuration import config_folder, with_data
 
 __all__ = ["SMALL", "composed"]
 

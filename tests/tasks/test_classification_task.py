@@ -13,8 +13,8 @@ from PIL import Image
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
 from gate_lightning.data.card import ClassLabels
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.errors import ConfigError
 from gate_lightning.heads.linear import LinearHead
 from gate_lightning.losses.cross_entropy import CrossEntropyLoss
@@ -112,8 +112,8 @@ def test_what_nobody_trains_is_refused(tmp_path: Path) -> None:
 
 
 def test_masks_are_no_classes() -> None:
-    from gate_lightning.engine.components import Components
-    from gate_lightning.engine.run_folder import resolve
+    from gate_lightning.engine.folder.run_folder import resolve
+    from gate_lightning.engine.parts.components import Components
 
     config = resolve(composed("task=classification", "dataset=scenes", "backbone.weights=random"))
     with pytest.raises(ConfigError, match=r"takes batches of ClassificationBatch: A batch of images with a class each"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.metrics.content_shift.statistic import Bootstrap, Statistic
 from gate_lightning.tasks.content_shift.lora_choice import LoraFiles, choose, trained_files

@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
-from gate_lightning.engine.tools import run_tool
+from gate_lightning.engine.jobs.tools import run_tool
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.check_data import check_data
 from tests.support.composition import composed

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.visualization.heat import heat_overlay
 from tests.support.composition import composed

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gate_lightning.data.files.frames import open_frames
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.ops.correspondence.warps import MODELS, Warp
 from gate_lightning.tools.propagate import _Carried, _smoothed

@@ -36,7 +36,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_line_is_time_and_message_and_who_says_it_only_of_others(
     root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logging.getLogger("gate_lightning.engine.training").info("run folder: a")
+    logging.getLogger("gate_lightning.engine.jobs.training").info("run folder: a")
     logging.getLogger("gate_lightning.data.files").warning("3 files are broken")
     logging.getLogger("lightning.pytorch.callbacks").info("Monitored metric did not improve")
     assert lines(capsys) == [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.tools.layers.table import layers
 from tests.backbones.vision.test_vision import saved
 from tests.support.composition import SMALL, composed

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from gate_lightning.data.files.report import DataReport
-from gate_lightning.engine.components import Components
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import ConfigError, ResumeError
 from gate_lightning.structures import PairBatch, SegmentationBatch
 from tests.examples.pairs_data import PairsDataModule

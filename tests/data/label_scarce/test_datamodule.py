@@ -19,9 +19,9 @@ from gate_lightning.data.label_scarce.ddpm_segmentation import DDPMSegmentationD
 from gate_lightning.data.samples import Sample
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.run_folder import resolve
-from gate_lightning.engine.tools import run_tool
+from gate_lightning.engine.folder.run_folder import resolve
+from gate_lightning.engine.jobs.tools import run_tool
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import ConfigError, DataError, ResumeError
 from gate_lightning.structures import PixelBatch
 from gate_lightning.tools.check_data import check_data
@@ -242,7 +242,7 @@ def test_the_tool_checks_through_the_task(tmp_path: Path, caplog: pytest.LogCapt
         *("tool=check_data", "dataset=horse21", f"dataset.root={root}", "dataset.train=4", "dataset.test=3"),
         name="eval",
     )
-    with caplog.at_level(logging.INFO, "gate_lightning.engine.tools"):
+    with caplog.at_level(logging.INFO, "gate_lightning.engine.jobs.tools"):
         run_tool(config, tmp_path / "out")
     assert "images that show" in caplog.text
     assert "split 4" in caplog.text

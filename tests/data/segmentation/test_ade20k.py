@@ -13,8 +13,8 @@ from mmseg.utils import get_classes, get_palette
 from PIL import Image
 
 from gate_lightning.data.segmentation.ade20k import ADE20KDataModule
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.metrics.segmentation import SegmentationMetrics
 from gate_lightning.tools.check_data import check_data

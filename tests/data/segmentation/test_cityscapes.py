@@ -16,7 +16,7 @@ from PIL import Image
 from gate_lightning.callbacks.reports.submission import SubmissionWriter
 from gate_lightning.data.segmentation.ade20k import ADE20KDataModule
 from gate_lightning.data.segmentation.cityscapes import CityscapesDataModule
-from gate_lightning.engine import run_folder as runs
+from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.errors import ConfigError, DataError
 from tests.support.benchmarks import CITY_SIZE, blocks, make_cityscapes
 from tests.support.composition import composed

@@ -14,11 +14,11 @@ import torch
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.callbacks.reports.content_shift import short_table
 from gate_lightning.data.card import ClassLabels
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.untrained import keys_measured
-from gate_lightning.engine.used_keys import check_overrides
+from gate_lightning.engine.command.used_keys import check_overrides
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.untrained import keys_measured
+from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor

@@ -18,7 +18,7 @@ from torch import Tensor
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
 from gate_lightning.data.geometric.hpatches import HPatchesDataModule
 from gate_lightning.data.geometric.keypoints import KeypointRule
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.ops.correspondence.estimators import METHODS, Estimator
 from gate_lightning.ops.correspondence.grids import FeatureGrid

@@ -15,8 +15,8 @@ from gate_lightning.amalgamation.joint_pca import JointPCA
 from gate_lightning.data.correspondence.batches import PaddedSquare
 from gate_lightning.data.correspondence.own_pairs import OwnPairsDataModule
 from gate_lightning.data.samples import Sample
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.descriptors import descriptor_grids, image_features, joint_grids
 from gate_lightning.heads.descriptors import ConvDescriptors

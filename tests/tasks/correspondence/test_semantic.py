@@ -21,7 +21,7 @@ from torch import Tensor
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
 from gate_lightning.data.correspondence.batches import SquareBicubic
 from gate_lightning.data.samples import Sample
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.descriptors import descriptor_grids
 from gate_lightning.ops.correspondence.read_outs import ReadOut

@@ -21,7 +21,7 @@ from gate_lightning.amalgamation.concat import ConcatAmalgamation
 from gate_lightning.data.video.base import VideoDataModule
 from gate_lightning.data.video.davis import DAVIS2017DataModule
 from gate_lightning.data.video.scene_videos import SceneVideosDataModule
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError, ResumeError
 from gate_lightning.metrics.video_segmentation import frame_scores
 from gate_lightning.ops.propagation import Propagation
@@ -196,7 +196,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     several = [*given, "trainer.devices=2", "+trainer.strategy=ddp_fork"]
     code = (
         "from pathlib import Path; from tests.support.composition import composed; "
-        "from gate_lightning.engine.evaluation import evaluate; "
+        "from gate_lightning.engine.jobs.evaluation import evaluate; "
         f"given = {several!r}; evaluate(composed(*given, name='eval'), given, Path({str(tmp_path / 'two')!r}))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

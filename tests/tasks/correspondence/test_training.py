@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gate_lightning.amalgamation.concat import ConcatAmalgamation
 from gate_lightning.amalgamation.weighted import WeightedAmalgamation
-from gate_lightning.engine.evaluation import evaluate
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.evaluation import evaluate
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.errors import ConfigError
 from gate_lightning.heads.descriptors import ConvDescriptors
 from gate_lightning.ops.correspondence.read_outs import ReadOut

@@ -7,8 +7,8 @@ import csv
 import pytest
 import torch
 
-from gate_lightning.engine.trained_run import load_run
-from gate_lightning.engine.training import train
+from gate_lightning.engine.jobs.trained_run import load_run
+from gate_lightning.engine.jobs.training import train
 from gate_lightning.errors import ConfigError
 from tests.support.composition import composed
 

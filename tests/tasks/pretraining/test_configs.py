@@ -9,8 +9,8 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.components import Components
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.parts.components import Components
 from tests.support.composition import composed
 
 

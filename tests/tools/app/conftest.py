@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gate_lightning.engine import run_folder as runs
-from gate_lightning.engine.feature_parts import ComposedParts
+from gate_lightning.engine.folder import run_folder as runs
+from gate_lightning.engine.parts.feature_parts import ComposedParts
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.tools.app.following import VideoBench
 from gate_lightning.tools.app.pictures import PictureFolder

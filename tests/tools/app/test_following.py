@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.app.following import BRUSHES, VideoBench
 from tests.support.composition import composed

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import DataError, GateError
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.tools.app.features import PictureFeatures

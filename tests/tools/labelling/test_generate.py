@@ -15,7 +15,7 @@ from PIL import Image
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.core.prediction import ImageSource
 from gate_lightning.data.scenes.dataset import ScenesDataModule
-from gate_lightning.engine.evaluation import evaluate
+from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import CacheError, ConfigError
 from gate_lightning.techniques.sampling import Control, Sampling, sample_images
 from gate_lightning.tools.labelling.generate import generate, prompts_of

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.engine.tools import run_tool
+from gate_lightning.engine.jobs.tools import run_tool
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.hooks import FeatureRecorder

@@ -1,0 +1,1 @@
+"""Checks of configurations and run folders before anything of them is used: types, devices, parts, paths, secrets."""

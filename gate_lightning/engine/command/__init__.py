@@ -1,0 +1,1 @@
+"""Command lines: composed configuration, keys that are read, renamed and hinted at, help, processes."""

@@ -1,0 +1,1 @@
+"""Jobs of the command lines and of the library: training, evaluation, re-splits, tools."""

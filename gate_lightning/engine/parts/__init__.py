@@ -1,0 +1,1 @@
+"""Live objects of a configuration: data, features, networks, trainer."""
