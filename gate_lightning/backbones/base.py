@@ -121,23 +121,23 @@ class Backbone(nn.Module, ABC):
             prompt_embeds: embeddings of B prompts.
             control_images: (B, 3, H, W) in [0, 1], of the images' size.
         """
-        raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")
+        raise ConfigError(f"{self.identity.name} takes no ControlNet; leave it out (techniques=none)")
 
     def require_controlnet(self, name: str) -> None:
         """Load the ControlNet ``name`` if it is not loaded yet."""
-        raise ConfigError(f"{self.identity.name} takes no ControlNet; use techniques=none with it")
+        raise ConfigError(f"{self.identity.name} takes no ControlNet; leave it out (techniques=none)")
 
     def require_adapter(self, name: str, source: str, kind: AdapterKind = "lora") -> None:
         """Load a LoRA, learned tokens or a learned prompt from ``source`` as ``name`` if it is not loaded yet."""
-        raise ConfigError(f"{self.identity.name} takes no {ADAPTER_KINDS[kind]}; use techniques=none with it")
+        raise ConfigError(f"{self.identity.name} takes no {ADAPTER_KINDS[kind]}; leave it out (techniques=none)")
 
     def require_image_prompts(self, name: str, weights: str, encoder: str) -> None:
         """Load an IP-Adapter and its image encoder as ``name`` if it is not loaded yet."""
-        raise ConfigError(f"{self.identity.name} takes no IP-Adapter; use techniques=none with it")
+        raise ConfigError(f"{self.identity.name} takes no IP-Adapter; leave it out (techniques=none)")
 
     def image_prompts(self, name: str) -> ImagePromptAdapter:
         """The IP-Adapter ``name``, loaded by ``require_image_prompts``."""
-        raise ConfigError(f"{self.identity.name} takes no IP-Adapter; use techniques=none with it")
+        raise ConfigError(f"{self.identity.name} takes no IP-Adapter; leave it out (techniques=none)")
 
     @property
     def dtype(self) -> torch.dtype:

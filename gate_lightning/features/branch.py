@@ -78,7 +78,8 @@ class Branch:
         if conditions.categories is None:
             raise DataError(
                 f"branch {self.name!r}: the prompt {self.prompt!r} names the category, but these images have none; "
-                "give one text for all: techniques=[prompt] technique.prompt.text=<text>"
+                "give one text for all by the prompt technique: Prompt(<text>) (techniques=[prompt] "
+                "technique.prompt.text=<text>)"
             )
         return tuple(self.prompt.replace(CATEGORY, name) for name in conditions.categories)
 

@@ -71,11 +71,11 @@ class IPAdapter(Technique):
         self.check_supported(backbone)
         missing = [key for key in ("weights", "image_encoder") if getattr(self, key) is None]
         if missing:
-            keys = " ".join(
-                f"technique.ip_adapter.{key}=<{kind}>"
-                for key, kind in (("weights", "file"), ("image_encoder", "folder"))
+            raise WeightsError(
+                f"the ip_adapter technique has no {' and no '.join(missing)}: give it both, "
+                f"IPAdapter(weights=<file>, image_encoder=<folder>) (technique.ip_adapter.weights=<file> "
+                f"technique.ip_adapter.image_encoder=<folder>). {_PUBLISHED}"
             )
-            raise WeightsError(f"the ip_adapter technique has no {' and no '.join(missing)}: set {keys}. {_PUBLISHED}")
         assert self.weights is not None and self.image_encoder is not None
         for source in (self.weights, self.image_encoder):
             if not Path(source).expanduser().exists():

@@ -120,8 +120,8 @@ class Prompt(Technique):
             classes = getattr(card, "classes", None)
             if not classes:
                 raise ConfigError(
-                    f"technique.prompt.source=classes, but {card.name} has no list of classes here; give the prompt as "
-                    f"technique.prompt.text=<text>"
+                    f"prompt.source=classes, but {card.name} has no list of classes here; give the prompt as text: "
+                    f"Prompt(<text>) (technique.prompt.text=<text>)"
                 )
             return replace(self, source=None, text=", ".join(classes))
         return self

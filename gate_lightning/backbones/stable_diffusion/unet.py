@@ -260,13 +260,13 @@ class UNetBackbone(Backbone):
         """
         if name in self.controlnets:
             return
+        advice = (
+            f"Name its folder or hub id: load_backbone(…, controlnets={{{name!r}: <folder>}}) "
+            f"(++backbone.controlnets.{name}=<folder>)"
+        )
         if name not in self.controlnet_sources:
             known = sorted({*self.controlnets, *self.controlnet_sources}) or "none"
-            raise ConfigError(
-                f"{self.identity.name} has no ControlNet {name!r} (known: {known}); "
-                f"name its folder or hub id: ++backbone.controlnets.{name}=<folder>"
-            )
-        advice = f"Name the ControlNet's folder: backbone.controlnets.{name}=<folder>"
+            raise ConfigError(f"{self.identity.name} has no ControlNet {name!r} (known: {known}). {advice}")
         path = find_weights(self.controlnet_sources[name], None, PART_PATTERNS, self.offline, advice)
         folder = path.parent if path.is_file() else path
         files = _controlnet_files(path)
@@ -298,7 +298,10 @@ class UNetBackbone(Backbone):
                     f"give the second one another {'role' if kind == 'lora' else 'file name'}"
                 )
             return
-        advice = f"Train a LoRA with experiment=lora and name its file: technique.lora.weights.{name}=<file>"
+        advice = (
+            f"Train a LoRA with experiment=lora and name its file: LoRA({name!r}, weights=<file>) "
+            f"(technique.lora.weights.{name}=<file>)"
+        )
         path = find_weights(source, None, ADAPTER_FILES[kind], self.offline, advice if kind == "lora" else "")
         self.adapters.add(name, _READERS[kind](adapter_file(path, kind), self.adapted_parts, source))
 

@@ -22,7 +22,8 @@ def load_backbone(name: str = "tiny", **settings: Any) -> Backbone:
     Args:
         name: a file of ``conf/backbone``: tiny, sd15, sd21 …
         settings: what that file sets, otherwise: ``weights="<folder or hub id>"``, ``dtype="bfloat16"``,
-            ``controlnets={"depth": "<folder>"}`` …
+            ``controlnets={"depth": "<folder>"}`` … Messages name them as on the command line: ``backbone.weights`` is
+            the setting ``weights``.
 
     Raises:
         ConfigError: no such backbone or setting.

@@ -118,8 +118,9 @@ class DiskCache(StoringExtractor):
             missing * each,
             folder,
             f"{missing} {what} of {human_size(each)}",
-            "Another disk: cache.folder=<folder>. Less of it by features.pooling=2 (a quarter), cache.dtype=float16, "
-            f"fewer layers (layers=), fewer branches (techniques=) or fewer {what}",
+            "Give a folder on another disk (cache.folder=<folder>). Less of it by averaged maps (features.pooling=2: a "
+            "quarter), dtype float16 (cache.dtype=float16), fewer layers (layers=), fewer branches (techniques=) or "
+            f"fewer {what}",
         )
 
     def _count(self, folder: str) -> int:

@@ -7,6 +7,7 @@ backbone, most of the cost of a training step, is needed once per image.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Literal
 
 import torch
@@ -43,9 +44,11 @@ class MemoryCache(StoringExtractor):
 
     def __init__(self, extractor: Extractor, memory_gib: float, place: Literal["card", "host"] = "card") -> None:
         super().__init__(extractor)
-        if not number(memory_gib, "cache.memory_gib") > 0:
-            raise ConfigError(f"cache.memory_gib={memory_gib}: expected GiB of memory above 0, or 0 for no cache")
-        check_choice(place, "cache.place", ("card", "host"))
+        if not 0 < number(memory_gib, "memory_gib") < math.inf:
+            raise ConfigError(
+                f"memory_gib={memory_gib}: expected a number of GiB above 0 (cache.memory_gib=0: no cache)"
+            )
+        check_choice(place, "place", ("card", "host"))
         self.limit, self.place = int(memory_gib * GIB), place
         self.bytes_used = 0
         self._known: dict[str, Features] = {}
@@ -90,7 +93,10 @@ class MemoryCache(StoringExtractor):
                     name: {layer: value.clone() for layer, value in maps.items()} for name, maps in entry.items()
                 }
             except torch.OutOfMemoryError:
-                self._end(", and so is the GPU: lower cache.memory_gib, or keep features on the host, cache.place=host")
+                self._end(
+                    ", and so is the GPU: lower memory_gib (cache.memory_gib), or keep features on the host "
+                    "(cache.place=host)"
+                )
                 return
             self.bytes_used += size
 

@@ -60,14 +60,14 @@ class SampleLimit:
         if not divisible:
             raise ConfigError(
                 f"the GPU has no room for one image in {self.what} ({reason}). Half the memory by "
-                "backbone.dtype=bfloat16; less by smaller images (backbone_scale=0.5), a smaller head or "
-                "dataset.batch_size, or a cache on the host (cache.place=host)"
+                "weights of type bfloat16 (backbone.dtype=bfloat16); less by smaller images (backbone_scale=0.5), a "
+                "smaller head or batch (dataset.batch_size), or a cache on the host (cache.place=host)"
             )
         self.most = max(1, samples // 2)
         log.warning(
-            "out of memory in %s of %d samples: %d at once from here on. features.max_samples=%d says so from the "
-            "beginning (%s)",
-            *(self.what, samples, self.most, self.most, reason),
+            "out of memory in %s of %d samples: %d at once from here on. max_samples=%d (features.max_samples=%d) "
+            "says so from the beginning (%s)",
+            *(self.what, samples, self.most, self.most, self.most, reason),
         )
         return None
 

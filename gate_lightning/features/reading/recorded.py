@@ -252,7 +252,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def _refused(reason: str) -> ConfigError:
-    return ConfigError(f"a pass of the backbone cannot be recorded: {reason}; set features.passes=eager")
+    return ConfigError(f"a pass of the backbone cannot be recorded: {reason}; set passes=eager (features.passes=eager)")
 
 
 def _of_torch(graph: fx.GraphModule) -> fx.GraphModule:

@@ -63,7 +63,7 @@ class StoringExtractor(WrappedExtractor):
         if changes:
             raise CacheError(
                 f"features are stored of one type of weights, and these were converted ({'; '.join(changes)}); load "
-                "the backbone in the type it is to have: backbone.dtype=<float32, bfloat16 or float16>"
+                'the backbone in the type it is to have: dtype="float32", "bfloat16" or "float16" (backbone.dtype)'
             )
         return made
 

@@ -115,7 +115,7 @@ def test_no_memory_is_refused(extractor: Counted) -> None:
 
 
 def test_another_place_is_refused(extractor: Counted) -> None:
-    with pytest.raises(ConfigError, match=r"cache\.place='disk'"):
+    with pytest.raises(ConfigError, match=r"place='disk'"):
         MemoryCache(extractor, 1.0, "disk")  # type: ignore[arg-type]
 
 

@@ -177,6 +177,6 @@ def test_class_names_make_a_prompt() -> None:
     (branch,) = build_branches("prompt", card=named, technique_settings={"prompt": {"source": "classes"}})
     assert branch.techniques == (Prompt("wall, night stand"),)
     with pytest.raises(
-        ConfigError, match=r"source=classes, but scenes has no list of classes.*technique\.prompt\.text"
+        ConfigError, match=r"source=classes, but scenes has no list of classes.*Prompt.*technique\.prompt\.text"
     ):
         branches("prompt", {"prompt": {"source": "classes"}})

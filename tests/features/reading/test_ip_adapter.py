@@ -215,7 +215,7 @@ def test_both_files_are_part_of_what_features_depend_on(network: UNetBackbone, t
 def test_missing_and_wrong_files_are_refused(backbone: UNetBackbone, tmp_path: Path) -> None:
     saved = save_ip_adapter(tmp_path, backbone.unet)
     keys = (
-        r"technique\.ip_adapter\.weights=<file> technique\.ip_adapter\.image_encoder=<folder>\. Both are "
+        r"technique\.ip_adapter\.weights=<file> technique\.ip_adapter\.image_encoder=<folder>\)\. Both are "
         r"published at huggingface\.co/h94/IP-Adapter"
     )
     for none in (IPAdapter(), IPAdapter(saved.weights), IPAdapter(image_encoder=saved.image_encoder)):
