@@ -5,21 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from gate_lightning import (
     Branch,
     Conditions,
+    ControlNet,
+    DiskCache,
     FeatureExtractor,
+    FeatureRecorder,
     IPAdapter,
     LoRA,
     MemoryCache,
+    MultiBackboneExtractor,
     PooledExtractor,
+    Prompt,
+    extract,
     load_backbone,
+    load_run,
+    read_features,
+    read_images,
+    resolve_layers,
 )
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.errors import GateError
+from gate_lightning.errors import ConfigError, DataError, GateError
 
 LAYER = "up-level1-upsampler-out"
 
@@ -65,3 +79,98 @@ def test_messages_name_the_argument_first(case: str, tmp_path: Path, monkeypatch
     assert expected in message
     # a key comes behind the argument that it sets
     assert not message.startswith(("cache.", "features.", "technique."))
+
+
+class _Given:
+    """Arguments that fit, to be given in wrong places."""
+
+    images = torch.zeros(1, 3, 64, 64)
+    noise = np.zeros((1, 4, 16, 16), np.float32)
+    one = Conditions(("a",))
+
+
+def branch(**settings: Any) -> Branch:
+    return Branch(**{"name": "plain", "timestep": 50, "layers": LAYER, **settings})
+
+
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "a text for a number": (lambda: read_images("a.png", size="64"), "size='64': expected a whole number"),
+    "three sides": (lambda: read_images("a.png", size=(8, 8, 3)), "size=(8, 8, 3): expected (height, width)"),
+    "no pixels": (lambda: read_images("a.png", size=0), "size=0: expected a whole number from 1"),
+    "pixels for paths": (lambda: read_images([np.zeros((8, 8, 3))]), "paths=<ndarray>: expected a path"),
+    "no paths": (lambda: read_images(None), "paths=None: expected a path"),
+    "one text": (lambda: read_images("a.png", captions="h"), "captions='h': expected a list of texts"),
+    "numbers for texts": (lambda: read_images("a.png", captions=[3]), "captions=(3,): expected"),
+    "a list of controls": (
+        lambda: read_images("a.png", control_images=["a.png"]),
+        "control_images=['a.png']: expected",
+    ),
+    "a branch": (lambda: FeatureExtractor(backbone(), branch()), "found <Branch>, expected a list of Branch"),
+    "names": (lambda: FeatureExtractor(backbone(), ["x"]), "found 'x', expected a list of Branch objects"),
+    "a name of a backbone": (lambda: FeatureExtractor("tiny", [branch()]), "backbone='tiny': expected a backbone"),
+    "a seed": (lambda: FeatureExtractor(backbone(), [branch()], seed="x"), "seed='x': expected a whole number"),
+    "a list of prompts": (lambda: branch(prompt=["a"]), "prompt=['a']: expected a text"),
+    "texts of a prompt": (lambda: Prompt(["a", "b"]), "prompt.text=['a', 'b']: expected one text"),
+    "a half seed": (lambda: branch(noise_seed=1.5), "noise_seed=1.5: expected a whole number"),
+    "a number of a branch": (lambda: branch(name=3), "name of a branch=3: expected a text"),
+    "weights": (lambda: LoRA(weights=["a"]), "lora.weights=['a']: expected a file"),
+    "an image": (lambda: ControlNet(image=_Given.images), "controlnet.image=<Tensor>: expected"),
+    "no batch": (lambda: extractor()(_Given.images[0], _Given.one), "shape (3, 64, 64); expected a batch (B, 3, H, W)"),
+    "no images": (lambda: extractor()(_Given.images[:0], Conditions(())), "of at least one"),
+    "an array": (
+        lambda: extractor()(_Given.images.numpy(), _Given.one),
+        "images are of type ndarray; expected a tensor",
+    ),
+    "integers": (lambda: extractor()(_Given.images.byte(), _Given.one), "type torch.uint8; expected"),
+    "no conditions": (lambda: extractor()(_Given.images, None), "conditions are of type NoneType; expected Conditions"),
+    "noise": (
+        lambda: Conditions(("a",), noise=_Given.noise),
+        "noise is of type ndarray; expected a tensor: torch.from",
+    ),
+    "noise of a branch": (lambda: Conditions(("a",), noise={"x": _Given.noise}), "noise is of type ndarray"),
+    "a control": (
+        lambda: Conditions(("a",), control_images=_Given.images),
+        "control_images is of type Tensor; expected",
+    ),
+    "an id": (lambda: Conditions("a.png"), "sample_ids='a.png': expected a tuple"),
+    "a caption": (lambda: Conditions(("a",), captions="h"), "captions='h': expected a tuple"),
+    "layers": (lambda: resolve_layers(backbone(), 3), "layers=3: expected a preset"),
+    "a network": (lambda: FeatureRecorder(torch.nn.ReLU(), [LAYER]), "expected a backbone, such as load_backbone"),
+    "extractors": (lambda: MultiBackboneExtractor([extractor()]), "extractors=<list>: expected names and extractors"),
+    "scales": (lambda: MultiBackboneExtractor({"a": extractor()}, 0.5), "scales=0.5: expected names and factors"),
+    "order": (lambda: MultiBackboneExtractor({"a": extractor()}, order=3), "order=3: expected a list"),
+    "a backbone": (lambda: PooledExtractor(backbone(), 2), "extractor=<UNetBackbone>: expected an extractor"),
+    "a cached array": (lambda: MemoryCache(extractor(), 1)(_Given.images.numpy(), _Given.one), "of type ndarray"),
+    "a cached image": (
+        lambda: DiskCache(extractor(), "c")(_Given.images[0], _Given.one),
+        "shape (3, 64, 64); expected",
+    ),
+    "a folder": (lambda: DiskCache(extractor(), None), "folder=None: expected a path"),
+    "views": (lambda: DiskCache(extractor(), "c", views=-1), "views=-1: expected a whole number"),
+    "inputs": (lambda: extract(extractor(), ["a.png"], "o"), "input=['a.png']: expected a path"),
+    "workers": (lambda: extract(extractor(), "a.png", "o", num_workers=-1), "num_workers=-1: expected"),
+    "a device": (lambda: extract(extractor(), "a.png", "o", device=None), "device=None: expected auto, cpu"),
+    "features": (lambda: read_features(None), "path=None: expected a path"),
+    "a run": (lambda: load_run(3), "folder=3: expected a path"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments_are_said_to_be_wrong(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("a.png")
+    call, expected = WRONG[case]
+    with pytest.raises((ConfigError, DataError)) as caught:
+        call()
+    assert expected in str(caught.value)
+
+
+def test_numbers_of_numpy_and_single_names_are_taken(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    assert read_images(tmp_path / "a.png", size=np.int64(32))[0].shape == (1, 3, 32, 32)
+    assert read_images(tmp_path / "a.png", size=np.array([32, 40]))[0].shape == (1, 3, 32, 40)
+    seeded = FeatureExtractor(backbone(), [branch()], seed=np.int64(1))
+    assert seeded.description["seed"] == 1 and type(seeded.seed) is int
+    assert list(FeatureRecorder(backbone(), LAYER).specs) == list(backbone().feature_info(LAYER)) == [LAYER]
+    # a list of names is kept as a tuple, so that rows of the conditions have their own
+    assert Conditions(["a", "b"], captions=["c", "d"])[1] == Conditions(("b",), captions=("d",))

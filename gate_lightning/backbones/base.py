@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,16 @@ from gate_lightning.backbones.noise_schedule import NoiseSchedule
 from gate_lightning.backbones.specs import ADAPTER_KINDS, AdapterKind, Adapters, LayerSpec, PromptEmbeds, Residuals
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import FeatureInfo, Identity
-from gate_lightning.utils.checks import did_you_mean, whole_number
+from gate_lightning.utils.checks import did_you_mean, shown, whole_number
 from gate_lightning.utils.dtypes import DTYPES
 
-__all__ = ["Backbone"]
+__all__ = ["Backbone", "check_backbone"]
+
+
+def check_backbone(backbone: Any) -> None:
+    """Raise ConfigError unless this has layers, as backbones do."""
+    if not isinstance(getattr(backbone, "layers", None), Mapping):
+        raise ConfigError(f"backbone={shown(backbone)}: expected a backbone, such as load_backbone('tiny')")
 
 
 class Backbone(nn.Module, ABC):
@@ -226,13 +232,14 @@ class Backbone(nn.Module, ABC):
         """
         return self.decode(self.schedule.step(latents, prediction, timestep))
 
-    def feature_info(self, layer_ids: Iterable[str]) -> dict[str, FeatureInfo]:
+    def feature_info(self, layer_ids: str | Iterable[str]) -> dict[str, FeatureInfo]:
         """Channels and stride of each layer (id or alias), by the given names, in the given order.
 
         Raises:
             ConfigError: an id this backbone does not have.
         """
-        specs = {layer_id: self.layer_spec(layer_id) for layer_id in layer_ids}
+        listed = [layer_ids] if isinstance(layer_ids, str) else layer_ids
+        specs = {layer_id: self.layer_spec(layer_id) for layer_id in listed}
         return {name: FeatureInfo(spec.channels, spec.stride, spec.module) for name, spec in specs.items()}
 
     def check_timestep(self, timestep: int, key: str = "timestep") -> None:

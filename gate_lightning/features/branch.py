@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Technique
-from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.checks import check_type, shown, whole_number
 
-__all__ = ["CATEGORY", "Branch", "check_names"]
+__all__ = ["CATEGORY", "Branch", "check_branches", "check_names"]
 
 #: stands for the image's category in a branch's prompt
 CATEGORY = "{category}"
@@ -50,10 +50,11 @@ class Branch:
     backbone: str = ""
 
     def __post_init__(self) -> None:
+        check_type(self.name, "name of a branch", str, "a text")
         where = f"branch {self.name!r}"
         names: Any = self.layers
-        if not isinstance(names, str | Sequence):
-            raise ConfigError(f"{where}: layers={names!r}: expected a preset, a layer id, or a list of them")
+        check_type(names, f"{where}: layers", str | Sequence, "a preset, a layer id, or a list of them")
+        check_type(self.prompt, f"{where}: prompt", str, "a text; a prompt for each image is Prompt()")
         layers = (names,) if isinstance(names, str) else tuple(map(str, names))
         if not layers:
             raise ConfigError(f"{where} reads no layers; name at least one layer id or preset")
@@ -62,9 +63,8 @@ class Branch:
             raise ConfigError(f"{where} names {', '.join(doubled)} more than once; name each layer once")
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "techniques", _ordered(self.techniques, where))
-        for key, low in (("timestep", -1), ("noise_index", 0), ("ensemble", 1)):
+        for key, low in (("timestep", -1), ("noise_index", 0), ("ensemble", 1), ("noise_seed", 0)):
             object.__setattr__(self, key, whole_number(getattr(self, key), f"{where}: {key}", low))
-        object.__setattr__(self, "noise_seed", int(self.noise_seed))
 
     def prompts(self, conditions: Conditions) -> tuple[str, ...]:
         """Prompts of the images of a batch in the absence of a prompt technique.
@@ -98,6 +98,17 @@ class Branch:
         }
 
 
+def check_branches(branches: Any) -> list[Branch]:
+    """Branches as a list; ConfigError unless there are some, each with a name of its own."""
+    several = isinstance(branches, Iterable) and not isinstance(branches, str)
+    given = list(branches) if several else [branches]
+    for one in given:
+        if not isinstance(one, Branch) or not several:
+            raise ConfigError(f"branches: found {shown(one)}, expected a list of Branch objects")
+    check_names([branch.name for branch in given])
+    return given
+
+
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError unless there are branches, each with a name of its own."""
     if not names:
@@ -111,7 +122,7 @@ def _ordered(techniques: object, where: str) -> tuple[Technique, ...]:
     """Techniques by rising order, checked."""
     if not isinstance(techniques, list | tuple):
         raise ConfigError(
-            f"{where}: techniques={techniques!r}; expected a tuple of techniques, such as (Prompt('a cat'),)"
+            f"{where}: techniques={shown(techniques)}; expected a tuple of techniques, such as (Prompt('a cat'),)"
         )
     for technique in techniques:
         if not isinstance(technique, Technique):

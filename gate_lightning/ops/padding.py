@@ -10,12 +10,28 @@ from torch.nn import functional as F
 from gate_lightning.errors import DataError
 from gate_lightning.structures import Conditions
 
-__all__ = ["pad_batch", "pad_to_multiple", "pad_to_size", "padded_size"]
+__all__ = ["check_batch", "pad_batch", "pad_to_multiple", "pad_to_size", "padded_size"]
 
 
 def padded_size(height: int, width: int, multiple: int) -> tuple[int, int]:
     """(height, width) rounded up to multiples of ``multiple``: the size that feature maps cover."""
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def check_batch(images: Tensor, conditions: Conditions) -> None:
+    """Raise DataError unless these are images (B, C, H, W), one or more, with the conditions of as many."""
+    if not isinstance(images, Tensor):
+        raise DataError(
+            f"images are of type {type(images).__name__}; expected a tensor (B, 3, H, W) in [-1, 1], as of read_images"
+        )
+    if not isinstance(conditions, Conditions):
+        raise DataError(
+            f"conditions are of type {type(conditions).__name__}; expected Conditions, such as Conditions(('a.jpg',))"
+        )
+    if images.ndim != 4 or not len(images):
+        raise DataError(f"images of shape {tuple(images.shape)}; expected a batch (B, 3, H, W) of at least one")
+    if len(conditions) != len(images):
+        raise DataError(f"{len(images)} images, but conditions for {len(conditions)}; give one entry per image")
 
 
 def pad_batch(images: Tensor, conditions: Conditions, multiple: int) -> tuple[Tensor, Conditions]:

@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from gate_lightning.errors import DataError
+
 __all__ = ["MIRRORED", "Conditions", "Movable", "Noise"]
 
 #: noise of a batch: one tensor for all branches, or branch name → tensor
@@ -46,6 +48,27 @@ class Movable:
         return replace(self, **nested)
 
 
+def _entries(name: str, value: Any, kind: type) -> tuple[Any, ...]:
+    """One entry per image, checked."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, kind) for one in value):
+        expected = "(top, left) pixels" if name == "windows" else "a text"
+        raise DataError(f"{name}={value!r}: expected a tuple with {expected} for each image")
+    return tuple(value)
+
+
+def _check_tensors(name: str, value: Any) -> None:
+    """Raise DataError unless this is a mapping of tensors or, of noise, a tensor or None."""
+    single = [] if value is None else [value]
+    for one in value.values() if isinstance(value, Mapping) else single:
+        if not isinstance(one, Tensor):
+            hint = ": torch.from_numpy makes one" if type(one).__module__ == "numpy" else ""
+            raise DataError(f"{name} is of type {type(one).__name__}; expected a tensor{hint}")
+    if name == "control_images" and not isinstance(value, Mapping):
+        raise DataError(
+            f"{name} is of type {type(value).__name__}; expected names and tensors {{'depth': (B, 3, H, W)}}"
+        )
+
+
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """``value`` with ``function`` applied to its tensors, also nested ones."""
     if isinstance(value, Mapping):
@@ -79,6 +102,9 @@ class Conditions(Movable):
             window and size are equal, and so is all that it gives with them. None where that is not known.
         training: True for a training step of a head; turns on ControlNet dropout, as the extractor itself is always in
             evaluation mode.
+
+    Raises:
+        DataError: entries that are none of the kind above, or not one per image.
     """
 
     sample_ids: tuple[str, ...]
@@ -94,13 +120,19 @@ class Conditions(Movable):
     edges: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        count = len(self.sample_ids)
+        count = len(_entries("sample_ids", self.sample_ids, str))
         object.__setattr__(self, "views", self.views or ("",) * count)
         object.__setattr__(self, "windows", self.windows or ((0, 0),) * count)
-        for name in ("views", "windows", "captions", "categories"):
+        for name in ("sample_ids", "views", "windows", "captions", "categories"):
             value = getattr(self, name)
-            if value is not None and len(value) != count:
-                raise ValueError(f"{name} has {len(value)} entries for {count} images; give one per image")
+            if value is None and name in ("captions", "categories"):
+                continue
+            entries = _entries(name, value, Sequence if name == "windows" else str)
+            if len(entries) != count:
+                raise DataError(f"{name} has {len(entries)} entries for {count} images; give one per image")
+            object.__setattr__(self, name, entries)
+        for name in ("noise", "posterior_noise", "control_images"):
+            _check_tensors(name, getattr(self, name))
 
     def __len__(self) -> int:
         return len(self.sample_ids)

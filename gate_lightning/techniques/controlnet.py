@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.ops.edges import CannySettings
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Card, Conditioning, Control, Technique
-from gate_lightning.utils.checks import check_choice, number
+from gate_lightning.utils.checks import check_choice, check_type, number
 from gate_lightning.utils.seeding import data_generator
 
 __all__ = ["CannyEdges", "ControlFunction", "ControlNet", "GivenControl", "canny_edges"]
@@ -136,6 +137,8 @@ class ControlNet(Technique):
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"controlnet.name={self.name!r}: expected the name of a ControlNet, such as canny")
+        for key in ("folder", "image"):
+            check_type(getattr(self, key), f"controlnet.{key}", str | Path | None, "a text")
         number(self.scale, "controlnet.scale", 0)
         number(self.dropout, "controlnet.dropout", 0)
         if self.dropout >= 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import ConfigError, WeightsError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Card, Conditioning, Technique
-from gate_lightning.utils.checks import number
+from gate_lightning.utils.checks import check_type, number
 
 __all__ = ["LoRA"]
 
@@ -60,6 +61,9 @@ class LoRA(Technique):
     def __post_init__(self) -> None:
         if not isinstance(self.role, str) or not self.role:
             raise ConfigError(f"lora.role={self.role!r}: expected a name, such as moderate")
+        check_type(
+            self.weights, "lora.weights", str | Path | Mapping | None, "a file, or a mapping from roles to files"
+        )
         own = _of_role(self.weights, self.role) if isinstance(self.weights, Mapping) else self.weights
         object.__setattr__(self, "weights", None if not own else str(own))
         object.__setattr__(self, "scale", number(self.scale, "lora.scale"))
@@ -97,4 +101,4 @@ class LoRA(Technique):
 def _of_role(weights: Mapping[str, str | None], role: str) -> str | None:
     """File of a role, whether accents are written as one character or as two."""
     wanted = unicodedata.normalize("NFC", role)
-    return next((file for name, file in weights.items() if unicodedata.normalize("NFC", name) == wanted), None)
+    return next((file for name, file in weights.items() if unicodedata.normalize("NFC", str(name)) == wanted), None)

@@ -17,7 +17,7 @@ from gate_lightning.data.files.captions import CaptionFile
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions
 from gate_lightning.techniques.base import Card, Conditioning, Technique
-from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.checks import check_choice, check_type
 
 __all__ = ["Prompt"]
 
@@ -66,6 +66,9 @@ class Prompt(Technique):
     exclusive = ("source", "text", "file", "embedding")
 
     def __post_init__(self) -> None:
+        for key in ("text", "fallback", "file", "template", "embedding"):
+            check_type(getattr(self, key), f"prompt.{key}", str | int | float | Path | None, "one text for all images")
+        check_type(self.tokens, "prompt.tokens", str | Sequence | None, "files of learned tokens")
         given = {
             key: str(getattr(self, key)) for key in ("text", "file", "embedding") if getattr(self, key) is not None
         }
@@ -80,8 +83,9 @@ class Prompt(Technique):
         tokens: Any = self.tokens or ()
         tokens = (tokens,) if isinstance(tokens, str) else tokens
         # settings without effect are dropped, so that techniques with equal prompts are equal
-        template = (self.template or DEFAULT_TEMPLATE) if source == "category" else None
+        template = str(self.template or DEFAULT_TEMPLATE) if source == "category" else None
         fallback = self.fallback if source in ("caption", "category") or "file" in given else None
+        fallback = None if fallback is None else str(fallback)
         settled = {**given, "source": source, "tokens": tuple(map(str, tokens)), "template": template}
         for key, value in {**settled, "fallback": fallback}.items():
             object.__setattr__(self, key, value)

@@ -24,7 +24,7 @@ def device_of(device: str) -> torch.device:
     if device != "auto":
         try:
             return torch.device(device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise ConfigError(f"device={device!r}: expected auto, cpu, cuda or cuda:<number>") from error
     if not torch.cuda.is_available():
         return torch.device("cpu")

@@ -6,11 +6,16 @@ import difflib
 import math
 from collections.abc import Collection, Iterable
 from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from gate_lightning.errors import ConfigError
 
-__all__ = ["check_choice", "check_known", "did_you_mean", "number", "whole_number"]
+__all__ = ["a_path", "check_choice", "check_known", "check_type", "did_you_mean", "number", "shown", "whole_number"]
+
+#: longest representation of a value in a message, in characters
+_SHOWN = 80
 
 
 def whole_number(value: Any, name: str, low: int = 0, high: int | None = None, *, optional: str = "") -> int:
@@ -30,7 +35,7 @@ def whole_number(value: Any, name: str, low: int = 0, high: int | None = None, *
         if number >= low and (high is None or number <= high):
             return number
     allowed = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    raise ConfigError(f"{name}={value!r}: expected {allowed}" + (f", or null for {optional}" if optional else ""))
+    raise ConfigError(f"{name}={shown(value)}: expected {allowed}" + (f", or null for {optional}" if optional else ""))
 
 
 def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
@@ -45,13 +50,33 @@ def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf
             return given
     limits = [f"of {low:g} or more"] if low > -math.inf else []
     limits += [f"up to {high:g}"] if high < math.inf else []
-    raise ConfigError(f"{name}={value!r}: expected {' '.join(['a number', *limits])}")
+    raise ConfigError(f"{name}={shown(value)}: expected {' '.join(['a number', *limits])}")
 
 
 def check_choice(value: Any, name: str, choices: Collection[str]) -> None:
     """Raise ConfigError unless ``value`` is one of ``choices``; the message has all of them and the nearest."""
     if not isinstance(value, str) or value not in choices:  # a list cannot be looked up
-        raise ConfigError(f"{name}={value!r}: {did_you_mean(value, choices)}expected one of {', '.join(choices)}")
+        raise ConfigError(f"{name}={shown(value)}: {did_you_mean(value, choices)}expected one of {', '.join(choices)}")
+
+
+def check_type(value: Any, name: str, kind: type | UnionType, expected: str) -> None:
+    """Raise ConfigError unless ``value`` is a ``kind``; the message has the value and says what is expected."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name}={shown(value)}: expected {expected}")
+
+
+def a_path(value: Any, name: str) -> Path:
+    """``value`` as a path, with the home folder in place of ``~``; ConfigError unless it is a text or a path."""
+    check_type(value, name, str | Path, "a path")
+    return Path(value).expanduser()
+
+
+def shown(value: Any) -> str:
+    """A value for a message: as Python writes it, or its type where that is long or an address (tensors, networks)."""
+    text = repr(value)
+    if isinstance(value, str) or (len(text) <= _SHOWN and "\n" not in text and " at 0x" not in text):
+        return text
+    return f"<{type(value).__name__}>"
 
 
 def check_known(given: Iterable[Any], known: Collection[str], where: str) -> None:

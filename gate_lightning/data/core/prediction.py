@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ from gate_lightning.data.files.images import IMAGE_SUFFIXES, Header, image_heade
 from gate_lightning.data.files.listing import Listing, describe_left_out, list_files
 from gate_lightning.data.samples import BatchDataset, Sample, SampleRequest, Transform, collate_images
 from gate_lightning.data.transforms.basic import Resize, resize_bicubic, resize_image
-from gate_lightning.errors import DataError
+from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import Conditions, ImageBatch
-from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.checks import a_path, check_choice, check_type, shown, whole_number
 
 __all__ = ["ImageSource", "PredictionBatch", "PredictionDataModule", "read_images"]
 
@@ -62,7 +62,7 @@ class ImageSource:
     """
 
     def __init__(self, images: str | Path, root: Path | None = None) -> None:
-        path = Path(images).expanduser()
+        path = a_path(images, "input")
         listing = _found(path)
         self.paths, self.root = list(listing.files), root or listing.root
         if not self.paths:
@@ -208,18 +208,22 @@ def read_images(
         images (B, 3, H, W) float32 in [-1, 1], and their Conditions: sample ids are the file names.
 
     Raises:
+        ConfigError: an argument of another type than these.
         DataError: a file is missing or broken, images of different sizes, or not one caption or control image each.
     """
     check_choice(interpolation, "interpolation", ("area", "bicubic"))
-    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if isinstance(captions, str) or not isinstance(captions, Collection | None):
+        raise ConfigError(f"captions={shown(captions)}: expected a list of texts, one per image")
+    check_type(control_images, "control_images", Mapping | None, "names and files, such as {'depth': ['a_depth.png']}")
+    files, sides = _files(paths, "paths"), _sides(size)
     if not files or (captions is not None and len(captions) != len(files)):
         raise DataError(f"{len(files)} images and captions={captions!r}; give images, and captions for all or none")
     texts = [None] * len(files) if captions is None else list(captions)
     samples = [Sample(path.name, read_image(path), text) for path, text in zip(files, texts, strict=True)]
     for name, places in (control_images or {}).items():
         samples = _with_controls(samples, files, name, places)
-    if size is not None:
-        height, width = (size, size) if isinstance(size, int) else size
+    if sides is not None:
+        height, width = sides
         resized = resize_bicubic if interpolation == "bicubic" else resize_image
         samples = [sample.map_images(lambda image: resized(image, height, width)) for sample in samples]
     shape = samples[0].image.shape
@@ -231,19 +235,35 @@ def read_images(
     return batch.images, batch.conditions
 
 
+def _files(given: Any, name: str) -> list[Path]:
+    """Paths of one or several files."""
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    return [a_path(one, name) for one in (given if several else [given])]
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """(height, width) in pixels of what the caller gives as a size."""
+    if size is None:
+        return None
+    sides = list(size) if isinstance(size, tuple | list | np.ndarray) else [size, size]
+    if len(sides) != 2:
+        raise ConfigError(f"size={shown(size)}: expected (height, width), or a number for a square")
+    return whole_number(sides[0], "size", 1), whole_number(sides[1], "size", 1)
+
+
 def _with_controls(
     samples: Sequence[Sample], images: Sequence[Path], name: str, files: str | Path | Sequence[str | Path]
 ) -> list[Sample]:
     """The images, each with its control image of that name."""
-    given = [files] if isinstance(files, str | Path) else files
+    given = _files(files, f"control_images {name!r}")
     if len(given) != len(samples):
         raise DataError(f"control_images {name!r}: {len(given)} files for {len(samples)} images; give one for each")
     made, unclear = [], []
     for sample, path, file in zip(samples, images, given, strict=True):
         image = image_header(path)
-        if turn_is_unclear(image.turn, image.size, image_header(Path(file))):
+        if turn_is_unclear(image.turn, image.size, image_header(file)):
             unclear.append(sample.sample_id)
-        control = read_image(Path(file))
+        control = read_image(file)
         check_control_size(name, file, control.shape[:2], sample.sample_id, sample.image.shape[:2])
         made.append(replace(sample, controls={**sample.controls, name: control}))
     if unclear:

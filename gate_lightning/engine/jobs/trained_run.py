@@ -22,6 +22,7 @@ from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.config.required_inputs import control_images_of
 from gate_lightning.structures import Conditions
+from gate_lightning.utils.checks import a_path
 
 __all__ = ["TrainedRun", "load_run"]
 
@@ -176,7 +177,7 @@ def load_run(
         ConfigError: if the folder is no run folder, or needs ``trust``.
         ResumeError: if it has no such checkpoint, or one made with other frozen weights.
     """
-    folder = Path(folder)
+    folder = a_path(folder, "folder")
     config = runs.load_config(folder, trust)
     runs.check_patched(config, folder, None, trust=trust)
     return TrainedRun(folder, config, checkpoint, allow_changes)

@@ -15,7 +15,9 @@ from torch import Tensor
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.caches.keys import ImageKeys, batch, row
 from gate_lightning.features.wrappers.base import StoringExtractor
+from gate_lightning.ops.padding import check_batch
 from gate_lightning.structures import MIRRORED, Conditions, Extractor, Features
+from gate_lightning.utils.checks import check_type, whole_number
 from gate_lightning.utils.resources import check_disk
 from gate_lightning.utils.units import human_size
 from gate_lightning.version import __version__
@@ -60,8 +62,9 @@ class DiskCache(StoringExtractor):
         views: int = 0,
     ) -> None:
         super().__init__(extractor)
+        check_type(preprocessing, "preprocessing", Mapping | None, "names and settings")
+        self.views = whole_number(views, "views")
         self.store = FeatureFolder(folder, full_description(extractor.description, preprocessing), dtype)
-        self.views = views
         self._keys = ImageKeys()
         self._room_checked = views == 0
 
@@ -73,6 +76,7 @@ class DiskCache(StoringExtractor):
             CacheError: features cannot be written: disk full, or too large for the dtype.
             ConfigError: the disk has no room for all ``views``; nothing was written.
         """
+        check_batch(images, conditions)
         come_again = self.views > 0 and conditions.training and all(conditions.views)
         if conditions.has_explicit_noise or (conditions.has_random_views and not come_again):
             return self.extractor(images, conditions)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gate_lightning.errors import CacheError
 from gate_lightning.structures import BranchFeatures, Features
-from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.checks import a_path, check_choice
 from gate_lightning.utils.dtypes import DTYPES, storable
 from gate_lightning.utils.files import claim, clean_leftovers, write_atomically
 
@@ -46,7 +46,7 @@ class FeatureFolder:
 
     def __init__(self, folder: str | Path, description: Mapping[str, Any], dtype: str = "float16") -> None:
         check_choice(dtype, "dtype of stored features", DTYPES)
-        self.folder, self.dtype = Path(folder).expanduser(), DTYPES[dtype]
+        self.folder, self.dtype = a_path(folder, "folder"), DTYPES[dtype]
         whole = {**description, "stored_as": dtype}
         self.digest = claim(self.folder / "manifest.json", whole, "features", self._used)
         clean_leftovers(self.folder)
@@ -106,7 +106,7 @@ def read_features(path: str | Path) -> Features:
     Raises:
         CacheError: the file is missing, damaged, or no file of features.
     """
-    return _load(Path(path))[0]
+    return _load(a_path(path, "path"))[0]
 
 
 def _header(path: Path) -> dict[str, Any] | None:

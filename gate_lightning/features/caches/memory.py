@@ -16,6 +16,7 @@ from torch import Tensor
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.caches.keys import ImageKeys, batch, row
 from gate_lightning.features.wrappers.base import StoringExtractor
+from gate_lightning.ops.padding import check_batch
 from gate_lightning.structures import Conditions, Extractor, Features
 from gate_lightning.utils.checks import check_choice, number
 from gate_lightning.utils.units import GIB, human_size
@@ -62,6 +63,7 @@ class MemoryCache(StoringExtractor):
     @torch.no_grad()
     def forward(self, images: Tensor, conditions: Conditions) -> Features:
         """Features of the extractor."""
+        check_batch(images, conditions)
         if conditions.has_explicit_noise or conditions.has_random_views:
             return self.extractor(images, conditions)
         keys = self._keys(images, conditions)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.base import Backbone, check_backbone
 from gate_lightning.errors import ConfigError
-from gate_lightning.utils.checks import did_you_mean
+from gate_lightning.utils.checks import check_type, did_you_mean
 
 __all__ = ["preset_names", "resolve_layers"]
 
@@ -51,6 +51,8 @@ def resolve_layers(backbone: Backbone, layers: str | Sequence[str]) -> tuple[str
         ConfigError: a name this backbone does not know (the message lists its presets and near misses), or the same
             layer twice, also by two of its names.
     """
+    check_backbone(backbone)
+    check_type(layers, "layers", str | Sequence, "a preset, a layer id, or a list of them")
     names = [layers] if isinstance(layers, str) else list(layers)
     resolved: list[str] = []
     for name in names:

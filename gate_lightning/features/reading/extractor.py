@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.base import Backbone, check_backbone
 from gate_lightning.backbones.kernels.dispatch import fast_ops
 from gate_lightning.backbones.specs import PromptEmbeds
 from gate_lightning.errors import DataError, NotFiniteError
-from gate_lightning.features.branch import Branch, check_names
+from gate_lightning.features.branch import Branch, check_branches
 from gate_lightning.features.config.layer_presets import resolve_layers
 from gate_lightning.features.reading.branches import branch_info, noised_to, prepare_branch
 from gate_lightning.features.reading.limits import SampleLimit, passes
@@ -25,7 +25,7 @@ from gate_lightning.features.reading.reassembly import GatheredFeatures
 from gate_lightning.features.reading.recorded import PassKind, Recordings
 from gate_lightning.features.reading.steering import GivenImages, SteeredBranch, conditioning_of
 from gate_lightning.features.reading.text import TextCache
-from gate_lightning.ops.padding import pad_batch
+from gate_lightning.ops.padding import check_batch, pad_batch
 from gate_lightning.ops.rows import moved_like, rows_of
 from gate_lightning.structures import BranchFeatures, Conditions, FeatureInfo, Features
 from gate_lightning.techniques.base import Conditioning, ControlSource
@@ -86,13 +86,14 @@ class FeatureExtractor(nn.Module):
         check_choice(posterior, "posterior", ("mean", "sample"))
         if max_samples is not None:
             whole_number(max_samples, "max_samples", 1, optional="no limit")
-        check_names([branch.name for branch in branches])
+        check_backbone(backbone)
+        branches = check_branches(branches)
         branches = [replace(branch, layers=resolve_layers(backbone, branch.layers)) for branch in branches]
         for branch in branches:
             prepare_branch(backbone, branch, posterior)
         self.backbone = backbone
         self.branches = tuple(branches)
-        self.seed = seed
+        self.seed = whole_number(seed, "seed")
         self.noise = noise
         self.posterior = posterior
         self.fast = fast
@@ -141,8 +142,7 @@ class FeatureExtractor(nn.Module):
             DataError: images of an impossible size or on another device, or conditions that do not fit them.
             NotFiniteError: features with NaN or infinite values; names layer, branch, image, and what to try.
         """
-        if len(conditions) != len(images):
-            raise DataError(f"{len(images)} images, but conditions for {len(conditions)}; give one entry per image")
+        check_batch(images, conditions)
         images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
         self.backbone.check_images(images)
         if images.device != self.backbone.device:

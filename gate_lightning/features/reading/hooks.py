@@ -11,10 +11,11 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gate_lightning.backbones.base import Backbone
+from gate_lightning.backbones.base import Backbone, check_backbone
 from gate_lightning.backbones.specs import LayerSpec
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.reading.attention_maps import AttentionWeights, AveragedAttention, Keep
+from gate_lightning.utils.checks import check_type
 
 __all__ = ["FeatureRecorder"]
 
@@ -42,7 +43,7 @@ class FeatureRecorder:
 
     Args:
         backbone: backbone whose ``denoiser`` is recorded.
-        layers: layer ids or aliases.
+        layers: layer ids or aliases, one or several.
         stop: end the pass after the last layer and ignore later passes; False lets passes finish and keeps the
             activations of the last one.
 
@@ -53,10 +54,13 @@ class FeatureRecorder:
         ConfigError: no layer, or one this backbone does not have.
     """
 
-    def __init__(self, backbone: Backbone, layers: Iterable[str], stop: bool = True) -> None:
+    def __init__(self, backbone: Backbone, layers: str | Iterable[str], stop: bool = True) -> None:
+        check_backbone(backbone)
+        check_type(layers, "layers", Iterable, "layer ids or aliases")
         self.backbone = backbone
         self.denoiser = backbone.denoiser
-        self.specs: Mapping[str, LayerSpec] = {layer: backbone.layer_spec(layer) for layer in layers}
+        listed = [layers] if isinstance(layers, str) else layers
+        self.specs: Mapping[str, LayerSpec] = {layer: backbone.layer_spec(layer) for layer in listed}
         if not self.specs:
             raise ConfigError("no layers to read; name at least one layer id or preset")
         self.stop = stop

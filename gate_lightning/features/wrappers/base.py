@@ -9,9 +9,18 @@ from torch import nn
 
 from gate_lightning.errors import CacheError, ConfigError
 from gate_lightning.structures import BackboneInfo, Extractor, FeaturesInfo
+from gate_lightning.utils.checks import shown
 from gate_lightning.utils.files import differences, plain_json
 
-__all__ = ["BranchBesides", "StoringExtractor", "WrappedExtractor"]
+__all__ = ["BranchBesides", "StoringExtractor", "WrappedExtractor", "check_extractor"]
+
+
+def check_extractor(extractor: Any, name: str = "extractor") -> None:
+    """Raise ConfigError unless this is an extractor."""
+    if not isinstance(getattr(extractor, "feature_info", None), Mapping):
+        raise ConfigError(
+            f"{name}={shown(extractor)}: expected an extractor, such as FeatureExtractor(backbone, branches)"
+        )
 
 
 class WrappedExtractor(nn.Module):
@@ -25,6 +34,7 @@ class WrappedExtractor(nn.Module):
 
     def __init__(self, extractor: Extractor) -> None:
         super().__init__()
+        check_extractor(extractor)
         self.extractor = extractor
 
     @property

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import check_names
 from gate_lightning.features.reading.noise import noise_of_branches
-from gate_lightning.features.wrappers.base import WrappedExtractor
-from gate_lightning.ops.padding import pad_batch
+from gate_lightning.features.wrappers.base import WrappedExtractor, check_extractor
+from gate_lightning.ops.padding import check_batch, pad_batch
 from gate_lightning.structures import BackboneInfo, Conditions, Extractor, FeatureInfo, Features, FeaturesInfo
-from gate_lightning.utils.checks import check_known, number
+from gate_lightning.utils.checks import check_known, check_type, number
 
 __all__ = ["MultiBackboneExtractor"]
 
@@ -48,6 +48,11 @@ class MultiBackboneExtractor(WrappedExtractor):
         scales: Mapping[str, float] | None = None,
         order: Sequence[str] | None = None,
     ) -> None:
+        check_type(extractors, "extractors", Mapping, "names and extractors, such as {'sd15': FeatureExtractor(…)}")
+        for name, one in extractors.items():
+            check_extractor(one, f"extractors: {name}")
+        check_type(scales, "scales", Mapping | None, "names and factors, such as {'dino': 0.5}")
+        check_type(order, "order", list | tuple | None, "a list of the branches' names")
         if not extractors:
             raise ConfigError("no extractors; give at least one")
         super().__init__(next(iter(extractors.values())))
@@ -56,7 +61,7 @@ class MultiBackboneExtractor(WrappedExtractor):
         names = [branch for extractor in extractors.values() for branch in extractor.feature_info]
         check_names(names)
         self.order = names if order is None else list(order)
-        if sorted(self.order) != sorted(names):
+        if sorted(map(str, self.order)) != sorted(names):
             raise ConfigError(f"order={self.order}: expected each of the branches {', '.join(names)} once")
         self.scales = {name: float(scales.get(name, 1.0)) for name in extractors}
         self.extractors = nn.ModuleList(one for one in extractors.values() if isinstance(one, nn.Module))
@@ -100,6 +105,7 @@ class MultiBackboneExtractor(WrappedExtractor):
             Branch name → layer id → (B, C, ⌈H/stride⌉, ⌈W/stride⌉) of padded images; layers without stride as the
             backbone gives them.
         """
+        check_batch(images, conditions)
         images, conditions = pad_batch(images, conditions, self.backbone.size_multiple)
         self.backbone.check_images(images)
         height, width = images.shape[-2:]

@@ -20,12 +20,13 @@ from gate_lightning.errors import DataError
 from gate_lightning.features.caches.disk import full_description
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.caches.keys import image_key, row
+from gate_lightning.features.wrappers.base import check_extractor
 from gate_lightning.ops.padding import padded_size
 from gate_lightning.structures import Conditions, Extractor, FeatureInfo, Features, ImageBatch
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.tools.extraction.feature_arrays import ArrayFolder
 from gate_lightning.tools.extraction.sizing import Sizing
-from gate_lightning.utils.checks import whole_number
+from gate_lightning.utils.checks import a_path, whole_number
 from gate_lightning.utils.dtypes import DTYPES
 from gate_lightning.utils.progress import Progress
 from gate_lightning.utils.units import human_size
@@ -75,10 +76,12 @@ def extract(
         DataError: images that are missing, broken, or of a size that the backbone does not accept.
         ConfigError: settings that do not work together.
     """
+    check_extractor(extractor)
     rank, world = place()
     sizing = Sizing(resize, extractor.backbone.native_size if size is None else size)
-    whole_number(batch_size, "tool.batch_size", 1)
-    source = ImageSource(input)
+    whole_number(batch_size, "batch_size", 1)
+    whole_number(num_workers, "num_workers")
+    source, output = ImageSource(input), a_path(output, "output")
     files = [source.sizes(index)[0] for index in range(len(source))]
     for index, one in enumerate(files):
         sizing.check(*one, source.sample_id(index))

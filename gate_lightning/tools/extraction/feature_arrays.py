@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.structures import BranchFeatures
-from gate_lightning.utils.checks import check_choice
+from gate_lightning.utils.checks import a_path, check_choice
 from gate_lightning.utils.dtypes import DTYPES, storable
 from gate_lightning.utils.files import claim, clean_leftovers, write_atomically
 from gate_lightning.utils.text import read_json
@@ -49,7 +49,7 @@ class ArrayFolder:
     ) -> None:
         check_choice(layout, "layout", ("safetensors", *get_args(ArrayLayout)))
         check_choice(dtype, "dtype of .npy files", ("float16", "float32"))
-        self.folder, self.dtype, self.layout = Path(folder).expanduser(), DTYPES[dtype], layout
+        self.folder, self.dtype, self.layout = a_path(folder, "folder"), DTYPES[dtype], layout
         whole = {**description, "stored_as": dtype, "layout": layout}
         self.digest = claim(self.folder / "manifest.json", whole, "features", self._used)
         clean_leftovers(self.folder)

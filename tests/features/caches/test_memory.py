@@ -15,7 +15,7 @@ from gate_lightning.errors import ConfigError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.caches.memory import MemoryCache
 from gate_lightning.features.reading.extractor import FeatureExtractor
-from gate_lightning.structures import Conditions, Features
+from gate_lightning.structures import Conditions, FeatureInfo, Features
 from tests.support.pretended_gpu import GPU, pretended_gpu
 from tests.support.small_networks import build, random_images
 
@@ -36,6 +36,7 @@ class Placed(nn.Module):
     def __init__(self, layout: torch.memory_format) -> None:
         super().__init__()
         self.layout, self.calls = layout, 0
+        self.feature_info = {"plain": {"map": FeatureInfo(4, 1)}}
 
     def forward(self, images: torch.Tensor, conditions: Conditions) -> Features:
         self.calls += 1
