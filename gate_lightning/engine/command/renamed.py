@@ -60,6 +60,9 @@ RENAMED = (
         recipe                 | experiment/_base          | bases of experiments
         task.data.picture_size | task.data.image_size
         callbacks.picture_table | callbacks.image_table
+        callbacks.uncertainty_pictures | callbacks.uncertainty_images
+        pictures               | task.data                 | of experiment=lora
+        tool.folder            | backbone.weights          | of tool=agreement
         backbones.*.scale      | backbone_scale            | {main: 1.0, <name>: 0.5}
         backbones.*.size       | backbone_scale            | {<name>: size / native size of `backbone`}
         tool.pooling           | features.pooling          | rounds up where a side does not divide evenly
