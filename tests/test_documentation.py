@@ -29,6 +29,13 @@ MARKDOWN = MarkdownIt().enable("table")
 COMMAND = re.compile(r"(?:python|-m|torchrun .*?) +(train|eval)\.py +(?!-sc )(\S.*)")  # -sc: completion of a shell
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if re.match(r"docs/design/\d", page)])
+def test_a_decision_has_a_title_a_date_and_a_status(page: str) -> None:
+    title, empty, dated = (REPOSITORY / page).read_text(encoding="utf-8").splitlines()[:3]
+    assert title.startswith("# ") and not empty
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d · (accepted|replaced by \d{4})", dated)
+
+
 @cache
 def code(page: str) -> tuple[str, ...]:
     """Code blocks of a page, a command's lines joined, and code within its text."""
