@@ -27,6 +27,7 @@ __all__ = [
     "received",
     "run_command",
     "say",
+    "starting_workers",
     "stop_in",
     "stopped_text",
     "stopping",
@@ -167,10 +168,28 @@ def run_command(module: str, function: str) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left is the interpreter's end: no traceback from there
 
 
+@contextmanager
+def starting_workers() -> Iterator[None]:
+    """Context in which worker processes are started that will `leave_to_parent`.
+
+    Libraries start threads in a forked process before its own code runs (telemetry of wandb, for one). A thread takes
+    signals that it does not block, and with them the SIGTERM that the worker waits for; so they inherit that it is
+    blocked. One that comes meanwhile reaches this process at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_to_parent() -> None:
     """In a worker process: ignore the signals that reach the whole group, so that the parent can finish with it.
 
-    A SIGTERM from the parent itself still ends the worker.
+    A SIGTERM from the parent itself still ends the worker, if it was started under `starting_workers`.
     """
     for number in STOPPING:
         if number != signal.SIGTERM:

@@ -91,7 +91,8 @@ def test_a_worker_survives_the_groups_signals_and_obeys_its_parent(method: str) 
     ours, theirs = multiprocessing.Pipe()
     context: Any = multiprocessing.get_context(method)
     worker = context.Process(target=_worker, args=(theirs,), daemon=True)
-    worker.start()
+    with signals.starting_workers():
+        worker.start()
     assert ours.recv()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # from another process, as a group signal is
@@ -104,6 +105,32 @@ def test_a_worker_survives_the_groups_signals_and_obeys_its_parent(method: str) 
         if not worker.is_alive():
             break
     assert worker.exitcode == 0
+
+
+BEGINS_THREADS = """
+import os, signal, threading, time
+import torch
+from gate_lightning.data.core.samplers import BatchLoader
+
+os.register_at_fork(after_in_child=lambda: threading.Thread(target=time.sleep, args=(60,), daemon=True).start())
+class Batches(torch.utils.data.Dataset):
+    def __getitem__(self, places): return len(places)
+batches = iter(BatchLoader(Batches(), sampler=[[0, 1], [2]], num_workers=1))
+assert next(batches) == 2
+worker = batches._workers[0]
+worker.terminate()
+worker.join(10)
+assert worker.exitcode == 0, worker.exitcode
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(30)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="nothing is forked")
+def test_a_loader_s_worker_obeys_its_parent_whatever_threads_libraries_start_in_it() -> None:
+    command = [sys.executable, "-c", BEGINS_THREADS]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "Error" in done.stderr) == (-signal.SIGTERM, False), done.stderr  # as this process does
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils.seeding import data_generator
-from gate_lightning.utils.signals import leave_to_parent
+from gate_lightning.utils.signals import leave_to_parent, starting_workers
 
 __all__ = [
     "BatchLoader",
@@ -213,6 +213,10 @@ class BatchLoader(DataLoader[Any]):
     def __init__(self, dataset: Dataset[Any], *, sampler: Any, **kwargs: Any) -> None:
         own = {"batch_size": None, "collate_fn": _as_is, "worker_init_fn": _begin_worker}
         super().__init__(dataset, **{**own, **kwargs, "sampler": sampler})
+
+    def _get_iterator(self) -> Any:
+        with starting_workers():
+            return super()._get_iterator()
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: there is nothing to save."""
