@@ -27,9 +27,17 @@ from gate_lightning.structures import ImageBatch
 from gate_lightning.utils.checks import whole_number
 from gate_lightning.utils.seeding import data_generator
 
-__all__ = ["ImageDataModule"]
+__all__ = ["LOADER_SETTINGS", "ImageDataModule"]
 
 log = logging.getLogger(__name__)
+
+#: settings of data sets about their own loaders and augmentation, which who reads their images otherwise leaves out
+LOADER_SETTINGS = frozenset(
+    {
+        *("batch_size", "eval_batch_size", "num_workers"),
+        *("augment", "ratio_range", "cat_max_ratio", "flip", "flip_one", "photometric", "pad_label"),
+    }
+)
 
 
 class ImageDataModule(LightningDataModule):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import LightningDataModule
 from torch.utils.data import Dataset
 
 from gate_lightning.data.card import ClassLabels
-from gate_lightning.data.core.datamodule import ImageDataModule
+from gate_lightning.data.core.datamodule import LOADER_SETTINGS, ImageDataModule
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, group_by_size
 from gate_lightning.data.samples import BatchDataset, SampleSource
@@ -25,6 +25,9 @@ __all__ = ["SampledImages", "spread_sample"]
 class SampledImages(LightningDataModule):
     """Evaluation batches of a sample of another data set's images.
 
+    Attributes:
+        ignored_settings: of the data set, those without effect on the sample.
+
     Args:
         dataset: whose images these are.
         images: number of images of a split; all of a split that has fewer.
@@ -39,6 +42,7 @@ class SampledImages(LightningDataModule):
     """
 
     batch_type: type = ImageBatch
+    ignored_settings: ClassVar[frozenset[str]] = LOADER_SETTINGS
 
     def __init__(
         self,

@@ -12,11 +12,12 @@ import logging
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from lightning import Trainer
 
+from gate_lightning.data.core.datamodule import LOADER_SETTINGS
 from gate_lightning.data.core.prediction import ImageSource, PredictionDataModule
 from gate_lightning.data.core.resume import align_loops, batches_per_epoch, position
 from gate_lightning.data.core.samplers import BatchLoader, EvaluationBatches, loading
@@ -49,6 +50,9 @@ class LabelScarceDataModule(SegmentationDataModule):
     Training batches are `PixelBatch`es: pixels of the labelled images, by position. Images and masks come from
     ``images("train")`` and ``images("test")``. There is no validation split: ``val`` is the test split.
 
+    Attributes:
+        ignored_settings: of the data set, those without effect here.
+
     Args:
         dataset: whose images these are. Its training and test images are the pool; where it has no test split,
             training and validation images.
@@ -71,6 +75,7 @@ class LabelScarceDataModule(SegmentationDataModule):
     """
 
     batch_type = PixelBatch
+    ignored_settings: ClassVar[frozenset[str]] = LOADER_SETTINGS
 
     def __init__(
         self,

@@ -1,5 +1,8 @@
 """Groups and keys of a configuration that a run reads: others are refused on the command line and not recorded.
 
+A key that is read is named from the top (``optimizer``), with all below it; one of a group that is read in part, with
+its group (``dataset.root``).
+
 What a component of `Components` is made from is declared once, in READS. A task reads what the components named by its
 constructor read, a tool what those named by its function do; and both read whatever their own settings refer to by
 interpolation (``${captions}`` in a data set's file, say).
@@ -70,6 +73,7 @@ _UNSAVED = frozenset({"tool", "trust"})
 AUTO = "auto"
 _CHOSEN = ("techniques", "timestep", "layers")
 _REFERENCE = re.compile(r"\$\{(?:[a-z_.]+:)?\.*([a-z_]+)")
+_OF_DATASET = re.compile(r"\$\{(?:[a-z_.]+:)?dataset\.([a-z_]+)")
 
 
 def automatic_keys(config: DictConfig) -> tuple[str, ...]:
@@ -78,7 +82,7 @@ def automatic_keys(config: DictConfig) -> tuple[str, ...]:
 
 
 def keys_of_task(config: DictConfig) -> frozenset[str]:
-    """Top-level keys that a training run reads.
+    """Keys that a training run reads.
 
     Args:
         config: composed configuration, interpolations unresolved where those are to count.
@@ -87,11 +91,11 @@ def keys_of_task(config: DictConfig) -> frozenset[str]:
     components = _named_by(raw["task"]["_target_"], raw["task"])
     repeated = {"repeats"} if "split_seed" in (raw["task"].get("data") or {}) else set()
     choice = {"auto"} if automatic_keys(config) else set()
-    return _closure(raw, {*_TRAINING, *components, *repeated, *choice})
+    return _with_dataset_in_part(_closure(raw, {*_TRAINING, *components, *repeated, *choice}), raw)
 
 
 def keys_of_tool(config: DictConfig) -> frozenset[str]:
-    """Top-level keys that ``tool=<name>`` reads; see `keys_of_task`."""
+    """Keys that ``tool=<name>`` reads; see `keys_of_task`."""
     raw = _raw(config)
     components = _named_by(raw["tool"]["_target_"], raw["tool"])
     if "trained" in components:  # of a run: whatever it was trained with may be overridden
@@ -102,13 +106,17 @@ def keys_of_tool(config: DictConfig) -> frozenset[str]:
 
 
 def keys_of_run(saved: DictConfig, config: DictConfig) -> frozenset[str]:
-    """Top-level keys that resuming or evaluating a run reads: its own, and those of a data set named anew.
+    """Keys that resuming or evaluating a run reads: its own, and those of a data set named anew.
 
     Args:
         saved: configuration of the run folder.
         config: composed configuration; see `keys_of_task`.
     """
-    return frozenset(map(str, saved)) | COLLECTIONS | INVOCATION_KEYS | _closure(_raw(config), {"datamodule"})
+    read = frozenset(map(str, saved)) | COLLECTIONS | INVOCATION_KEYS | _closure(_raw(config), {"datamodule"})
+    own, dataset = (saved.get("task") or {}).get("data"), config.get("dataset")
+    if own is None or not dataset or not _is_given_data_set(own):
+        return read
+    return _with_dataset_in_part(read, {"task": {"data": own}, "dataset": dataset})
 
 
 def check_overrides(overrides: Sequence[str], read: Iterable[str], reader: str) -> None:
@@ -116,7 +124,7 @@ def check_overrides(overrides: Sequence[str], read: Iterable[str], reader: str) 
 
     Args:
         overrides: Hydra's, e.g. ``["head=segformer", "+note=x", "callbacks/average=ema"]``.
-        read: top-level keys that are read.
+        read: keys that are read.
         reader: task or tool, as on the command line.
 
     Raises:
@@ -125,26 +133,67 @@ def check_overrides(overrides: Sequence[str], read: Iterable[str], reader: str) 
     known = {*read}
     found = unread(overrides, known)
     if found:
-        named = ", ".join(dict.fromkeys(map(_root, found)))
+        roots = {name.partition(".")[0] for name in known}
+        # of a group that is read in part, the key of it
+        named = [key if _root(key) in roots else _root(key) for key in map(_key, found)]
         # of the components, those that are called as the key they are made from
         reads = sorted(name for name in known if name not in READS or name in READS[name])
         raise ConfigError(
-            f"{', '.join(found)}: {reader} reads no {named}, so it would change nothing; leave it out. "
-            f"It reads {', '.join(reads)}"
+            f"{', '.join(found)}: {reader} reads no {', '.join(dict.fromkeys(named))}, so it would change nothing; "
+            f"leave it out. It reads {', '.join(reads)}"
         )
 
 
 def unread(overrides: Iterable[str], read: Collection[str]) -> list[str]:
-    """Those of Hydra's overrides that set a top-level key which is not among those that are read."""
-    return [override for override in overrides if _root(override) not in {*read} | _ALWAYS]
+    """Those of Hydra's overrides that set nothing of what is read."""
+    known = {*read} | _ALWAYS
+    parts = [name for name in known if "." in name]
+
+    def is_read(key: str) -> bool:
+        # ``dataset=folder`` sets ``dataset.root``, and so does ``dataset.root.x=y``
+        return _root(key) in known or any(
+            f"{part}.".startswith(f"{key}.") or key.startswith(f"{part}.") for part in parts
+        )
+
+    return [override for override in overrides if not is_read(_key(override))]
 
 
 def recorded(config: DictConfig, read: Iterable[str]) -> DictConfig:
     """The configuration without what nothing reads, for the run folder."""
     kept = {*read} | (_ALWAYS - _UNSAVED)
-    made = OmegaConf.masked_copy(config, [str(key) for key in config if key in kept])
+    in_part: dict[str, list[str]] = {}
+    for group, _, key in (name.partition(".") for name in kept if "." in name):
+        in_part.setdefault(group, []).append(key)
+    made = OmegaConf.masked_copy(config, [str(key) for key in config if key in kept or key in in_part])
     OmegaConf.set_struct(made, False)
+    for group, keys in in_part.items():
+        made[group] = OmegaConf.masked_copy(made[group], [key for key in made[group] if key in keys])
     return made
+
+
+def _with_dataset_in_part(read: frozenset[str], raw: Mapping[str, Any]) -> frozenset[str]:
+    """What is read, where a task reads data sets in its own way: of ``dataset`` what that way reads.
+
+    A data module of a task (``task.data``) that is given the data set names the settings that it leaves out in
+    ``ignored_settings``; one that is not is told what its own settings refer to.
+    """
+    own, dataset = raw["task"].get("data"), raw.get("dataset")
+    if "dataset" not in read or not own or not dataset or own.get("_target_") in (None, dataset.get("_target_")):
+        return read
+    referred = set(_references({name: node for name, node in raw.items() if name != "dataset"}, _OF_DATASET))
+    if _is_given_data_set(own):
+        left_out = {*getattr(get_object(own["_target_"]), "ignored_settings", ())} - referred
+        if not left_out & {*dataset}:
+            return read
+        parts = {*dataset} - left_out
+    else:
+        parts = {"_target_"} | referred
+    return (read - {"dataset"}) | {f"dataset.{key}" for key in parts}
+
+
+def _is_given_data_set(own: Mapping[str, Any]) -> bool:
+    """Whether the constructor of a task's data module takes ``dataset``."""
+    return "dataset" in inspect.signature(get_object(own["_target_"])).parameters
 
 
 def _named_by(target: str, settings: Mapping[str, Any]) -> set[str]:
@@ -168,16 +217,16 @@ def _closure(raw: Mapping[str, Any], names: set[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _references(node: Any) -> Iterator[str]:
-    """Top-level keys that the strings of a node refer to."""
+def _references(node: Any, pattern: re.Pattern[str] = _REFERENCE) -> Iterator[str]:
+    """Keys that the strings of a node refer to: those at the top, or what else a pattern finds."""
     if isinstance(node, str):
-        yield from _REFERENCE.findall(node)
+        yield from pattern.findall(node)
     elif isinstance(node, Mapping):
         for value in node.values():
-            yield from _references(value)
+            yield from _references(value, pattern)
     elif isinstance(node, list):
         for value in node:
-            yield from _references(value)
+            yield from _references(value, pattern)
 
 
 def _raw(config: DictConfig) -> dict[str, Any]:
@@ -186,7 +235,10 @@ def _raw(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _root(override: str) -> str:
-    """The top-level key that an override sets: ``head``, of ``head.decode.channels=16`` or ``+head@x.y=fcn`` that x."""
-    key = override.split("=", 1)[0].lstrip("+~").split("@")[-1]
-    return re.split(r"[./]", key, maxsplit=1)[0]
+def _key(override: str) -> str:
+    """The key that an override sets: ``head.decode.channels``; ``x.y`` of ``+head@x.y=fcn``."""
+    return override.split("=", 1)[0].lstrip("+~").split("@")[-1].replace("/", ".")
+
+
+def _root(key: str) -> str:
+    return key.partition(".")[0]

@@ -57,6 +57,36 @@ def test_labelled_images_of_one_class_are_refused(tmp_path: Path) -> None:
     LabelScarceDataModule(FolderDataModule(str(root), crop_size=16), split_seed=None, **SMALL).setup("fit")
 
 
+#: settings that the wrapped data set may have without a difference, and values of them other than the defaults
+OTHERWISE = {
+    "batch_size": 3,
+    "eval_batch_size": 5,
+    "num_workers": 2,
+    "augment": False,
+    "ratio_range": [0.9, 1.1],
+    "cat_max_ratio": 0.3,
+    "flip": 1.0,
+    "photometric": False,
+}
+
+
+@pytest.mark.parametrize("setting", OTHERWISE)
+def test_what_is_called_without_effect_has_none(setting: str, tmp_path: Path) -> None:
+    assert setting in LabelScarceDataModule.ignored_settings
+    root = make_folder(tmp_path, {"train": [(16, 16)] * 4, "val": [(16, 16)] * 2})
+    found = []
+    for given in ({}, {setting: OTHERWISE[setting]}):
+        own = FolderDataModule(str(root), **{"crop_size": 16, **given})
+        data = LabelScarceDataModule(own, split_seed=None, **SMALL)
+        data.setup("fit")
+        found.append([*data.images("train"), *data.images("test")])
+    one, other = found
+    assert len(one) == len(other) == 6
+    for batch, again in zip(one, other, strict=True):
+        assert torch.equal(batch.images, again.images)
+        assert torch.equal(batch.masks, again.masks)
+
+
 def test_training_and_test_images_are_pooled_and_split_anew() -> None:
     plain = scenes(split_seed=None)
     assert ids(plain, "train") == ids_of(plain.dataset, "train")

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine.cli import config_folder
-from gate_lightning.engine.command.used_keys import READS, check_overrides, keys_of_task, keys_of_tool
+from gate_lightning.engine.command.used_keys import READS, check_overrides, keys_of_task, keys_of_tool, recorded
 from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.engine.jobs.training import train
@@ -39,17 +39,45 @@ def test_every_key_is_read_or_refused(task: str) -> None:
         if key in ("resume", "allow_changes", "trust", "paths"):  # of the invocation
             continue
         override = f"{key}=x"
-        if key in read:
+        if key == "dataset" and key not in read:  # read in part
+            check_overrides([override], read, task)
+        elif key in read:
             check_overrides([override, f"{key}.inner=1", f"+x@{key}.y=z"], read, task)
         else:
             with pytest.raises(ConfigError, match=f"{key}=x: {task} reads no {key}, .* It reads .*dataset"):
                 check_overrides([override], read, task)
     expected = {*OF_FEATURES} if task in WITHOUT_FEATURES else set()
     assert expected <= {*map(str, config)} - read
-    assert {"dataset", "trainer", "callbacks", "seed", "monitor"} - read <= {"monitor"}
+    assert {"datamodule", "trainer", "callbacks", "seed", "monitor"} - read <= {"monitor"}
     assert ({"optimizer", "scheduler"} <= read) == (task not in TRAINED_BY_NOTHING)
     assert ("repeats" in read) == (task in ("label_scarce", "nearest_pixels"))
     assert ("backbone" in read) == (task != "single_object")
+
+
+#: choices with a data module of the task's own → settings of the data set that it leaves out, and one that it reads
+IN_PART = {
+    "task=label_scarce dataset=folder": ("batch_size augment num_workers flip", "ignore_index"),
+    "task=nearest_pixels dataset=ade20k": ("batch_size eval_batch_size photometric", "subset"),
+    "task=content_shift dataset=pairs": ("batch_size flip flip_one", "size"),
+    "task=content_shift dataset=scenes": ("eval_batch_size augment", "domain"),
+    "experiment=lora dataset=folder": ("augment ignore_index captions", "crop_size"),
+    "experiment=lora dataset=images": ("resize_short eval_batch_size", "batch_size"),
+}
+
+
+@pytest.mark.parametrize("choice", IN_PART)
+def test_settings_of_a_data_set_that_is_read_otherwise_are_refused(choice: str) -> None:
+    left_out, read_one = IN_PART[choice]
+    name = "eval" if "content_shift" in choice else "train"
+    config = composed(*choice.split(), "dataset.root=x" if "scenes" not in choice else "dataset.size=64", name=name)
+    read = keys_of_task(config)
+    check_overrides([choice.split()[1], f"dataset.{read_one}=1"], read, "it")
+    saved = recorded(config, read).dataset
+    assert read_one in saved and "_target_" in saved
+    for key in left_out.split():
+        assert key in config.dataset and key not in saved
+        with pytest.raises(ConfigError, match=rf"dataset\.{key}=1: it reads no dataset\.{key}, .*dataset\.{read_one}"):
+            check_overrides([f"dataset.{key}=1"], read, "it")
 
 
 @pytest.mark.parametrize("task", TRAINED_BY_NOTHING)
