@@ -46,6 +46,7 @@ __all__ = [
     "patch",
     "read_config",
     "read_json",
+    "repeats_in",
     "require_run",
     "resolve",
     "save_config",
@@ -193,6 +194,11 @@ def read_config(folder: Path) -> DictConfig:
     require_run(folder)
     _check_version(folder)
     return read_saved(folder / "config.yaml")
+
+
+def repeats_in(config: DictConfig) -> Any:
+    """The number of re-splits, each a run of its own, that a configuration asks for; 1 where it says nothing of it."""
+    return config.get("repeats", 1)
 
 
 def require_run(folder: Path) -> None:

@@ -61,7 +61,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         from gate_lightning.engine.jobs.untrained import measure_untrained
 
         return measure_untrained(config, overrides, Path(config.output) if config.output else output)
-    if measuring and config.run is not None and runs.read_config(Path(config.run)).get("repeats", 1) > 1:
+    if measuring and config.run is not None and runs.repeats_in(runs.read_config(Path(config.run))) > 1:
         return _measure_splits(config, overrides, Path(config.run))
     run = _loaded(config, overrides)
     folder = run.folder
@@ -114,7 +114,7 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     folder = Path(config.run)
     trust = bool(config.get("trust"))
     saved = runs.load_config(folder, trust)
-    if saved.get("repeats", 1) > 1:
+    if runs.repeats_in(saved) > 1:
         inside = ", ".join(override("run", path) for path in split_folders(folder)) or "none yet"
         raise ConfigError(f"{folder} holds several re-splits, each with a model of its own; name one: {inside}")
     check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")

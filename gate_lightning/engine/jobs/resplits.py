@@ -54,7 +54,7 @@ def repeats_of(config: DictConfig) -> int:
     Raises:
         ConfigError: no whole number from 1; several of a data set that is not split at random, or on several machines.
     """
-    repeats = whole_number(config.get("repeats", 1), "repeats", 1)
+    repeats = whole_number(runs.repeats_in(config), "repeats", 1)
     if repeats == 1:
         return 1
     data = (config.get("task") or {}).get("data") or {}

@@ -148,7 +148,7 @@ def extractor_of(
     if cache.folder or views:
         folder = cache.folder or _views_folder(made, cache.dtype, config.paths.cached_views)
         made = DiskCache(made, folder, cache.dtype, views=views)
-    return MemoryCache(made, cache.memory_gib, cache.get("place", "card")) if cache.memory_gib else made
+    return MemoryCache(made, cache.memory_gib, cache.place) if cache.memory_gib else made
 
 
 def _switch(config: DictConfig, key: str) -> bool:
