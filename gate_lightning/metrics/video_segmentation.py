@@ -1,7 +1,7 @@
 """J and F of propagated masks: DAVIS-2017's measures (semi-supervised), as the official evaluation computes them.
 
-Objects are 1 … n, the numbers in the first mask; 255 (void) and numbers that come later are background. The first frame
-is given and the last one is left out; the others count. J is the IoU of an object, F the F-score of its outline.
+Objects are 1 … n, the numbers in the first mask; 255 (ignored) and numbers that come later are background. The first
+frame is given and the last one is left out; the others count. J is the IoU of an object, F the F-score of its outline.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["FrameScores", "frame_scores", "object_rows", "outline", "region_and_
 #: share of the image's diagonal that outlines may be apart
 _TOLERANCE = 0.008
 #: value of unlabelled pixels
-_VOID = 255
+_IGNORED = 255
 _BINS = 4
 
 

@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gate_lightning.data.card import IGNORE_INDEX
 from gate_lightning.data.files.frames import Frames
 from gate_lightning.data.files.mask_values import mask_header, read_mask_values
 from gate_lightning.data.files.report import SplitReport
 from gate_lightning.errors import DataError
 from gate_lightning.structures import Video
 
-__all__ = ["VOID", "AnnotatedVideo", "MaskFiles", "check_videos", "declared_objects"]
-
-#: value of unlabelled pixels in masks
-VOID = 255
+__all__ = ["AnnotatedVideo", "MaskFiles", "check_videos", "declared_objects"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +74,7 @@ def read_labels(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
         raise DataError(
             f"{path} has {values.shape[1]}×{values.shape[0]} pixels (width × height), the frames {size[1]}×{size[0]}"
         )
-    if values.max(initial=0) > VOID:
+    if values.max(initial=0) > IGNORE_INDEX:
         raise DataError(f"{path} holds {values.max()}; expected numbers of objects up to 254, and 255 for unlabelled")
     return values.astype(np.uint8)
 
@@ -88,10 +86,14 @@ def declared_objects(mask: NDArray[np.uint8], where: object) -> int:
         DataError: it has no object.
     """
     numbers = np.unique(mask)
-    numbers = numbers[(numbers > 0) & (numbers < VOID)]
+    numbers = numbers[(numbers > 0) & (numbers < IGNORE_INDEX)]
     if not len(numbers):
-        void = " but unlabelled pixels (255); where these are the object, save it as 1" if (mask == VOID).any() else ""
-        raise DataError(f"{where}: the first mask is empty, there is no object to follow in it{void}")
+        ignored = (
+            " but unlabelled pixels (255); where these are the object, save it as 1"
+            if (mask == IGNORE_INDEX).any()
+            else ""
+        )
+        raise DataError(f"{where}: the first mask is empty, there is no object to follow in it{ignored}")
     return int(numbers[-1])
 
 
@@ -144,7 +146,7 @@ def _check_masks(one: AnnotatedVideo, level: str, warnings: list[str]) -> None:
             mask = video.mask(index)
             assert mask is not None
             numbers = np.unique(mask)
-            for number in numbers[(numbers > video.objects) & (numbers < VOID)].tolist():
+            for number in numbers[(numbers > video.objects) & (numbers < IGNORE_INDEX)].tolist():
                 later.setdefault(number, path)
         elif mask_header(path).size != video.size:
             height, width = mask_header(path).size
