@@ -137,7 +137,7 @@ def check_overrides(overrides: Sequence[str], read: Iterable[str], reader: str) 
         # of a group that is read in part, the key of it
         named = [key if _root(key) in roots else _root(key) for key in map(_key, found)]
         # of the components, those that are called as the key they are made from
-        reads = sorted(name for name in known if name not in READS or name in READS[name])
+        reads = sorted(name for name in known - {"dataset._target_"} if name not in READS or name in READS[name])
         raise ConfigError(
             f"{', '.join(found)}: {reader} reads no {', '.join(dict.fromkeys(named))}, so it would change nothing; "
             f"leave it out. It reads {', '.join(reads)}"

@@ -19,7 +19,7 @@ SMALL = (
     "layers=pixels",
     "timestep=0",
     "repeats=1",
-    *("dataset.train=3", "dataset.val=1", "dataset.test=2", "dataset.eval_batch_size=1"),
+    *("dataset.train=3", "dataset.val=1", "dataset.test=2"),
     *("task.data.pixels_per_batch=64", "head.decode.bank=200"),
     *("trainer.accelerator=cpu", "callbacks.cost=null", "logger=csv"),
 )
