@@ -9,7 +9,7 @@ from pathlib import Path
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.tools.app.following import VideoBench
-from gate_lightning.tools.app.pictures import PictureFolder
+from gate_lightning.tools.app.kept_images import PictureFolder
 from gate_lightning.tools.app.server import listening, serve
 from gate_lightning.tools.app.workbench import Workbench
 from gate_lightning.tools.matching import PartsOf

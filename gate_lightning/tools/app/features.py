@@ -10,7 +10,7 @@ from typing import Final
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.features.config.layer_presets import preset_names
-from gate_lightning.tools.app.pictures import Picture
+from gate_lightning.tools.app.kept_images import Picture
 from gate_lightning.tools.matching import DescribedImage, Describer, image_file
 
 __all__ = ["PictureFeatures"]

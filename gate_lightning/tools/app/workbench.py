@@ -14,7 +14,7 @@ from gate_lightning.errors import DataError
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.tools.app.features import PictureFeatures
 from gate_lightning.tools.app.figures import Figure, figures
-from gate_lightning.tools.app.pictures import EXAMPLE_POINT, Picture, PictureFolder
+from gate_lightning.tools.app.kept_images import EXAMPLE_POINT, Picture, PictureFolder
 from gate_lightning.tools.app.settings import AS_GIVEN, Settings, command, words
 from gate_lightning.tools.app.views import colours_of, match_of, shown, to_file, with_mark
 from gate_lightning.tools.matching import Describer, PartsOf

@@ -11,7 +11,7 @@ from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.comparison.run_files import metrics_of, overrides_of, status_of
 from gate_lightning.tools.report.charts import curves_of
 from gate_lightning.tools.report.facts import branches_of, cost_of, environment_of, read_mapping, weights_of
-from gate_lightning.tools.report.pictures import examples_of, picture
+from gate_lightning.tools.report.image_uris import examples_of, picture
 from gate_lightning.tools.report.tables import (
     category_tables,
     class_tables,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gate_lightning.tools.report.pictures import picture
+from gate_lightning.tools.report.image_uris import picture
 from gate_lightning.tools.report.words import is_share
 from gate_lightning.utils.text import read_csv
 

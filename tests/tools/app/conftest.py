@@ -11,7 +11,7 @@ from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.engine.parts.feature_parts import ComposedParts
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.tools.app.following import VideoBench
-from gate_lightning.tools.app.pictures import PictureFolder
+from gate_lightning.tools.app.kept_images import PictureFolder
 from gate_lightning.tools.app.workbench import Workbench
 from tests.support.composition import composed
 

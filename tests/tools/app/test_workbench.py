@@ -20,7 +20,7 @@ from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import DataError, GateError
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.tools.app.features import PictureFeatures
-from gate_lightning.tools.app.pictures import PictureFolder
+from gate_lightning.tools.app.kept_images import PictureFolder
 from gate_lightning.tools.app.settings import AS_GIVEN
 from gate_lightning.tools.app.views import SIDE, match_of, shown, to_file, with_mark
 from gate_lightning.tools.app.workbench import Screen, Session, Workbench

@@ -1,8 +1,8 @@
 """Makes the pictures of README and documentation, with the embedded model alone.
 
-    .venv/bin/python docs/tools/pictures.py                    # trains what it draws; about ten minutes on two cores
-    .venv/bin/python docs/tools/pictures.py --run <run folder> --sweep <sweep folder>      # draws runs that are there
-    .venv/bin/python docs/tools/pictures.py --app     # the page of tool=app alone
+    .venv/bin/python docs/tools/figures.py                    # trains what it draws; about ten minutes on two cores
+    .venv/bin/python docs/tools/figures.py --run <run folder> --sweep <sweep folder>      # draws runs that are there
+    .venv/bin/python docs/tools/figures.py --app     # the page of tool=app alone
 
 The sweep is the command below, the run ``python train.py``. docs/images/data_flow.svg is drawn by hand.
 """
