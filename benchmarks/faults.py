@@ -6,7 +6,7 @@ Every kill takes the next kind of job, one of SIGKILL, SIGTERM to the process, S
 schedulers do, DataLoader workers included) and SIGINT to either, and a moment: a share of the processor time that the
 whole job takes, from its first line to its final evaluation. Then every file must be whole; the job must have left with
 128 + signal, without a traceback, with one line that says how to go on; and resumed (a tool: run again) it must end in
-the same files as the job that nobody disturbed: weights, optimiser, metrics, tables, pictures, features.
+the same files as the job that nobody disturbed: weights, optimiser, metrics, tables, figures, features.
 
 A process of its own costs ten seconds of imports. So jobs are forked, each in a group of its own, from one process that
 has imported everything and computed nothing; only every tenth kill starts a fresh interpreter, and hits it in its

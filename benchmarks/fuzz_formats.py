@@ -79,7 +79,7 @@ def formats() -> list[Format]:
 
 def _of_data() -> Iterator[Format]:
     for suffix, weight in ((".png", 3), (".jpg", 2), (".tif", 2), (".bmp", 1), (".webp", 1), (".gif", 1)):
-        yield Format(f"image{suffix}", weight, lambda f, s=suffix: _picture(f / f"a{s}"), _read_images)  # type: ignore[misc]
+        yield Format(f"image{suffix}", weight, lambda f, s=suffix: _image(f / f"a{s}"), _read_images)  # type: ignore[misc]
     for mode in ("L", "P", "RGB", "I;16"):
         yield Format(f"mask-{mode.replace(';', '')}", 2, lambda f, m=mode: _mask(f / "a.png", m), _read_masks)  # type: ignore[misc]
     yield Format("mask-npy", 2, lambda f: np.save(f / "a.npy", _labels()), _read_masks)
@@ -116,7 +116,7 @@ def _labels() -> np.ndarray:
     return (np.arange(64 * 48).reshape(48, 64) // 700 % 2).astype(np.uint8)
 
 
-def _picture(path: Path) -> None:
+def _image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     extra = {"exif": _turned()} if path.suffix == ".jpg" else {}
@@ -178,7 +178,7 @@ def _make_split(folder: Path) -> None:
 def _make_data_set(folder: Path) -> None:
     for split in ("train", "val"):
         for name in ("a", "b"):
-            _picture(folder / f"images/{split}/{name}.png")
+            _image(folder / f"images/{split}/{name}.png")
             _mask(folder / f"masks/{split}/{name}.png")
     _text(folder / "classes.txt", "sky\nhorse\n")
     _text(folder / "palette.txt", _PALETTE)
@@ -198,7 +198,7 @@ def _make_ddpm(folder: Path) -> None:
         place = folder / "horse_21/real" / split
         place.mkdir(parents=True)
         for name in "ab":
-            _picture(place / f"{name}.png")
+            _image(place / f"{name}.png")
             np.save(place / f"{name}.npy", _labels())
 
 
@@ -213,7 +213,7 @@ def _read_ddpm(folder: Path) -> None:
 
 def _make_captioned(folder: Path) -> None:
     for name in "ab":
-        _picture(folder / f"{name}.png")
+        _image(folder / f"{name}.png")
         _text(folder / f"{name}.txt", "a horse")
 
 

@@ -61,10 +61,10 @@ def colours(maps):
     return [one[0].permute(1, 2, 0).numpy() for one in to_unit_range([project(one) for one in maps])]
 
 
-def show(pictures):
+def show(images):
     """Images side by side, title → pixels."""
-    figure, axes = plt.subplots(1, len(pictures), figsize=(2.4 * len(pictures), 2.8))
-    for axis, (title, pixels) in zip(axes, pictures.items(), strict=True):
+    figure, axes = plt.subplots(1, len(images), figsize=(2.4 * len(images), 2.8))
+    for axis, (title, pixels) in zip(axes, images.items(), strict=True):
         axis.imshow(pixels)
         axis.set_title(title, fontsize=9)
         axis.axis("off")

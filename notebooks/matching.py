@@ -52,7 +52,7 @@ print(match(lambda: parts, *files, folder, ReadOut(), points=points.tolist()))
 
 
 def show(name):
-    """A picture that `match` has written."""
+    """A figure that `match` has written."""
     plt.imshow(Image.open(folder / name))
     plt.axis("off")
     plt.show()

@@ -133,7 +133,7 @@ def test_the_python_reference_has_every_public_name() -> None:
         assert f"::: {module}.{name}\n" in page
 
 
-def test_pictures_are_small_and_the_readme_is_short() -> None:
+def test_figures_are_small_and_the_readme_is_short() -> None:
     sizes = {path.name: path.stat().st_size for path in (REPOSITORY / "docs/images").iterdir()}
     assert max(sizes.values()) < 150_000
     assert sum(sizes.values()) < 1_500_000

@@ -1,4 +1,4 @@
-"""Makes the pictures of README and documentation, with the embedded model alone.
+"""Makes the figures of README and documentation, with the embedded model alone.
 
     .venv/bin/python docs/tools/figures.py                    # trains what it draws; about ten minutes on two cores
     .venv/bin/python docs/tools/figures.py --run <run folder> --sweep <sweep folder>      # draws runs that are there
@@ -88,7 +88,7 @@ def write(name: str, image: NDArray[np.uint8]) -> None:
 def report(run: Path) -> NDArray[np.uint8]:
     """Upper part of the run's HTML report, as Chromium shows it."""
     with tempfile.TemporaryDirectory() as folder:
-        return browser_picture(write_report([run], Path(folder)).as_uri(), REPORT_SIZE)
+        return page_image(write_report([run], Path(folder)).as_uri(), REPORT_SIZE)
 
 
 def app_page() -> NDArray[np.uint8]:
@@ -99,22 +99,22 @@ def app_page() -> NDArray[np.uint8]:
             assert page.stdout is not None
             lines = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in page.stdout)
             address = next(found.group() for found in lines if found)
-            return browser_picture(address, APP_SIZE)
+            return page_image(address, APP_SIZE)
         finally:
             page.terminate()
 
 
-def browser_picture(address: str, size: tuple[int, int]) -> NDArray[np.uint8]:
+def page_image(address: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A page as Chromium shows it in a window of (width, height) pixels."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        sys.exit("pictures of pages need Chromium: apt install chromium")
+        sys.exit("images of pages need Chromium: apt install chromium")
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "page.png"
+        file = Path(folder) / "page.png"
         options = ("--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=8000")
-        shot = (f"--screenshot={picture}", f"--window-size={','.join(map(str, size))}", address)
+        shot = (f"--screenshot={file}", f"--window-size={','.join(map(str, size))}", address)
         subprocess.run([browser, *options, *shot], check=True, capture_output=True)
-        return np.asarray(Image.open(picture).convert("RGB"))
+        return np.asarray(Image.open(file).convert("RGB"))
 
 
 def predictions(run: TrainedRun, samples: list[SegmentationSample]) -> NDArray[np.uint8]:

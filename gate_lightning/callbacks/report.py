@@ -40,7 +40,7 @@ def try_report(folder: Path, metric: str | None = None, told: bool = True) -> No
         if told:
             log.info("report: %s (%s)", path, human_size(path.stat().st_size), extra=HEADLINE)
     except Exception as error:
-        # at the end of a training of days, nothing that goes wrong in a picture of it may count as its failure
+        # at the end of a training of days, nothing that goes wrong in a page about it may count as its failure
         if isinstance(error.__cause__, ImportError):
             log.info("no report: jinja2 is not installed (%s)", INSTALL)
             return

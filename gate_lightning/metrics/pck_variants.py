@@ -103,5 +103,5 @@ def pck_variants(
 
 
 def main_variant(variants: Iterable[PCKVariant]) -> PCKVariant:
-    """The variant by which pairs are told apart in tables and pictures: of the alpha nearest to 0.1 the first one."""
+    """The variant by which pairs are told apart in tables and figures: of the alpha nearest to 0.1 the first one."""
     return min((one for one in variants if one.subset == "all"), key=lambda one: abs(one.alpha - 0.1))

@@ -139,7 +139,7 @@ def _draw(
     read_out: ReadOut,
     found: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Write the three pictures."""
+    """Write the three figures."""
     (source, target), (here, there) = images, grids
     points, matches, similarities = (values.double().numpy() for values in found)
     colours = _colours(len(points))

@@ -151,7 +151,7 @@ def propagate(
     number(least_inliers, "tool.least_inliers", 0.0, 1.0)
     number(stiffness, "tool.stiffness", 0.0)
     first, layer = _drawn(Path(source).expanduser(), Path(edit).expanduser())
-    pictures, count, film = _pictures(Path(input).expanduser())
+    images, count, film = _images(Path(input).expanduser())
     chosen, box = _chosen(layer, points, seed)
     rule = Estimator(method, threshold)
     describe = Describer(parts_of, resize, size, device)
@@ -170,7 +170,7 @@ def propagate(
     folder = Path(output)
     shown = frozenset(np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int).tolist())
     written = _Output(folder, layer, shown)
-    found = (_Carried(name, image, *fitted(describe.grid_of(Sample(name, image)))) for name, image in pictures())
+    found = (_Carried(name, image, *fitted(describe.grid_of(Sample(name, image)))) for name, image in images())
     try:
         for one in _smoothed(found, smooth):
             written.write(one)
@@ -207,7 +207,7 @@ def _drawn(source: Path, edit: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint
     return image, layer
 
 
-def _pictures(path: Path) -> tuple[Callable[[], Iterator[tuple[str, NDArray[np.uint8]]]], int, Frames | None]:
+def _images(path: Path) -> tuple[Callable[[], Iterator[tuple[str, NDArray[np.uint8]]]], int, Frames | None]:
     """Names and images of a file or folder of images or of a video, one after the other; their number; the video."""
     if path.is_dir() or (path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() != ".gif"):
         images = ImageSource(path)

@@ -1,4 +1,4 @@
-"""Edits laid over images: an RGBA image through a warp, and pictures of where it went."""
+"""Edits laid over images: an RGBA image through a warp, and figures of where it went."""
 
 from __future__ import annotations
 

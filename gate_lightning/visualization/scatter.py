@@ -34,7 +34,7 @@ def scatter_chart(
         ConfigError: no point.
     """
     if not points:
-        raise ConfigError("a scatter picture needs a point")
+        raise ConfigError("a scatter plot needs a point")
     figure = Figure(figsize=(6.6, 4.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color="#999999", lw=0.8)

@@ -43,7 +43,7 @@ def test_a_row_that_does_not_fit_leaves_the_rows_before_it(tmp_path: Path) -> No
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2"]
 
 
-def test_a_picture_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
+def test_an_image_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "chart.png"
     comparison_chart(["a"], [[0.5]], "mIoU", path)
     before = path.read_bytes()

@@ -1,6 +1,6 @@
 """A page in Debian's or anybody's Chromium without a window, by the DevTools protocol.
 
-As a command it makes a picture of a page: python -m tests.support.browser report.html picture.png [width [dark]]
+As a command it makes an image of a page: python -m tests.support.browser report.html page.png [width [dark]]
 (an address in place of the file is one that begins with http).
 """
 
@@ -147,7 +147,7 @@ class Page:
         for kind in ("mouseMoved", *(("mousePressed", "mouseReleased") if click else ())):
             self.call("Input.dispatchMouseEvent", type=kind, button="left" if click else "none", clickCount=1, **place)
 
-    def picture(self, most: int = 16000) -> bytes:
+    def screenshot(self, most: int = 16000) -> bytes:
         """PNG of the page, from its top down to ``most`` pixels."""
         height = min(most, int(self.evaluate("document.documentElement.scrollHeight")))
         clip = {"x": 0, "y": 0, "width": self.width, "height": height, "scale": 1}
@@ -182,4 +182,4 @@ if __name__ == "__main__":
     wide = int(sys.argv[3]) if len(sys.argv) > 3 else 1280
     asked = sys.argv[1]
     with Page(asked if asked.startswith("http") else Path(asked), wide, dark="dark" in sys.argv[4:]) as shown:
-        Path(sys.argv[2]).write_bytes(shown.picture())
+        Path(sys.argv[2]).write_bytes(shown.screenshot())

@@ -149,7 +149,7 @@ class LiveProgress(RunProgress):
         if self._train is not None:
             self._bars.remove_task(self._evaluation)
         else:  # reports come next
-            self._bars.update(self._evaluation, rest="writing tables and pictures")
+            self._bars.update(self._evaluation, rest="writing tables and figures")
         self._evaluation = None
 
     def _show_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Reports on matched keypoints: tables of categories and pairs, and pictures of matches."""
+"""Reports on matched keypoints: tables of categories and pairs, and figures of matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports on matched views: tables of groups and pairs, the curve of the matching accuracy, and pictures of matches."""
+"""Reports on matched views: tables of groups and pairs, the curve of the matching accuracy, and figures of matches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["ViewImages", "ViewTables"]
 log = logging.getLogger(__name__)
 
 ALL = "all"
-#: lines of a picture: more would hide each other
+#: lines of a figure: more would hide each other
 LINES = 60
 
 

@@ -32,7 +32,7 @@ _MOST = 4
 def tell(
     trainer: Trainer, task: BaseTask, metrics: Mapping[str, float], seconds: float, monitor: str | None = None
 ) -> None:
-    """Log the headline, then the places of pictures, report and metrics, and the next command.
+    """Log the headline, then the places of images, report and metrics, and the next command.
 
     Args:
         trainer: of the run; its ``default_root_dir`` is the run folder.
@@ -94,7 +94,7 @@ def tell_callbacks(trainer: Trainer, task: LightningModule, metrics: Mapping[str
 def _places(folder: Path) -> list[str]:
     found = []
     if any((folder / "images").glob("*.png")):
-        found.append(f"pictures: {folder / 'images'}")
+        found.append(f"images: {folder / 'images'}")
     report = folder / REPORT
     if report.is_file():
         found.append(f"report: {report} ({human_size(report.stat().st_size)})")

@@ -32,7 +32,7 @@ class ClosedFormProbe(Measure):
     """mIoU of a classifier of positions in closed form, each image predicted by a classifier that has not seen it.
 
     Images are dealt into folds; each fold is predicted from the moments of all others. Of features larger than ``grid``
-    positions a side, and of masks larger than ``pixels``, a coarser picture is taken. It is the reference that needs
+    positions a side, and of masks larger than ``pixels``, a coarser grid is taken. It is the reference that needs
     labels, not a measure of shift.
 
     Args:

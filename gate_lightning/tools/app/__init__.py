@@ -1,1 +1,1 @@
-"""The page of ``tool=app``: matches of a clicked point in several pictures."""
+"""The page of ``tool=app``: matches of a clicked point in several images."""

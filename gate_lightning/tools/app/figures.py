@@ -1,4 +1,4 @@
-"""HTML of pictures with captions, which loads nothing."""
+"""HTML of images with captions, which loads nothing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Figure", "figures", "message"]
 
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A picture with its caption.
+    """An image with its caption.
 
     Attributes:
         image: (h, w, 3) uint8.
-        name: of the picture.
+        name: of the image.
         caption: further text.
         aspect: width by height at which it is shown; None for that of ``image``.
         blocks: whether its pixels are shown as squares.
@@ -35,9 +35,9 @@ class Figure:
 
 
 def figures(shown: Sequence[Figure], legend: str) -> str:
-    """Pictures beside each other, as many as fit, above a legend."""
+    """Images beside each other, as many as fit, above a legend."""
     if not shown:
-        return '<p class="gate-empty">No pictures to search in. Add some below.</p>'
+        return '<p class="gate-empty">No images to search in. Add some below.</p>'
     return f'<div class="gate-figures">{"".join(map(_figure, shown))}</div><p class="gate-legend">{legend}</p>'
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the page: those that were dropped on it, and the examples of its first screen."""
+"""Images of the page: those that were dropped on it, and the examples of its first screen."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gate_lightning.errors import DataError
 from gate_lightning.tools.matching import image_file
 from gate_lightning.utils.files import write_image
 
-__all__ = ["EXAMPLE_POINT", "Picture", "PictureFolder"]
+__all__ = ["EXAMPLE_POINT", "KeptImage", "KeptImages"]
 
-#: pixels of the largest picture: similarities of a click are computed for every one of them
+#: pixels of the largest image: similarities of a click are computed for every one of them
 MOST_PIXELS = 50_000_000
 #: seeds of the example and of the places of its objects in the others; side of all in pixels
 _SEED, _OTHER, _SIDE = 0, 100, 256
@@ -29,7 +29,7 @@ EXAMPLE_POINT = (172.0, 44.0)
 
 
 @dataclass(frozen=True)
-class Picture:
+class KeptImage:
     """An image file that does not change.
 
     Attributes:
@@ -46,11 +46,11 @@ class Picture:
         return (self.size[1] - 1) / 2, (self.size[0] - 1) / 2
 
 
-class PictureFolder:
-    """Keeps copies of pictures, so that a command can name them after the page is closed.
+class KeptImages:
+    """Keeps copies of images, so that a command can name them after the page is closed.
 
     A copy is ``<digest>/<name>``: files of equal content and name are one, and the name is kept, for the noise of a
-    picture depends on it.
+    image depends on it.
 
     Args:
         folder: where copies are made.
@@ -59,7 +59,7 @@ class PictureFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, path: str | Path) -> Picture:
+    def keep(self, path: str | Path) -> KeptImage:
         """A copy of an image file.
 
         Raises:
@@ -67,7 +67,7 @@ class PictureFolder:
         """
         source = Path(path)
         try:
-            image_file(source, "picture")
+            image_file(source, "image")
             height, width = read_image(source).shape[:2]
         except DataError as error:  # where a browser's file lies for the moment says nothing
             raise DataError(str(error).replace(str(source), source.name)) from error
@@ -81,9 +81,9 @@ class PictureFolder:
         if not copy.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-        return Picture(copy, (height, width))
+        return KeptImage(copy, (height, width))
 
-    def examples(self) -> list[Picture]:
+    def examples(self) -> list[KeptImage]:
         """A generated scene, its objects elsewhere, these in the other domain, and the scene from another view."""
         first = sample_scene(_SEED, "source", LEAK_FREE_KINDS)
         scenes = {"scene": (first, None), **{change: changed_scene(first, change, _OTHER) for change in CHANGES}}
@@ -92,5 +92,5 @@ class PictureFolder:
             path = self.folder / "examples" / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_image(path, Image.fromarray(render(spec, _SIDE, view).image))
-            made.append(Picture(path, (_SIDE, _SIDE)))
+            made.append(KeptImage(path, (_SIDE, _SIDE)))
         return made

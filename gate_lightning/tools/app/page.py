@@ -16,7 +16,7 @@ from gate_lightning.tools.app.workbench import VIEWS, Session, Workbench
 
 __all__ = ["STYLE", "page", "theme"]
 
-#: seconds after which gradio's own copies of pictures are deleted, and between two looks for them
+#: seconds after which gradio's own copies of images are deleted, and between two looks for them
 _KEPT = (600, 3600)
 STYLE = """
 .gate-figures {display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 220px), 1fr)); gap: 12px}
@@ -41,9 +41,9 @@ def theme() -> Any:
 def page(workbench: Workbench, videos: VideoBench) -> Any:
     """The page as gradio's blocks."""
     with gr.Blocks(title="gate_lightning: matches", analytics_enabled=False, delete_cache=_KEPT) as blocks:
-        with gr.Tab("Pictures"):
+        with gr.Tab("Images"):
             gr.Markdown(
-                "# Where is this point?\nClick a point of the first picture; the others show where its features are "
+                "# Where is this point?\nClick a point of the first image; the others show where its features are "
                 "found."
             )
             _matches(workbench)
@@ -57,7 +57,7 @@ def page(workbench: Workbench, videos: VideoBench) -> Any:
 
 
 def _matches(workbench: Workbench) -> None:
-    """Pictures, settings and command, and what happens when they are used."""
+    """Images, settings and command, and what happens when they are used."""
     first, start = workbench.first, workbench.screen(workbench.first)
     session = gr.State(first)
     told = gr.HTML("", elem_id="message")
@@ -68,7 +68,7 @@ def _matches(workbench: Workbench) -> None:
             )
             with gr.Row():
                 new_source = gr.UploadButton(
-                    "Choose another picture", file_types=["image"], size="sm", elem_id="new-source"
+                    "Choose another image", file_types=["image"], size="sm", elem_id="new-source"
                 )
                 turn = gr.Button("Click in the next one instead", size="sm", elem_id="turn")
         with gr.Column(scale=5, min_width=300):
@@ -77,14 +77,14 @@ def _matches(workbench: Workbench) -> None:
             )
             shown = gr.HTML(start.figures, elem_id="figures")
             dropped = gr.File(
-                label="Drop pictures to search in",
+                label="Drop images to search in",
                 file_count="multiple",
                 height=130,
                 elem_id="new-targets",
             )
-            clear = gr.Button("Remove these pictures", size="sm", elem_id="clear")
+            clear = gr.Button("Remove these images", size="sm", elem_id="clear")
     fields, apply = settings_form(workbench, first, "Apply")
-    command = command_box(start.command, "The same by commands, one for each picture")
+    command = command_box(start.command, "The same by commands, one for each image")
     outputs = [session, source, shown, command, told]
 
     def on(trigger: Any, change: Callable[..., Session], *inputs: Any) -> Any:

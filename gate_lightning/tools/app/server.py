@@ -75,7 +75,7 @@ def web_app(workbench: Workbench, videos: VideoBench) -> Any:
     """The page as an ASGI application."""
     # read when gradio is imported: no statistics, no check for a newer version; files in a folder that is ours
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(workbench.pictures.folder.resolve() / "dropped")
+    os.environ["GRADIO_TEMP_DIR"] = str(workbench.images.folder.resolve() / "dropped")
     import gradio
     from fastapi import FastAPI
 

@@ -28,7 +28,7 @@ _LAYER = re.compile(r"[\w.\-\[\]]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are read.
+    """How images are read.
 
     What comes from a browser becomes part of a command line that may name any program: names are checked here, and
     nothing else is let through.
@@ -90,7 +90,7 @@ class Settings:
 
 
 def words(overrides: Sequence[str], initial: Settings, settings: Settings) -> tuple[str, ...]:
-    """Overrides by which ``tool=match`` reads pictures as the page does.
+    """Overrides by which ``tool=match`` reads images as the page does.
 
     Args:
         overrides: those of the page's command line; what settings replace is left out, and keys of a backbone that was
@@ -118,7 +118,7 @@ def words(overrides: Sequence[str], initial: Settings, settings: Settings) -> tu
 
 
 def command(words: Sequence[str], source: Path, target: Path, point: Sequence[float]) -> str:
-    """The command that matches a point of a picture with another picture, for a shell."""
+    """The command that matches a point of an image with another image, for a shell."""
     pair = [override("source", source), override("target", target), f'"points=[[{point[0]:.10g},{point[1]:.10g}]]"']
     return " ".join(["python eval.py tool=match", *map(shlex.quote, words), *pair])
 

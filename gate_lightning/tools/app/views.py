@@ -17,19 +17,19 @@ from gate_lightning.tools.matching import DescribedImage, heat_of, matched
 
 __all__ = ["PointMatch", "colours_of", "match_of", "shown", "to_file", "with_mark"]
 
-#: longer side of pictures on the page, in pixels
+#: longer side of images on the page, in pixels
 SIDE = 512
 _INK, _MARK = (255, 255, 255), (230, 30, 60)
 
 
 @dataclass(frozen=True, eq=False)
 class PointMatch:
-    """The match of a point in a picture.
+    """The match of a point in an image.
 
     Attributes:
         point: x, y in pixels of the file; None where there is none (mutual read-out).
         similarity: cosine of both descriptors.
-        image: (h, w, 3) uint8, the picture as shown, with or without its heat map, and a mark.
+        image: (h, w, 3) uint8, the image as shown, with or without its heat map, and a mark.
     """
 
     point: tuple[float, float] | None
@@ -51,14 +51,14 @@ def match_of(
     return PointMatch(place, float(similarities[0]), marked)
 
 
-def colours_of(pictures: Sequence[DescribedImage]) -> list[NDArray[np.uint8]]:
-    """The first three principal components of descriptors as red, green and blue, of one basis for all pictures.
+def colours_of(images: Sequence[DescribedImage]) -> list[NDArray[np.uint8]]:
+    """The first three principal components of descriptors as red, green and blue, of one basis for all images.
 
     Returns:
         (h, w, 3) uint8 each: a pixel is a position of the feature map.
     """
     maps = []
-    for one in pictures:
+    for one in images:
         rows, columns = one.grid.inside
         maps.append(one.grid.features[None, :, :rows, :columns].cpu())
     project = principal_components(maps)
@@ -67,7 +67,7 @@ def colours_of(pictures: Sequence[DescribedImage]) -> list[NDArray[np.uint8]]:
 
 
 def shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture with `SIDE` pixels on its longer side."""
+    """An image with `SIDE` pixels on its longer side."""
     height, width = image.shape[:2]
     scale = SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -76,7 +76,7 @@ def shown(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def to_file(x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:
-    """A pixel of a picture as it is shown, in pixels of its file of ``size`` (height, width); to a hundredth.
+    """A pixel of an image as it is shown, in pixels of its file of ``size`` (height, width); to a hundredth.
 
     >>> to_file(255.5, 0, (100, 200))  # shown with 256 × 512 pixels
     (99.5, 0.0)
@@ -88,7 +88,7 @@ def to_file(x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:
 
 
 def with_mark(image: NDArray[np.uint8], point: Sequence[float], size: Sequence[int]) -> NDArray[np.uint8]:
-    """A picture as it is shown with a ring around a point x, y in pixels of its file of ``size`` (height, width)."""
+    """An image as it is shown with a ring around a point x, y in pixels of its file of ``size`` (height, width)."""
     height, width = image.shape[:2]
     x, y = (point[0] + 0.5) * width / size[1] - 0.5, (point[1] + 0.5) * height / size[0] - 0.5
     canvas = np.ascontiguousarray(image).copy()
@@ -101,7 +101,7 @@ def with_mark(image: NDArray[np.uint8], point: Sequence[float], size: Sequence[i
 
 
 def _resized(grid: FeatureGrid, image: NDArray[np.uint8]) -> FeatureGrid:
-    """The same feature map of a picture of another size."""
+    """The same feature map of an image of another size."""
     height, width = image.shape[:2]
     scale = grid.scales[0] * grid.size[0] / height, grid.scales[1] * grid.size[1] / width
     return replace(grid, size=(height, width), scale=scale)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from gate_lightning.errors import DataError
 from gate_lightning.ops.correspondence.read_outs import ReadOut
-from gate_lightning.tools.app.features import PictureFeatures
+from gate_lightning.tools.app.features import ImageFeatures
 from gate_lightning.tools.app.figures import Figure, figures
-from gate_lightning.tools.app.kept_images import EXAMPLE_POINT, Picture, PictureFolder
+from gate_lightning.tools.app.kept_images import EXAMPLE_POINT, KeptImage, KeptImages
 from gate_lightning.tools.app.settings import AS_GIVEN, Settings, command, words
 from gate_lightning.tools.app.views import colours_of, match_of, shown, to_file, with_mark
 from gate_lightning.tools.matching import Describer, PartsOf
@@ -22,12 +22,12 @@ from gate_lightning.utils.checks import check_choice
 
 __all__ = ["VIEWS", "Screen", "Session", "Workbench"]
 
-#: views of the pictures, with their titles
+#: views of the images, with their titles
 VIEWS = {"heat": "Match and heat map", "match": "Match alone", "colours": "Features as colours (PCA)"}
 LEGENDS = {
-    "heat": "Each picture under its similarity to the point: black is its smallest value, yellow its largest.",
-    "match": "The place in each picture whose features are most similar to those of the point.",
-    "colours": "Three principal components of the features, one basis for all pictures: equal colours, equal features.",
+    "heat": "Each image under its similarity to the point: black is its smallest value, yellow its largest.",
+    "match": "The place in each image whose features are most similar to those of the point.",
+    "colours": "Three principal components of the features, one basis for all images: equal colours, equal features.",
 }
 
 
@@ -36,15 +36,15 @@ class Session:
     """What one browser tab holds.
 
     Attributes:
-        source: picture that is clicked.
-        targets: pictures that are searched.
+        source: image that is clicked.
+        targets: images that are searched.
         point: x, y in pixels of the source's file.
-        settings: how pictures are read.
+        settings: how images are read.
         view: of `VIEWS`.
     """
 
-    source: Picture
-    targets: tuple[Picture, ...]
+    source: KeptImage
+    targets: tuple[KeptImage, ...]
     point: tuple[float, float]
     settings: Settings
     view: str = "heat"
@@ -56,7 +56,7 @@ class Screen:
 
     Attributes:
         source: (h, w, 3) uint8, the source with a mark.
-        figures: HTML of the other pictures.
+        figures: HTML of the other images.
         command: lines for a terminal, one for each target.
     """
 
@@ -66,13 +66,13 @@ class Screen:
 
 
 class Workbench:
-    """What all tabs share: backbone, features, pictures. A change of a session is a new session.
+    """What all tabs share: backbone, features, images. A change of a session is a new session.
 
     Args:
         parts_of: makes extractor and amalgamation of a command line.
         read_out: rule by which matches are read off.
         resize, size, device: see `Describer`.
-        pictures: keeps copies of what is dropped.
+        images: keeps copies of what is dropped.
         limit: bytes of features that are kept.
         given: source and targets of the command line; without a source, examples.
 
@@ -87,17 +87,17 @@ class Workbench:
         resize: str,
         size: int | None,
         device: str,
-        pictures: PictureFolder,
+        images: KeptImages,
         limit: int,
         given: Sequence[str | Path] = (),
     ) -> None:
-        self.pictures, self.read_out, self._parts_of = pictures, read_out, parts_of
-        kept = [pictures.keep(path) for path in given] or pictures.examples()
+        self.images, self.read_out, self._parts_of = images, read_out, parts_of
+        kept = [images.keep(path) for path in given] or images.examples()
         self.backbones = [name for name, _ in parts_of.choices("backbone")]
         self.initial = Settings.of_command(parts_of)
         given_branches = [AS_GIVEN] if AS_GIVEN in self.initial.techniques else []
         self.techniques = [*given_branches, "all", *parts_of.value("technique")]
-        self.features = PictureFeatures(
+        self.features = ImageFeatures(
             lambda words: Describer(partial(parts_of, ["tool=app", *words]), resize, size, device), limit
         )
         point = kept[0].middle if given else EXAMPLE_POINT
@@ -116,13 +116,13 @@ class Workbench:
         """What a session is shown.
 
         Raises:
-            GateError: settings or pictures cannot be read.
+            GateError: settings or images cannot be read.
         """
         line = self.words(session.settings)
         source = self.features(line, session.source)
-        targets = [self.features(line, picture) for picture in session.targets]
+        targets = [self.features(line, image) for image in session.targets]
         if session.view == "colours":
-            names = [picture.path.name for picture in (session.source, *session.targets)]
+            names = [image.path.name for image in (session.source, *session.targets)]
             made = [
                 Figure(colours, name, "", aspect=one.image.shape[1] / one.image.shape[0], blocks=True)
                 for colours, name, one in zip(colours_of([source, *targets]), names, (source, *targets), strict=True)
@@ -132,10 +132,10 @@ class Workbench:
                 match_of(self.read_out, source, target, session.point, session.view == "heat") for target in targets
             ]
             made = [
-                Figure(one.image, picture.path.name, _told(one.point, one.similarity))
-                for one, picture in zip(found, session.targets, strict=True)
+                Figure(one.image, image.path.name, _told(one.point, one.similarity))
+                for one, image in zip(found, session.targets, strict=True)
             ]
-        commands = [command(line, session.source.path, picture.path, session.point) for picture in session.targets]
+        commands = [command(line, session.source.path, image.path, session.point) for image in session.targets]
         return Screen(
             with_mark(shown(source.image), session.point, session.source.size),
             figures(made, LEGENDS[session.view]),
@@ -148,17 +148,17 @@ class Workbench:
 
     def with_source(self, session: Session, path: str | Path) -> Session:
         """Another source, whose middle is the point."""
-        picture = self.pictures.keep(path)
-        return replace(session, source=picture, point=picture.middle)
+        image = self.images.keep(path)
+        return replace(session, source=image, point=image.middle)
 
     def with_targets(self, session: Session, paths: Sequence[str | Path]) -> Session:
         """Further targets; the examples make room for the first of one's own."""
-        kept = [self.pictures.keep(path) for path in paths]
+        kept = [self.images.keep(path) for path in paths]
         before = () if session.targets == self.first.targets else session.targets
         return replace(session, targets=(*before, *(one for one in kept if one not in before)))
 
     def without_targets(self, session: Session) -> Session:
-        """The session without any picture to search in."""
+        """The session without any image to search in."""
         return replace(session, targets=())
 
     def turned(self, session: Session) -> Session:
@@ -168,12 +168,12 @@ class Workbench:
             DataError: there is no target.
         """
         if not session.targets:
-            raise DataError("there is no other picture; add one")
+            raise DataError("there is no other image; add one")
         source, *targets = session.targets
         return replace(session, source=source, targets=(*targets, session.source), point=source.middle)
 
     def with_view(self, session: Session, view: str) -> Session:
-        """Another view of the pictures."""
+        """Another view of the images."""
         check_choice(view, "view", list(VIEWS))
         return replace(session, view=view)
 

@@ -20,7 +20,7 @@ from gate_lightning.visualization.overlay import error_map, legend_entries
 from gate_lightning.visualization.palette import IGNORED_COLOUR, Palette, palette_array
 from gate_lightning.visualization.predictions import PredictedImage, uncertainty_range
 
-__all__ = ["Example", "Layer", "examples_of", "picture"]
+__all__ = ["Example", "Layer", "examples_of", "image_uri"]
 
 #: pixels of the longer side of an example in the page
 LONGEST = 448
@@ -66,7 +66,7 @@ def examples_of(folder: Path) -> tuple[list[Example], list[tuple[str, str]]]:
     return made, [(name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in legend]
 
 
-def picture(path: Path) -> tuple[str, tuple[int, int]]:
+def image_uri(path: Path) -> tuple[str, tuple[int, int]]:
     """An image file of the run folder as a data URI, at most `WIDEST` pixels wide, and its size there.
 
     Raises:

@@ -11,7 +11,7 @@ from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.tools.comparison.run_files import metrics_of, overrides_of, status_of
 from gate_lightning.tools.report.charts import curves_of
 from gate_lightning.tools.report.facts import branches_of, cost_of, environment_of, read_mapping, weights_of
-from gate_lightning.tools.report.image_uris import examples_of, picture
+from gate_lightning.tools.report.image_uris import examples_of, image_uri
 from gate_lightning.tools.report.tables import (
     category_tables,
     class_tables,
@@ -90,15 +90,15 @@ def run_context(folder: Path) -> dict[str, Any]:
         "shift": list(shift_tables(folder)),
         "shift_missing": (read_mapping(folder / "content_shift.json") or {}).get("not_measured") or {},
         "shift_images": [
-            (path.stem[14:], *picture(path)) for path in sorted(folder.glob("images/content_shift_*.png"))
+            (path.stem[14:], *image_uri(path)) for path in sorted(folder.glob("images/content_shift_*.png"))
         ],
-        "videos": [(path.stem[6:], *picture(path)) for path in sorted(folder.glob("images/video_*.png"))[:VIDEOS]],
+        "videos": [(path.stem[6:], *image_uri(path)) for path in sorted(folder.glob("images/video_*.png"))[:VIDEOS]],
         "examples_first": first,
         "colours": dict(pair for group in first for pair in group["legend"]),
         "worst": list(_examples(folder, "worst")),
         "images": list(image_tables(folder)),
         "confusion": list(confusions(folder)),
-        "features": [(path.stem, *picture(path)) for path in sorted(folder.glob("images/feature_pca*.png"))],
+        "features": [(path.stem, *image_uri(path)) for path in sorted(folder.glob("images/feature_pca*.png"))],
         "splits": resplit_table(folder, splits),
         "split_links": {path.name: f"{path.name}/{REPORT}" for path in splits if (path / REPORT).is_file()},
         "cost": dict(cost_of(folder)),
@@ -163,10 +163,10 @@ def _so_far(folder: Path, monitor: str, mode: str) -> Iterator[dict[str, Any]]:
 
 
 def _matches(folder: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Title, data URI and size of the pictures of matches."""
+    """Title, data URI and size of the figures of matches."""
     for kind in ("first", "worst"):
         for split, path in of_splits(folder, f"images/matches_{kind}_{{}}.png"):
-            yield f"{split}: {kind} pairs", *picture(path)
+            yield f"{split}: {kind} pairs", *image_uri(path)
 
 
 def _examples(folder: Path, kind: str) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gate_lightning.tools.report.image_uris import picture
+from gate_lightning.tools.report.image_uris import image_uri
 from gate_lightning.tools.report.words import is_share
 from gate_lightning.utils.text import read_csv
 
@@ -108,7 +108,7 @@ def _images(title: str, rows: list[dict[str, str]], note: str) -> Table:
 
 
 def confusions(folder: Path) -> Iterator[dict[str, Any]]:
-    """Picture of the matrix, and the largest shares of a class that are called another one."""
+    """Figure of the matrix, and the largest shares of a class that are called another one."""
     for split, path in of_splits(folder, "confusion_{}.csv"):
         drawn = folder / "images" / f"confusion_{split}.png"
         rows = read_csv(path, columns=("truth",))
@@ -119,7 +119,7 @@ def confusions(folder: Path) -> Iterator[dict[str, Any]]:
             total = sum(counts.values())
             pairs += [(n / total, truth, name) for name, n in counts.items() if n and name != truth]
         pairs.sort(key=lambda pair: -pair[0])
-        yield {"split": split, "picture": picture(drawn) if drawn.is_file() else None, "pairs": pairs[:MOST_CONFUSED]}
+        yield {"split": split, "matrix": image_uri(drawn) if drawn.is_file() else None, "pairs": pairs[:MOST_CONFUSED]}
 
 
 def shift_tables(folder: Path) -> Iterator[Table]:

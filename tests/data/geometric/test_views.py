@@ -102,7 +102,7 @@ def test_keypoints_come_from_files_sift_or_a_grid(tmp_path: Path) -> None:
         KeypointRule("grid", folder=".")
 
 
-def test_a_keypoint_file_of_another_picture_is_refused(tmp_path: Path) -> None:
+def test_a_keypoint_file_of_another_image_is_refused(tmp_path: Path) -> None:
     write_hpatches(tmp_path / "set", ("v_wall",), tmp_path / "points")
     file = tmp_path / "points" / "v_wall-3.kp"
     np.savetxt(file, [[10, 10], [300, 20], [5, 200]])

@@ -35,7 +35,7 @@ def test_the_end_names_the_metric_what_it_is_and_the_places(tmp_path: Path, capl
     results = SimpleNamespace(labels=None, per_class={}, confusion={})
     assert told(tmp_path, caplog, keeper, task=results) == [
         "done in 3 min 20 s: val/mIoU 67.8 % (the best in validation, at step 400), test/mIoU 67.1 %",
-        f"pictures: {tmp_path}/images",
+        f"images: {tmp_path}/images",
         f"report: {tmp_path}/report.html (0 bytes)",
         f"all metrics, as fractions: {tmp_path}/metrics.json",
         f"label your own images: python eval.py run={tmp_path} input=<image or folder>",

@@ -155,7 +155,7 @@ def test_pairs_that_repeat_an_image_in_one_batch_are_measured_once() -> None:
 
 
 def mirrored_pairs() -> tuple[dict[str, np.ndarray], list[Pair]]:
-    """A picture, and its mirror image; "left" and "right" are names of sides, so they change places."""
+    """An image, and its mirror image; "left" and "right" are names of sides, so they change places."""
     image = np.full((12, 16, 3), 128, dtype=np.uint8)
     image[2:5, 2:5] = (250, 10, 10)
     image[7:10, 11:14] = (10, 250, 10)

@@ -188,10 +188,10 @@ def test_half_precision_weights_are_refused(model: Path) -> None:
 @pytest.mark.parametrize("text_lr", [None, 0.25], ids=["frozen texts", "trained texts"])
 def test_frozen_parts_run_outside_autocast(model: Path, text_lr: float | None) -> None:
     task = lora(model, rank=2, text_lr=text_lr)
-    pictures, captions = random_images(2, 64, 64), ("a red car", "a house")
-    latents, texts = task.latents(CaptionedBatch(captions, images=pictures)), task.texts(captions)
+    images, captions = random_images(2, 64, 64), ("a red car", "a house")
+    latents, texts = task.latents(CaptionedBatch(captions, images=images)), task.texts(captions)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(task.latents(CaptionedBatch(captions, images=pictures)), latents)
+        assert torch.equal(task.latents(CaptionedBatch(captions, images=images)), latents)
         mixed = task.texts(captions)
         # what is trained is computed as the trainer says
         assert torch.equal(mixed.hidden, texts.hidden) == (text_lr is None)

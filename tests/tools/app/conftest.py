@@ -11,7 +11,7 @@ from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.engine.parts.feature_parts import ComposedParts
 from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.tools.app.following import VideoBench
-from gate_lightning.tools.app.kept_images import PictureFolder
+from gate_lightning.tools.app.kept_images import KeptImages
 from gate_lightning.tools.app.workbench import Workbench
 from tests.support.composition import composed
 
@@ -24,7 +24,7 @@ def make_workbench(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Wo
     def make(*overrides: str, given: tuple[Path, ...] = (), limit: int = 10**9) -> Workbench:
         line = (*COMMAND, *overrides)
         parts = ComposedParts(runs.resolve(composed(*line, name="eval")), line)
-        folder = PictureFolder(tmp_path_factory.mktemp("app") / "pictures")
+        folder = KeptImages(tmp_path_factory.mktemp("app") / "pictures")
         return Workbench(parts, ReadOut(), "square", None, "cpu", folder, limit, given)
 
     return make
@@ -37,4 +37,4 @@ def workbench(make_workbench: Callable[..., Workbench]) -> Workbench:
 
 @pytest.fixture(scope="package")
 def videos(workbench: Workbench) -> VideoBench:
-    return VideoBench(workbench, workbench.pictures.folder.with_name("videos"))
+    return VideoBench(workbench, workbench.images.folder.with_name("videos"))

@@ -131,7 +131,7 @@ def test_a_page_is_used(port: int, workbench: Workbench, tmp_path: Path) -> None
         sys.stdout.write(f"\nclicks were answered in {', '.join(f'{one:.2f} s' for one in seconds)}\n")
         assert min(seconds) < 5  # docs/app.md has the time with less other work
         assert told(page, "#command") != command and "tool=match" in command
-        # one's own pictures
+        # one's own images
         until(page, lambda: page.choose_files("[data-testid^='Choose another']", tmp_path / "mine.png"))
         until(page, lambda: page.choose_files("#new-targets input[type=file]", tmp_path / "mirrored.png"))
         assert "mirrored.png" in told(page, "#figures") and "elsewhere.png" not in told(page, "#figures")
@@ -147,7 +147,7 @@ def test_a_page_is_used(port: int, workbench: Workbench, tmp_path: Path) -> None
         assert "mirrored.png" in told(page, "#figures")
         # views
         until(page, lambda: page.point("#view label:nth-child(3)", click=True))
-        assert "one basis for all pictures" in told(page, "#figures")
+        assert "one basis for all images" in told(page, "#figures")
         until(page, lambda: page.point("#view label:nth-child(1)", click=True))
         # errors are told, and the rest stays
         shown = told(page, "#figures")

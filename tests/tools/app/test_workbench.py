@@ -19,8 +19,8 @@ from PIL import Image
 from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import DataError, GateError
 from gate_lightning.ops.correspondence.read_outs import ReadOut
-from gate_lightning.tools.app.features import PictureFeatures
-from gate_lightning.tools.app.kept_images import PictureFolder
+from gate_lightning.tools.app.features import ImageFeatures
+from gate_lightning.tools.app.kept_images import KeptImages
 from gate_lightning.tools.app.settings import AS_GIVEN
 from gate_lightning.tools.app.views import SIDE, match_of, shown, to_file, with_mark
 from gate_lightning.tools.app.workbench import Screen, Session, Workbench
@@ -42,7 +42,7 @@ def test_the_commands_match_as_the_page_does(workbench: Workbench, tmp_path: Pat
     told = CAPTION.findall(screen.figures)
     assert [name for name, *_ in told] == ["elsewhere.png", "domain.png", "view.png"]
     lines = screen.command.splitlines()
-    targets = [picture.path.as_posix() for picture in session.targets]
+    targets = [image.path.as_posix() for image in session.targets]
     assert [line.replace(target, "") for line, target in zip(lines, targets, strict=True)] == [
         lines[0].replace(targets[0], "")
     ] * 3
@@ -56,7 +56,7 @@ def test_the_commands_match_as_the_page_does(workbench: Workbench, tmp_path: Pat
     assert {"timestep=51", "techniques=prompt", "technique.prompt.text='a horse'", "ensemble=2"} <= {*overrides}
 
 
-def test_the_example_s_point_is_found_in_its_pictures(workbench: Workbench) -> None:
+def test_the_example_s_point_is_found_in_its_images(workbench: Workbench) -> None:
     """The horse's head: by the embedded model, at its place in the other scenes, which were looked at."""
     truth = {"elsewhere.png": (119, 68), "domain.png": (119, 68), "view.png": (217, 70)}
     for name, x, y, _ in CAPTION.findall(workbench.screen(workbench.first).figures):
@@ -111,26 +111,26 @@ def test_colours_are_components_of_one_basis(workbench: Workbench) -> None:
         assert abs(np.corrcoef(drawn[inner, number], components[inner, number])[0, 1]) > 0.9999
 
 
-def test_pictures_are_read_once_for_each_setting_within_the_memory(workbench: Workbench) -> None:
+def test_images_are_read_once_for_each_setting_within_the_memory(workbench: Workbench) -> None:
     read: list[tuple[tuple[str, ...], Path]] = []
-    pictures = [workbench.first.source, *workbench.first.targets]
+    images = [workbench.first.source, *workbench.first.targets]
     line = workbench.words(workbench.initial)
-    described = {one.path: workbench.features(line, one) for one in pictures}
+    described = {one.path: workbench.features(line, one) for one in images}
 
     def describer(words: tuple[str, ...]) -> Any:
         return lambda file: read.append((words, file.paths[0])) or described[file.paths[0]]
 
-    features = PictureFeatures(describer, 10**9)
+    features = ImageFeatures(describer, 10**9)
     for words in (("a",), ("b",), ("a",)):
-        for one in pictures:
+        for one in images:
             assert features(words, one) is described[one.path]
-    assert read == [(words, one.path) for words in (("a",), ("b",)) for one in pictures]
-    small = PictureFeatures(describer, features.bytes_used // 4)  # of eight two
+    assert read == [(words, one.path) for words in (("a",), ("b",)) for one in images]
+    small = ImageFeatures(describer, features.bytes_used // 4)  # of eight two
     read.clear()
-    for one in (*pictures, pictures[-1], pictures[-2], pictures[0]):
+    for one in (*images, images[-1], images[-2], images[0]):
         small(("a",), one)
         assert small.bytes_used <= small.limit
-    assert [path for _, path in read] == [one.path for one in (*pictures, pictures[0])]
+    assert [path for _, path in read] == [one.path for one in (*images, images[0])]
 
 
 def test_a_backbone_is_loaded_once(workbench: Workbench, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,8 +155,8 @@ def test_sessions_keep_to_themselves(workbench: Workbench, tmp_path: Path) -> No
     assert (again.figures, again.command) == (first.figures, first.command)
 
 
-def test_pictures_are_kept_for_commands(tmp_path: Path) -> None:
-    folder, pixels = PictureFolder(tmp_path / "kept"), np.zeros((4, 6, 3), np.uint8)
+def test_images_are_kept_for_commands(tmp_path: Path) -> None:
+    folder, pixels = KeptImages(tmp_path / "kept"), np.zeros((4, 6, 3), np.uint8)
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
         Image.fromarray(pixels).save(tmp_path / place / "a b.png")
@@ -181,8 +181,8 @@ def settings(**changes: Any) -> Callable[[Workbench], Session]:
         (settings(techniques=("all",)), r"technique\.lora\.weights"),
         (settings(backbone="sd15"), "stable-diffusion-v1-5"),
         (settings(techniques=("magic",)), "techniques='magic'"),
-        (lambda bench: bench.with_source(bench.first, "nowhere.png"), r"picture=nowhere\.png does not exist"),
-        (lambda bench: bench.turned(bench.without_targets(bench.first)), "no other picture"),
+        (lambda bench: bench.with_source(bench.first, "nowhere.png"), r"image=nowhere\.png does not exist"),
+        (lambda bench: bench.turned(bench.without_targets(bench.first)), "no other image"),
     ],
 )
 def test_errors_have_a_message_and_leave_the_rest_alone(
@@ -194,15 +194,15 @@ def test_errors_have_a_message_and_leave_the_rest_alone(
     assert len(CAPTION.findall(workbench.screen(workbench.first).figures)) == 3
 
 
-def test_broken_pictures_are_told_of(workbench: Workbench, tmp_path: Path) -> None:
+def test_broken_images_are_told_of(workbench: Workbench, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(workbench.first.source.path.read_bytes()[:900])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name, message in (("broken", "does not decode"), ("text", "is no image that can be read")):
         with pytest.raises(DataError, match=rf"{name}\.png {message}"):
             workbench.with_targets(workbench.first, [tmp_path / f"{name}.png"])
 
 
-def test_pictures_and_branches_of_the_command_line(make_workbench: Callable[..., Workbench], tmp_path: Path) -> None:
+def test_images_and_branches_of_the_command_line(make_workbench: Callable[..., Workbench], tmp_path: Path) -> None:
     for name in "ab":
         pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
@@ -218,4 +218,4 @@ def test_pictures_and_branches_of_the_command_line(make_workbench: Callable[...,
 def test_one_s_own_targets_replace_the_examples(workbench: Workbench) -> None:
     added = workbench.with_targets(workbench.first, [workbench.first.source.path])
     assert [one.path.name for one in added.targets] == ["scene.png"]
-    assert "No pictures to search in" in workbench.screen(workbench.without_targets(added)).figures
+    assert "No images to search in" in workbench.screen(workbench.without_targets(added)).figures

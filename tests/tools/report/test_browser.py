@@ -76,7 +76,7 @@ def test_a_run_is_looked_at(made: Path) -> None:
 def test_a_phone_shows_it_without_scrolling_sideways(made: Path, dark: bool) -> None:
     with Page(made, 375, dark) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
-        corner = Image.open(io.BytesIO(page.picture(200))).convert("RGB").getpixel((1, 1))
+        corner = Image.open(io.BytesIO(page.screenshot(200))).convert("RGB").getpixel((1, 1))
         assert (sum(corner) < 150) == dark  # type: ignore[arg-type]
         assert page.errors == []
 
