@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from functools import cache
@@ -138,3 +139,10 @@ def test_figures_are_small_and_the_readme_is_short() -> None:
     assert max(sizes.values()) < 150_000
     assert sum(sizes.values()) < 1_500_000
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_a_module_is_called_by_a_noun_or_a_verb() -> None:
+    modules = (REPOSITORY / "gate_lightning").rglob("*.py")
+    docstrings = {path.as_posix(): ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in modules}
+    questions = ("What", "Whether", "Why", "Where", "Which", "How", "Those", "When", "Who")
+    assert not [path for path, text in docstrings.items() if text and text.split()[0] in questions]

@@ -1,4 +1,4 @@
-"""What dashboards are told of a run, beside its metrics."""
+"""Description of a run for dashboards, beside its metrics."""
 
 from __future__ import annotations
 

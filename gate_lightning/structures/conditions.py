@@ -1,4 +1,4 @@
-"""What is known of a batch's images besides their pixels."""
+"""Conditions: data of a batch's images besides their pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `match`, `propagate` and the page of `app` share: features on request, descriptors of image files, heat maps."""
+"""Parts that `match`, `propagate` and the page of `app` share: features on request, descriptors, heat maps."""
 
 from __future__ import annotations
 

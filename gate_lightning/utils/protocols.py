@@ -1,4 +1,4 @@
-"""What objects have of a protocol of attributes."""
+"""Attributes that an object lacks of a protocol."""
 
 from __future__ import annotations
 

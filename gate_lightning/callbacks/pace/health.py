@@ -1,4 +1,4 @@
-"""What tells that a training goes well or not: gradient norm, learning rate, memory."""
+"""Signs that a training goes well or not: gradient norm, learning rate, memory."""
 
 from __future__ import annotations
 

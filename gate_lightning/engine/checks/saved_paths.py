@@ -1,4 +1,4 @@
-"""Where a run folder may make its reader write: into the folder itself, unless the reader names the place too."""
+"""Check of the paths in a run folder: its reader writes into the folder itself, or where the reader says."""
 
 from __future__ import annotations
 

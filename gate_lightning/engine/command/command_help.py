@@ -1,4 +1,4 @@
-"""What ``--help`` prints: the groups, keys and tools of ``conf/``, with the comments that stand beside them there."""
+"""Text of ``--help``: the groups, keys and tools of ``conf/``, with the comments that stand beside them there."""
 
 from __future__ import annotations
 

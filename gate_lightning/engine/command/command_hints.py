@@ -1,4 +1,4 @@
-"""What a message about a command line adds: the key, group or value that was meant."""
+"""Hints in messages about a command line: the key, group or value that was meant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where conf/ is, its resolvers, and composing it without a command line."""
+"""The folder conf/, its resolvers, and composing it without a command line."""
 
 from __future__ import annotations
 

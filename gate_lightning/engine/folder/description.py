@@ -1,4 +1,4 @@
-"""What dashboards are told of a run: its name, its group, and its settings as plain values."""
+"""Description of a run for dashboards: its name, its group, and its settings as plain values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run depends on besides its configuration: command, versions, commit."""
+"""Environment of a run, which it depends on besides its configuration: command, versions, commit."""
 
 from __future__ import annotations
 

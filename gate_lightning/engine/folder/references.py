@@ -1,4 +1,4 @@
-"""Which keys of a configuration are made of others (``captions: ${captions}``), so that they follow a later change.
+"""Keys of a configuration that are made of others (``captions: ${captions}``), so that they follow a later change.
 
 ``config.yaml`` of a run holds values alone. What they were made of is in ``references.json`` beside it.
 """

@@ -1,4 +1,4 @@
-"""What ``eval.py`` does: evaluate a run, label images with it, or run a tool.
+"""The job of ``eval.py``: evaluate a run, label images with it, or run a tool.
 
 Tools that read no run need no Lightning, which takes seconds to import: what does is imported where it is used.
 """

@@ -1,4 +1,4 @@
-"""What ``cache.augmented_views`` asks for: training on a few augmented views that come again."""
+"""Training on a few augmented views that come again, as ``cache.augmented_views`` asks for."""
 
 from __future__ import annotations
 

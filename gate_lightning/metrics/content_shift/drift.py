@@ -1,4 +1,4 @@
-"""How far the features of one image differ from one noise to the next: what of it moves, and what only flickers."""
+"""Differences between the features of one image under several noises: what of it moves, and what only flickers."""
 
 from __future__ import annotations
 

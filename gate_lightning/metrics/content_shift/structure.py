@@ -1,4 +1,4 @@
-"""What feature maps look like by themselves, without labels or references: fine detail, and groups of positions.
+"""Structure of feature maps, without labels or references: fine detail, and groups of positions.
 
 Both are named after ideas of papers whose formulas were not to be had; the definitions are this project's:
 

@@ -1,4 +1,4 @@
-"""What measures of content shift ask for: features of a batch by candidate, timestep and noise, each made once."""
+"""Features of a batch for measures of content shift, by candidate, timestep and noise, each made once."""
 
 from __future__ import annotations
 

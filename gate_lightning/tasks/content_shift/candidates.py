@@ -1,4 +1,4 @@
-"""What is compared: branches, with a plain one among them, and their rows of shuffled captions."""
+"""Candidates that are compared: branches, a plain one among them, and their rows of shuffled captions."""
 
 from __future__ import annotations
 

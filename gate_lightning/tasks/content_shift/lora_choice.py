@@ -1,4 +1,4 @@
-"""Which of the files of one LoRA training to steer with: GATE's moderate and slightly over-trained ones, by score."""
+"""Choice among the files of one LoRA training, by score: GATE's moderate and slightly over-trained ones."""
 
 from __future__ import annotations
 

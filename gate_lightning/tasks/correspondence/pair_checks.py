@@ -1,4 +1,4 @@
-"""What pairs have to give before they are measured, and errors that say what is missing."""
+"""Checks of pairs before they are measured, with errors that say what is missing."""
 
 from __future__ import annotations
 

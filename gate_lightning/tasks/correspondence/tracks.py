@@ -1,4 +1,4 @@
-"""What is carried through a video: masks of objects or points, from the first frame to the last."""
+"""Masks of objects, or points, carried through a video from the first frame to the last."""
 
 from __future__ import annotations
 

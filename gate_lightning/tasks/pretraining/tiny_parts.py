@@ -1,4 +1,4 @@
-"""What the embedded model is trained from: its networks with random weights, and a finished autoencoder as encoder."""
+"""Parts to train the embedded model from: networks with random weights, and a finished autoencoder as encoder."""
 
 from __future__ import annotations
 

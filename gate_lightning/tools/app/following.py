@@ -1,4 +1,4 @@
-"""What is drawn on the first frame of a video, followed through it: the second tab of the page without its widgets."""
+"""Following what is drawn on the first frame of a video: the second tab of the page without its widgets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page shows: a marked point, matches with heat maps, principal components as colours."""
+"""Views of the page: a marked point, matches with heat maps, principal components as colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a browser tab holds and what it is shown: the page without its widgets."""
+"""Content of a browser tab and what it is shown: the page without its widgets."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Whether content shift predicts the gain of techniques."""
+"""Report on how well content shift predicts the gain of techniques."""

@@ -1,4 +1,4 @@
-"""What a report says of a run's cost, environment, frozen weights and branches, from its JSON files."""
+"""Facts of a run for its report, from its JSON files: cost, environment, frozen weights, branches."""
 
 from __future__ import annotations
 

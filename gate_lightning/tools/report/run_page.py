@@ -1,4 +1,4 @@
-"""What the report of one run shows, from the files of its folder; what is not there is left out."""
+"""Report of one run, from the files of its folder; what is not there is left out."""
 
 from __future__ import annotations
 

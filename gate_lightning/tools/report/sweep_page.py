@@ -1,4 +1,4 @@
-"""What the report of several runs shows: rows over seeds, paired differences, a heat map, and the runs themselves."""
+"""Report of several runs: rows over seeds, paired differences, a heat map, and the runs themselves."""
 
 from __future__ import annotations
 
