@@ -65,6 +65,8 @@ IN_PYTHON: dict[str, tuple[Callable[[], object], str]] = {
     "pooling": (lambda: PooledExtractor(extractor(), 0), "pooling=0: expected a whole number from 1"),
     "memory": (lambda: MemoryCache(extractor(), 0), "memory_gib=0: expected a number of GiB above 0"),
     "endless memory": (lambda: MemoryCache(extractor(), float("inf")), "memory_gib=inf: expected"),
+    "samples": (lambda: FeatureExtractor(backbone(), [branch()], max_samples=0), "or null (None) for no limit"),
+    "no run": (lambda: load_run("nowhere"), "such as outputs/2026-01-01/12-00-00 (run=<folder>)"),
     "place": (lambda: MemoryCache(extractor(), 1, place="gpu"), "place='gpu': expected one of card, host"),  # type: ignore[arg-type]
 }
 

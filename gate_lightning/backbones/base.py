@@ -214,7 +214,8 @@ class Backbone(nn.Module, ABC):
             return layer_id
         hint = did_you_mean(name, [*self.layers, *self.derived, *self.aliases], 4)
         raise ConfigError(
-            f"{self.identity.name} has no layer {name!r}; {hint}eval.py tool=layers lists its {len(self.layers)} layers"
+            f"{self.identity.name} has no layer {name!r}; {hint}backbone.layers has its {len(self.layers)} layers "
+            "(eval.py tool=layers lists them)"
         )
 
     def layer_spec(self, name: str) -> LayerSpec:

@@ -270,7 +270,7 @@ class BaseTask(LightningModule):
         if "frozen" not in self.allowed_changes:
             raise ResumeError(
                 f"{text}\nUse the backbone, techniques and layers it was trained with, or train anew; or add "
-                f"allow_changes=true if you mean it."
+                f"allow_changes=true if you mean it (in Python, load_run(…, allow_changes=True))."
             )
         log.warning("%s", text)
 

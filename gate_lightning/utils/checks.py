@@ -35,7 +35,9 @@ def whole_number(value: Any, name: str, low: int = 0, high: int | None = None, *
         if number >= low and (high is None or number <= high):
             return number
     allowed = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    raise ConfigError(f"{name}={shown(value)}: expected {allowed}" + (f", or null for {optional}" if optional else ""))
+    raise ConfigError(
+        f"{name}={shown(value)}: expected {allowed}" + (f", or null (None) for {optional}" if optional else "")
+    )
 
 
 def number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:

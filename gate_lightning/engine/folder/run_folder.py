@@ -207,7 +207,7 @@ def require_run(folder: Path) -> None:
         inside = sorted(child.name for child in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
         raise ConfigError(
             f"{folder} is no run folder: it has no config.yaml (found: {inside}). "
-            "Give the folder that train.py wrote, e.g. run=outputs/2026-01-01/12-00-00"
+            "Give the folder that train.py wrote, such as outputs/2026-01-01/12-00-00 (run=<folder>)"
         )
 
 

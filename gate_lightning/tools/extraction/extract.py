@@ -142,7 +142,7 @@ def _features(extractor: Extractor, images: Tensor, conditions: Conditions) -> F
         raise DataError(
             f"{', '.join(conditions.sample_ids)}: {height} × {width} pixels (height × width) must be padded to "
             f"multiples of {backbone.size_multiple}, and attention weights cannot be cut back to the image; use "
-            "tool.resize=square"
+            "resize=square (tool.resize=square)"
         )
     try:
         features = extractor(images.to(backbone.device), conditions.to(backbone.device))

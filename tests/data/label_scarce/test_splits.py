@@ -40,7 +40,7 @@ def test_fewer_labelled_images_are_among_more_and_the_test_stays() -> None:
 
 @pytest.mark.parametrize("count", [0, -1, True, 2.0])
 def test_no_number_of_images(count: object) -> None:
-    with pytest.raises(ConfigError, match="expected a whole number from 1, or null for all images"):
+    with pytest.raises(ConfigError, match=r"expected a whole number from 1, or null .None. for all images"):
         random_split(5, 7, 0).labelled(count)  # type: ignore[arg-type]
 
 

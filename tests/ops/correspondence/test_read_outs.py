@@ -207,7 +207,7 @@ def test_features_of_half_precision_are_compared_in_single_precision() -> None:
 
 
 def test_bad_settings_say_what_is_expected() -> None:
-    with pytest.raises(ConfigError, match=r"read_out.square=0: .* or null for the files' pixels"):
+    with pytest.raises(ConfigError, match=r"read_out.square=0: .* or null .None. for the files' pixels"):
         ReadOut(square=0)
     with pytest.raises(
         ConfigError, match=r"read_out.name='nearst': did you mean nearest\? expected one of nearest, mutual"
