@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import math
+import os
+import sys
 import time
 from typing import Any
 
@@ -16,6 +18,7 @@ from rich.table import Column
 from rich.text import Text
 
 from gate_lightning.callbacks.pace.progress import (
+    ProgressLines,
     RunProgress,
     keeper_of,
     left_text,
@@ -26,10 +29,22 @@ from gate_lightning.utils import signals
 from gate_lightning.utils.console import set_live
 from gate_lightning.utils.units import duration, measured
 
-__all__ = ["LiveProgress"]
+__all__ = ["LiveProgress", "progress_bar"]
 
 #: seconds between two changes of the steps, and of the metrics, which wait for the accelerator
 _STEPS_EVERY, _METRICS_EVERY = 0.2, 1.0
+
+
+def progress_bar(every_seconds: float = 60.0) -> RunProgress:
+    """A live display where the output is a terminal, else `ProgressLines`.
+
+    Args:
+        every_seconds: between two lines; see `ProgressLines`.
+    """
+    lines = ProgressLines(every_seconds)
+    if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        return lines
+    return LiveProgress()
 
 
 class LiveProgress(RunProgress):

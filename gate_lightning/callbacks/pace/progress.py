@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import sys
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -20,23 +18,9 @@ from gate_lightning.utils.checks import number
 from gate_lightning.utils.console import taking
 from gate_lightning.utils.units import duration, few, measured
 
-__all__ = ["ProgressLines", "RunProgress", "planned_steps", "progress_bar"]
+__all__ = ["ProgressLines", "RunProgress", "planned_steps"]
 
 log = logging.getLogger(__name__)
-
-
-def progress_bar(every_seconds: float = 60.0) -> RunProgress:
-    """A live display where the output is a terminal, else `ProgressLines`.
-
-    Args:
-        every_seconds: between two lines; see `ProgressLines`.
-    """
-    lines = ProgressLines(every_seconds)
-    if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        return lines
-    from gate_lightning.callbacks.pace.display import LiveProgress
-
-    return LiveProgress()
 
 
 class RunProgress(ProgressBar):

@@ -41,7 +41,7 @@ _NAMED = frozenset(
         "gate_lightning.backbones.vision.loading.load_vision_backbone",
         "gate_lightning.callbacks.loggers.tensorboard_logger",
         "gate_lightning.callbacks.loggers.wandb_logger",
-        "gate_lightning.callbacks.pace.progress.progress_bar",
+        "gate_lightning.callbacks.pace.display.progress_bar",
         "gate_lightning.data.geometric.keypoints.KeypointRule",
         "gate_lightning.ops.correspondence.estimators.Estimator",
         "gate_lightning.ops.correspondence.read_outs.ReadOut",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,11 +13,9 @@ from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.padding import pad_batch
 from gate_lightning.structures import BranchFeatures, Conditions, ImageBatch, SegmentationBatch
+from gate_lightning.tasks.content_shift.reading import ShiftReader
 from gate_lightning.tasks.content_shift.repainting import RepaintedImages
 from gate_lightning.utils.precision import own_precision
-
-if TYPE_CHECKING:
-    from gate_lightning.tasks.content_shift.reading import ShiftReader
 
 __all__ = ["ShiftBatch"]
 
@@ -42,7 +39,7 @@ class ShiftBatch:
         self.labels, self._other = labels, other
         self._features: OrderedDict[tuple[str, int, int], BranchFeatures] = OrderedDict()
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
-        self._repainted = RepaintedImages(self)
+        self._repainted = RepaintedImages(reader.repainter, self.images, self.conditions_of)
 
     def __len__(self) -> int:
         return len(self.images)

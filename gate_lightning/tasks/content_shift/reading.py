@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gate_lightning.backbones.base import Backbone
-from gate_lightning.data.card import ClassLabels
 from gate_lightning.errors import ConfigError, GateError
 from gate_lightning.features.branch import Branch
 from gate_lightning.features.reading.extractor import FeatureExtractor
 from gate_lightning.features.reading.recorded import PassKind
 from gate_lightning.features.reading.steering import conditioning_of
 from gate_lightning.structures import BranchFeatures, Conditions, FeatureInfo, ImageBatch
-from gate_lightning.tasks.content_shift.batch import ShiftBatch
 from gate_lightning.tasks.content_shift.candidates import Candidate, listed_candidates, shuffled
 from gate_lightning.tasks.content_shift.repainting import Repainter
 from gate_lightning.techniques.base import Conditioning
@@ -148,10 +146,10 @@ class ShiftReader(nn.Module):
                 self._tell(key, error)
         return self._alone[key]
 
-    def batches(self, batches: Sequence[ImageBatch], labels: ClassLabels | None = None) -> list[ShiftBatch]:
-        """What measures read of a sample of images; adds the rows of shuffled captions.
+    def shuffle_captions(self, batches: Sequence[ImageBatch]) -> list[Conditions | None]:
+        """Add the rows of shuffled captions; returns their conditions of every batch, None of one without captions.
 
-        Every image of such a row has the caption of the next image of the sample.
+        Every image has the caption of the next image of the sample.
         """
         captions = [caption for batch in batches for caption in batch.conditions.captions or (None,) * len(batch)]
         rolled = captions[1:] + captions[:1]
@@ -165,7 +163,7 @@ class ShiftReader(nn.Module):
             if one.kind == "candidate" and self._reads_captions(one, batches, others):
                 row = shuffled(one)
                 self.candidates[row.name] = row
-        return [ShiftBatch(self, batch, other, labels) for batch, other in zip(batches, others, strict=True)]
+        return others
 
     def cost(self, batch: ImageBatch, candidate: str, timestep: int) -> Cost | None:
         """What a candidate's features of one image cost, measured alone on a batch after a first pass; None if they

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
+from gate_lightning.backbones.base import Backbone
 from gate_lightning.errors import GateError
 from gate_lightning.features.reading.img2img import ImageToImage, autoencoded, start_of
+from gate_lightning.features.reading.recorded import PassKind
+from gate_lightning.structures import Conditions
 from gate_lightning.tasks.content_shift.candidates import Candidate
-
-if TYPE_CHECKING:
-    from gate_lightning.tasks.content_shift.batch import ShiftBatch
-    from gate_lightning.tasks.content_shift.reading import ShiftReader
 
 __all__ = ["CEILING", "RepaintedImages", "Repainter"]
 
 #: row of the images that were encoded and decoded alone
 CEILING = "autoencoder"
+
+#: candidate → conditions of the images under which it is read
+ConditionsOf = Callable[[str], Conditions]
+
+
+class CandidateReader(Protocol):
+    """Candidates and their backbones, as `ShiftReader` has them; see there."""
+
+    seed: int
+    max_samples: int | None
+    passes: PassKind
+
+    @property
+    def candidates(self) -> Mapping[str, Candidate]: ...
+
+    def plain(self, candidate: str) -> str: ...
+
+    def backbone(self, candidate: str) -> Backbone: ...
 
 
 class Repainter:
@@ -29,7 +47,7 @@ class Repainter:
         left_out: candidate and strength → why no images can be made.
     """
 
-    def __init__(self, reader: ShiftReader) -> None:
+    def __init__(self, reader: CandidateReader) -> None:
         self.reader = reader
         self.ceilings: dict[str, Candidate] = {}
         self.left_out: dict[str, str] = {}
@@ -45,7 +63,9 @@ class Repainter:
         self.ceilings.setdefault(name, Candidate(name, plain.branch, "ceiling"))
         return name
 
-    def repainted(self, batch: ShiftBatch, candidate: str, strength: float, steps: int) -> dict[str, Tensor]:
+    def repainted(
+        self, images: Tensor, conditions_of: ConditionsOf, candidate: str, strength: float, steps: int
+    ) -> dict[str, Tensor]:
         """Images (B, 3, H, W) of a candidate, and of those that are made with it; of those that fail none."""
         wanted = self.reader.candidates[candidate]
         together = [
@@ -57,15 +77,17 @@ class Repainter:
             and not one.timesteps  # the images of its branch are those of another row
             and (name, strength) not in self._failed
         ]
-        return self._of(batch, together, strength, steps) if candidate in together else {}
+        return self._of(images, conditions_of, together, strength, steps) if candidate in together else {}
 
-    def _of(self, batch: ShiftBatch, names: list[str], strength: float, steps: int) -> dict[str, Tensor]:
+    def _of(
+        self, images: Tensor, conditions_of: ConditionsOf, names: list[str], strength: float, steps: int
+    ) -> dict[str, Tensor]:
         try:
-            return self._painter(names, strength, steps)(batch.images, batch.conditions_of(names[0]))
+            return self._painter(names, strength, steps)(images, conditions_of(names[0]))
         except GateError as error:
             if len(names) > 1:
-                one_by_one = [self._of(batch, [name], strength, steps) for name in names]
-                return {name: images for found in one_by_one for name, images in found.items()}
+                one_by_one = [self._of(images, conditions_of, [name], strength, steps) for name in names]
+                return {name: made for found in one_by_one for name, made in found.items()}
             if self.reader.candidates[names[0]].kind == "plain":
                 raise
             self._failed.add((names[0], strength))
@@ -89,10 +111,10 @@ class Repainter:
 
 
 class RepaintedImages:
-    """Images that were made of one batch, kept until they are forgotten."""
+    """Images that were made of those of one batch, (B, 3, H, W), kept until they are forgotten."""
 
-    def __init__(self, batch: ShiftBatch) -> None:
-        self.batch, self.repainter = batch, batch.reader.repainter
+    def __init__(self, repainter: Repainter, images: Tensor, conditions_of: ConditionsOf) -> None:
+        self.repainter, self.images, self.conditions_of = repainter, images, conditions_of
         self._made: dict[tuple[str, float, int], Tensor] = {}
         self._ceilings: dict[str, Tensor] = {}
 
@@ -100,7 +122,7 @@ class RepaintedImages:
         """Images (B, 3, H, W) in [-1, 1]; None where they cannot be made."""
         key = (candidate, strength, steps)
         if key not in self._made:
-            found = self.repainter.repainted(self.batch, candidate, strength, steps)
+            found = self.repainter.repainted(self.images, self.conditions_of, candidate, strength, steps)
             self._made |= {(name, strength, steps): images for name, images in found.items()}
         return self._made.get(key)
 
@@ -108,7 +130,7 @@ class RepaintedImages:
         """Images (B, 3, H, W) encoded and decoded by a candidate's backbone."""
         name = self.repainter.ceiling(candidate)
         if name not in self._ceilings:
-            self._ceilings[name] = autoencoded(self.batch.reader.backbone(candidate), self.batch.images)
+            self._ceilings[name] = autoencoded(self.repainter.reader.backbone(candidate), self.images)
         return self._ceilings[name]
 
     def forget(self) -> None:

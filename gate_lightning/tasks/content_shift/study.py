@@ -97,7 +97,8 @@ def measure_content_shift(
         raise DataError("an image is twice in the sample; intervals take images for different ones")
     began = time.monotonic()
     reasons, pending = dict(left_out or {}), dict(measures)
-    shown = reader.batches(batches, labels)
+    others = reader.shuffle_captions(batches)
+    shown = [ShiftBatch(reader, batch, other, labels) for batch, other in zip(batches, others, strict=True)]
     costs = _costs(reader, batches[0])
     progress = Progress(len(images), 0, 1, "content shift")
     for number, batch in enumerate(shown):

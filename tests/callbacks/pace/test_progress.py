@@ -14,8 +14,8 @@ from lightning import Callback
 
 from gate_lightning.callbacks.pace import clock
 from gate_lightning.callbacks.pace.clock import Clock
-from gate_lightning.callbacks.pace.display import LiveProgress
-from gate_lightning.callbacks.pace.progress import ProgressLines, progress_bar, validation_texts
+from gate_lightning.callbacks.pace.display import LiveProgress, progress_bar
+from gate_lightning.callbacks.pace.progress import ProgressLines, validation_texts
 from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.errors import ConfigError
 from gate_lightning.utils import console
