@@ -88,6 +88,9 @@ def test_what_is_missing_or_does_not_fit_is_named(run: TrainedRun, image: Path) 
         run.predict(image, control_images={"dept": image})
     with pytest.raises(ConfigError, match=r"control image 'depth' is float64 \(70, 90\); expected a file"):
         run.predict(image, control_images={"depth": np.zeros(SIZE)})
+    for wrong, expected in (({"control_images": [image]}, "names and images"), ({"caption": ["a"]}, "a text")):
+        with pytest.raises(ConfigError, match=f"expected {expected}"):
+            run.predict(image, **wrong)
 
 
 def test_the_command_names_them_too(trained: Path, image: Path, tmp_path: Path) -> None:

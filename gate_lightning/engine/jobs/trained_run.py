@@ -22,7 +22,7 @@ from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.features.config.required_inputs import control_images_of
 from gate_lightning.structures import Conditions
-from gate_lightning.utils.checks import a_path
+from gate_lightning.utils.checks import a_path, check_type
 
 __all__ = ["TrainedRun", "load_run"]
 
@@ -96,9 +96,13 @@ class TrainedRun:
             (H, W) uint8 class indices at the image's own size.
 
         Raises:
-            ConfigError: an image that is none, or control images that the run does not read.
+            ConfigError: an argument of another type, or control images that the run does not read.
             DataError: a broken file, a control image that is missing, or one of another size.
         """
+        check_type(caption, "caption", str | None, "a text")
+        check_type(
+            control_images, "control_images", Mapping | None, "names and images, such as {'depth': 'a_depth.png'}"
+        )
         # the noise is keyed by the name: the same as for this file in a folder given to eval.py
         name = Path(image).name if isinstance(image, str | Path) else "image"
         image = _pixels("image", image)
