@@ -33,7 +33,7 @@ class TopLabels:
 
     @property
     def tied(self) -> bool:
-        """Whether further cells are as similar as the last one that counts, of any cell."""
+        """True if further cells are as similar as the last one that counts, of any cell."""
         return bool(self._ties.any())
 
     @property

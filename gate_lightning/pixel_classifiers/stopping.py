@@ -43,7 +43,7 @@ class StoppingRule:
 
     @property
     def finished(self) -> bool:
-        """Whether all members have stopped."""
+        """True if all members have stopped."""
         return not bool(self.active.any())
 
     def fewest_steps(self, batches: int) -> int:

@@ -140,7 +140,7 @@ class BaseTask(LightningModule):
 
     @property
     def has_weights(self) -> bool:
-        """Whether there is anything to be trained that results depend on; a loss's own weights are nothing by
+        """True if there is anything to be trained that results depend on; a loss's own weights are nothing by
         themselves."""
         return any(one.requires_grad for name, one in self.named_parameters() if name.split(".", 1)[0] != "loss")
 

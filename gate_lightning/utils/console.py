@@ -91,7 +91,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
         super().__init__(sys.stdout)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is shown."""
+        """True if the record is shown."""
         return _is_shown(record) and bool(super().filter(record))
 
     def format(self, record: logging.LogRecord) -> str:
@@ -119,7 +119,7 @@ class FirstProcess(logging.Filter):
     """Lets pass what the first of several processes says, errors of the others, and tools that tell of each process."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is kept."""
+        """True if the record is kept."""
         return _speaks(record)
 
 
@@ -144,7 +144,7 @@ def set_live(on: bool) -> None:
 
 
 def is_live() -> bool:
-    """Whether a live display is drawn: what is written past standard output and error would tear it."""
+    """True if a live display is drawn: what is written past standard output and error would tear it."""
     return _Shown.live
 
 

@@ -14,7 +14,7 @@ __all__ = ["all_finite", "check_outputs", "damaged_weights", "not_finite_in", "o
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all values of all tensors are finite: one reduction each, and one look at the results.
+    """True if all values of all tensors are finite: one reduction each, and one look at the results.
 
     A reduction that leaves its range although all values are finite is looked at again, value by value.
     """

@@ -32,7 +32,7 @@ def count_last_step(trainer: Trainer, saved: int = 0) -> None:
 
 
 def is_attached(module: LightningModule) -> bool:
-    """Whether a trainer runs the module; the public ``trainer`` raises where none does."""
+    """True if a trainer runs the module; the public ``trainer`` raises where none does."""
     return module._trainer is not None
 
 
@@ -65,7 +65,7 @@ def set_logged_steps(trainer: Trainer, steps: int) -> None:
 
 
 def validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning validates right after the training batch that is ending.
+    """True if Lightning validates right after the training batch that is ending.
 
     The loop itself decides: its rule mixes epochs, intervals in batches or time, and limits.
     """

@@ -34,7 +34,7 @@ def allow_tf32(on: bool) -> None:
 
 
 def rounded_products(device: torch.device) -> bool:
-    """Whether products or convolutions of float32 are computed in TF32 on ``device``.
+    """True if products or convolutions of float32 are computed in TF32 on ``device``.
 
     Left to itself, torch does so in convolutions alone.
     """

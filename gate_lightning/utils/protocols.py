@@ -9,7 +9,7 @@ __all__ = ["is_protocol", "missing_members"]
 
 
 def is_protocol(kind: type) -> bool:
-    """Whether a class is a protocol itself, and no class that has what one asks for."""
+    """True if a class is a protocol itself, and no class that has what one asks for."""
     return Protocol in kind.__bases__
 
 

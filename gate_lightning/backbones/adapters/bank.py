@@ -139,7 +139,7 @@ class _AddBranches:
 
 
 def _bound_by_launches(tensor: Tensor) -> bool:
-    """Whether kernels this small take less time than their launch; a CPU's features stay what they are to the bit."""
+    """True if kernels this small take less time than their launch; a CPU's features stay what they are to the bit."""
     return not tensor.is_cpu
 
 

@@ -47,7 +47,7 @@ _MOST_VALUES, _MOST_IMAGES = 2**31 - 1, 2**16 - 1
 
 
 def group_norm_fits(input: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> bool:
-    """Whether the operator is to be called: for maps (B, C, H, W) on a GPU that are channels_last and not contiguous.
+    """True if the operator is to be called: for maps (B, C, H, W) on a GPU that are channels_last and not contiguous.
 
     A GPU on which Triton cannot compile (no C compiler, too old), or gives something else than torch, is found out by
     trying, once, with a warning.
@@ -235,7 +235,7 @@ def _apply_kernel(
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Whether the kernels run on a GPU, and give what torch gives: of one part and of many, in every type."""
+    """True if the kernels run on a GPU, and give what torch gives: of one part and of many, in every type."""
     for shape, dtype in product(_TRIED, _TYPES):
         values = torch.arange(float(shape.numel()), device=device).sin().view(shape) + 3.0
         maps = values.to(dtype).contiguous(memory_format=torch.channels_last)

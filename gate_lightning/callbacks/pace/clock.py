@@ -49,7 +49,7 @@ class Clock:
 
     @property
     def has_stepped(self) -> bool:
-        """Whether a batch has ended since `start`."""
+        """True if a batch has ended since `start`."""
         return bool(self._marks)
 
     @property

@@ -132,7 +132,7 @@ class RunCheckpoint(Checkpoint):
         self.best_model_path = str(path)
 
     def is_best(self, score: float) -> bool:
-        """Whether a value of ``monitor`` is better than all before."""
+        """True if a value of ``monitor`` is better than all before."""
         if self.best_score is None:
             return True
         return score > self.best_score if self.mode == "max" else score < self.best_score
@@ -151,7 +151,7 @@ class _InPlace(TorchCheckpointIO):
 
 
 def _is_trial(trainer: Trainer) -> bool:
-    """Whether this is Lightning's ``fast_dev_run``, which leaves no files."""
+    """True if this is Lightning's ``fast_dev_run``, which leaves no files."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 

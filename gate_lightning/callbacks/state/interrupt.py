@@ -118,7 +118,7 @@ class Interrupt(Checkpoint):
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
 
     def _asked(self, trainer: Trainer) -> bool:
-        """Whether any process has received a signal; every process has to call it."""
+        """True if any process has received a signal; every process has to call it."""
         received = self._received is not None
         if trainer.world_size == 1:
             return received
@@ -152,10 +152,10 @@ class Interrupt(Checkpoint):
 
 
 def _is_free(number: int) -> bool:
-    """Whether nothing else handles or ignores a signal, or `stopping` does."""
+    """True if nothing else handles or ignores a signal, or `stopping` does."""
     return signal.getsignal(number) in (signal.SIG_DFL, signals.raise_stop)
 
 
 def _is_last(trainer: Trainer) -> bool:
-    """Whether the run has made its last step: Lightning does not return into the loops of such a run."""
+    """True if the run has made its last step: Lightning does not return into the loops of such a run."""
     return 0 <= trainer.max_steps <= trainer.global_step

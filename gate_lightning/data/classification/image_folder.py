@@ -151,7 +151,7 @@ class ImageFolderDataModule(ClassificationDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a folder ``test``."""
+        """True if there is a folder ``test``."""
         return (self.root / "test").is_dir()
 
     @cached_property

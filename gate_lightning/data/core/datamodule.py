@@ -110,7 +110,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether the data set has a test split."""
+        """True if the data set has a test split."""
         return True
 
     def attach_inputs(self, required_inputs: RequiredInputs) -> None:

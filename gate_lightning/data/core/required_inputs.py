@@ -129,7 +129,7 @@ def _orientations(source: SampleSource) -> Mapping[str, int]:
 
 
 def turn_is_unclear(turn: int, size: Sequence[int], control: Header) -> bool:
-    """Whether an image of that EXIF orientation and (height, width) may have been turned after its control image."""
+    """True if an image of that EXIF orientation and (height, width) may have been turned after its control image."""
     return turn != 1 and control.turn == 1 and (turn <= 4 or size[0] == size[1])
 
 

@@ -129,13 +129,13 @@ def _set(progress: Any, current: int, total: int) -> None:
 
 
 def _unfinished(validation: Any) -> bool:
-    """Whether the last validation was interrupted."""
+    """True if the last validation was interrupted."""
     current = validation.current
     return current.ready > 0 and not (validation.is_last_batch and current.completed == current.ready)
 
 
 def _validation_due(trainer: Trainer, batch: int, total: int, batches: int) -> bool:
-    """Whether Lightning validates after ``batch`` batches of the epoch, ``total`` in all (its rule)."""
+    """True if Lightning validates after ``batch`` batches of the epoch, ``total`` in all (its rule)."""
     every_epochs, interval = trainer.check_val_every_n_epoch, trainer.val_check_interval
     if batch == 0 or not trainer.enable_validation or not isinstance(interval, int | float):
         return False

@@ -95,7 +95,7 @@ class AP10KDataModule(PairDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether there are test pairs."""
+        """True if there are test pairs."""
         return "test" in self.splits
 
     def _folders(self, split: str) -> dict[str, Path]:

@@ -172,7 +172,7 @@ class PairTransform:
 
     @property
     def random(self) -> bool:
-        """Whether anything is drawn."""
+        """True if anything is drawn."""
         return bool(self.flip or self.flip_one)
 
     def __call__(self, sample: PairSample, rng: np.random.Generator) -> PairSample:

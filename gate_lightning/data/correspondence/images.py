@@ -39,7 +39,7 @@ class PairImage:
 
     @property
     def is_whole_file(self) -> bool:
-        """Whether its pixels are those of a file."""
+        """True if its pixels are those of a file."""
         return self.view is None and self.drawn is None
 
     def pixels(self) -> np.ndarray:

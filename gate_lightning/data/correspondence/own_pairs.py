@@ -72,7 +72,7 @@ class OwnPairsDataModule(PairDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether there are test pairs."""
+        """True if there are test pairs."""
         return "test" in self.lists
 
     def read(self, split: str) -> Annotated[Pair]:

@@ -81,7 +81,7 @@ class PFPascalDataModule(PairDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether there are test pairs."""
+        """True if there are test pairs."""
         return "test" in self.splits
 
     def _list(self, split: str) -> Path | None:

@@ -97,7 +97,7 @@ class SPairDataModule(PairDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether there are test pairs."""
+        """True if there are test pairs."""
         return "test" in self.splits
 
     def _list(self, split: str) -> Path:

@@ -263,7 +263,7 @@ def _check_size(path: Path, image: Header, unfit: Callable[[int, int], str | Non
 
 
 def _unclear(image: Header, mask: Header, mask_orientation: str | None) -> bool:
-    """Whether an image has an orientation and nothing tells which view of it the mask was drawn on."""
+    """True if an image has an orientation and nothing tells which view of it the mask was drawn on."""
     if mask_orientation is not None or image.turn == 1 or mask.turn != 1:
         return False
     return image.turn <= 4 or image.size[0] == image.size[1]

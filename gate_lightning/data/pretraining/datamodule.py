@@ -198,7 +198,7 @@ class SingleObjectImages(SceneImages):
 
 
 def is_target(index: int, share: float) -> bool:
-    """Whether scene ``index`` is of the target domain, of which a ``share`` is, evenly spread."""
+    """True if scene ``index`` is of the target domain, of which a ``share`` is, evenly spread."""
     return int((index + 1) * share) > int(index * share)  # where the running count grows
 
 

@@ -89,7 +89,7 @@ class FolderDataModule(FileDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether ``images/test`` and ``masks/test`` exist."""
+        """True if ``images/test`` and ``masks/test`` exist."""
         return (self.root / "images/test").is_dir() and (self.root / "masks/test").is_dir()
 
     def scan(self, split: str) -> SplitFiles:

@@ -137,7 +137,7 @@ class VideoDataModule(ImageDataModule):
 
     @property
     def has_test(self) -> bool:
-        """Whether there are test videos."""
+        """True if there are test videos."""
         return "test" in self.splits
 
     def videos_of(self, split: str) -> tuple[Video, ...]:

@@ -103,7 +103,7 @@ def _choice(config: DictConfig, precision: str) -> tuple[str, str]:
 
 
 def _on_gpu(config: DictConfig) -> bool:
-    """Whether the trainer computes on a GPU of CUDA, which is not touched: a process that has may not fork others."""
+    """True if the trainer computes on a GPU of CUDA, which is not touched: a process that has may not fork others."""
     if str(OmegaConf.select(config, "trainer.accelerator")) not in ("auto", "gpu", "cuda"):
         return False
     import torch  # takes seconds, and most tools have no trainer

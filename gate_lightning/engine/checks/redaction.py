@@ -121,5 +121,5 @@ def _is_secret(key: Any) -> bool:
 
 
 def _is_open(value: Any) -> bool:
-    """Whether a value, as text or parsed, gives nothing away."""
+    """True if a value, as text or parsed, gives nothing away."""
     return value is None or isinstance(value, bool) or _OPEN.fullmatch(str(value).strip()) is not None

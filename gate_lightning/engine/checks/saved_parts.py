@@ -102,7 +102,7 @@ def _targets(plain: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_plain_type(name: str, value: Any) -> bool:
-    """Whether a registry looks the type up among its own, and reads no file for it."""
+    """True if a registry looks the type up among its own, and reads no file for it."""
     return name == "type" and isinstance(value, str) and value.isidentifier() and value != "Pretrained"
 
 
@@ -126,7 +126,7 @@ def _is_of_torch(target: str) -> bool:
 
 
 def _is_own_part(target: str) -> bool:
-    """Whether it is the name under which a class of this package was defined, one that makes a part."""
+    """True if it is the name under which a class of this package was defined, one that makes a part."""
     module, name = target.rsplit(".", 1)
     if module.split(".")[1:2] == [] or module.split(".")[1] not in _PACKAGES:
         return False

@@ -29,7 +29,7 @@ More
 
 
 def asked_help(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for help."""
+    """True if a command line asks for help."""
     return any(word in ("--help", "-h") for word in arguments)
 
 

@@ -49,7 +49,7 @@ def without_choice(arguments: Sequence[str]) -> str:
 
 
 def _is_name(word: str) -> bool:
-    """Whether an override sets a text, a list of some, or keys."""
+    """True if an override sets a text, a list of some, or keys."""
     return isinstance(OverridesParser.create().parse_override(word).value(), str | list | dict)
 
 

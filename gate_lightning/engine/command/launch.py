@@ -192,7 +192,7 @@ def _store(rank: int, size: int, kept: list[Any] = []) -> Any:  # noqa: B006 - o
 
 
 def runs_apart(trainer: Mapping[str, Any] | None) -> bool:
-    """Whether this job of a sweep is run as a command of its own: Lightning has other processes to start for it.
+    """True if this job of a sweep is run as a command of its own: Lightning has other processes to start for it.
 
     It starts them by the command line, which of a sweep would be the whole sweep, once in every process.
 

@@ -192,7 +192,7 @@ def _with_dataset_in_part(read: frozenset[str], raw: Mapping[str, Any]) -> froze
 
 
 def _is_given_data_set(own: Mapping[str, Any]) -> bool:
-    """Whether the constructor of a task's data module takes ``dataset``."""
+    """True if the constructor of a task's data module takes ``dataset``."""
     return "dataset" in inspect.signature(get_object(own["_target_"])).parameters
 
 

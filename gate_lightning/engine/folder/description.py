@@ -146,7 +146,7 @@ def _name(folder: Path, overrides: list[str]) -> str:
 
 
 def _is_group(folder: Path) -> bool:
-    """Whether a folder is of a sweep, or of a protocol of re-splits."""
+    """True if a folder is of a sweep, or of a protocol of re-splits."""
     return (folder / "multirun.yaml").is_file() or (folder / "config.yaml").is_file()
 
 

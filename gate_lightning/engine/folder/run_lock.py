@@ -49,12 +49,12 @@ class Holder:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it is of another machine, where nobody can look from here."""
+        """True if it is of another machine, where nobody can look from here."""
         return self.host != socket.gethostname()
 
     @property
     def alive(self) -> bool:
-        """Whether it runs still; of another machine, that is assumed."""
+        """True if it runs still; of another machine, that is assumed."""
         if self.elsewhere:
             return True
         try:

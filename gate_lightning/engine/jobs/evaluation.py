@@ -79,7 +79,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
 
 
 def measures_untrained(config: DictConfig) -> bool:
-    """Whether a composed configuration asks for a task that trains nothing to be measured, into a run folder."""
+    """True if a composed configuration asks for a task that trains nothing to be measured, into a run folder."""
     tool = config.tool is not None and "_target_" in config.tool
     if tool or config.submission or config.input is not None or config.run is not None:
         return False

@@ -51,7 +51,7 @@ OWN_KEYS = frozenset({"split", "output"})
 
 
 def is_training_free(config: DictConfig) -> bool:
-    """Whether the task of a composed configuration can be measured as it is, if its parts have no weights."""
+    """True if the task of a composed configuration can be measured as it is, if its parts have no weights."""
     return bool(getattr(get_class(config.task._target_), "training_free", False))
 
 

@@ -129,7 +129,7 @@ def _hints(target: Any) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value may stand where ``hint`` is annotated; True where that cannot be told."""
+    """True if a plain value may stand where ``hint`` is annotated; True where that cannot be told."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in options)

@@ -299,7 +299,7 @@ class Components:
         return target(**injected, **built(OmegaConf.create(own), "task"))
 
     def _left_out(self, name: str, parameter: inspect.Parameter) -> bool:
-        """Whether the configuration has nothing to make an optional component of: what is only measured trains none."""
+        """True if the configuration has nothing to make an optional component of: what is only measured trains none."""
         return parameter.default is None and name in ONLY_TRAINING and self.config.get(name) is None
 
     @cached_property

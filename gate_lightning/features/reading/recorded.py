@@ -103,7 +103,7 @@ class Recordings:
         return function() if made is None else list(made(*given))
 
     def _due(self, key: tuple[object, ...], device: torch.device) -> bool:
-        """Whether a pass that has come again is to be recorded."""
+        """True if a pass that has come again is to be recorded."""
         if len(self._made) >= _MOST or (self.kind == "auto" and not _gpu_with_room(device)):
             return False
         self._met[key] += 1
@@ -223,7 +223,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _gpu_with_room(device: torch.device) -> bool:
-    """Whether it is a GPU, half of whose memory or more is in nobody's use."""
+    """True if it is a GPU, half of whose memory or more is in nobody's use."""
     if device.type != "cuda":
         return False
     free, total = torch.cuda.mem_get_info(device)
@@ -235,7 +235,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _reads_values(func: Any, args: Any) -> bool:
-    """Whether an operation, or the shape of its result, depends on values of its arguments."""
+    """True if an operation, or the shape of its result, depends on values of its arguments."""
     if func is torch.ops.aten.index.Tensor:
         return any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
     return torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags

@@ -55,7 +55,7 @@ class ShiftBatch:
         return self.reader.timesteps
 
     def reads(self, candidate: str, *timesteps: int, draws: int = 1) -> bool:
-        """Whether a candidate can be read at all of these timesteps, under so many noises."""
+        """True if a candidate can be read at all of these timesteps, under so many noises."""
         return all(self.reader.reason(candidate, t, draw) is None for t in timesteps for draw in range(draws)) and all(
             candidate in self._read(candidate, t, 0) for t in timesteps
         )

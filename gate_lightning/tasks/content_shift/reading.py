@@ -244,7 +244,7 @@ class ShiftReader(nn.Module):
     def _reads_captions(
         self, candidate: Candidate, batches: Sequence[ImageBatch], others: Sequence[Conditions | None]
     ) -> bool:
-        """Whether other captions give a candidate other prompts."""
+        """True if other captions give a candidate other prompts."""
         for batch, other in zip(batches, others, strict=True):
             if other is None:
                 return False

@@ -52,7 +52,7 @@ class OpenPairs(Generic[AnyPair, Kept]):
         return len(self._kept)
 
     def wants(self, name: str) -> bool:
-        """Whether a pair waits for the image."""
+        """True if a pair waits for the image."""
         return name in self._open and name not in self._kept
 
     def arrive(self, name: str, value: Kept) -> Iterator[tuple[int, AnyPair, Kept, Kept]]:

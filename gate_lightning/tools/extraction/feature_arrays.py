@@ -55,7 +55,7 @@ class ArrayFolder:
         clean_leftovers(self.folder)
 
     def holds(self, name: str, key: str) -> bool:
-        """Whether all files of the image with that key exist and have the length recorded for them."""
+        """True if all files of the image with that key exist and have the length recorded for them."""
         try:
             record = read_json(self._record(name))
             if (record["description"], record["image"]) != (self.digest, key):

@@ -74,11 +74,11 @@ class LabelledFolder:
 
     @property
     def used(self) -> bool:
-        """Whether an image has been labelled."""
+        """True if an image has been labelled."""
         return (self.folder / ".records").is_dir()
 
     def holds(self, name: str) -> bool:
-        """Whether all files of an image have been written."""
+        """True if all files of an image have been written."""
         return self._record(name).is_file()
 
     def entry(self, name: str) -> Entry:

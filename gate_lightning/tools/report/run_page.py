@@ -35,7 +35,7 @@ REPORT = "report.html"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether there is a run in the folder itself, finished or not."""
+    """True if there is a run in the folder itself, finished or not."""
     return (folder / "config.yaml").is_file()
 
 

@@ -35,12 +35,12 @@ def tail_of(metric: str) -> str:
 
 
 def is_pck(metric: str) -> bool:
-    """Whether a metric is one of the percentages of correct keypoints, which are of pairs of images."""
+    """True if a metric is one of the percentages of correct keypoints, which are of pairs of images."""
     return tail_of(metric).startswith("PCK_")
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share, shown in percent."""
+    """True if a metric is a share, shown in percent."""
     return _kind(metric) in SHARES
 
 
