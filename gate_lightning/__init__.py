@@ -28,7 +28,7 @@ _PUBLIC = {
     "load_backbone": "gate_lightning.engine.parts.library",
     "load_run": "gate_lightning.engine.jobs.trained_run",
     "read_features": "gate_lightning.features.caches.folder",
-    "read_images": "gate_lightning.data.core.prediction",
+    "read_images": "gate_lightning.data.core.reading",
     "resolve_layers": "gate_lightning.features.config.layer_presets",
 }
 

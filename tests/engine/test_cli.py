@@ -192,6 +192,12 @@ def test_a_tool_without_run_needs_no_lightning() -> None:
     assert not imported_by(code) & {"lightning", "torchmetrics", "mmseg", "matplotlib"}
 
 
+@pytest.mark.slow
+def test_features_in_python_need_no_lightning() -> None:
+    code = "from gate_lightning import Branch, FeatureExtractor, load_backbone, read_images; load_backbone('tiny')"
+    assert not imported_by(code) & {"lightning", "torchmetrics", "mmseg", "matplotlib", "rich", "wandb"}
+
+
 @pytest.mark.parametrize("main", [cli.train_main, cli.eval_main])
 def test_old_names_are_refused_before_composing(
     main: object, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.engine.checks.precision import choose_types
 from gate_lightning.engine.command.configuration import composed, config_folder
-from gate_lightning.engine.parts.components import Components
+from gate_lightning.engine.parts.building import built_group
 from gate_lightning.errors import ConfigError, first_line
 
 __all__ = ["load_backbone"]
@@ -42,4 +42,5 @@ def load_backbone(name: str = "tiny", **settings: Any) -> Backbone:
     except OmegaConfBaseException as error:
         raise ConfigError(f"backbone {name}: {', '.join(settings)} cannot be set so: {first_line(error)}") from error
     choose_types(merged)
-    return Components(merged, run_folder="").backbone
+    backbone: Backbone = built_group(merged, "backbone")
+    return backbone

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gate_lightning.data.core.prediction import PredictionDataModule, read_images
+from gate_lightning.data.core.prediction import PredictionDataModule
+from gate_lightning.data.core.reading import read_images
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.data.samples import BatchDataset, SampleRequest, collate_masks
 from gate_lightning.data.scenes.dataset import ScenesDataModule
