@@ -172,7 +172,7 @@ def run_command(module: str, function: str) -> int:
 def starting_workers() -> Iterator[None]:
     """Context in which worker processes are started that will `leave_to_parent`.
 
-    Libraries start threads in a forked process before its own code runs (telemetry of wandb, for one). A thread takes
+    Libraries start threads in a forked process before its own code runs (those of dashboards, for one). A thread takes
     signals that it does not block, and with them the SIGTERM that the worker waits for; so they inherit that it is
     blocked. One that comes meanwhile reaches this process at the end.
     """
