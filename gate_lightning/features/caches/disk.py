@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gate_lightning.errors import ConfigError
 from gate_lightning.features.caches.folder import FeatureFolder
 from gate_lightning.features.caches.keys import ImageKeys, batch, row
 from gate_lightning.features.wrappers.base import StoringExtractor
 from gate_lightning.ops.padding import check_batch
 from gate_lightning.structures import MIRRORED, Conditions, Extractor, Features
-from gate_lightning.utils.checks import check_type, whole_number
+from gate_lightning.utils.checks import check_type, shown, whole_number
+from gate_lightning.utils.files import plain_json
 from gate_lightning.utils.resources import check_disk
 from gate_lightning.utils.units import human_size
 from gate_lightning.version import __version__
@@ -51,6 +53,7 @@ class DiskCache(StoringExtractor):
 
     Raises:
         CacheError: the folder holds features of another description, or cannot be written.
+        ConfigError: a value of ``preprocessing`` that JSON cannot hold.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class DiskCache(StoringExtractor):
     ) -> None:
         super().__init__(extractor)
         check_type(preprocessing, "preprocessing", Mapping | None, "names and settings")
+        _check_plain(preprocessing or {})
         self.views = whole_number(views, "views")
         self.store = FeatureFolder(folder, full_description(extractor.description, preprocessing), dtype)
         self._keys = ImageKeys()
@@ -138,6 +142,17 @@ def full_description(extractor: Mapping[str, Any], preprocessing: Mapping[str, A
         "preprocessing": dict(preprocessing or {}),
         "gate_lightning": __version__,
     }
+
+
+def _check_plain(preprocessing: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a setting that a manifest cannot hold; the message names its key."""
+    for key, value in preprocessing.items():
+        try:
+            plain_json({key: value})
+        except (TypeError, ValueError):  # another type, or a list that holds itself
+            raise ConfigError(
+                f"preprocessing[{key!r}]={shown(value)}: expected texts, numbers, None, and lists and mappings of them"
+            ) from None
 
 
 def file_name(sample_id: str, key: str) -> str:

@@ -145,6 +145,13 @@ def test_another_description_is_refused(backbone: Backbone, tmp_path: Path) -> N
     DiskCache(extractor(backbone), tmp_path)
 
 
+@pytest.mark.parametrize("value", [torch.zeros(3), {"mean": torch.zeros(3)}, [{1, 2}]], ids=["tensor", "nested", "set"])
+def test_a_setting_that_no_manifest_can_hold_is_named(value: object, backbone: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^preprocessing\['mean'\]=.*: expected texts, numbers"):
+        DiskCache(extractor(backbone), tmp_path / "new", preprocessing={"size": 64, "mean": value})
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_without_features_belongs_to_nobody(backbone: Backbone, tmp_path: Path) -> None:
     DiskCache(extractor(backbone), tmp_path)
     DiskCache(extractor(backbone, timestep=51), tmp_path)(random_images(2), CONDITIONS)
