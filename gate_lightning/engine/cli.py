@@ -67,12 +67,15 @@ def train_main() -> int:
 
 
 def _check_started(config: DictConfig, folder: Path) -> None:
-    """Refuse to begin in processes that would not train together; nothing is left of the run folder, which is new."""
+    """Refuse to begin in processes that would not train together; nothing is left of the run folder, which is new, nor
+    of that of its day where it was the first one."""
     try:
         check_started(config.get("trainer"))
     except ConfigError as error:
-        with suppress(OSError):  # another process has removed it, or it is no new one
+        with suppress(OSError):  # another process has removed it, or it is no new one, or not the only one of the day
             folder.rmdir()
+            if folder.parent.parent.resolve() == Path(config.paths.outputs).resolve():
+                folder.parent.rmdir()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             say(f"ConfigError: {error}")
         raise

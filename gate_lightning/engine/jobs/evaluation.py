@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.engine.command.launch import check_here
 from gate_lightning.engine.command.used_keys import check_overrides, keys_of_run, keys_of_tool
 from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.engine.folder.references import follow
@@ -63,7 +64,7 @@ def evaluate(config: DictConfig, overrides: Sequence[str], output: Path) -> dict
         return measure_untrained(config, overrides, Path(config.output) if config.output else output)
     if measuring and config.run is not None and runs.repeats_in(runs.read_config(Path(config.run))) > 1:
         return _measure_splits(config, overrides, Path(config.run))
-    run = _loaded(config, overrides)
+    run = _loaded(config, overrides, by_trainer=config.input is None)
     folder = run.folder
     if config.submission:
         if config.input is not None:
@@ -98,8 +99,14 @@ def _results_of(folder: Path, chosen: str | None, output: Path) -> Path:
     return output
 
 
-def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
-    """The run of ``run``, with what the command line changes about it."""
+def _loaded(config: DictConfig, overrides: Sequence[str], by_trainer: bool = False) -> TrainedRun:
+    """The run of ``run``, with what the command line changes about it.
+
+    Args:
+        config: composed configuration of ``eval.yaml``.
+        overrides: command-line overrides.
+        by_trainer: whether Lightning's trainer evaluates it, which wants the devices of its training to be here.
+    """
     import lightning
 
     from gate_lightning.engine.folder.resplit_tables import split_folders
@@ -121,6 +128,8 @@ def _loaded(config: DictConfig, overrides: Sequence[str]) -> TrainedRun:
     own = [item for item in overrides if not item.startswith("tool")]
     patched = follow(saved, runs.patch(saved, resolved, own), own, folder)
     runs.check_patched(patched, folder, resolved, trust=trust)
+    if by_trainer:
+        check_here(patched.get("trainer"))
     for change in runs.changed_keys(saved, patched):
         log.warning("evaluated with a change: %s", change)
     lightning.seed_everything(patched.seed, workers=True, verbose=False)
@@ -176,7 +185,7 @@ def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) 
         log.info("%s", inside)
         one = OmegaConf.merge(config, {"run": str(inside)})
         assert isinstance(one, DictConfig)
-        run = _loaded(one, overrides)
+        run = _loaded(one, overrides, by_trainer=True)
         _measure(run, _split_of(run, config.split), inside)
     metrics = summarize(folder, "metrics_test.json")
     _refresh_report(folder)

@@ -175,6 +175,26 @@ def test_a_missing_adapter_stops_the_run(tmp_path: Path) -> None:
         run(tmp_path / "run", "techniques=lora", "technique.lora.weights.moderate=null")
 
 
+def test_a_run_of_a_gpu_is_refused_before_it_is_loaded_unless_no_trainer_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded(Exception):  # noqa: N818 - no error
+        pass
+
+    def load(*_: object) -> None:
+        raise Loaded
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("gate_lightning.engine.jobs.trained_run.TrainedRun", load)
+    runs.save_config(runs.resolve(composed("trainer=gpu")), tmp_path)
+    for given in ([], ["split=test"], ["submission=true"]):
+        with pytest.raises(ConfigError, match=r"trainer\.accelerator=gpu: torch finds no GPU here; .* trainer=cpu"):
+            evaluate(composed(f"run={tmp_path}", *given, name="eval"), [f"run={tmp_path}", *given], tmp_path)
+    for given in (["trainer=cpu"], [f"input={tmp_path}"]):  # images are labelled on the CPU
+        with pytest.raises(Loaded):
+            evaluate(composed(f"run={tmp_path}", *given, name="eval"), [f"run={tmp_path}", *given], tmp_path)
+
+
 def test_eval_without_anything_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run=<run folder>"):
         evaluate(composed(name="eval"), [], tmp_path)
