@@ -16,11 +16,11 @@ from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import WeightsError
 from gate_lightning.structures import Conditions
-from tests.engine.test_experiments import FOLDER, configuration, parts_of, small, structure, write_loras
 from tests.support.composition import composed
+from tests.support.experiments import FOLDER, configuration, parts_of, small, structure, write_loras
+from tests.support.inversion_oracle import hyperfeatures
 from tests.support.pair_layouts import write_spair
 from tests.support.small_networks import relative
-from tests.techniques.test_trajectories import hyperfeatures
 
 #: experiment → channels of the pyramid at its real size without attention, stride, shapes of weights that tell it
 EXPERIMENTS: dict[str, tuple[int, int, dict[str, tuple[int, ...]]]] = {
@@ -172,7 +172,7 @@ def test_timesteps_of_hyperfeatures_are_read_from_its_own_latents(
     seen = dict(passes)
     # the released loop from the same clean latents, with what the network said of latents that are its own
     alphas = [backbone.schedule.level(t)[0] ** 2 for t in range(1000)]
-    monkeypatch.setattr("tests.techniques.test_trajectories.ALPHAS", torch.tensor(alphas, dtype=torch.float64))
+    monkeypatch.setattr("tests.support.inversion_oracle.ALPHAS", torch.tensor(alphas, dtype=torch.float64))
 
     def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
         assert relative(seen[timestep].double(), latents) < 1e-4, timestep

@@ -37,8 +37,8 @@ from gate_lightning.techniques.lora import LoRA
 from gate_lightning.techniques.prompt import Prompt
 from gate_lightning.tools.extraction.extract import extract
 from gate_lightning.utils.precision import allow_tf32
-from tests.gpu.test_steps import FEW, IMAGES, LIMITS, ONE_LAYER, SCARCE, SETTINGS, TASKS, TWO_NOISES
 from tests.support.composition import composed
+from tests.support.gpu_jobs import FEW, IMAGES, LIMITS, ONE_LAYER, SCARCE, SETTINGS, TASKS, TWO_NOISES
 from tests.support.small_networks import (
     adapted_layers,
     build,

@@ -19,11 +19,10 @@ from gate_lightning.backbones.noise_schedule import DiffusionSchedule
 from gate_lightning.errors import ConfigError
 from gate_lightning.techniques.denoise import SAMPLERS, Denoise
 from gate_lightning.techniques.inversion import Inversion
+from tests.support.inversion_oracle import ALPHAS, BETAS, hyperfeatures
 from tests.support.small_networks import build, relative
 
 SPREAD = 0.6  # s of the data
-BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-ALPHAS = DDPMScheduler(**BETAS).alphas_cumprod.double()
 
 
 @pytest.fixture(scope="module")
@@ -214,21 +213,6 @@ def test_samplers_get_a_zero_terminal_schedule() -> None:
     # whether or not they know that setting
     own = PNDMScheduler(num_train_timesteps=1000, trained_betas=schedule.betas)
     torch.testing.assert_close(own.alphas_cumprod, expected)
-
-
-def hyperfeatures(
-    clean: Tensor, steps: int, predict: Callable[[Tensor, int], Tensor], length: int = 50
-) -> list[Tensor]:
-    """Latents at every call of Hyperfeatures' inversion, as its released loop makes them: a call is told the time of
-    its latents, -1 at first, and moves them to the next one of 0, 20, 40 …"""
-    ascending = list(range(0, 1000, 1000 // length))
-    states, state = [], clean.double()
-    for told, following in zip([-1, *ascending][:steps], ascending[:steps], strict=True):
-        states.append(state)
-        noise = predict(state, told)
-        at, after = (1.0 if one < 0 else float(ALPHAS[one]) for one in (told, following))
-        state = math.sqrt(after) * (state - math.sqrt(1 - at) * noise) / math.sqrt(at) + math.sqrt(1 - after) * noise
-    return states
 
 
 def test_inversion_of_hyperfeatures(epsilon: Backbone) -> None:

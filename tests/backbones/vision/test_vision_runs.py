@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gate_lightning.engine.jobs.training import train
 from gate_lightning.tools.layers.table import layers
-from tests.backbones.vision.test_vision import saved
 from tests.support.composition import SMALL, composed
+from tests.support.vision_networks import saved
 
 
 def test_segmentation_of_scenes(tmp_path: Path) -> None:

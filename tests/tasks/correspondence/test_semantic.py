@@ -7,14 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -31,24 +30,7 @@ from gate_lightning.tasks.correspondence.semantic import SemanticCorrespondence
 from gate_lightning.tools.comparison.compare import compare
 from tests.examples.pairs_data import PairsDataModule, ShiftedImages
 from tests.support.composition import composed
-
-KEY = "PCK_0.10_img_per-image_le"
-
-
-class ColourExtractor(torch.nn.Module):
-    """Colours of pixels as features, of stride 1; counts the images it has seen, by view."""
-
-    concatenated = ()
-    description = MappingProxyType({"network": "colours"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, str]] = []
-        self.feature_info = {"plain": {"colour": FeatureInfo(3, 1)}}
-
-    def forward(self, images: Tensor, conditions: Conditions) -> Features:
-        self.seen += zip(conditions.sample_ids, conditions.views, strict=True)
-        return {"plain": {"colour": images.clone()}}
+from tests.support.correspondence import KEY, SETTINGS, ColourExtractor, configured
 
 
 class SidedExtractor(ColourExtractor):
@@ -224,18 +206,6 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 # the command ----------------------------------------------------------------------------------------------------
-
-SETTINGS = (
-    *("task=correspondence", "backbone=pixels", "backbone.strides=[2]", "techniques=none", "logger=none"),
-    *("trainer.accelerator=cpu", "task.alphas=[0.05,0.1]"),
-)
-
-
-def configured(*overrides: str, name: str = "eval") -> DictConfig:
-    config = composed(*SETTINGS, *overrides, name=name)
-    OmegaConf.set_struct(config, False)
-    config.dataset = {"_target_": "tests.examples.pairs_data.PairsDataModule", "batch_size": 2}
-    return config
 
 
 def test_an_evaluation_without_training_makes_a_run_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,7 @@ from gate_lightning.ops.correspondence.read_outs import ReadOut
 from gate_lightning.structures import Conditions, FeatureInfo, Features, Pair
 from gate_lightning.tasks.correspondence.semantic import SemanticCorrespondence
 from tests.examples.pairs_data import PairsDataModule, ShiftedImages, ShiftedPairs
-from tests.tasks.correspondence.test_semantic import KEY, SETTINGS, ColourExtractor, configured
+from tests.support.correspondence import KEY, SETTINGS, ColourExtractor, configured
 
 
 class DistractedExtractor(ColourExtractor):

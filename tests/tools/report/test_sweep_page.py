@@ -6,8 +6,8 @@ import pytest
 
 from gate_lightning.errors import ConfigError
 from gate_lightning.tools.report.report import report
+from tests.support.report_pages import Parsed
 from tests.support.run_folders import EVIL, make_run
-from tests.tools.report.test_run_page import Parsed
 
 
 @pytest.fixture
