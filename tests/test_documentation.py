@@ -141,8 +141,12 @@ def test_figures_are_small_and_the_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def test_a_module_is_called_by_a_noun_or_a_verb() -> None:
-    modules = (REPOSITORY / "gate_lightning").rglob("*.py")
-    docstrings = {path.as_posix(): ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in modules}
+def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     questions = ("What", "Whether", "Why", "Where", "Which", "How", "Those", "When", "Who")
-    assert not [path for path, text in docstrings.items() if text and text.split()[0] in questions]
+    found = []
+    for path in sorted((REPOSITORY / "gate_lightning").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or "none"
+                found += [f"{path}:{getattr(node, 'lineno', 1)}: {text}"] if text.split()[0] in questions else []
+    assert not found

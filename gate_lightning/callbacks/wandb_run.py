@@ -149,7 +149,7 @@ def sync_command(folder: Path) -> str:
 
 
 def _place(run: Any) -> str:
-    """Where a run is, and how it gets to the server from there; empty where it is switched off."""
+    """Address or folder of a run, and how it gets to the server from there; empty where it is switched off."""
     if run.disabled:
         return ""
     if not run.offline:
@@ -197,7 +197,7 @@ def _init(logger: WandbRun, mode: Any) -> Any:
 
 
 def _mode() -> str:
-    """Where the run is to go: what ``WANDB_MODE`` says; online only where there is a key and the server answers."""
+    """Mode of the run: that of ``WANDB_MODE``; online only where there is a key and the server answers."""
     said = os.environ.get("WANDB_MODE")
     if said is not None and said not in MODES:
         _warn(f"WANDB_MODE is {said!r}, expected online, offline or disabled; the run goes on offline")
@@ -224,7 +224,7 @@ def _mode() -> str:
 
 
 def _unreachable(server: str) -> str | None:
-    """Why nothing answers at an address; None where something does, whatever it says."""
+    """Reason why nothing answers at an address; None where something does, whatever it says."""
     try:
         urllib.request.urlopen(server, timeout=FIND).close()
     except urllib.error.HTTPError:

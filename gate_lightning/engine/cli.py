@@ -108,7 +108,7 @@ def _job_of_sweep(config: DictConfig, folder: Path) -> Iterator[None]:
 
 
 def _job_text(hydra_config: Any, folder: Path) -> str:
-    """What a job of a sweep sets that is not the same for all of them, and where its log is."""
+    """Settings of a job of a sweep that are not the same for all of them, and the place of its log."""
     own = [item for item in hydra_config.overrides.task if item not in sys.argv]
     return f"{' '.join(map(redacted_override, own)) or 'defaults'} ({folder / f'{hydra_config.job.name}.log'})"
 

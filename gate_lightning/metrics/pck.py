@@ -123,7 +123,7 @@ class PCK:
         return {variant.key: keypoints.score(variant) for variant in self.variants}
 
     def right(self, one: MeasuredPair, variant: PCKVariant) -> NDArray[np.bool_]:
-        """Whether each match (N,) of a pair is close enough, for a variant that counts all keypoints."""
+        """Matches (N,) of a pair that are close enough, for a variant that counts all keypoints."""
         return _Keypoints([one], self.groups).right(variant)
 
     def per_category(self, measured: Sequence[MeasuredPair]) -> dict[str, dict[str, float]]:
@@ -230,7 +230,7 @@ class _Keypoints:
         return self._sums(right & counted), self._sums(counted)
 
     def right(self, variant: PCKVariant) -> NDArray[np.bool_]:
-        """Whether each match is close enough."""
+        """Matches (N,) that are close enough."""
         key = (variant.threshold, variant.reference)
         if key not in self._lengths:
             self._lengths[key] = lengths_of(self.pairs, variant)

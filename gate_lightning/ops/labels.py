@@ -11,7 +11,7 @@ __all__ = ["check_label_range", "in_range"]
 
 
 def in_range(masks: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Which pixels of a mask are labelled, and which of these hold a value that is no class: bool tensors like it."""
+    """Labelled pixels of a mask, and those of them that hold a value that is no class: bool tensors like it."""
     labelled = masks != ignore_index
     return labelled, labelled & ((masks < 0) | (masks >= num_classes))
 

@@ -91,7 +91,7 @@ class Members:
                 _replace(value, narrowed[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Which members train, and the values of the others."""
+        """State of the members: which of them train, and the values of the others."""
         return {"members": self.members, "active": self.active.clone(), "stopped": dict(self._stopped)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

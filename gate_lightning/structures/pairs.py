@@ -15,7 +15,7 @@ __all__ = ["ImagePair", "Pair", "PairBatch"]
 
 
 class ImagePair(Protocol):
-    """What all pairs of images have; see `Pair`."""
+    """A pair of images, with what all kinds of pairs have; see `Pair`."""
 
     @property
     def source(self) -> str:

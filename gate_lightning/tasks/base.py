@@ -104,7 +104,7 @@ class BaseTask(LightningModule):
     without_weights: str = "amalgamation=concat head=descriptors"
 
     def usage(self, folder: Path) -> str:
-        """What a run says at its end of the part it has exported below ``folder``: where it is, how it is used."""
+        """Last words of a run on the part it has exported below ``folder``: where it is, how it is used."""
         return f"trained part: {folder}"
 
     def headline(self) -> str | None:
@@ -209,7 +209,7 @@ class BaseTask(LightningModule):
         self._loss = loss.detach()
 
     def _diverged(self, loss: Tensor | None) -> NotFiniteError:
-        """Why training cannot go on: before the optimiser has stepped, so that weights and checkpoints are whole."""
+        """Error that ends training before the optimiser has stepped, so that weights and checkpoints are whole."""
         what = f"the loss is {float(loss)}" if loss is not None and not all_finite((loss,)) else ""
         named = (name for name, one in self.named_parameters() if one.grad is not None and not all_finite((one.grad,)))
         what = what or f"the gradient of {next(named, 'a weight')} is not finite"

@@ -86,7 +86,7 @@ class ClassificationTask(BaseTask):
         )
 
     def frozen_description(self) -> dict[str, Any]:
-        """What features depend on: the extractor's description."""
+        """Description of the extractor: all that features depend on."""
         return dict(self.extractor.description)
 
     def pyramid(self, images: Tensor, conditions: Conditions) -> Pyramid:

@@ -43,7 +43,7 @@ class DenseTask(BaseTask):
         """Label maps (B, *size) int64 of images (B, 3, H, W) in [-1, 1]."""
 
     def frozen_description(self) -> dict[str, Any]:
-        """What features depend on: the extractor's description."""
+        """Description of the extractor: all that features depend on."""
         return dict(self.extractor.description)
 
     def predict_step(self, batch: ImageBatch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:

@@ -123,7 +123,7 @@ class Conditioning:
 
     @property
     def steering(self) -> tuple[object, ...]:
-        """What steers a pass over given images: all but the trajectory; hashable."""
+        """Settings that steer a pass over given images: all but the trajectory; hashable."""
         return (self.prompts, self.controls, self.adapters, self.guidance, self.negative, self.image_prompts)
 
     def unprompted(self, backbone: Backbone) -> Conditioning:

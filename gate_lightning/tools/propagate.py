@@ -236,7 +236,7 @@ def _matched(read_out: ReadOut, here: FeatureGrid, there: FeatureGrid, points: N
 
 
 def _too_few(warp: Warp, least: float) -> str:
-    """Why a warp has too few inliers, "" where it has enough."""
+    """Reason why a warp has too few inliers, "" where it has enough."""
     inliers, matches = int(warp.inliers.sum()), len(warp.inliers)
     wanted = min(max(FEWEST, round(least * matches)), matches)
     if inliers >= wanted:

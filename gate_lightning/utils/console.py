@@ -69,7 +69,7 @@ _OF_EACH_PROCESS = ("gate_lightning.tools.", "gate_lightning.utils.progress")
 
 
 class _Shown:
-    """What the console shows now."""
+    """State of what the console shows."""
 
     brief = False
     hidden: tuple[str, ...] = ()

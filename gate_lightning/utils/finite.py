@@ -30,7 +30,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def shares(value: Tensor) -> str:
-    """How much of a tensor is not finite, in words: ``3 of 40 values: 2 NaN, 1 infinite``."""
+    """Share of a tensor that is not finite, in words: ``3 of 40 values: 2 NaN, 1 infinite``."""
     nan, infinite = int(value.isnan().sum()), int(value.isinf().sum())
     return f"{nan + infinite} of {value.numel()} values: {nan} NaN, {infinite} infinite"
 
@@ -42,7 +42,7 @@ def damaged_weights(module: nn.Module) -> list[str]:
 
 
 def other_precision(dtype: torch.dtype) -> str:
-    """What to try where a frozen backbone, whose weights are of ``dtype``, left the range of its numbers."""
+    """Advice where a frozen backbone, whose weights are of ``dtype``, left the range of its numbers."""
     if dtype == torch.float32:
         return (
             "computed in float32, so no other precision helps (of the others, bfloat16 has its range); look at the "

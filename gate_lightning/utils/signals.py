@@ -136,12 +136,12 @@ def stop_in(error: BaseException | None) -> signal.Signals | None:
 
 
 def stopping_text(number: int) -> str:
-    """What a training says that finishes its step before it stops."""
+    """Message of a training that finishes its step before it stops."""
     return f"{signal.Signals(number).name}: stopping after this step, then saving. Ctrl-C aborts at once."
 
 
 def stopped_text(number: signal.Signals) -> str:
-    """What a command says that has no state to go on from."""
+    """Message of a command that has no state to go on from."""
     return f"stopped by {number.name}. Go on with the same command: what is already written is whole, and kept"
 
 

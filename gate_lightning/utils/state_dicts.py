@@ -10,7 +10,7 @@ __all__ = ["misfits"]
 
 
 def misfits(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> list[str]:
-    """Why tensors of a file do not fit a network: a line for each that is absent, surplus or of another shape.
+    """Reasons why tensors of a file do not fit a network: a line for each that is absent, surplus or of another shape.
 
     Args:
         saved: name → tensor of the file.

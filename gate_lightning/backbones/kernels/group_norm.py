@@ -62,13 +62,13 @@ def group_norm_fits(input: Tensor, num_groups: int, weight: Tensor | None, bias:
 
 
 def plain_group_norm(input: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """What the operator gives, by torch: on a CPU, and in graphs for the compiler, which fuses torch's operations."""
+    """The operator's result by torch: on a CPU, and in graphs for the compiler, which fuses torch's operations."""
     output = torch.group_norm(input, num_groups, weight, bias, eps)
     return output.contiguous(memory_format=torch.channels_last)
 
 
 class _Shares(NamedTuple):
-    """How a map is divided among programs, by its shape alone.
+    """Division of a map among programs, by its shape alone.
 
     Attributes:
         width: channels of a group.

@@ -113,7 +113,7 @@ class VisionBackbone(Backbone):
         return tokens[:, 0] if tokens.shape[1] > patches else tokens.mean(dim=1)
 
     def _output(self, latents: Tensor) -> Any:
-        """What the network returns."""
+        """Output of the network."""
         pixels = (latents * self._factor + self._offset).to(self.dtype)
         further = dict(self.kind.call)
         if self.kind.shuffles:

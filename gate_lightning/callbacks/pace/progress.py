@@ -230,7 +230,7 @@ def validation_texts(trainer: Trainer) -> list[str]:
 
 
 def keeper_of(trainer: Trainer) -> RunCheckpoint | None:
-    """What keeps the best weights; None where nothing does."""
+    """Callback that keeps the best weights; None where there is none."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     found = next((one for one in callbacks if isinstance(one, RunCheckpoint)), None)
     return found if found is not None and found.monitor is not None else None

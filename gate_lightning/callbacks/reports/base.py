@@ -54,7 +54,7 @@ class SplitReport(Callback, Generic[Results, Row]):
         return ()
 
     def kept(self, rows: list[Row]) -> list[Row]:
-        """Those of the rows collected so far that the report needs; asked after every batch, and of all processes."""
+        """Rows, of those collected so far, that the report needs; asked after every batch, and of all processes."""
         return rows
 
     def on_split_end(self, trainer: Trainer, task: Results, split: str, rows: list[Row]) -> None:

@@ -35,7 +35,7 @@ CLEAN = 0
 
 @dataclass(frozen=True)
 class _Shown:
-    """What the page shows of a candidate: one entry for each image."""
+    """A candidate on the page: one entry for each image."""
 
     repainted: Sequence[NDArray[np.uint8] | None]
     maps: Mapping[tuple[str, int], Sequence[Tensor]]  # layer, timestep → (1, C, h, w)

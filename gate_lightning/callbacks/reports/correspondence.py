@@ -139,7 +139,7 @@ def _counts(measured: Sequence[MeasuredPair], category: str | None) -> tuple[int
 
 
 def _shown(variants: Sequence[PCKVariant]) -> list[PCKVariant]:
-    """Those with the comparison, subset and alpha of the main variant."""
+    """Variants with the comparison, subset and alpha of the main one."""
     main = main_variant(variants)
     same = (main.alpha, main.comparison, main.subset)
     return [one for one in variants if (one.alpha, one.comparison, one.subset) == same]

@@ -72,7 +72,7 @@ class VideoTables(SplitReport[VideoResults, Any]):
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is drawn of a video: frames one by one, at the size of overlays."""
+    """A video as it is drawn: frames one by one, at the size of overlays."""
 
     trainer: Trainer
     split: str

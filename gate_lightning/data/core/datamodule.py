@@ -182,7 +182,7 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.evaluation_views(split), EvaluationBatches(batches, *self._processes))
 
     def evaluated(self, split: str) -> SampleSource:
-        """What `evaluation_views` are of: the samples of a split, single images where these are pairs."""
+        """Samples that `evaluation_views` are of: those of a split, single images where these are pairs."""
         return self.source(split)
 
     def evaluation_views(self, split: str) -> Dataset[Any]:

@@ -122,7 +122,7 @@ class PairDataModule(PairedImagesDataModule[Pair]):
         return BatchDataset(self.evaluated(split), self.eval_transform, collate_images, self.seed, edges=edges)
 
     def checked(self, split: str, annotated: Annotated[Pair], level: str) -> SplitReport:
-        """What is wrong with a split; see `check_pairs`."""
+        """Faults of a split; see `check_pairs`."""
         return check_pairs(split, annotated, level, "{category}" in self.card.prompt_simple)
 
     def order_of(self, pair: Pair) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class PairedImagesDataModule(ImageDataModule, Generic[AnyPair]):
 
     @abstractmethod
     def checked(self, split: str, annotated: Annotated[AnyPair], level: str) -> SplitReport:
-        """What is wrong with a split that was read."""
+        """Faults of a split that was read."""
 
     def counts(self, split: str, annotated: Annotated[AnyPair]) -> tuple[str, ...]:
         """Lines of the report of a check on what a split holds."""

@@ -52,7 +52,7 @@ class Frames(ABC):
 
     @abstractmethod
     def place(self, index: int) -> str:
-        """Where frame ``index`` is, for messages."""
+        """Place of frame ``index``, for messages."""
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:

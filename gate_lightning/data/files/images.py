@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def _readable(suffixes: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that the installed Pillow decodes."""
+    """Suffixes that the installed Pillow decodes."""
     formats = Image.registered_extensions()
     optional = {"WEBP", "AVIF"}  # known to every Pillow, written by those that have the library
     decoded = {name for name in Image.OPEN if name not in optional or name in Image.SAVE}
@@ -51,7 +51,7 @@ _range_said: set[Path] = set()
 
 
 class Header(NamedTuple):
-    """What the header of a file says.
+    """Facts in the header of a file.
 
     Attributes:
         size: (height, width) as shown.
@@ -197,7 +197,7 @@ def _late_turn(image: Image.Image) -> int:
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How pixels are stored: ``L;4`` for grey of 4 bits, ``RGB;16B`` …, "" where Pillow does not say."""
+    """Mode in which pixels are stored: ``L;4`` for grey of 4 bits, ``RGB;16B`` …, "" where Pillow does not say."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments

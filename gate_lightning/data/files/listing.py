@@ -134,7 +134,7 @@ def _open_parts(tails: Iterable[tuple[str, ...]]) -> frozenset[tuple[str, ...]]:
 
 
 def _step(tails: Iterable[tuple[str, ...]], name: str) -> tuple[bool, frozenset[tuple[str, ...]]]:
-    """Whether a pattern ends with this name, and what is open for the entries of a folder of this name."""
+    """True if a pattern ends with this name, and the tails left for the entries of a folder of this name."""
     ends, deeper = False, []
     for tail in tails:
         if tail[0] == "**":

@@ -119,7 +119,7 @@ class ViewDataModule(PairedImagesDataModule[ViewPair]):
         return ViewSource(images, self.keypoints, {name: self.keypoint_file(name) for name in images})
 
     def checked(self, split: str, annotated: Annotated[ViewPair], level: str) -> SplitReport:
-        """What is wrong with a split: images, pairs that are there twice, files of keypoints."""
+        """Faults of a split: images, pairs that are there twice, files of keypoints."""
         seen = Counter((pair.source, pair.target) for pair in annotated.pairs)
         twice = [f"{one[0]} → {one[1]} is there {count} times" for one, count in seen.items() if count > 1]
         errors = [f"{first_of(split, twice, 'pairs')}; keep one of each"] if twice else []

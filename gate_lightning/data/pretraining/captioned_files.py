@@ -94,7 +94,7 @@ def _beside(folder: Path) -> tuple[list[CaptionedImage], list[str]]:
 
 
 def _repeats(parts: Sequence[str]) -> int | None:
-    """How often an image at this path below the root counts; None if it is none of the set."""
+    """Repeats of an image at this path below the root; None if it is none of the set."""
     if len(parts) == 1:
         return 1
     match = _REPEATS.match(parts[0])

@@ -56,7 +56,7 @@ class BatchSource(Dataset[Any]):
         raise NotImplementedError
 
     def sample_id(self, index: int) -> str:
-        """What decides the content of sample ``index``: a resumed run with other samples is refused."""
+        """Text that sample ``index`` is made from: a resumed run with other samples is refused."""
         raise NotImplementedError
 
     def load(self, index: int) -> Any:

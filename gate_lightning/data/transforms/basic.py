@@ -110,7 +110,7 @@ class Resize:
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
     def too_long(self, height: int, width: int) -> str:
-        """Why an image of this size is not enlarged; empty for one that is resized."""
+        """Reason why an image of this size is not enlarged; empty for one that is resized."""
         made = self.size(height, width)
         pixels = made[0] * made[1]
         if pixels <= height * width or pixels <= LONGEST * self.short**2:

@@ -35,7 +35,7 @@ def hint(error: Exception) -> str:
 
 
 def without_choice(arguments: Sequence[str]) -> str:
-    """What to say where groups were given something else than the name of a choice, which Hydra does not name."""
+    """Message for groups given something else than the name of a choice: Hydra does not name them."""
     words = [word for word in arguments if "=" in word and not word.startswith("-")]
     found = []
     for one in OverridesParser.create().parse_overrides(words):

@@ -20,7 +20,7 @@ __all__ = ["chosen_option", "composed", "config_folder", "with_data"]
 
 
 def _run_folder(resumed: str | None, wanted: str, trust: bool = False) -> str:
-    """Where a run is: ``resumed``, the folder of a run that is gone on with, where that is set, else ``wanted``, made.
+    """Folder of a run: ``resumed``, that of a run that is gone on with, where that is set, else ``wanted``, made.
 
     Processes that were started together get the folder of the first one.
 

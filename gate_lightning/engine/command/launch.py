@@ -152,7 +152,7 @@ def refuse_own_times(arguments: Sequence[str]) -> None:
 
 
 def agreed(make: Callable[[], str]) -> str:
-    """What the first of the processes that were started together makes; of a process started by itself, its own.
+    """Text made by the first of the processes that were started together; of a process started by itself, its own.
 
     All of them have to ask equally often.
 

@@ -50,7 +50,7 @@ def own_overrides(config: DictConfig, keys: Keys) -> list[str]:
 
 @lru_cache(maxsize=64)
 def _unread_by_all(words: tuple[str, ...], name: str, keys: Keys, left: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of some overrides that none of the jobs reads."""
+    """Overrides of ``left`` that none of the jobs reads."""
     for job in _jobs(words):
         if not left:
             break

@@ -77,7 +77,7 @@ _OF_DATASET = re.compile(r"\$\{(?:[a-z_.]+:)?dataset\.([a-z_]+)")
 
 
 def automatic_keys(config: DictConfig) -> tuple[str, ...]:
-    """Which of ``techniques``, ``timestep`` and ``layers`` are to be chosen."""
+    """Keys of ``techniques``, ``timestep`` and ``layers`` that are to be chosen."""
     return tuple(key for key in _CHOSEN if config.get(key) == AUTO)
 
 
@@ -145,7 +145,7 @@ def check_overrides(overrides: Sequence[str], read: Iterable[str], reader: str) 
 
 
 def unread(overrides: Iterable[str], read: Collection[str]) -> list[str]:
-    """Those of Hydra's overrides that set nothing of what is read."""
+    """Hydra's overrides that set nothing of what is read."""
     known = {*read} | _ALWAYS
     parts = [name for name in known if "." in name]
 
@@ -172,7 +172,7 @@ def recorded(config: DictConfig, read: Iterable[str]) -> DictConfig:
 
 
 def _with_dataset_in_part(read: frozenset[str], raw: Mapping[str, Any]) -> frozenset[str]:
-    """What is read, where a task reads data sets in its own way: of ``dataset`` what that way reads.
+    """Keys read where a task reads data sets in its own way: of ``dataset``, those that this way reads.
 
     A data module of a task (``task.data``) that is given the data set names the settings that it leaves out in
     ``ignored_settings``; one that is not is told what its own settings refer to.

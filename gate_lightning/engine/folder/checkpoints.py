@@ -46,7 +46,7 @@ def saved_step(path: Path) -> int:
 
 
 def _other(path: Path) -> str:
-    """What else there is in the run."""
+    """Advice on the other checkpoint of the run, for messages."""
     if path.name == "best.ckpt" and path.with_name("last.ckpt").is_file():
         return f". The run has another one, {path.with_name('last.ckpt')}: evaluate it with checkpoint=last"
     if path.name == "last.ckpt" and path.with_name("best.ckpt").is_file():

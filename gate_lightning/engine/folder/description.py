@@ -135,7 +135,7 @@ def _text(value: Any) -> str:
 
 
 def _name(folder: Path, overrides: list[str]) -> str:
-    """What tells the run from others: of a sweep the overrides that differ, else all; and which split it is."""
+    """Name that tells the run from others: of a sweep the overrides that differ, else all; and its split."""
     parent = folder.absolute().parent
     if _is_group(parent) and not (parent / "multirun.yaml").is_file():
         name = f"{folder.name} {_name(parent, overrides_of(parent))}"

@@ -210,7 +210,7 @@ def _measured(
 def _options(
     results: ShiftResults, found: Mapping[Key, Statistic], strides: Mapping[str, int], one_by_one: bool
 ) -> Iterator[_Option]:
-    """What can be chosen; candidates together where they are not to be chosen among.
+    """Options of the choice; candidates together where they are not to be chosen among.
 
     Args:
         results, found: what was measured.

@@ -90,7 +90,7 @@ def measures_untrained(config: DictConfig) -> bool:
 
 
 def _results_of(folder: Path, chosen: str | None, output: Path) -> Path:
-    """Where tables and metrics go: into the run folder, unless training writes its own of the same names there."""
+    """Folder for tables and metrics: the run's, unless training writes its own of the same names there."""
     if chosen:
         return Path(chosen)
     if holder_of(folder) is None:

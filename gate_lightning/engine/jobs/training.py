@@ -210,7 +210,7 @@ def _stoppable(folder: Path, when: Callable[[], str]) -> Iterator[None]:
 
 
 def _where(trainer: lightning.Trainer) -> str:
-    """Where a training is that was not stopped at the end of a step."""
+    """Place, in words, of a training that was not stopped at the end of a step."""
     if trainer.state.fn == TrainerFn.FITTING and trainer.global_step:
         return f"at step {trainer.global_step}, which may not be saved,"
     return "before the first step"

@@ -65,7 +65,7 @@ def call_with(function: Callable[..., Any], **available: Any) -> Any:
 
 
 def called(function: partial[Any], kind: type, *arguments: Any, **given: Any) -> Any:
-    """What a partial returns, of ``kind``.
+    """Call a partial, and check that its result is of ``kind``.
 
     Raises:
         ConfigError: it refuses the arguments, or returns something else.

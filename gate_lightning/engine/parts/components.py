@@ -141,12 +141,12 @@ class Components:
 
     @cached_property
     def branches(self) -> list[Branch]:
-        """What is read, as ``techniques technique timestep layers separate_noises ensemble`` say."""
+        """Branches that are read, as ``techniques technique timestep layers separate_noises ensemble`` say."""
         return branches_of(_plain(self.config), self.trained_on, partial(built, where="technique"))
 
     @cached_property
     def candidates(self) -> Candidates:
-        """What is compared: the branches, without those whose weights are missing."""
+        """Candidates that are compared: the branches, without those whose weights are missing."""
         return candidates_of(_plain(self.config), self.trained_on, partial(built, where="technique"))
 
     @property
@@ -157,7 +157,7 @@ class Components:
 
     @cached_property
     def required_inputs(self) -> RequiredInputs:
-        """What the branches need with the images, and how many views of each training image there are."""
+        """Inputs that the branches need with the images, and the number of views of each training image."""
         found = required_inputs_of(self.branches_read)
         views = view_count(self.config) if self.training else 0
         folders = {**found.control_folders, **self.control_folders}
@@ -309,7 +309,7 @@ class Components:
 
 
 def card_and_classes(datamodule: Any) -> dict[str, Any]:
-    """What branches are built from, as plain data: name, prompts and branches of the card, names of the classes."""
+    """Plain data that branches are built from: name, prompts and branches of the card, names of the classes."""
     card: DatasetCard = datamodule.card
     labels: ClassLabels | None = getattr(datamodule, "labels", None)
     return {

@@ -109,7 +109,7 @@ def extractor_of(
     backbones: Mapping[str, Backbone],
     views: int = 0,
 ) -> Extractor:
-    """What reads the branches, as ``backbone_scale edge_channels caption_channels features cache`` say.
+    """Extractor of the branches, as ``backbone_scale edge_channels caption_channels features cache`` say.
 
     Args:
         config: resolved configuration.

@@ -52,7 +52,7 @@ def trainer_of(config: DictConfig, run_folder: str) -> Trainer:
 
 
 def _listed(config: DictConfig, run_folder: str, group: str, kind: type, **available: Callable[[], Any]) -> list[Any]:
-    """What a group lists, given what its constructors name: the run folder, and what ``available`` makes."""
+    """Objects that a group lists, given what their constructors name: the run folder, and what ``available`` makes."""
     nodes = config.get(group) or {}
     made = []
     for name, node in nodes.items():

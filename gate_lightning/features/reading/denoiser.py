@@ -138,7 +138,7 @@ class _Pass:
         ]
 
     def _run(self, what: tuple[object, ...], latents: Tensor, function: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """What the function returns, perhaps from a recording; all that it depends on is in the key, or given."""
+        """Call the function, or replay its recording; all that it depends on is in the key, or given."""
         sources = dict.fromkeys(control.source for one in self.group for control in one.conditioning.controls)
         names = dict.fromkeys(prompt.name for one in self.group for prompt in one.conditioning.image_prompts)
         tokens = [part for name in names for part in vars(self.given.tokens[name]).values()]

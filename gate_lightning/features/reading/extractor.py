@@ -221,7 +221,7 @@ class FeatureExtractor(nn.Module):
         return steered, GivenImages(sources, {name: self.backbone.image_prompts(name).tokens(images) for name in names})
 
     def _not_finite(self, read: Features, conditions: Conditions) -> NotFiniteError:
-        """Which layer of which branch and image, and why."""
+        """Error that names layer, branch and image, and says why."""
         first = next(
             (branch, layer, row, value[row])
             for branch, layers in read.items()

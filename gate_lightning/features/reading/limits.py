@@ -38,7 +38,7 @@ class SampleLimit:
         self.most, self.what, self._make_room = most, what, make_room
 
     def attempt(self, run: Callable[[], _Result], samples: int, divisible: bool = True) -> _Result | None:
-        """What ``run`` returns; None if it ran out of memory, and is to be run again on as many samples as allowed now.
+        """Result of ``run``; None if it ran out of memory, and is to be run again on as many samples as allowed now.
 
         Args:
             run: the pass.

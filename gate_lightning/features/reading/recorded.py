@@ -80,7 +80,7 @@ class Recordings:
     def run(
         self, network: Backbone, key: tuple[object, ...], given: Sequence[Tensor], function: Callable[[], list[Tensor]]
     ) -> list[Tensor]:
-        """What ``function()`` returns, or its recording for the given tensors.
+        """Call ``function()``, or replay its recording for the given tensors.
 
         Args:
             network: whose weights it reads.

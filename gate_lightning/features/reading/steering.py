@@ -19,7 +19,7 @@ __all__ = ["GivenImages", "SteeredBranch", "conditioning_of"]
 
 @dataclass(frozen=True)
 class GivenImages:
-    """What branches make of a batch of images, once for all of them.
+    """Inputs that branches make of a batch of images, once for all of them.
 
     Attributes:
         controls: source of a ControlNet's images → control images (B, 3, H, W).

@@ -27,7 +27,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """What the table says of a candidate.
+    """A candidate's row of the table.
 
     Attributes:
         plain: the candidate that it is compared with.

@@ -22,7 +22,7 @@ REASONS = ("too_few_matches", "no_estimate", "degenerate")
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """What was estimated from matches.
+    """A transform estimated from matches.
 
     Attributes:
         matrix: (3, 3) homography or affine map, (3, 4) rotation and translation of length 1, or None where it failed.

@@ -28,8 +28,12 @@ def project(points: Numbers, matrix: Numbers) -> Numbers:
 
 
 def fault_of(matrix: Numbers, corners: Numbers) -> str:
-    """Why no camera sees the front of a plane so, for a homography and the corners (4, 2) of an image, going round; ""
-    where nothing is wrong."""
+    """Fault of a homography by which no camera sees the front of a plane, "" for none.
+
+    Args:
+        matrix: (3, 3).
+        corners: (4, 2), of an image, going round.
+    """
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all():
         return "is no matrix of 3 × 3 finite numbers"
     middle = np.append(corners.mean(axis=0), 1.0)

@@ -75,7 +75,7 @@ class Warp:
 
     @property
     def fault(self) -> str:
-        """What is wrong with it, "" for nothing."""
+        """Fault in words, "" for none."""
         if not np.isfinite(self.places).all():
             return "its matches send a part of the edit to infinity"
         places = self.places

@@ -69,7 +69,7 @@ class ImageCloseness(ImageMeasure):
         self.higher_is_better = reading in _READINGS and _READINGS[reading][1]
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """Why it cannot be measured here, or None; see `Measure`."""
+        """Reason why it cannot be measured here, or None; see `Measure`."""
         if self.reading == "vision" and self.vision is None:
             return "no vision transformer is named: task.measures.<this one>.vision=<folder or hub id, of DINOv2, say>"
         reasons = []

@@ -36,7 +36,7 @@ class NoiseDrift(ImageMeasure):
         self.part, self.draws = part, whole_number(draws, "draws", 2)
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """Why it cannot be measured here, or None; see `Measure`."""
+        """Reason why it cannot be measured here, or None; see `Measure`."""
         if any(batch.reads(name, t, draws=self.draws) for name in batch.candidates for t in batch.timesteps):
             return None
         return "no candidate draws noise: its features are those of clean latents, or of noise found by inversion"

@@ -46,7 +46,7 @@ class PromptGrounding(ImageMeasure):
         self._extractors: dict[tuple[str, int], FeatureExtractor] = {}
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """Why it cannot be measured here, or None; see `Measure`."""
+        """Reason why it cannot be measured here, or None; see `Measure`."""
         backbones = {batch.reader.backbone(name) for name in batch.candidates}
         if any(self._has_words(backbone) for backbone in backbones):
             return None

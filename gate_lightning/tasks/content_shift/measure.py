@@ -30,7 +30,7 @@ class Measure(Protocol):
     relative: bool = False
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """Why it cannot be measured here (no masks, no autoencoder, no text …), asked before the first batch; or None.
+        """Reason why it cannot be measured here (no masks, no text …), asked before the first batch; or None.
 
         It is then left out, with the reason in table and terminal; so it is where `update` or `result` raises an error
         of this package.
@@ -61,7 +61,7 @@ class ImageMeasure(Measure):
         self._anchors: dict[Key, str] = {}
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """Why it cannot be measured here, or None; see `Measure`."""
+        """Reason why it cannot be measured here, or None; see `Measure`."""
         return None
 
     def update(self, batch: ShiftBatch) -> None:

@@ -56,7 +56,7 @@ class ClosedFormProbe(Measure):
         self._maps: dict[Key, list[Tensor]] = {}
 
     def missing(self, batch: ShiftBatch) -> str | None:
-        """Why it cannot be measured here, or None; see `Measure`."""
+        """Reason why it cannot be measured here, or None; see `Measure`."""
         if batch.masks is None:
             return "the data set has no masks"
         return None

@@ -31,7 +31,7 @@ _Key = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a candidate's features of one image cost: passes of the denoiser, and seconds here, encoding included."""
+    """Cost of a candidate's features of one image: passes of the denoiser, and seconds here, encoding included."""
 
     passes: float
     seconds: float
@@ -136,7 +136,7 @@ class ShiftReader(nn.Module):
         return {layer: one for layer, one in info.items() if one.stride and one.channels}
 
     def reason(self, candidate: str, timestep: int, draw: int = 0) -> str | None:
-        """Why a candidate cannot be read there; None if it can."""
+        """Reason why a candidate cannot be read there; None if it can."""
         key = (candidate, timestep, draw)
         if key not in self._alone:
             try:
@@ -166,7 +166,7 @@ class ShiftReader(nn.Module):
         return others
 
     def cost(self, batch: ImageBatch, candidate: str, timestep: int) -> Cost | None:
-        """What a candidate's features of one image cost, measured alone on a batch after a first pass; None if they
+        """Cost of a candidate's features of one image, measured alone on a batch after a first pass; None if they
         cannot be read."""
         if self.reason(candidate, timestep) is not None:
             return None

@@ -151,7 +151,7 @@ def _costs(reader: ShiftReader, batch: ImageBatch) -> dict[tuple[str, int], Cost
 
 
 def compared_rows(results: ShiftResults) -> dict[str, Row]:
-    """What every candidate is compared with: plain features, and as many noises of them as cost as much.
+    """Rows that every candidate is compared with: plain features, and as many noises of them as cost as much.
 
     Of the plain rows the cheapest that takes at least as many passes (as much time, less a tenth, which no clock
     tells apart), else the dearest.

@@ -118,7 +118,7 @@ class ContentShift(BaseTask):
         self.shift_table: dict[str, tuple[Compared, ...]] = {}
 
     def frozen_description(self) -> dict[str, Any]:
-        """What features depend on: backbones, branches, timesteps."""
+        """Backbones, branches and timesteps: all that features depend on."""
         return self.reader.description
 
     def on_test_start(self) -> None:

@@ -108,7 +108,7 @@ class GeometricCorrespondence(BaseTask):
         self._open: OpenPairs[ViewPair, _Described] = OpenPairs(())
 
     def frozen_description(self) -> dict[str, Any]:
-        """What features depend on: the extractor's description."""
+        """Description of the extractor: all that features depend on."""
         return dict(self.extractor.description)
 
     def on_test_start(self) -> None:

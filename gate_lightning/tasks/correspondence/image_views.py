@@ -20,7 +20,7 @@ Described = FeatureGrid | ImageFeatures
 
 @dataclass(frozen=True)
 class Views:
-    """What is kept of an image, and of its mirror image where that may be chosen."""
+    """Features kept of an image, and of its mirror image where that may be chosen."""
 
     plain: Described
     mirrored: Described | None

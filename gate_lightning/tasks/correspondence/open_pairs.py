@@ -18,7 +18,7 @@ Kept = TypeVar("Kept")
 
 
 class OpenPairs(Generic[AnyPair, Kept]):
-    """What is kept of images until the last of their pairs has been measured.
+    """Features of images, kept until the last of their pairs has been measured.
 
     Args:
         pairs: number and pair, of the pairs to be measured.

@@ -138,7 +138,7 @@ class SemanticCorrespondence(BaseTask):
         self._open: OpenPairs[Pair, Views] = OpenPairs(())
 
     def frozen_description(self) -> dict[str, Any]:
-        """What features depend on: the extractor's description."""
+        """Description of the extractor: all that features depend on."""
         return dict(self.extractor.description)
 
     # training ---------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ class SemanticCorrespondence(BaseTask):
                 yield self.pck.update(number, pair, self.match(pair, source, target.plain))
 
     def _grids(self, batch: ImageBatch, rows: list[int], names: list[str], mirror: bool = False) -> list[Described]:
-        """What is kept of some images of a batch, or of their mirror images."""
+        """Features kept of some images of a batch, or of their mirror images."""
         images, conditions = batch.images[rows], batch.conditions[rows]
         sizes = [self._open.sizes[name] for name in names]
         shown = None if self._shown is None else [self._shown(*size) for size in sizes]

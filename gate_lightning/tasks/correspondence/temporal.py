@@ -83,7 +83,7 @@ class TemporalCorrespondence(BaseTask):
         self._track: Track | None = None
 
     def frozen_description(self) -> dict[str, Any]:
-        """What features depend on: the extractor's description."""
+        """Description of the extractor: all that features depend on."""
         return dict(self.extractor.description)
 
     def go_on(self, folder: Path, split: str, data: Any) -> None:

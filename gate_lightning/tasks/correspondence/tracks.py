@@ -25,7 +25,7 @@ __all__ = ["MaskTrack", "PointTrack", "Track", "VideoResult", "track_of"]
 
 @dataclass(frozen=True)
 class VideoResult:
-    """What was carried through a video, and how well.
+    """Labels or points carried through a video, and how well.
 
     Attributes:
         name: of the video.

@@ -63,7 +63,7 @@ def check_room(
     trained_bytes: int,
     device: torch.device | None = None,
 ) -> torch.device:
-    """Where the features of the labelled images are to be; refuse a run that would exhaust memory or disk.
+    """Device for the features of the labelled images; a run that would exhaust memory or disk is refused.
 
     Counted are features, gradients, the two moments of Adam, sampled pixels, and the maps of one image in evaluation;
     the backbone's activations are not.

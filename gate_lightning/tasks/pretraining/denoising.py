@@ -117,7 +117,7 @@ class DiffusionTask(BaseTask):
                 part.set_attn_processor(MatmulAttention())  # type: ignore[operator]
 
     def frozen_description(self) -> dict[str, Any]:
-        """What identifies the backbone's weights."""
+        """Identity of the backbone's weights."""
         return {"backbone": self.backbone.description}
 
     def generator(self, purpose: str, batch_idx: int) -> torch.Generator:

@@ -88,7 +88,7 @@ class ImageFeatures:
                 self._known.popitem(last=False)
 
     def _describer_of(self, words: tuple[str, ...]) -> Describer:
-        """What describes images by these words; only the last one is kept, with its backbone."""
+        """Describer of images by these words; only the last one is kept, with its backbone."""
         if self._describer is None or self._describer[0] != words:
             self._describer = None  # its memory is free before the next one is made
             self._describer = words, self._make(words)

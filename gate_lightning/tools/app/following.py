@@ -55,7 +55,7 @@ class Followed:
 
 
 class VideoBench:
-    """What all tabs share of videos. Masks are those of ``task=video`` with the same settings.
+    """Videos, shared by all tabs. Masks are those of ``task=video`` with the same settings.
 
     Args:
         workbench: features and settings.

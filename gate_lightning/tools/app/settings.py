@@ -28,7 +28,7 @@ _LAYER = re.compile(r"[\w.\-\[\]]+", re.ASCII)
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are read.
+    """Settings by which images are read.
 
     What comes from a browser becomes part of a command line that may name any program: names are checked here, and
     nothing else is let through.
@@ -76,7 +76,7 @@ class Settings:
 
     @classmethod
     def of_command(cls, parts_of: PartsOf) -> Settings:
-        """Those of the command line."""
+        """Settings of the command line."""
         layers, techniques = parts_of.value("layers"), parts_of.value("techniques")
         listed = [techniques] if isinstance(techniques, str) else list(techniques or ())
         named = all(isinstance(name, str) for name in listed)

@@ -40,7 +40,7 @@ class PointMatch:
 def match_of(
     read_out: ReadOut, source: DescribedImage, target: DescribedImage, point: tuple[float, float], heat: bool
 ) -> PointMatch:
-    """Where a point of the source is in the target, as ``tool=match`` finds it."""
+    """Match of a point of the source in the target, as ``tool=match`` finds it."""
     where = torch.tensor([point], dtype=torch.float32)
     found, similarities = matched(read_out, source.grid, target.grid, where)
     place = tuple(found[0].tolist()) if found.isfinite().all() else None

@@ -33,7 +33,7 @@ LEGENDS = {
 
 @dataclass(frozen=True)
 class Session:
-    """What one browser tab holds.
+    """Content of one browser tab.
 
     Attributes:
         source: image that is clicked.
@@ -52,7 +52,7 @@ class Session:
 
 @dataclass(frozen=True, eq=False)
 class Screen:
-    """What a tab shows.
+    """Content of a tab's screen.
 
     Attributes:
         source: (h, w, 3) uint8, the source with a mark.
@@ -66,7 +66,7 @@ class Screen:
 
 
 class Workbench:
-    """What all tabs share: backbone, features, images. A change of a session is a new session.
+    """Backbone, features and images, shared by all tabs. A change of a session is a new session.
 
     Args:
         parts_of: makes extractor and amalgamation of a command line.
@@ -113,7 +113,7 @@ class Workbench:
         return words(self._parts_of.overrides, self.initial, settings)
 
     def screen(self, session: Session) -> Screen:
-        """What a session is shown.
+        """Screen of a session.
 
         Raises:
             GateError: settings or images cannot be read.

@@ -147,7 +147,7 @@ def _told_apart(found: Sequence[ComparedRun]) -> list[ComparedRun]:
 
 
 def _recorded(folder: Path) -> dict[str, tuple[str, str]]:
-    """What tells runs apart of the settings in which one differs from the defaults."""
+    """Settings of a run that differ from the defaults, of those that tell runs apart."""
     try:
         found = differences_of(folder)
     except GateError:  # its results are whole

@@ -33,7 +33,7 @@ class _Measure:
 
 
 class ShiftMeasures:
-    """What a ranking by content shift says of every candidate, timestep and layer.
+    """Values of a ranking by content shift for every candidate, timestep and layer.
 
     Args:
         folder: its run folder.

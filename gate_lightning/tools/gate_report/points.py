@@ -22,7 +22,7 @@ _EXAMPLE = 'python train.py -m "techniques=none,prompt,controlnet,lora" timestep
 
 @dataclass(frozen=True)
 class ReadBranch:
-    """What a run reads, if it is a single branch.
+    """The single branch that a run reads.
 
     Attributes:
         steering: its techniques with their settings, and the number of noises, as text that can be compared.

@@ -128,7 +128,7 @@ def _image(folder: Path, index: int) -> Path:
 
 
 def _write_captions(folder: Path, texts: Sequence[str], count: int) -> None:
-    """What every image was asked to show, those of an earlier and larger count included."""
+    """Write what every image was asked to show, those of an earlier and larger count included."""
     there = max((int(path.stem) + 1 for path in folder.glob("[0-9]*.png")), default=0)
     lines = (f"{_image(folder, index).name}\t{texts[index % len(texts)]}\n" for index in range(max(count, there)))
     write_atomically(folder / "captions.txt", "".join(lines).encode())

@@ -82,7 +82,7 @@ class LabelledFolder:
         return self._record(name).is_file()
 
     def entry(self, name: str) -> Entry:
-        """What is known of an image that is there.
+        """Entry of an image that is there.
 
         Raises:
             DataError: its record is damaged.

@@ -148,7 +148,7 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _file_values(datamodule: Any, classes: int) -> list[int]:
-    """What the mask files of a data set, or of the one that a pool is made of, hold for each class."""
+    """Values for each class in the mask files of a data set, or of the one that a pool is made of."""
     reader = getattr(getattr(datamodule, "dataset", datamodule), "reader", None)
     if reader is None or reader.palette is not None:
         return list(range(classes))  # generated, or colours

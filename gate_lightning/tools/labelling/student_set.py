@@ -29,7 +29,7 @@ RELEASED_CERTAIN = 30
 
 
 def kept(entries: Sequence[Entry], drop_uncertain: float = 0.1, rule: str = "described") -> list[Entry]:
-    """Which images a student is trained on (arXiv 2112.03126, section on DatasetDDPM).
+    """Images that a student is trained on (arXiv 2112.03126, section on DatasetDDPM).
 
     Args:
         entries: all images, in any order.

@@ -80,7 +80,7 @@ class Chart:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the page's script reads out at a step."""
+        """Data that the page's script reads out at a step."""
         lines = [
             {"name": line.name, "x": line.steps, "y": [float(f"{value:.4g}") for value in line.values]}
             for line in self.lines

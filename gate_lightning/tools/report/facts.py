@@ -26,7 +26,7 @@ def read_mapping(path: Path) -> dict[str, Any] | None:
 
 
 def cost_of(folder: Path) -> Iterator[tuple[str, str]]:
-    """What is said about time and memory, in words."""
+    """Time and memory, in words."""
     found = {name: float(value) for name, value in (read_mapping(folder / "cost.json") or {}).items()}
     seconds, steps = found.get("trained_seconds"), found.get("trained_steps")
     if seconds is not None and steps:
@@ -45,7 +45,7 @@ def cost_of(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """What the run depended on, in words."""
+    """Environment of the run, in words."""
     found = read_mapping(folder / "environment.json") or {}
     packages, command = found.pop("packages", {}), found.pop("command", [])
     said = {"command": " ".join(map(str, command)) if isinstance(command, list) else str(command)}

@@ -32,7 +32,7 @@ LARGEST = 64_000_000
 
 @dataclass(frozen=True)
 class Layer:
-    """What a stop of an example's slider shows: name, image, and whether its pixels are to be seen."""
+    """A stop of an example's slider: name, image, and whether its pixels are to be seen."""
 
     name: str
     uri: str

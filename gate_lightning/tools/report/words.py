@@ -45,7 +45,7 @@ def is_share(metric: str) -> bool:
 
 
 def of_split(metric: str) -> str:
-    """What a metric was measured on, e.g. "test images"; empty of a name without a split."""
+    """Images that a metric was measured on, e.g. "test images"; empty of a name without a split."""
     split = SPLITS.get(metric.partition("/")[0])
     return f"{split} {'pairs' if is_pck(metric) else 'images'}" if split else ""
 
