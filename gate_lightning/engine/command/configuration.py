@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.engine.checks.saved_config import read_saved
 from gate_lightning.engine.checks.saved_paths import check_links
 from gate_lightning.engine.command.launch import agreed
 from gate_lightning.engine.folder.run_folder import require_run
@@ -49,13 +51,39 @@ def config_folder() -> Path:
 #: data sets choose their tasks
 _GENERATED = {"classification": "scene_kinds", "geometric": "scene_homographies", "video": "scene_videos"}
 
+#: an override of one key below a group, which says neither + nor ~
+_DOTTED = re.compile(r"((?!hydra\.|tool\.)\w+(?:\.[\w-]+)+)=")
+
 
 def with_data(overrides: Sequence[str]) -> list[str]:
-    """Overrides of a command line, and the generated data set of a task for which they name none."""
+    """Overrides of a command line, completed.
+
+    A task for which they name no data set has a generated one. Keys that the run of ``run=`` or ``resume=`` has may be
+    set although what is composed without its choices has no such key: ``run=<folder> dataset.root=<moved>``.
+    """
     chosen = {key: value for key, _, value in (one.partition("=") for one in overrides)}
     named = {"dataset", "experiment", "run", "resume", "tool"} & {*chosen}
     dataset = None if named else _GENERATED.get(chosen.get("task", ""))
-    return [*overrides] if dataset is None else [*overrides, f"dataset={dataset}"]
+    folder = chosen.get("resume") or chosen.get("run")
+    completed = [*overrides] if folder is None else _open_to_run(overrides, Path(folder.strip("'\"")) / "config.yaml")
+    return completed if dataset is None else [*completed, f"dataset={dataset}"]
+
+
+def _open_to_run(overrides: Sequence[str], path: Path) -> list[str]:
+    """Overrides in which ``++`` stands before the dotted keys that a saved configuration has."""
+    if not path.is_file() or not any(_DOTTED.match(one) for one in overrides):
+        return [*overrides]
+    saved = read_saved(path)
+
+    def known(override: str) -> bool:
+        found = _DOTTED.match(override)
+        if found is None:
+            return False
+        group, _, key = found[1].rpartition(".")
+        node = OmegaConf.select(saved, group)
+        return isinstance(node, DictConfig) and key in node
+
+    return [f"++{one}" if known(one) else one for one in overrides]
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
