@@ -93,9 +93,10 @@ def test_commands_compose_and_set_what_is_read(page: str, tmp_path_factory: pyte
         words = words_of(text.replace("$PWD", str(folder)))
         if not words:  # all of it stands for more
             continue
+        if any(word.startswith(("run=", "resume=")) for word in words):  # what it reads is said by its folder
+            composed(*(f"++{word}" if word.startswith("dataset.") else word for word in words), name=program)
+            continue
         config = composed(*words, name=program)
-        if any(word.startswith(("run=", "resume=")) for word in words):
-            continue  # what a run reads is said by its folder
         if program == "train":
             read = keys_of_task(config)
         else:

@@ -33,7 +33,9 @@ def test_keys_of_the_run_may_be_set(key: str, folder: Path) -> None:
 
 def test_only_what_is_set_changes(folder: Path) -> None:
     given = [f"run='{folder}'", "dataset.root=/moved"]
-    found = runs.patch(read_saved(folder / "config.yaml"), runs.resolve(composed(*given, name="eval")), with_data(given))
+    found = runs.patch(
+        read_saved(folder / "config.yaml"), runs.resolve(composed(*given, name="eval")), with_data(given)
+    )
     assert (found.dataset.root, found.dataset.ignore_index) == ("/moved", 11)
     with pytest.raises(HydraException, match=r"dataset\.rooot"):
         composed(given[0], "dataset.rooot=x", name="eval")
