@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.resume import batches_per_epoch
 from gate_lightning.errors import ConfigError, NotFiniteError, ResumeError
-from gate_lightning.structures import Extractor, ImageBatch
+from gate_lightning.structures import Conditions, Extractor, ImageBatch
 from gate_lightning.tasks.random_state import capture_random_state, restore_random_state
 from gate_lightning.utils.files import differences, plain_json
 from gate_lightning.utils.finite import all_finite, not_finite_in
@@ -89,6 +89,8 @@ class BaseTask(LightningModule):
         training_free: where its parts have no weights to be trained, it is evaluated as it is configured (``eval.py``
             without ``run``).
         without_weights: options that leave such a task no weights, for messages.
+        classifies_images: whether its result is a class of every image (`class_shares`), no label map (`label_maps`).
+        continues_evaluation: whether an evaluation that was stopped can be gone on with (`go_on`).
         steps_bounds: optimiser steps after which the task itself stops training, at least and at most; infinite where
             only the trainer ends it.
     """
@@ -102,6 +104,23 @@ class BaseTask(LightningModule):
     shown: tuple[str, ...] = ("train/loss",)
     training_free: bool = False
     without_weights: str = "amalgamation=concat head=descriptors"
+    classifies_images: bool = False
+    continues_evaluation: bool = False
+
+    def label_maps(self, images: Tensor, conditions: Conditions, size: tuple[int, int]) -> Tensor:
+        """Label maps (B, *size) int64 of images (B, 3, H, W) in [-1, 1]; ConfigError where the task makes none."""
+        raise ConfigError(f"{type(self).__name__} makes no label maps")
+
+    def class_shares(self, images: Tensor, conditions: Conditions) -> Tensor:
+        """Shares (B, K) of the classes of images (B, 3, H, W) in [-1, 1]; ConfigError where the task gives none."""
+        raise ConfigError(f"{type(self).__name__} gives images no classes")
+
+    def remember(self, data: Any) -> None:
+        """Read the training images of a data module that predictions compare with, where there are such."""
+
+    def go_on(self, folder: Path, split: str, data: Any) -> None:
+        """Take over what a stopped evaluation of a split, in a run folder, has finished."""
+        raise ConfigError(f"{type(self).__name__} measures all at once")
 
     def usage(self, folder: Path) -> str:
         """Last words of a run on the part it has exported below ``folder``: where it is, how it is used."""

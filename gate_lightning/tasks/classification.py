@@ -55,6 +55,7 @@ class ClassificationTask(BaseTask):
         ConfigError: a k-NN probe on an amalgamation with weights, which nothing would train.
     """
 
+    classifies_images = True
     batch_type = ClassificationBatch
     final_splits = ("val", "test")
     training_free = True

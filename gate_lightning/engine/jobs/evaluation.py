@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -161,13 +161,13 @@ def _split_of(run: TrainedRun, split: str | None) -> str:
 def _submit(run: TrainedRun, split: str, output: Path) -> None:
     """PNGs for the server of the run's benchmark."""
     from gate_lightning.callbacks.reports.submission import SubmissionWriter
+    from gate_lightning.engine.parts.trainers import trainer_of
 
-    datamodule, trainer = run.components.datamodule, run.components.trainer
+    datamodule = run.components.datamodule
     images = datamodule.images_of(split)
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.append(SubmissionWriter(output, run.components.labels.submission, images.paths))
+    writer = SubmissionWriter(output, run.components.labels.submission, images.paths)
     loader = datamodule.prediction(images, datamodule.eval_batch_size)
-    trainer.predict(run.task, loader, return_predictions=False)
+    trainer_of(run.config, str(run.folder), [writer]).predict(run.task, loader, return_predictions=False)
 
 
 def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) -> dict[str, float]:
@@ -193,9 +193,10 @@ def _measure_splits(config: DictConfig, overrides: Sequence[str], folder: Path) 
 
 
 def _measure(run: TrainedRun, split: str, output: Path) -> dict[str, float]:
+    from gate_lightning.engine.parts.trainers import trainer_of
+
     # tables and images go where the metrics go; loggers would begin at step 0, and drop the training's rows behind it
-    run.components.run_folder, run.components.config.logger = str(output), None
-    datamodule, trainer = run.components.datamodule, run.components.trainer
+    datamodule, trainer = run.components.datamodule, trainer_of(run.config, str(output), logged=False)
     steps = {"val": trainer.validate, "test": trainer.test}
     with exact_gradients():  # the same kernels as in training
         results = steps[split](run.task, datamodule, verbose=False)
@@ -225,7 +226,7 @@ def _label(run: TrainedRun, images: Path, output: Path) -> None:
 
     class_labels = run.components.labels
     source = run.components.datamodule.prediction(images)
-    if hasattr(run.task, "class_shares"):
+    if run.task.classifies_images:
         _classify(run, source, output)
         return
     names, total = source.images.names, len(source)

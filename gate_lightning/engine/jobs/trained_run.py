@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,15 +59,14 @@ class TrainedRun:
         self.components = Components(config, str(folder), control_folders=control_folders)
         #: None where nothing was trained
         self.checkpoint: Path | None = None
-        if config.get("optimizer") is not None or not getattr(self.components.task_class, "training_free", False):
+        if config.get("optimizer") is not None or not self.components.task_class.training_free:
             self.checkpoint = require_sound(runs.checkpoint_of(folder, checkpoint))
             if OmegaConf.select(config, "amalgamation.released"):
                 config.amalgamation.released = None  # what training began from
         with of_saved(folder):
             self._needed_besides(self.components.control_folders)
-            task: Any = self.components.task
-        task.allowed_changes = frozenset({"frozen"} if allow_changes else ())
-        self.task = task
+            self.task = self.components.task
+        self.task.allowed_changes = frozenset({"frozen"} if allow_changes else ())
         if self.checkpoint is not None:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.task.on_load_checkpoint(state)
@@ -145,9 +143,10 @@ class TrainedRun:
 
         Returns:
             (H, W) uint8 class indices.
+
+        Raises:
+            ConfigError: the task makes no label maps.
         """
-        if not hasattr(self.task, "label_maps"):
-            raise ConfigError(f"{type(self.task).__name__} makes no label maps")
         device = self.task.device
         found = self.task.label_maps(images.to(device), conditions.to(device), (int(size[0]), int(size[1])))
         labels: np.ndarray = found[0].to(torch.uint8).cpu().numpy()

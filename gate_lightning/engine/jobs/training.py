@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from hydra.utils import get_class
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -35,7 +34,7 @@ from gate_lightning.engine.folder.run_lock import require_new
 from gate_lightning.engine.jobs.automatic import with_choice
 from gate_lightning.engine.jobs.resplits import repeats_of, train_repeats
 from gate_lightning.engine.jobs.run_end import tell, tell_callbacks
-from gate_lightning.engine.parts.components import Components
+from gate_lightning.engine.parts.components import Components, task_class_of
 from gate_lightning.errors import ConfigError, Interrupted, ResumeError
 from gate_lightning.ops.exact import exact_gradients
 from gate_lightning.tasks.base import BaseTask
@@ -115,8 +114,8 @@ def _begun(
 
 
 def _require_training(config: DictConfig, read: Collection[str]) -> None:
-    task = get_class(config.task._target_)
-    if getattr(task, "training_free", False) and "optimizer" not in read:
+    task = task_class_of(config)
+    if task.training_free and "optimizer" not in read:
         raise ConfigError(f"{task.__name__} trains nothing; it is measured with the same options by python eval.py")
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from hydra.utils import get_class
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -25,7 +24,7 @@ from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.engine.folder.references import REFERENCES, follow, save_references
 from gate_lightning.engine.folder.run_lock import occupied
 from gate_lightning.engine.jobs.run_end import tell, tell_callbacks
-from gate_lightning.engine.parts.components import Components
+from gate_lightning.engine.parts.components import Components, task_class_of
 from gate_lightning.errors import ConfigError, Interrupted, ResumeError
 from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tools.comparison.run_files import metrics_of
@@ -52,7 +51,7 @@ OWN_KEYS = frozenset({"split", "output"})
 
 def is_training_free(config: DictConfig) -> bool:
     """True if the task of a composed configuration can be measured as it is, if its parts have no weights."""
-    return bool(getattr(get_class(config.task._target_), "training_free", False))
+    return task_class_of(config).training_free
 
 
 def keys_measured(config: DictConfig) -> frozenset[str]:
@@ -74,7 +73,7 @@ def measure_untrained(config: DictConfig, overrides: Sequence[str], folder: Path
     Raises:
         ConfigError: the folder holds a run; an override sets what the task does not read; or another split.
     """
-    task = get_class(config.task._target_)
+    task = task_class_of(config)
     read = keys_of_task(config) - ONLY_TRAINING
     check_overrides(overrides, keys_measured(config), f"{task.__name__}, measured without training,")
     with occupied(folder), closing_dashboards():
@@ -112,8 +111,8 @@ def go_on_untrained(config: DictConfig, overrides: Sequence[str]) -> dict[str, f
     saved, said = runs.load_config(folder, bool(config.get("trust"))), runs.resolve(config)
     if not is_training_free(saved) or (folder / "checkpoints").is_dir():
         raise ResumeError(f"{folder} is a training: go on with it by python train.py {override('resume', folder)}")
-    task = get_class(saved.task._target_)
-    if not hasattr(task, "go_on"):
+    task = task_class_of(saved)
+    if not task.continues_evaluation:
         raise ResumeError(
             f"{folder}: {task.__name__} measures all at once, there is nothing to go on with; measure it again: "
             f"python eval.py {override('run', folder)}"
@@ -148,7 +147,7 @@ def _watched(components: Components, split: str, folder: Path, go_on: bool) -> d
         raise
     except (KeyboardInterrupt, SystemExit) as error:
         number = stop_in(error)
-        if number is None or not hasattr(components.task_class, "go_on"):
+        if number is None or not components.task_class.continues_evaluation:
             raise
         text = f"stopped by {number.name}. Go on with: python eval.py {override('resume', folder)}"
         _once(runs.write_json, folder / "status.json", {"status": "interrupted", "message": text})
@@ -166,7 +165,7 @@ def _measured(components: Components, split: str, folder: Path, go_on: bool) -> 
     _require_no_weights(task)
     if go_on:
         _check_frozen(task, folder)
-        task.go_on(folder, split, datamodule)  # type: ignore[operator]
+        task.go_on(folder, split, datamodule)
     _once(runs.write_json, folder / "frozen.json", task.frozen_description())
     log.info("run folder: %s", folder)
     measure = {"val": trainer.validate, "test": trainer.test}[split]
@@ -190,7 +189,7 @@ def _tell_unmeasured(monitor: str | None, split: str, metrics: Mapping[str, floa
 
 def _split_of(asked: str | None, components: Components) -> str:
     there: list[str] = [split for split in components.datamodule.splits if split in ("val", "test")]
-    preferred = [split for split in components.task_class.final_splits if split in there]  # type: ignore[attr-defined]
+    preferred = [split for split in components.task_class.final_splits if split in there]
     wanted = asked or (preferred[-1] if preferred else "test")
     if wanted not in there:
         raise ConfigError(

@@ -40,7 +40,7 @@ from gate_lightning.tasks.base import BaseTask
 from gate_lightning.tasks.content_shift.candidates import Candidates
 from gate_lightning.utils.precision import allow_tf32
 
-__all__ = ["Components", "card_and_classes"]
+__all__ = ["Components", "card_and_classes", "task_class_of"]
 
 
 class Components:
@@ -179,8 +179,8 @@ class Components:
 
     def _check_batch_types(self) -> None:
         task, data = self.task_class, type(self.datamodule)
-        wanted, given = getattr(task, "batch_type", None), getattr(data, "batch_type", None)
-        if wanted is None or given is None or issubclass(given, wanted):
+        wanted, given = task.batch_type, getattr(data, "batch_type", None)
+        if given is None or issubclass(given, wanted):
             return
         raise ConfigError(
             f"{task.__name__} (task=) takes batches of {wanted.__name__}: {_first_line(wanted)} "
@@ -278,9 +278,9 @@ class Components:
         return partial(called, built_group(self.config, "scheduler"), LRScheduler)
 
     @property
-    def task_class(self) -> type:
+    def task_class(self) -> type[BaseTask]:
         """Class that the key ``task`` names."""
-        return get_class(self.config.task._target_)
+        return task_class_of(self.config)
 
     @cached_property
     def task(self) -> BaseTask:
@@ -306,6 +306,18 @@ class Components:
     def trainer(self) -> Trainer:
         """The Lightning trainer with its callbacks and loggers."""
         return trainer_of(self.config, self.run_folder)
+
+
+def task_class_of(config: DictConfig) -> type[BaseTask]:
+    """Class that the key ``task`` names.
+
+    Raises:
+        ConfigError: it is not derived from `BaseTask`.
+    """
+    found = get_class(config.task._target_)
+    if not issubclass(found, BaseTask):
+        raise ConfigError(f"task._target_={config.task._target_}: expected a class derived from BaseTask")
+    return found
 
 
 def card_and_classes(datamodule: Any) -> dict[str, Any]:

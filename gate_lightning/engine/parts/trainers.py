@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,23 @@ from gate_lightning.utils.console import leave_to_root
 __all__ = ["trainer_of"]
 
 
-def trainer_of(config: DictConfig, run_folder: str) -> Trainer:
+def trainer_of(
+    config: DictConfig, run_folder: str, more_callbacks: Sequence[Callback] = (), logged: bool = True
+) -> Trainer:
     """Trainer of ``trainer``, with what ``callbacks`` and ``logger`` list; exact on a CPU where nothing else is asked.
 
     Args:
         config: resolved configuration.
         run_folder: where callbacks and loggers write.
+        more_callbacks: besides those of ``callbacks``.
+        logged: whether ``logger`` counts.
     """
     check_started(config.get("trainer"))
     check_here(config.get("trainer"))
     leave_to_root("lightning")
-    callbacks = _listed(config, run_folder, "callbacks", Callback)
-    loggers = _listed(config, run_folder, "logger", Logger, description=partial(described, config, Path(run_folder)))
+    callbacks = [*_listed(config, run_folder, "callbacks", Callback), *more_callbacks]
+    description = partial(described, config, Path(run_folder))
+    loggers = _listed(config, run_folder, "logger", Logger, description=description) if logged else []
     trainer: Trainer = built_group(
         config,
         "trainer",

@@ -61,6 +61,7 @@ class TemporalCorrespondence(BaseTask):
         ConfigError: there are weights, which nobody has trained.
     """
 
+    continues_evaluation = True
     final_splits = ("val", "test")
     training_free = True
     amalgamation: Amalgamation

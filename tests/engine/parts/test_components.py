@@ -14,7 +14,7 @@ from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.engine.jobs.evaluation import _split_of
 from gate_lightning.engine.parts import trainers
-from gate_lightning.engine.parts.components import Components
+from gate_lightning.engine.parts.components import Components, task_class_of
 from gate_lightning.errors import ConfigError
 from tests.support.composition import composed
 
@@ -51,6 +51,12 @@ def test_the_split_is_one_that_the_task_is_measured_on() -> None:
         _split_of(test_only, "val")
     with pytest.raises(ConfigError, match=r"split=train: .* is measured on val and test"):
         _split_of(both, "train")
+
+
+def test_a_task_is_derived_from_the_base_of_tasks() -> None:
+    assert task_class_of(composed("task=video")).continues_evaluation
+    with pytest.raises(ConfigError, match=r"^task\._target_=torch\.nn\.Linear: expected a class derived from BaseTask"):
+        task_class_of(composed("task._target_=torch.nn.Linear"))
 
 
 @pytest.mark.parametrize(
