@@ -215,6 +215,11 @@ class ImageDataModule(LightningDataModule):
         return collate_images([self.eval_resize(sample, data_generator())])  # resizing draws nothing
 
     @property
+    def underlying(self) -> ImageDataModule:
+        """Data set that the images come from: itself, unless it is a choice of another one's images."""
+        return self
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names of the available splits."""
         return ("train", "val", "test") if self.has_test else ("train", "val")

@@ -67,6 +67,11 @@ class SampledImages(LightningDataModule):
         self._square = None if size is None else Square(size if image_size is None else image_size, size)
 
     @property
+    def underlying(self) -> ImageDataModule:
+        """Data set that the sample is taken of."""
+        return self.dataset
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names of the available splits."""
         return self.dataset.splits

@@ -110,6 +110,11 @@ class LabelScarceDataModule(SegmentationDataModule):
 
     # ------------------------------------------------------------------ the pool and its split
 
+    @property
+    def underlying(self) -> SegmentationDataModule:
+        """Data set that the pool is made of."""
+        return self.dataset
+
     @cached_property
     def pool(self) -> Pool:
         """All images of the data set.

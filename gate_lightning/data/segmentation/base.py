@@ -5,6 +5,7 @@ from __future__ import annotations
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.datamodule import ImageDataModule
 from gate_lightning.data.files.checks import count_pixels
+from gate_lightning.data.files.masks import MaskReader
 from gate_lightning.data.files.report import DataReport, SplitReport
 from gate_lightning.data.samples import Collate, collate_masks
 from gate_lightning.structures import SegmentationBatch
@@ -19,12 +20,14 @@ class SegmentationDataModule(ImageDataModule):
 
     Attributes:
         labels: classes of the masks.
+        reader: of the masks' files; None where they are generated.
         wants_squares: whether its images are meant to be squares (label-scarce segmentation refuses others).
     """
 
     batch_type: type = SegmentationBatch
     collate: Collate = staticmethod(collate_masks)
     labels: ClassLabels
+    reader: MaskReader | None = None
     wants_squares = False
 
     def check(self, level: str = "full") -> DataReport:

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from gate_lightning.data.label_scarce.datamodule import LabelScarceDataModule
 from gate_lightning.data.label_scarce.pixel_batches import LabelledPixels
 from gate_lightning.errors import ConfigError
 from gate_lightning.ops.padding import padded_size
@@ -58,7 +58,7 @@ class StoreSettings:
 
 def check_room(
     extractor: Extractor,
-    datamodule: Any,
+    datamodule: LabelScarceDataModule,
     settings: StoreSettings,
     trained_bytes: int,
     device: torch.device | None = None,
@@ -81,7 +81,7 @@ def check_room(
     Raises:
         ConfigError: it does not fit; the message lists the bytes needed and the settings to lower.
     """
-    labelled, measured = (len(datamodule.images(split).dataset) for split in ("train", "test"))
+    labelled, measured = (len(datamodule.images(split).dataset) for split in ("train", "test"))  # type: ignore[arg-type]
     size = (datamodule.image_size, datamodule.image_size)
     _refuse_padding(size, extractor.backbone.size_multiple)
     values = sum(shape.values for shape in map_shapes(extractor.feature_info, size))
@@ -132,7 +132,7 @@ def _place(needed: float, settings: StoreSettings, device: torch.device | None) 
 @torch.no_grad()
 def labelled_features(
     extractor: Extractor,
-    datamodule: Any,
+    datamodule: LabelScarceDataModule,
     backbone_groups: Mapping[str, Sequence[str]],
     settings: StoreSettings,
     device: torch.device,
@@ -149,7 +149,7 @@ def labelled_features(
         place: of the store, see `check_room`; None for the host.
     """
     loader = datamodule.images("train")
-    count = len(loader.dataset)
+    count = len(loader.dataset)  # type: ignore[arg-type]
     side, seen = datamodule.size, datamodule.image_size
     folder = None if settings.folder is None else Path(settings.folder)
     info, kept = extractor.feature_info, settings.dtype

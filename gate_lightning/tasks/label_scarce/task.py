@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from gate_lightning.data.card import ClassLabels
+from gate_lightning.data.label_scarce.datamodule import LabelScarceDataModule
 from gate_lightning.errors import ConfigError
 from gate_lightning.pixel_classifiers.amalgamation import PixelAmalgamation, PixelFusion
 from gate_lightning.pixel_classifiers.base import PixelClassifier
@@ -124,7 +125,7 @@ class LabelScarceTask(DenseTask):
     @property
     def most_steps(self) -> float:
         """Steps after which every member stops, whatever the stopping rule says."""
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule: LabelScarceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         limits = (self.max_steps_per_member, self.head.most_steps(datamodule.pixels_per_batch))
         return min((float(limit) for limit in limits if limit is not None), default=math.inf)
 
@@ -146,7 +147,7 @@ class LabelScarceTask(DenseTask):
         if self.stopping.finished:
             self.trainer.should_stop = True  # a resumed run that had only its evaluation left
             return
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule: LabelScarceDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         trained = sum(parameter.numel() * parameter.element_size() for parameter in self.trained_parameters())
         place = check_room(self.extractor, datamodule, self.store_settings, trained, self.device)
         with self.trainer.precision_plugin.forward_context():  # evaluation, too, reads features in this precision

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.backbones.specs import Adapters
+from gate_lightning.data.core.datamodule import ImageDataModule
+from gate_lightning.data.core.sampled import SampledImages
 from gate_lightning.techniques.sampling import Sampling, image_side, sample_images
 from gate_lightning.tools.devices import device_of, place
 from gate_lightning.tools.labelling.labelled_folder import write_png
@@ -28,7 +30,7 @@ _ADAPTER = "generate"
 def generate(
     backbone: Backbone,
     output: str | Path,
-    datamodule: Any = None,
+    datamodule: ImageDataModule | SampledImages | None = None,
     prompts: Sequence[str] | None = None,
     count: int = 100,
     sampler: Literal["ddim", "ddpm"] = "ddim",
@@ -108,7 +110,7 @@ def _write_missing(folder: Path, wanted: range, made: Callable[[], np.ndarray]) 
     return [write_png(_image(folder, index), images[index - wanted.start]) for index in missing]
 
 
-def prompts_of(datamodule: Any) -> list[str]:
+def prompts_of(datamodule: ImageDataModule | SampledImages | None) -> list[str]:
     """Captions of a data set's training images, in their order; its fine prompt where it has none.
 
     Args:
@@ -116,7 +118,7 @@ def prompts_of(datamodule: Any) -> list[str]:
     """
     if datamodule is None:
         return ["a photo"]
-    pool = getattr(datamodule, "dataset", datamodule)
+    pool = datamodule.underlying
     source = pool.source("train")
     captions = [source.load(index).caption for index in range(len(source))]
     given = [text for text in captions if text]

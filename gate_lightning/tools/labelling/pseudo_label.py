@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gate_lightning.data.card import ClassLabels
 from gate_lightning.data.core.prediction import ImageSource
+from gate_lightning.data.segmentation.base import SegmentationDataModule
 from gate_lightning.data.transforms.basic import resize_mask
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.pixel_classifiers.votes import image_uncertainty
@@ -118,7 +119,7 @@ def _opened(trained: Any, output: str | Path, layout: str, numbering: str | None
     class_labels: ClassLabels = trained.components.labels
     own = (numbering or {"npy": "files"}.get(layout)) == "files"
     values = (
-        _file_values(trained.components.datamodule, class_labels.num_classes)
+        _file_values(trained.components.datamodule.underlying, class_labels.num_classes)
         if own
         else list(range(class_labels.num_classes))
     )
@@ -147,9 +148,9 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
-def _file_values(datamodule: Any, classes: int) -> list[int]:
-    """Values for each class in the mask files of a data set, or of the one that a pool is made of."""
-    reader = getattr(getattr(datamodule, "dataset", datamodule), "reader", None)
+def _file_values(datamodule: SegmentationDataModule, classes: int) -> list[int]:
+    """Values for each class in the mask files of a data set."""
+    reader = datamodule.reader
     if reader is None or reader.palette is not None:
         return list(range(classes))  # generated, or colours
     known = {label: value for value, label in sorted(reader.label_map.known.items(), reverse=True)}

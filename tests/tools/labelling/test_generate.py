@@ -14,6 +14,8 @@ from PIL import Image
 
 from gate_lightning.backbones.base import Backbone
 from gate_lightning.data.core.prediction import ImageSource
+from gate_lightning.data.core.sampled import SampledImages
+from gate_lightning.data.label_scarce.datamodule import LabelScarceDataModule
 from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.errors import CacheError, ConfigError
@@ -137,7 +139,9 @@ def test_a_perfect_denoiser_ends_at_its_image(sampler: str, steps: int, monkeypa
 
 def test_prompts_of_data_sets() -> None:
     scenes = ScenesDataModule(train=3, val=1, test=1)
-    assert prompts_of(scenes) == [scenes.source("train").load(index).caption for index in range(3)]
+    captions = [scenes.source("train").load(index).caption for index in range(3)]
+    for data in (scenes, LabelScarceDataModule(scenes, labelled=1, size=64), SampledImages(scenes, images=2)):
+        assert prompts_of(data) == captions
     assert prompts_of(ScenesDataModule(train=2, val=1, test=1, captions="empty")) == [scenes.card.prompt_fine]
     assert prompts_of(None) == ["a photo"]
 
