@@ -12,10 +12,10 @@ ARGS    ?=
 PYTEST  := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow coverage check format lint types floors docs notebooks clean
+.PHONY: help setup train test test-thorough test-slow coverage check format lint types floors docs notebooks clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
@@ -30,6 +30,9 @@ train: $(STAMP)  ## run the main job; overrides: make train ARGS="dataset=... te
 
 test: $(STAMP)  ## run the tests (no network, GPU or weights); selection: make test ARGS="-k metrics"
 	$(PYTEST) $(ARGS)
+
+test-thorough: $(STAMP)  ## run what takes seconds a test: whole commands and every combination
+	$(PYTEST) -m thorough $(ARGS)
 
 test-slow: $(STAMP)  ## run the slow tests alone: two processes, every resume, real sizes (half an hour on 2 cores)
 	$(PYTEST) -m slow $(ARGS)

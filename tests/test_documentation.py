@@ -80,9 +80,11 @@ def own_configuration(folder: Path) -> None:
 
 def pages_with_commands() -> list[Any]:
     """All pages with commands; those that are not read first are for the slow tests: half a second a command."""
+    quick = ("README.md", "docs/start.md")
     first = [page for page in READ_FIRST if commands(page)]
     rest = [page for page in PAGES if page not in first and commands(page)]
-    return [*first, *(pytest.param(page, marks=pytest.mark.slow) for page in rest)]
+    marked = [page if page in quick else pytest.param(page, marks=pytest.mark.thorough) for page in first]
+    return [*marked, *(pytest.param(page, marks=pytest.mark.slow) for page in rest)]
 
 
 @pytest.mark.parametrize("page", pages_with_commands())

@@ -44,6 +44,7 @@ def test_ten_lines_of_the_readme(here: Path, capsys: pytest.CaptureFixture[str])
     assert all("'up-level1-upsampler-out': (1, " in line for line in lines)
 
 
+@pytest.mark.thorough
 def test_all_blocks_of_the_page(here: Path) -> None:
     space: dict[str, object] = {}
     for number, block in enumerate(blocks("docs/library.md")):

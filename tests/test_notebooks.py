@@ -38,6 +38,7 @@ def test_features_of_an_image(shown: list[Any]) -> None:
     assert list(space["maps"]) == ["plain", "caption", "ControlNet", "LoRA", "all three"]
 
 
+@pytest.mark.thorough
 def test_matches_between_two_images(shown: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     space = runpy.run_path(str(REPOSITORY / "notebooks/matching.py"))

@@ -18,6 +18,7 @@ def script(monkeypatch):
     return importlib.import_module("pixel_ensemble")
 
 
+@pytest.mark.thorough
 def test_the_ways_stop_at_the_same_steps_with_the_same_predictions(script, capsys):
     script.main([*SMALL, "--pixels", "8", "--pool", "64"])
     lines = capsys.readouterr().out.splitlines()
@@ -29,6 +30,7 @@ def test_the_ways_stop_at_the_same_steps_with_the_same_predictions(script, capsy
     assert [line.split(":")[0] for line in lines[5:]] == ["alone / together", "modules / together"]
 
 
+@pytest.mark.thorough
 def test_a_difference_ends_it_with_an_error(script, monkeypatch):
     original = script.as_modules
 

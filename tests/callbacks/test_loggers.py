@@ -96,6 +96,7 @@ class Signal(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("hook", "call"), [("on_train_batch_start", 6), ("on_validation_batch_start", 3)])
 def test_metrics_of_an_interrupted_and_resumed_run_are_those_of_an_uninterrupted_one(
     tmp_path: Path, hook: str, call: int

@@ -121,6 +121,7 @@ def test_online_on_request_without_a_key_never_asks_for_one(
     assert warnings_of(caplog) == ["wandb: there is no key: wandb login; the run goes on offline"]
 
 
+@pytest.mark.thorough
 def test_a_server_that_fails_at_the_beginning_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,6 +221,7 @@ def test_rows_are_steps_and_none_is_lost(tmp_path: Path) -> None:
     assert sum("test/mIoU" in row for row in run.rows) == 1
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_continues_the_same_run_without_double_rows(tmp_path: Path) -> None:
     def trained(steps: int) -> None:
         loggers = [RunLog(str(tmp_path)), wandb_logger(str(tmp_path))]

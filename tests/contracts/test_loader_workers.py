@@ -73,7 +73,15 @@ def inside_a_trainer(module: Any) -> None:
     module.trainer = trainer
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job[0])
+#: jobs of the default run: masks, pairs and classes
+QUICK = ("task=segmentation", "task=classification", "experiment=tiny/controlnet")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [job if job[0] in QUICK else pytest.param(job, marks=pytest.mark.thorough) for job in JOBS],
+    ids=lambda job: job[0],
+)
 def test_a_copy_of_a_data_set_makes_the_same_batches(job: tuple[str, ...]) -> None:
     module = Components(runs.resolve(composed(*job, name="eval")), "").connected_datamodule
     inside_a_trainer(module)

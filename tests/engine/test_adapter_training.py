@@ -41,6 +41,7 @@ def test_any_folder_of_images_trains_adapters_that_load(tmp_path: Path) -> None:
         assert len(backbone.adapters[name[:7] + name[8:]].paths["unet"]) == 128  # 16 transformers × 2 × q, k, v, out
 
 
+@pytest.mark.thorough
 def test_without_images_of_it_a_training_ends_and_says_that_nothing_is_exported(tmp_path: Path, caplog: Any) -> None:
     write_images(tmp_path / "set")
     given = ["experiment=lora", "backbone=tiny", "backbone.weights=random", "dataset=folder", "callbacks=quiet"]

@@ -36,6 +36,7 @@ def test_a_checkpoint_of_another_number_of_classes_says_so(trained: Path, tmp_pa
         evaluated(trained, tmp_path, "dataset.labels=merged")
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_of_another_head_names_the_weights(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"do not fit this task:\n.*absent in the checkpoint"):
         evaluated(trained, tmp_path, "head=linear")
@@ -47,12 +48,14 @@ def test_a_checkpoint_of_another_backbone_names_what_changed(trained: Path, tmp_
         evaluated(trained, tmp_path, "backbone.seed=1")
 
 
+@pytest.mark.thorough
 def test_a_change_that_is_meant_is_warned_of(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     metrics = evaluated(trained, tmp_path, "backbone.seed=1", "allow_changes=true")
     assert "val/mIoU" in metrics
     assert any("other features" in one.getMessage() and "backbone.digest" in one.getMessage() for one in caplog.records)
 
 
+@pytest.mark.thorough
 def test_classes_of_other_names_are_warned_of(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +68,7 @@ def test_classes_of_other_names_are_warned_of(
     assert f"class 0 was 'other' when the checkpoint was trained and is '{run.classes[0]}'" in caplog.text
 
 
+@pytest.mark.thorough
 def test_another_number_of_processes_is_refused_before_training_goes_on(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)

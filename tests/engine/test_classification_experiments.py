@@ -48,6 +48,7 @@ def test_prompts_of_the_study_are_the_papers(name: str) -> None:
         assert technique.text == text
 
 
+@pytest.mark.thorough
 def test_the_probe_on_cifar10_trains_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10, "IMAGES", 20)
     write_cifar(tmp_path / "data", 20)

@@ -56,6 +56,7 @@ def test_a_tool_that_is_taken_for_a_task_is_named(
     assert "gate_report is a tool: python eval.py tool=gate_report" in capfd.readouterr().err
 
 
+@pytest.mark.thorough
 def test_the_folder_of_a_training_run_is_named(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_sweep_stopped_before_its_first_run_has_no_table(tmp_path: Path, caplo
     assert not caplog.records
 
 
+@pytest.mark.thorough
 def test_a_sweep_with_a_failed_run_ends_with_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code = call(
         monkeypatch,
@@ -181,6 +183,7 @@ def test_help_imports_nothing_heavy(main: str) -> None:
     assert imported_by(code) == set()
 
 
+@pytest.mark.thorough
 def test_importing_the_package_imports_nothing_heavy() -> None:
     assert imported_by("import gate_lightning") == set()
     assert "torch" in imported_by("from gate_lightning import Conditions")

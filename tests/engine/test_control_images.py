@@ -53,6 +53,7 @@ def labelled(run: Path, *overrides: str) -> None:
     evaluate(composed(*given, name="eval"), given, run)
 
 
+@pytest.mark.thorough
 def test_the_interface_and_the_command_predict_the_same(
     trained: Path, run: TrainedRun, image: Path, tmp_path: Path
 ) -> None:
@@ -93,6 +94,7 @@ def test_what_is_missing_or_does_not_fit_is_named(run: TrainedRun, image: Path) 
             run.predict(image, **wrong)
 
 
+@pytest.mark.thorough
 def test_the_command_names_them_too(trained: Path, image: Path, tmp_path: Path) -> None:
     inputs = (f"input={image.parent}", f"output={tmp_path / 'out'}")
     with pytest.raises(DataError, match=r"no depth control image for 'a\.png'.*control_images=\{depth: <folder>\}"):
@@ -103,6 +105,7 @@ def test_the_command_names_them_too(trained: Path, image: Path, tmp_path: Path) 
         evaluate(composed("tool=extract", "control_images={depth: x}", name="eval"), [], tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_run_can_be_measured_where_its_control_images_were_moved(trained: Path, tmp_path: Path) -> None:
     source = trained.parent / "depth"
     labelled(trained, f"output={tmp_path / 'before'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,18 @@ def test_every_experiment_is_tried() -> None:
     assert sorted(written) == sorted(EXPERIMENTS)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+#: those of many passes
+LONG = ("gate/spair71k_nn", "gate/spair71k_conv", "gate/spair71k_practical", "gate/spair71k_nn_as_released")
+LONG = (*LONG, "hyperfeatures/spair71k")
+
+
+def marked(thorough: Sequence[str], slow: Sequence[str] = ()) -> list[Any]:
+    """Names of the experiments, some with a mark."""
+    marks = dict.fromkeys(thorough, pytest.mark.thorough) | dict.fromkeys(slow, pytest.mark.slow)
+    return [pytest.param(name, marks=marks.get(name, ())) for name in EXPERIMENTS]
+
+
+@pytest.mark.parametrize("name", marked((*LONG[1:], "geoaware/spair71k")))
 def test_it_builds_at_its_real_size(
     name: str, root: Path, real_loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,14 +131,7 @@ def test_it_builds_at_its_real_size(
     )
 
 
-#: of those of many passes only one is tried always
-LONG = ("gate/spair71k_nn", "gate/spair71k_conv", "gate/spair71k_practical", "gate/spair71k_nn_as_released")
-LONG = (*LONG, "hyperfeatures/spair71k")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in EXPERIMENTS]
-)
+@pytest.mark.parametrize("name", marked(("gate/spair71k_as_released", "geoaware/spair71k"), slow=LONG))
 def test_it_takes_a_step_and_is_validated_on_small_networks(
     name: str, root: Path, small_loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +150,7 @@ def test_it_takes_a_step_and_is_validated_on_small_networks(
     assert sum(not torch.equal(old, new) for old, new in zip(before, after, strict=True)) > len(after) / 2
 
 
+@pytest.mark.thorough
 def test_timesteps_of_hyperfeatures_are_read_from_its_own_latents(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +190,7 @@ def test_timesteps_of_hyperfeatures_are_read_from_its_own_latents(
         assert relative(seen[timestep].double(), expected[call]) < 1e-4, timestep
 
 
+@pytest.mark.thorough
 def test_a_released_network_is_measured_and_one_for_other_timesteps_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_every_panel_of_a_run_on_pairs_has_its_data(tmp_path: Path, monkeypatch:
     assert run.summary["val/PCK_0.10_bbox_per-image_le"]["max"] == best
 
 
+@pytest.mark.thorough
 def test_predictions_have_masks_captions_and_classes(folder: Path, logged: OfflineRun) -> None:
     (shown,) = [row["predictions/worst_val"] for row in logged.rows if "predictions/worst_val" in row]
     scores = [float(re.fullmatch(r".+: mIoU ([\d.]+) %", caption)[1]) for caption in shown["captions"]]  # type: ignore[index]
@@ -121,6 +122,7 @@ def test_predictions_have_masks_captions_and_classes(folder: Path, logged: Offli
         assert len(np.unique(values)) > 2
 
 
+@pytest.mark.thorough
 def test_the_whole_configuration_is_there(folder: Path, logged: OfflineRun) -> None:
     assert {key for key, value in logged.config.items() if value is not None} >= ASKED
     assert all(isinstance(logged.config[key], str | int | float) for key in ASKED)
@@ -133,6 +135,7 @@ def test_the_whole_configuration_is_there(folder: Path, logged: OfflineRun) -> N
     assert logged.summary["test/mIoU"] == metrics["test/mIoU"]
 
 
+@pytest.mark.thorough
 def test_tensorboard_has_the_same_metrics_images_and_tables(folder: Path, logged: OfflineRun) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
@@ -144,6 +147,7 @@ def test_tensorboard_has_the_same_metrics_images_and_tables(folder: Path, logged
     assert set(tags["scalars"]) == {key for key in keys if not key.startswith(("images/", "tables/"))}
 
 
+@pytest.mark.thorough
 def test_csv_has_the_same_metrics(folder: Path, logged: OfflineRun) -> None:
     columns = (folder / "metrics.csv").read_text().partition("\n")[0].split(",")
     scalars = {key for key in logged.keys if not key.startswith(("_", "predictions/", "images/", "tables/"))}
@@ -158,6 +162,7 @@ def finished(folder: Path, overrides: list[str], value: float) -> None:
         (folder / name).write_text(json.dumps(content))
 
 
+@pytest.mark.thorough
 def test_every_panel_of_a_sweep_has_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for number in range(4):

@@ -16,6 +16,7 @@ from gate_lightning.structures import Conditions
 from gate_lightning.techniques.prompt import Prompt
 from tests.support.benchmarks import make_ade20k, make_cityscapes
 from tests.support.experiments import FOLDER, configuration, parts_of, small, structure, write_loras
+from tests.support.marks import thorough_but
 
 DATA = ("ade20k", "cityscapes")
 #: experiment without the data set → {stride at the size that SD 1.5 sees: channels}
@@ -128,7 +129,7 @@ def test_it_takes_a_step_on_small_networks(
     assert components.trainer.global_step == 1
 
 
-@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("data", thorough_but(("ade20k",), DATA))
 def test_the_released_runs_differ_as_their_headers_say(data: str) -> None:
     described = runs.resolve(configuration(f"gate/{data}"))
     for reading in ("released_config", "released_class"):

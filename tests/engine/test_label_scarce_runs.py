@@ -96,11 +96,13 @@ def test_every_split_is_a_run_of_its_own_and_the_protocol_their_mean(protocol: P
         assert (protocol / "split1" / name).stat().st_size > 0
 
 
+@pytest.mark.thorough
 def test_every_image_is_extracted_once_for_all_splits(protocol: Path) -> None:
     assert len(list((protocol / "features").rglob("*.safetensors"))) == 5
     assert not list(protocol.glob("split*/features"))
 
 
+@pytest.mark.thorough
 def test_members_stop_by_themselves_at_different_steps(protocol: Path) -> None:
     stopping = state(protocol / "split0")["stopping"]
     assert not stopping["active"].any()
@@ -220,6 +222,7 @@ def test_ctrl_c_where_no_step_is_made(where: str, words: str, protocol: Path, tm
     assert resume(folder) == pytest.approx(json.loads((protocol / "split0" / "metrics.json").read_text()))
 
 
+@pytest.mark.thorough
 def test_evaluation_repeats_the_reported_metrics(protocol: Path, tmp_path: Path) -> None:
     reported = json.loads((protocol / "metrics.json").read_text())
     config = composed(f"run={protocol}", name="eval")
@@ -230,6 +233,7 @@ def test_evaluation_repeats_the_reported_metrics(protocol: Path, tmp_path: Path)
     assert found == pytest.approx(json.loads((single / "metrics.json").read_text()))
 
 
+@pytest.mark.thorough
 def test_images_are_labelled_by_one_split(protocol: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (80, 80, 3), dtype=np.uint8)
@@ -239,12 +243,14 @@ def test_images_are_labelled_by_one_split(protocol: Path, tmp_path: Path) -> Non
         evaluate(composed(f"run={protocol}", "input=x", name="eval"), [f"run={protocol}"], tmp_path)
 
 
+@pytest.mark.thorough
 def test_resuming_a_finished_protocol_trains_nothing_again(protocol: Path) -> None:
     before = (protocol / "split0/checkpoints/last.ckpt").stat().st_mtime_ns
     assert resume(protocol) == json.loads((protocol / "metrics.json").read_text())
     assert (protocol / "split0/checkpoints/last.ckpt").stat().st_mtime_ns == before
 
 
+@pytest.mark.thorough
 def test_splits_of_other_settings_are_not_taken_for_one_s_own(protocol: Path) -> None:
     written = (protocol / "config.yaml").read_text()
     with pytest.raises(ResumeError, match=r"holds a run already.*resume="):
@@ -254,6 +260,7 @@ def test_splits_of_other_settings_are_not_taken_for_one_s_own(protocol: Path) ->
     assert (protocol / "config.yaml").read_text() == written
 
 
+@pytest.mark.thorough
 def test_splits_are_compared_like_seeds(protocol: Path) -> None:
     found = find_runs([protocol])
     assert [one.folder.name for one in found] == ["split0", "split1"]
@@ -269,7 +276,6 @@ def test_a_cap_stops_all_members(tmp_path: Path) -> None:
     assert saved["global_step"] == 3
 
 
-@pytest.mark.slow
 def test_the_uncertainty_of_the_test_images_is_reported(tmp_path: Path) -> None:
     given = ("callbacks=label_scarce", "callbacks.cost=null", "repeats=1", "task.max_steps_per_member=2")
     run(tmp_path / "run", *given)

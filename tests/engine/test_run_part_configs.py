@@ -55,7 +55,9 @@ def test_default_trainer_builds_on_the_cpu(tmp_path: Path) -> None:
     assert trainer.accelerator.__class__.__name__ == "CPUAccelerator"
 
 
-@pytest.mark.parametrize(("group", "option"), [("average", "ema"), ("early_stop", "plateau")])
+@pytest.mark.parametrize(
+    ("group", "option"), [("average", "ema"), pytest.param("early_stop", "plateau", marks=pytest.mark.thorough)]
+)
 def test_further_callbacks_are_chosen_by_name(group: str, option: str) -> None:
     for name in ("default", "quiet"):
         assert composed(f"callbacks={name}").callbacks.get(group) is None
@@ -79,7 +81,9 @@ class Validations(Callback):
         self.steps.append(trainer.global_step)
 
 
-@pytest.mark.parametrize(("accumulate", "steps"), [(1, [6]), (2, [3, 6]), (3, [2, 4, 6])])
+@pytest.mark.parametrize(
+    ("accumulate", "steps"), [(1, [6]), (2, [3, 6]), pytest.param(3, [2, 4, 6], marks=pytest.mark.thorough)]
+)
 def test_the_validation_interval_counts_batches_as_lightning_does(
     tmp_path: Path, accumulate: int, steps: list[int]
 ) -> None:

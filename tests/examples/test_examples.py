@@ -41,6 +41,7 @@ def test_an_example_is_short_and_explained(path: Path) -> None:
     assert f"tests/examples/{path.name}" in (REPOSITORY / "docs/extending.md").read_text()
 
 
+@pytest.mark.thorough
 def test_a_technique_is_named_by_its_class() -> None:
     own = ("+technique.suffix._target_=tests.examples.my_technique.Suffix", "+technique.suffix.text=a sketch")
     (branch,) = components(*own, "techniques=[prompt,suffix]").branches
@@ -54,6 +55,7 @@ def test_a_technique_is_named_by_its_class() -> None:
         _ = components("+technique.suffix._target_=tests.examples.nothing.Suffix", "techniques=[suffix]").branches
 
 
+@pytest.mark.thorough
 def test_a_technique_is_found_through_hydras_search_path_and_trained_with(tmp_path: Path) -> None:
     (tmp_path / "technique").mkdir()
     (tmp_path / "technique/suffix.yaml").write_text(
@@ -91,6 +93,7 @@ def test_a_head(tmp_path: Path) -> None:
     assert math.isfinite(trained(tmp_path, *DATA, *own)["val/mIoU"])
 
 
+@pytest.mark.thorough
 def test_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset/discs.yaml").write_text("_target_: tests.examples.my_data.Discs\nimages: 4\nbatch_size: 2\n")
@@ -99,6 +102,7 @@ def test_a_data_set(tmp_path: Path) -> None:
     assert 0 <= metrics["val/mIoU"] <= 1
 
 
+@pytest.mark.thorough
 def test_a_task(tmp_path: Path) -> None:
     (tmp_path / "task").mkdir()
     (tmp_path / "task/coverage.yaml").write_text("_target_: tests.examples.my_task.Coverage\n")

@@ -100,7 +100,7 @@ def multi(backbone: Backbone) -> Extractor:
         lambda backbone: FeatureExtractor(backbone, steered(backbone)),
         lambda backbone: CaptionChannels(FeatureExtractor(backbone, steered(backbone)[:1]), backbone),
         multi,
-        lambda backbone: ImageToImage(backbone, steered(backbone), 300, 2),
+        pytest.param(lambda backbone: ImageToImage(backbone, steered(backbone), 300, 2), marks=pytest.mark.thorough),
     ],
     ids=["branches", "captions", "several", "img2img"],
 )
@@ -127,6 +127,7 @@ def test_the_autoencoder_alone(tiny: Backbone) -> None:
     assert torch.equal(found, autoencoded(tiny, images))
 
 
+@pytest.mark.thorough
 def test_weights_in_bfloat16_are_not_cast_either(tiny: Backbone) -> None:
     backbone = build("tiny").finish("bfloat16", False)
     made = FeatureExtractor(backbone, [Branch("plain", 50, ("up-level1-upsampler-out",))])
@@ -147,7 +148,11 @@ def test_weights_in_bfloat16_are_not_cast_either(tiny: Backbone) -> None:
     assert casts.count == 0
 
 
-@pytest.mark.parametrize("make", [lambda made, _: MemoryCache(made, 1.0), DiskCache], ids=["memory", "disk"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(lambda made, _: MemoryCache(made, 1.0), marks=pytest.mark.thorough), DiskCache],
+    ids=["memory", "disk"],
+)
 def test_features_of_another_type_are_never_read(tmp_path: Path, make: Callable[[Extractor, Path], Any]) -> None:
     """Lightning and users convert the module that a cache is part of; the folder was claimed in float32."""
     images, known = random_images(1, 32, 32), conditions(1)

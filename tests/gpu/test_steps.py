@@ -33,8 +33,8 @@ from tests.support.gpu_jobs import IMAGES, LIMITS, ONE_LAYER, SCARCE, SETTINGS, 
 from tests.support.pretended_gpu import Record, pretended_gpu
 from tests.support.small_networks import build
 
-#: jobs of the default run
-QUICK = ("segmentation", "segmentation, features known")
+#: where the guard of each job runs; those that are not named: in the slow tests
+MARKS = {"segmentation": [pytest.mark.thorough], "segmentation, features known": []}
 
 
 class Count(Callback):
@@ -72,9 +72,7 @@ def check(job: str, count: Count) -> None:
     assert all(one <= limit for one, limit in zip(found, LIMITS[job], strict=True)), told
 
 
-@pytest.mark.parametrize(
-    "job", [job if job in QUICK else pytest.param(job, marks=pytest.mark.slow) for job in SETTINGS]
-)
+@pytest.mark.parametrize("job", [pytest.param(job, marks=MARKS.get(job, [pytest.mark.slow])) for job in SETTINGS])
 def test_a_configured_job(job: str, record: Record, tmp_path: Path) -> None:
     parts = Components(runs.resolve(composed(*SETTINGS[job])), str(tmp_path), training=True)
     data, trainer, count = parts.connected_datamodule, parts.trainer, Count(record)

@@ -67,7 +67,9 @@ def masks(height: int, width: int) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize(("height", "width"), [(13, 21), (30, 8), (1, 9), (48, 130)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(13, 21), (30, 8), (1, 9), pytest.param(48, 130, marks=pytest.mark.thorough)]
+)
 def test_one_object_of_every_kind_against_every_other(height: int, width: int) -> None:
     every = masks(height, width)
     for one, prediction in every.items():

@@ -72,6 +72,7 @@ def test_a_run_leaves_accuracy_classes_and_confusion(trained: Path) -> None:
     assert not any("stride" in name for name in columns)
 
 
+@pytest.mark.thorough
 def test_own_images_get_their_class(trained: Path, tmp_path: Path) -> None:
     for number, size in enumerate(((64, 64), (50, 90))):
         Image.fromarray(np.full((*size, 3), 90, dtype=np.uint8)).save(tmp_path / f"{number}.png")
@@ -86,6 +87,7 @@ def test_own_images_get_their_class(trained: Path, tmp_path: Path) -> None:
         assert float(row["share"]) == shares[row["class"]]
 
 
+@pytest.mark.thorough
 def test_nearest_images_are_measured_without_training(tmp_path: Path) -> None:
     metrics = measured(tmp_path / "run", "techniques=none", "head=nearest_images", "head.decode.neighbours=1")
     assert {*metrics} == {"test/Acc", "test/mAcc"}
@@ -98,6 +100,7 @@ def test_nearest_images_are_measured_without_training(tmp_path: Path) -> None:
     assert float(row["share"]) == 1.0
 
 
+@pytest.mark.thorough
 def test_what_nobody_trains_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"head has weights that nobody has trained.*amalgamation=concat head=nearest"

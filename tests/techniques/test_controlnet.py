@@ -71,6 +71,7 @@ def edges(images: Tensor) -> Tensor:
     return (maps[:, None] / 255).expand(-1, 3, -1, -1)
 
 
+@pytest.mark.thorough
 def test_two_controlnets_add_up_each_with_its_image_and_scale(backbone: UNetBackbone) -> None:
     both = (ControlNet("canny", 0.7), ControlNet("depth", 0.4, function=ControlFunction(brightness)))
     images = random_images(2)

@@ -79,6 +79,7 @@ def test_points_and_dense_matches_of_an_image_that_moved(images: dict[str, Path]
         assert len(np.unique(pixels_of(tmp_path / name).reshape(-1, 3), axis=0)) > 100
 
 
+@pytest.mark.thorough
 def test_files_of_different_sizes_are_matched_in_their_own_pixels(images: dict[str, Path], tmp_path: Path) -> None:
     # seen with a shorter side of 20 pixels both are the same
     seen = ("tool.resize=short", "tool.size=20", "tool.read_out.resolution=patch", "tool.read_out.query=patch")
@@ -92,6 +93,7 @@ def test_files_of_different_sizes_are_matched_in_their_own_pixels(images: dict[s
     np.testing.assert_array_equal(pixels_of(tmp_path / "down/warp.png"), pixels_of(small))
 
 
+@pytest.mark.thorough
 def test_points_that_are_not_given(images: dict[str, Path], tmp_path: Path) -> None:
     both = (f"source={images['source']}", f"target={images['shifted']}", "tool.grid=2")
     run(*both, f"output={tmp_path / 'spread'}", "tool.read_out.query=floor")

@@ -41,6 +41,7 @@ def end(status: int, others: Path) -> None:
     time.sleep(100)
 
 
+@pytest.mark.thorough
 def test_where_one_process_fails_the_others_are_told_to_stop(tmp_path: Path) -> None:
     assert run_in_processes(end, [(0, tmp_path), (3, tmp_path)]) == 3
     assert (tmp_path / "told").exists()
@@ -52,6 +53,7 @@ def tell(parent: int, others: Path) -> None:
     end(0, others)
 
 
+@pytest.mark.thorough
 def test_a_signal_to_the_parent_reaches_the_processes(tmp_path: Path) -> None:
     # a shell ignores the signal for what it starts in the background
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,7 +29,8 @@ from tests.support.small_networks import (
     save_kohya,
 )
 
-MEMBERS = ("one_repeat", "sd2_like")  # convolutional and linear projections around the transformers
+#: convolutional and linear projections around the transformers
+MEMBERS = ("one_repeat", pytest.param("sd2_like", marks=pytest.mark.thorough))
 PROMPT = "a red house"
 
 

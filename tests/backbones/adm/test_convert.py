@@ -38,7 +38,9 @@ def outputs_of_blocks(oracle: OracleUNet, images: Tensor, timestep: int) -> dict
     return seen
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), pytest.param(torch.float64, 1e-13, marks=pytest.mark.thorough)]
+)
 @pytest.mark.parametrize("member", MEMBERS)
 @torch.no_grad()
 def test_output_and_all_places_agree(member: str, dtype: torch.dtype, tolerance: float) -> None:

@@ -71,6 +71,7 @@ def test_other_convolutions_run_as_they_are(layer: nn.Conv2d, winograd_calls: li
     assert not winograd_calls
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_half_precision_is_bit_equal(winograd_calls: list[tuple[int, ...]]) -> None:
     layer, inputs = nn.Conv2d(128, 128, 3, padding=1).bfloat16(), torch.randn(1, 128, 32, 32).bfloat16()

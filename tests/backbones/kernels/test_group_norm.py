@@ -104,6 +104,7 @@ def test_a_cpu_computes_as_without(dtype: torch.dtype) -> None:
     assert "group_norm_channels_last" not in str(made.graph)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_the_operator_is_recorded_and_compiled_as_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "group_norm_fits", lambda *given: True)

@@ -72,7 +72,10 @@ def expected(student: UNetBackbone, backbone: UNetBackbone, images: Tensor, time
     return recorder.features
 
 
-@pytest.mark.parametrize(("file", "timestep"), [("unet.safetensors", 261.0), ("full.safetensors", 259.73)])
+@pytest.mark.parametrize(
+    ("file", "timestep"),
+    [("unet.safetensors", 261.0), pytest.param("full.safetensors", 259.73, marks=pytest.mark.thorough)],
+)
 def test_features_are_those_of_the_unet_on_clean_latents(
     files: Path, student: UNetBackbone, file: str, timestep: float
 ) -> None:
@@ -110,6 +113,7 @@ def test_the_description_tells_weights_and_timestep(files: Path, plain: UNetBack
     assert len({base, plain.identity.digest, other.identity.digest}) == 3
 
 
+@pytest.mark.thorough
 def test_a_file_of_a_folder(files: Path, student: UNetBackbone) -> None:
     backbone = load(files, file="unet.safetensors", channels_last=True)
     assert torch.equal(backbone.unet.conv_in.weight, student.unet.conv_in.weight)

@@ -51,6 +51,7 @@ def test_a_folder_gives_the_network_that_was_saved(pipeline: Path) -> None:
         assert torch.equal(loaded.denoise(latents, 9, embeds), saved.denoise(latents, 9, embeds))
 
 
+@pytest.mark.thorough
 def test_the_identity_tells_weights_apart_and_not_folders(pipeline: Path, broken: Path) -> None:
     one, copy = load_unet_backbone(str(pipeline)).identity, load_unet_backbone(str(broken)).identity
     assert one.digest == copy.digest
@@ -88,6 +89,7 @@ def test_a_controlnet_has_the_memory_format_of_its_backbone(pipeline: Path, chan
     assert formats == {channels_last}
 
 
+@pytest.mark.thorough
 def test_a_controlnet_may_be_named_by_its_file(pipeline: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(pipeline / "controlnet", tmp_path / "controlnet")
     file = folder / "diffusion_pytorch_model.safetensors"
@@ -107,6 +109,7 @@ def test_a_controlnet_may_be_named_by_its_file(pipeline: Path, tmp_path: Path) -
         backbone.require_controlnet("alone")
 
 
+@pytest.mark.thorough
 def test_a_controlnets_digest_covers_its_config(pipeline: Path, tmp_path: Path) -> None:
     digests = []
     for eps in ("1e-05", "0.001"):
@@ -119,6 +122,7 @@ def test_a_controlnets_digest_covers_its_config(pipeline: Path, tmp_path: Path) 
     assert digests[0] != digests[1]
 
 
+@pytest.mark.thorough
 def test_a_controlnet_of_one_variant_is_read(pipeline: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(pipeline / "controlnet", tmp_path / "controlnet")
     file = folder / "diffusion_pytorch_model.safetensors"
@@ -132,12 +136,14 @@ def test_a_controlnet_of_one_variant_is_read(pipeline: Path, tmp_path: Path) -> 
     assert backbone.description["controlnets"] != again.description["controlnets"]  # files have names
 
 
+@pytest.mark.thorough
 def test_the_digest_covers_the_settings_of_the_tokenizer(pipeline: Path, broken: Path) -> None:
     config = broken / "tokenizer" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 20}))
     assert load_unet_backbone(str(broken)).identity.digest != load_unet_backbone(str(pipeline)).identity.digest
 
 
+@pytest.mark.thorough
 def test_weights_are_computed_in_the_type_that_was_asked_for(pipeline: Path) -> None:
     backbone = load_unet_backbone(str(pipeline), dtype="bfloat16", channels_last=True)
     assert {parameter.dtype for parameter in backbone.parameters()} == {torch.bfloat16}
@@ -150,6 +156,7 @@ def test_weights_are_computed_in_the_type_that_was_asked_for(pipeline: Path) -> 
     assert (rounded.float() - exact).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.thorough
 def test_random_weights_follow_their_seed() -> None:
     one, same, other = (load_unet_backbone("random", seed=seed) for seed in (1, 1, 2))
     assert one.identity == same.identity
@@ -166,6 +173,7 @@ def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_an_xl_folder_gives_the_network_that_was_saved(xl_folder: Path) -> None:
     saved, loaded = xl_like(seed=4), load_unet_backbone(str(xl_folder))
     assert isinstance(loaded, SDXLBackbone)
@@ -178,6 +186,7 @@ def test_an_xl_folder_gives_the_network_that_was_saved(xl_folder: Path) -> None:
     assert loaded.schedule.config["_class_name"] == "EulerDiscreteScheduler"
 
 
+@pytest.mark.thorough
 def test_an_xl_folder_in_half_precision_keeps_its_autoencoder_in_single(xl_folder: Path) -> None:
     settings = {"variant": "fp16", "dtype": "float16", "size_conditions": {"original_size": [300, 400]}}
     loaded = load_unet_backbone(str(xl_folder), **settings, channels_last=True)
@@ -266,7 +275,7 @@ def test_an_unknown_type_or_architecture_is_refused() -> None:
         load_unet_backbone("random", architecture="sd9")
 
 
-@pytest.mark.parametrize("name", ["sdxl", "playground_v2"])
+@pytest.mark.parametrize("name", ["sdxl", pytest.param("playground_v2", marks=pytest.mark.thorough)])
 def test_the_configurations_of_xl_models_build_them(xl_folder: Path, name: str) -> None:
     given = [
         f"backbone={name}",

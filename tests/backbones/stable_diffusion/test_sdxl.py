@@ -69,6 +69,7 @@ def test_a_pass_is_that_of_the_pipeline(backbone: SDXLBackbone) -> None:
     assert relative(backbone.denoise(noisy, 50, embeds), expected) < 1e-5
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_a_model_with_a_score_is_told_the_score() -> None:
     oracle, backbone = xl_like(numbers=5), xl_like(numbers=5, size_conditions=SizeConditions(aesthetic_score=7.5))
@@ -84,6 +85,7 @@ def test_a_model_with_a_score_is_told_the_score() -> None:
     assert torch.equal(backbone.denoise(latents, 50, backbone.encode_text(PROMPTS)), expected)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_sizes_can_be_set(backbone: SDXLBackbone) -> None:
     sizes = {"original_size": (100, 200), "crop": (5, 7), "target_size": (300, 400)}

@@ -22,6 +22,7 @@ from gate_lightning.backbones.stable_diffusion.sdxl import SDXLBackbone
 from gate_lightning.backbones.stable_diffusion.unet import UNetBackbone
 from gate_lightning.backbones.weights.networks import check_fit
 from gate_lightning.errors import ConfigError, WeightsError
+from tests.support.marks import thorough_but
 from tests.support.original_layout import (
     averaged,
     original_clip,
@@ -129,7 +130,7 @@ def test_a_checkpoint_gives_the_network_that_was_saved(case: Case) -> None:
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("zipped", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_a_ckpt_gives_the_same(small: Case, wrapped: bool, zipped: bool) -> None:
     content = {"state_dict": small.state, "global_step": 3} if wrapped else small.state
     torch.save(content, small.folder / "model.ckpt", _use_new_zipfile_serialization=zipped)
@@ -181,6 +182,7 @@ def test_averaged_weights_are_taken_where_there_are_some(small: Case) -> None:
         )
 
 
+@pytest.mark.thorough
 def test_stable_diffusion_2_must_be_told_what_it_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("sd21", tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match=r"backbone\.prediction_type=v_prediction"):
@@ -193,6 +195,7 @@ def test_stable_diffusion_2_must_be_told_what_it_predicts(tmp_path: Path, monkey
         case.load(prediction_type="noise")
 
 
+@pytest.mark.thorough
 def test_fine_tunes_of_sdxl_tell_by_a_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("sdxl", tmp_path, monkeypatch)
     case.write("v.safetensors", v_pred=torch.empty(0), ztsnr=torch.empty(0))
@@ -263,7 +266,7 @@ def test_settings_that_are_for_the_other_kind_are_refused(small: Case) -> None:
         small.load(native_size=512)
 
 
-@pytest.mark.parametrize("kind", STABLE_DIFFUSIONS)
+@pytest.mark.parametrize("kind", thorough_but(("sd15",), STABLE_DIFFUSIONS))
 def test_every_weight_of_the_released_sizes_finds_its_place(kind: str) -> None:
     with torch.device("meta"):  # shapes without numbers
         one, other = (build_random_backbone(kind, controlnet=False) for _ in range(2))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
+
 from gate_lightning.engine.jobs.training import train
 from gate_lightning.tools.layers.table import layers
 from tests.support.composition import SMALL, composed
 from tests.support.vision_networks import saved
 
 
+@pytest.mark.thorough
 def test_segmentation_of_scenes(tmp_path: Path) -> None:
     given = (
         *("backbone=dinov2_base", "backbone.architecture=dinov2_tiny", "backbone.native_size=32", "techniques=none"),

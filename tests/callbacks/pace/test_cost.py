@@ -113,6 +113,7 @@ def test_a_task_that_stops_by_itself_says_when(
     assert (total is None) == (max_steps == -1)
 
 
+@pytest.mark.thorough
 def test_a_validation_in_the_middle_is_not_taken_for_steps(tmp_path: Path, clock: Clock) -> None:
     callback = CostReport(warmup=1, measured=3)
     make_trainer(tmp_path, clock, callback, max_steps=12, val_check_interval=3).fit(make_task(), FakeData())

@@ -19,6 +19,7 @@ from gate_lightning.callbacks.state.checkpoint import RunCheckpoint
 from gate_lightning.callbacks.state.ema import WeightAverage
 from gate_lightning.callbacks.state.interrupt import Interrupt
 from gate_lightning.errors import ConfigError, Interrupted
+from tests.support.marks import thorough_but
 from tests.support.paths import REPOSITORY
 from tests.support.segmentation_fakes import FakeData, make_task, make_trainer
 
@@ -101,7 +102,7 @@ def check_equal(whole: Outcome, before: Outcome, after: Outcome) -> None:
     assert after.best == whole.best
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", thorough_but(("steps",), SETTINGS))
 @pytest.mark.parametrize(
     ("hook", "call"),
     [
@@ -122,6 +123,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     check_equal(whole[name], before, run(tmp_path, name, resume=True))
 
 
+@pytest.mark.thorough
 def test_averaged_weights_survive_inside_accumulation(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", "accumulate", averaged=True)
     before = run(tmp_path, "accumulate", Signal("on_train_batch_start", 1), averaged=True)

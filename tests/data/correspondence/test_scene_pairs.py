@@ -73,6 +73,7 @@ def test_homographies_map_points_and_pixels_of_views() -> None:
         assert np.median(difference) < 5
 
 
+@pytest.mark.thorough
 def test_what_is_visible_in_the_target_is_known(data: ScenePairsDataModule) -> None:
     further = [(pair.target_visible or set()) - set(pair.keypoint_ids) for pair in data.pairs_of("test")]
     assert all(set(pair.keypoint_ids) <= (pair.target_visible or set()) for pair in data.pairs_of("test"))
@@ -89,6 +90,7 @@ def test_hidden_points_are_left_out(data: ScenePairsDataModule) -> None:
         assert len(pair.keypoint_ids) == len(pair)
 
 
+@pytest.mark.thorough
 def test_boxes_enclose_the_visible_object(data: ScenePairsDataModule) -> None:
     for pair in data.pairs_of("test"):
         for mask, box in zip(part_masks(data, pair), (pair.source_box, pair.target_box), strict=True):
@@ -112,6 +114,7 @@ def test_changes_change_what_they_say(data: ScenePairsDataModule) -> None:
     assert {pair.attributes["mirrored"] for pair in data.pairs_of("test") if pair.group != "view"} == {0, 1}
 
 
+@pytest.mark.thorough
 def test_splits_share_no_scene_and_only_training_follows_the_seed(data: ScenePairsDataModule) -> None:
     def names(module: ScenePairsDataModule, split: str) -> set[str]:
         return {name for pair in module.pairs_of(split) for name in (pair.source, pair.target)}
@@ -154,6 +157,7 @@ def test_settings_out_of_range_are_refused() -> None:
             ScenePairsDataModule(**wrong)
 
 
+@pytest.mark.thorough
 def test_keypoints_at_the_border_lie_within_the_outermost_pixels(caplog: pytest.LogCaptureFixture) -> None:
     pairs = ScenePairsDataModule(size=64, train=1, val=1, test=64).pairs_of("test")
     points = torch.cat([both for pair in pairs for both in (pair.source_points, pair.target_points)])

@@ -23,6 +23,7 @@ def test_every_image_is_in_one_part_and_the_training_count_stays() -> None:
     assert shipped_split(4, 7) == Split((0, 1, 2, 3), (4, 5, 6))
 
 
+@pytest.mark.thorough
 def test_every_image_gets_its_turn_in_the_training_part() -> None:
     turns = [sum(place in random_split(20, 40, seed).train for seed in range(300)) for place in range(40)]
     # binomial with p = 1/2: six standard deviations are 52

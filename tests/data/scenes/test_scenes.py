@@ -81,6 +81,7 @@ def test_domain_changes_the_look_but_not_the_geometry(seed):
     assert spread[1] < 0.8 * spread[0] + 12
 
 
+@pytest.mark.thorough
 def test_share_of_single_objects_and_of_colours():
     specs = [sample_scene(seed) for seed in range(1200)]
     counts = np.bincount([len(spec.objects) for spec in specs], minlength=5)
@@ -92,6 +93,7 @@ def test_share_of_single_objects_and_of_colours():
         assert (abs(shares - 1 / 8) < 0.06).all(), kind
 
 
+@pytest.mark.thorough
 def test_objects_stay_visible_in_the_drawn_masks():
     for seed in range(25):
         spec = sample_scene(seed, count=(3, 4))
@@ -384,6 +386,7 @@ def test_single_objects_get_several_wordings():
     assert min(forms.values()) > 25, forms
 
 
+@pytest.mark.thorough
 def test_noisy_captioner_errs_at_the_stated_rates():
     dropped = kind = place = color = 0
     total = 1500

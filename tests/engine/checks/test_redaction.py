@@ -69,6 +69,7 @@ def files_with(text: str, folder: Path) -> list[str]:
     return [str(path) for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
+@pytest.mark.thorough
 def test_a_sweep_with_secrets_from_files_and_the_environment_writes_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,7 +186,12 @@ def test_every_process_s_own_clock_names_no_folder(
 
 
 @pytest.mark.parametrize(
-    ("main", "given"), [("train", ["seed=1"]), ("train", ["-m", "seed=1,2"]), ("eval", ["task=content_shift"])]
+    ("main", "given"),
+    [
+        ("train", ["seed=1"]),
+        pytest.param("train", ["-m", "seed=1,2"], marks=pytest.mark.thorough),
+        ("eval", ["task=content_shift"]),
+    ],
 )
 def test_a_refused_start_leaves_no_run_folder(
     main: str, given: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -255,6 +260,7 @@ class Child:
         return 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("main", ["train", "eval"])
 def test_a_job_with_processes_of_its_own_is_a_command_of_its_own(
     main: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -280,6 +286,7 @@ def test_a_job_with_processes_of_its_own_is_a_command_of_its_own(
         assert "hydra.sweep.dir" not in values and values["hydra.job.chdir"] is False
 
 
+@pytest.mark.thorough
 def test_a_command_of_its_own_gets_what_its_job_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cli, "_sweeps", {})
     monkeypatch.setattr(Child, "commands", [])

@@ -42,6 +42,7 @@ def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sweep:
     return run
 
 
+@pytest.mark.thorough
 def test_a_key_that_another_job_reads_is_left_out(swept: Sweep, tmp_path: Path) -> None:
     jobs = swept("-m", "timestep=25,50", "techniques=none,auto", "auto.images=4")
     assert [("auto.images=4" in job, "techniques=auto" in job) for job in jobs] == [(False, False), (True, True)] * 2
@@ -50,6 +51,7 @@ def test_a_key_that_another_job_reads_is_left_out(swept: Sweep, tmp_path: Path) 
     assert [log.count(told) for log in logs] == [1, 0] * 2
 
 
+@pytest.mark.thorough
 def test_a_key_that_no_job_reads_is_refused(swept: Sweep, capfd: pytest.CaptureFixture[str]) -> None:
     assert swept("-m", "techniques=none,prompt", "auto.images=4") == []
     assert swept("techniques=none", "auto.images=4") == []

@@ -19,6 +19,7 @@ from gate_lightning.engine.jobs.training import train
 from gate_lightning.engine.parts.components import Components
 from gate_lightning.errors import ConfigError
 from tests.support.composition import SMALL, composed
+from tests.support.marks import thorough_but
 
 TASKS = sorted(path.stem for path in Path(config_folder(), "task").glob("*.yaml"))
 TOOLS = sorted(path.stem for path in Path(config_folder(), "tool").glob("[!_]*.yaml") if path.stem != "none")
@@ -31,7 +32,9 @@ OF_FEATURES = ("techniques", "technique", "timestep", "layers", "noise", "ensemb
 OF_FEATURES = (*OF_FEATURES, "loss", "amalgamation", "backbones", "edge_channels", "caption_channels", "repeats")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", thorough_but(("segmentation", "label_scarce", "lora", "content_shift", "single_object"), TASKS)
+)
 def test_every_key_is_read_or_refused(task: str) -> None:
     config = composed(f"task={task}")
     read = keys_of_task(config)
@@ -92,7 +95,7 @@ def test_settings_of_the_choice_are_read_where_something_is_chosen(key: str) -> 
     assert "auto" not in keys_of_task(composed())
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", thorough_but(("extract", "app", "report", "student_set"), TOOLS))
 def test_every_tool_refuses_what_it_does_not_read(tool: str) -> None:
     config = composed(f"tool={tool}", name="eval")
     read = keys_of_tool(config)
@@ -124,7 +127,10 @@ def _closure(name: str) -> Iterator[str]:
         yield from _closure(read) if read in READS and read != name else [read]
 
 
-@pytest.mark.parametrize("name", sorted({*READS} - {"backbone_groups", "parts_of"}))
+@pytest.mark.parametrize(
+    "name",
+    thorough_but(("backbone", "extractor", "head", "datamodule"), sorted({*READS} - {"backbone_groups", "parts_of"})),
+)
 def test_a_component_reads_what_is_declared(name: str, tmp_path: Path) -> None:
     config = runs.resolve(composed(*SMALL))
     components = Components(config, str(tmp_path))
@@ -135,6 +141,7 @@ def test_a_component_reads_what_is_declared(name: str, tmp_path: Path) -> None:
     assert asked - {"trained_on", "task"} <= {*_closure(name)}
 
 
+@pytest.mark.thorough
 def test_a_run_records_what_it_used(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for index in range(2):

@@ -64,6 +64,7 @@ def test_copies_follow_unless_they_have_a_value_of_their_own(
     assert OmegaConf.to_container(follow(saved, saved, [], tmp_path)) == OmegaConf.to_container(saved)
 
 
+@pytest.mark.thorough
 def test_a_run_is_resumed_with_another_metric_and_evaluated_with_other_captions(tmp_path: Path, caplog: Any) -> None:
     given = [*SMALL, "monitor=val/none", "techniques=none", "layers=[up-level2-upsampler-out]", "head=linear"]
     given.remove("head.decode.channels=16")

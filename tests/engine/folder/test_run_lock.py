@@ -159,6 +159,7 @@ def test_ranks_are_read_as_lightning_reads_them() -> None:
     assert str(run_lock._RANKS) in inspect.getsource(rank_zero._get_rank).replace('"', "'")
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_is_neither_resumed_nor_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_run_that_goes_on_is_neither_resumed_nor_marked(
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "train.log"} == before
 
 
+@pytest.mark.thorough
 def test_the_default_folder_of_a_command_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where Hydra's configuration is asked again, as Lightning does for the other processes of a job."""
     seen: list[tuple[str, str]] = []

@@ -34,6 +34,7 @@ def chosen(folder: Path, *overrides: str, small: tuple[str, ...] = SMALL) -> dic
     return {key: config[key] for key in ("techniques", "timestep", "layers")}
 
 
+@pytest.mark.thorough
 def test_training_is_that_of_the_choice_made_by_hand(tmp_path: Path) -> None:
     techniques = "auto.techniques=[{name: a, techniques: [prompt]}, {name: b, techniques: [prompt, controlnet]}]"
     weights = "backbone.weights=tiny"
@@ -76,6 +77,7 @@ def test_layers_alone_are_chosen_for_the_techniques_that_are_given(tmp_path: Pat
     assert read_csv(tmp_path / TABLE)[0]["candidate"] == "prompt"
 
 
+@pytest.mark.thorough
 def test_nothing_is_measured_again_where_another_process_has_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +106,7 @@ def test_passes_are_run_as_in_training(tmp_path: Path, monkeypatch: pytest.Monke
     assert found["max_samples"] == 5
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_chosen_is_refused(tmp_path: Path) -> None:
     given = composed("techniques=none")
     assert with_choice(given, tmp_path) is given

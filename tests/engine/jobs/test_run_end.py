@@ -65,6 +65,7 @@ def test_a_task_may_say_what_it_found(tmp_path: Path, caplog: pytest.LogCaptureF
     assert told(tmp_path, caplog, task=task)[0] == "done in 3 min 20 s: least shift: lora by probe_ridge"
 
 
+@pytest.mark.thorough
 def test_without_validation_the_configured_metric_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "gate_lightning")
     given = (*SMALL, "techniques=none", "trainer.max_steps=1", "callbacks.report=null")

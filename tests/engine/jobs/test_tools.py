@@ -53,6 +53,7 @@ def test_features_of_plain_images(images: Path, tmp_path: Path) -> None:
         run(f"input={images}", f"output={output}", "techniques=[prompt,controlnet]", "layers=legacy")
 
 
+@pytest.mark.thorough
 def test_captions_of_a_file(images: Path, tmp_path: Path) -> None:
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"image": "a.png", "caption": "a red house"}\n{"image": "b.png", "caption": "a car"}\n')
@@ -64,6 +65,7 @@ def test_captions_of_a_file(images: Path, tmp_path: Path) -> None:
     assert [one == other for one, other in zip(same, car, strict=True)] == [False, True]
 
 
+@pytest.mark.thorough
 def test_prompts_of_a_data_set(images: Path, tmp_path: Path) -> None:
     root = make_folder(tmp_path / "data")
     data = ("dataset=folder", f"dataset.root={root}", "dataset.crop_size=16", "dataset.prompt_simple=a drawing")
@@ -83,6 +85,7 @@ def test_processes_that_cannot_be_started(images: Path, tmp_path: Path, monkeypa
         run(*here)
 
 
+@pytest.mark.thorough
 def test_training_keeps_features_on_disk(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     short = ("trainer.max_steps=2", "dataset.train=4")

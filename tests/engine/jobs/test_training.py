@@ -81,6 +81,7 @@ def repeated(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float]
         return run(folder, "techniques=prompt"), told
 
 
+@pytest.mark.thorough
 def test_callbacks_are_told_of_the_end_when_all_is_written(repeated: tuple[dict[str, float], list[Any]]) -> None:
     metrics, told = repeated
     assert told == [({"status": "done"}, metrics, metrics)]
@@ -103,6 +104,7 @@ def test_evaluation_repeats_the_reported_metrics(trained: Path, tmp_path: Path) 
     assert metrics["test/mIoU"] == pytest.approx(reported["test/mIoU"], abs=1e-9)
 
 
+@pytest.mark.thorough
 def test_another_data_set_is_read_with_the_trained_prompts(trained: Path, tmp_path: Path) -> None:
     given = [f"run={trained}", "dataset.domain=source", f"output={tmp_path}"]
     metrics = evaluate(composed(*given, name="eval"), given, tmp_path)
@@ -123,6 +125,7 @@ def test_labelling_images(trained: Path, tmp_path: Path) -> None:
     assert np.array_equal(mask, gate_lightning.load_run(trained).predict(tmp_path / "a.png"))
 
 
+@pytest.mark.thorough
 def test_same_seed_same_metrics(trained: Path, repeated: tuple[dict[str, float], list[Any]]) -> None:
     again, _ = repeated
     reported = json.loads((trained / "metrics.json").read_text())
@@ -204,9 +207,12 @@ def test_eval_without_anything_to_do(tmp_path: Path) -> None:
     "overrides",
     [
         ("ablation=pixels", "~backbone.weights"),
-        ("ablation=plain_edges",),
-        ("ablation=plain_noise3",),
-        ("techniques=prompt", "captions=shuffled", "head=linear", "amalgamation=concat", "layers=practical"),
+        pytest.param(("ablation=plain_edges",), marks=pytest.mark.thorough),
+        pytest.param(("ablation=plain_noise3",), marks=pytest.mark.thorough),
+        pytest.param(
+            ("techniques=prompt", "captions=shuffled", "head=linear", "amalgamation=concat", "layers=practical"),
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=lambda overrides: overrides[0],
 )

@@ -119,6 +119,7 @@ def controlled(root: Path, *overrides: str) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.thorough
 def test_control_folders_and_caption_files_reach_the_branches(root: Path) -> None:
     made = components(
         *controlled(root, "technique.controlnet.dropout=0.5", "dataset.augment=false", "dataset.batch_size=2")
@@ -183,6 +184,7 @@ def test_the_branches_of_the_documentation_are_built(tmp_path: Path) -> None:
     assert [technique.name for technique in held if isinstance(technique, ControlNet)] == ["canny", "depth"]
 
 
+@pytest.mark.thorough
 def test_the_backbone_may_see_images_at_another_size() -> None:
     halved = components("techniques=none", "backbone_scale={main: 0.5}", "dataset.size=128")
     plain = components("techniques=none", "dataset.size=128")

@@ -52,6 +52,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, fl
     return folder, run(folder / "run", *views_in(folder))
 
 
+@pytest.mark.thorough
 def test_views_for_all_epochs_change_no_metric(cached: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     folder, metrics = cached
     assert run(tmp_path / "plain") == pytest.approx(metrics, abs=1e-4)
@@ -80,6 +81,7 @@ def test_without_a_folder_runs_of_equal_settings_share_one(
     assert len(computed) == len(set(computed)) * 2
 
 
+@pytest.mark.thorough
 def test_a_run_is_evaluated_where_its_views_are_not(cached: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
     folder, metrics = cached
     given = [f"run={folder / 'run'}", "cache.folder=null"]

@@ -140,7 +140,9 @@ def naive(
     return caught
 
 
-@pytest.mark.parametrize(("noise", "max_samples"), [("per_branch", None), ("shared", 4)])
+@pytest.mark.parametrize(
+    ("noise", "max_samples"), [pytest.param("per_branch", None, marks=pytest.mark.thorough), ("shared", 4)]
+)
 def test_one_shared_batch_equals_every_branch_and_image_alone(
     backbone: UNetBackbone, lora_files: dict[str, str], lora_pairs: dict[str, Any], noise: Any, max_samples: int | None
 ) -> None:
@@ -277,7 +279,7 @@ def test_explicit_noise_replaces_the_drawn_one(backbone: UNetBackbone) -> None:
         extractor(random_images(1), conditions(1, noise=noise[..., :8, :8]))
 
 
-@pytest.mark.parametrize("noise", ["per_branch", "shared"])
+@pytest.mark.parametrize("noise", ["per_branch", pytest.param("shared", marks=pytest.mark.thorough)])
 def test_noise_by_branch_is_each_branchs_own(backbone: UNetBackbone, noise: str) -> None:
     layers = tuple(PATHS)[:1]
     branches = [

@@ -85,6 +85,7 @@ def rows_of(backbone: UNetBackbone) -> list[tuple[int, int]]:
     return calls
 
 
+@pytest.mark.thorough
 def test_guided_branches_in_one_batch_equal_each_alone(
     network: UNetBackbone, backbone: UNetBackbone, tmp_path: Any
 ) -> None:
@@ -112,7 +113,10 @@ def test_guided_branches_in_one_batch_equal_each_alone(
     assert relative(features["guided"][LAYER], alone["plain"][LAYER]) > 1e-2
 
 
-@pytest.mark.parametrize("further", [(), (Denoise(2),), (Inversion(10),), (ControlNet(),)])
+@pytest.mark.parametrize(
+    "further",
+    [(), *(pytest.param((one,), marks=pytest.mark.thorough) for one in (Denoise(2), Inversion(10))), (ControlNet(),)],
+)
 def test_scale_1_is_the_plain_branch_bit_for_bit(backbone: UNetBackbone, further: tuple[Technique, ...]) -> None:
     images, known = random_images(2, 32, 32), conditions(2, captions=CAPTIONS)
     calls = rows_of(backbone)
@@ -137,6 +141,7 @@ def test_an_ensemble_is_the_mean_of_its_guided_draws(backbone: UNetBackbone) -> 
     assert relative(together, torch.stack([alone[f"{draw}"][LAYER] for draw in range(3)]).mean(0)) < 1e-5
 
 
+@pytest.mark.thorough
 def test_guided_inversions_share_passes_and_only_with_their_like(backbone: UNetBackbone) -> None:
     images, known = random_images(1, 32, 32), conditions(1, captions=CAPTIONS[:1])
 
@@ -156,6 +161,7 @@ def test_guided_inversions_share_passes_and_only_with_their_like(backbone: UNetB
     assert relative(apart["1"][LAYER], together["1"][LAYER]) > 1e-4
 
 
+@pytest.mark.thorough
 def test_prompts_of_another_length_take_a_pass_of_their_own(backbone: UNetBackbone) -> None:
     long = " ".join(["a red circle"] * 20)
     branch = Branch("x", 31, (LAYER,), (Guidance(3.0, "a house"), Prompt(long)))

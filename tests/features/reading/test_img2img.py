@@ -94,6 +94,7 @@ def test_candidates_in_one_batch_equal_loops_by_hand(
     assert relative(made["guided"], made["prompt"]) > 1e-3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("most", [None, 3])
 def test_neither_the_batch_nor_its_limit_change_an_image(backbone: UNetBackbone, most: int | None) -> None:
     branches = [Branch("plain", 50, (LAYER,)), Branch("guided", 50, (LAYER,), (Prompt(), Guidance(2.0)))]
@@ -107,6 +108,7 @@ def test_neither_the_batch_nor_its_limit_change_an_image(backbone: UNetBackbone,
             assert relative(together[name][row, None], made) < 1e-5
 
 
+@pytest.mark.thorough
 def test_trajectories_bring_the_latents_to_the_start(backbone: UNetBackbone) -> None:
     images, known = random_images(1, 32, 32), conditions(1)
     calls: list[int] = []

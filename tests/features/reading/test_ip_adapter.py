@@ -84,8 +84,8 @@ def by_hand(
     return [guidance * prompted + (1 - guidance) * plain for prompted, plain in zip(*read, strict=True)]
 
 
-@pytest.mark.parametrize("plus", [False, True], ids=["plain", "plus"])
-@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("plus", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["plain", "plus"])
+@pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".bin", marks=pytest.mark.thorough)])
 def test_features_equal_diffusers_own(
     network: UNetBackbone, backbone: UNetBackbone, tmp_path: Path, plus: bool, suffix: str
 ) -> None:
@@ -107,6 +107,7 @@ def test_features_equal_diffusers_own(
     assert relative(features["shown"][LAYERS[0]], features["plain"][LAYERS[0]]) > 1e-2
 
 
+@pytest.mark.thorough
 def test_a_lora_acts_on_its_queries_and_output(network: UNetBackbone, backbone: UNetBackbone, tmp_path: Path) -> None:
     saved = save_ip_adapter(tmp_path, network.unet)
     pairs = random_pairs(adapted_layers(network), seed=1)
@@ -144,6 +145,7 @@ def test_the_network_and_the_other_rows_stay_what_they_were(backbone: UNetBackbo
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.unet.modules())
 
 
+@pytest.mark.thorough
 def test_every_branch_of_a_batch_equals_itself_alone(backbone: UNetBackbone, tmp_path: Path) -> None:
     saved = save_ip_adapter(tmp_path, backbone.unet)
     long = " ".join(["a red circle"] * 20)
@@ -192,6 +194,7 @@ def test_an_sdxl_takes_one_too(tmp_path: Path) -> None:
     assert relative(shown, plain) > 1e-3
 
 
+@pytest.mark.thorough
 def test_both_files_are_part_of_what_features_depend_on(network: UNetBackbone, tmp_path: Path) -> None:
     descriptions = [str(network.description)]
     for number, seeds in enumerate(((0, 0), (1, 0), (0, 1))):

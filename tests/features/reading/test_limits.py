@@ -64,7 +64,7 @@ def worst(found: Features, expected: Features) -> float:
     return max(relative(value, expected[name][layer]) for name, maps in found.items() for layer, value in maps.items())
 
 
-@pytest.mark.parametrize("most", [1, 2, 3])
+@pytest.mark.parametrize("most", [*(pytest.param(count, marks=pytest.mark.thorough) for count in (1, 2)), 3])
 def test_a_limit_below_the_batch_divides_branches(backbone: Backbone, most: int) -> None:
     images = random_images(4, 64, 64)
     expected = FeatureExtractor(backbone, branches())(images, known(4))
@@ -79,6 +79,7 @@ def test_a_limit_below_the_batch_divides_branches(backbone: Backbone, most: int)
     assert max(size for name, size in sizes if name == "vae.encoder") == most
 
 
+@pytest.mark.thorough
 def test_the_denoiser_out_of_memory_goes_on_with_half(backbone: Backbone, caplog: pytest.LogCaptureFixture) -> None:
     images, extractor = random_images(4, 64, 64), FeatureExtractor(backbone, branches())
     expected = extractor(images, known(4))
@@ -105,6 +106,7 @@ def test_so_does_the_encoder(backbone: Backbone, caplog: pytest.LogCaptureFixtur
     assert caplog.text.count("out of memory in encoding") == 2
 
 
+@pytest.mark.thorough
 def test_and_image_to_image(backbone: Backbone) -> None:
     images = random_images(4, 64, 64)
     made = ImageToImage(backbone, branches()[:2], 300, 2)

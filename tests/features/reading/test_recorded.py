@@ -92,7 +92,13 @@ LAYERS = ("up-level0-upsampler-out", "down-level1-repeat1-vit-out", "attn-down-c
 PLAIN = Branch("plain", 50, ("down-level1-repeat0-vit-out",), (Prompt("a photo"),))
 
 
-@pytest.mark.parametrize("techniques", [("plain", "moderate", "overtrained"), ("guided",), ("denoised",)])
+@pytest.mark.parametrize(
+    "techniques",
+    [
+        ("plain", "moderate", "overtrained"),
+        *(pytest.param((name,), marks=pytest.mark.thorough) for name in ("guided", "denoised")),
+    ],
+)
 def test_replayed_features_of_every_technique_are_equal_to_the_bit(
     tiny: Any, techniques: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +129,14 @@ def refuse_modules_after(monkeypatch: pytest.MonkeyPatch, backbone: Backbone, ba
     monkeypatch.setattr(backbone, "denoise", refused)
 
 
-@pytest.mark.parametrize("member", ["sd2_like", "xl_like", "pixels", "adm", "cleandift", "dinov2_tiny"])
+@pytest.mark.parametrize(
+    "member",
+    [
+        "pixels",
+        "dinov2_tiny",
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("sd2_like", "xl_like", "adm", "cleandift")),
+    ],
+)
 def test_passes_of_every_backbone_are_replayed(member: str) -> None:
     backbone = build(member)
     layers = list(backbone.layers)[-3:]
@@ -196,6 +209,7 @@ def check_compiled(backbone: Backbone, branches: Sequence[Branch], tolerance: fl
         assert all(relative(one[b][layer], v) < tolerance for b, layers in other.items() for layer, v in layers.items())
 
 
+@pytest.mark.thorough
 def test_a_recorded_pass_is_one_graph_to_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = compiled_with(monkeypatch, backend="eager")
     check_compiled(build("one_repeat"), [Branch("plain", 50, ("down-level1-repeat0-vit-out",))], 1e-7)
@@ -299,6 +313,7 @@ def test_many_kinds_of_passes_are_run_as_they_are(monkeypatch: pytest.MonkeyPatc
     assert caplog.text.count("2 kinds of passes are recorded") == 1
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_products_of_adapters_are_recorded_too(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone, known = tiny

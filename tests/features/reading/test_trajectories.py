@@ -118,6 +118,7 @@ def test_trajectories_in_one_batch_equal_every_branch_and_image_alone(
         assert relative(features[branch.name][LAYER][index, None], expected) < 1e-5
 
 
+@pytest.mark.thorough
 def test_steps_are_batched_and_unheard(backbone: UNetBackbone, lora: tuple[str, dict[str, Any]]) -> None:
     calls, heard = [], []
     backbone.unet.register_forward_pre_hook(lambda m, inputs: calls.append((len(inputs[0]), inputs[1])))
@@ -132,6 +133,7 @@ def test_steps_are_batched_and_unheard(backbone: UNetBackbone, lora: tuple[str, 
     assert len(ended) == 2  # passes of a trajectory are whole; those that are read stop early
 
 
+@pytest.mark.thorough
 def test_inverted_latents_denoise_back_to_the_image(backbone: UNetBackbone) -> None:
     images = random_images(1, 32, 32)
     with torch.no_grad():
@@ -153,6 +155,7 @@ def test_inverted_latents_denoise_back_to_the_image(backbone: UNetBackbone) -> N
     assert errors[1] < 0.55 * errors[0]
 
 
+@pytest.mark.thorough
 def test_no_noise_is_drawn_for_inversion(backbone: UNetBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*key: Any) -> Tensor:
         raise AssertionError("noise was drawn")
@@ -165,7 +168,7 @@ def test_no_noise_is_drawn_for_inversion(backbone: UNetBackbone, monkeypatch: py
 
 
 @pytest.mark.parametrize("posterior", ["mean", "sample"])
-@pytest.mark.parametrize("max_samples", [None, 4])
+@pytest.mark.parametrize("max_samples", [pytest.param(None, marks=pytest.mark.thorough), 4])
 def test_an_ensemble_is_the_mean_of_its_draws(backbone: UNetBackbone, posterior: Any, max_samples: int | None) -> None:
     single = [Branch(f"draw {draw}", 261, ("unet-in", LAYER), noise_seed=3, noise_index=draw) for draw in range(6)]
     images, known = random_images(2, 32, 64), conditions(2)
@@ -189,7 +192,14 @@ def test_an_ensemble_is_the_mean_of_its_draws(backbone: UNetBackbone, posterior:
 
 
 @pytest.mark.parametrize(
-    ("max_samples", "expected"), [(None, [4, 2, 2]), (4, [4, 4]), (8, [8]), (1, [1] * 8), (3, [2] * 4)]
+    ("max_samples", "expected"),
+    [
+        pytest.param(None, [4, 2, 2], marks=pytest.mark.thorough),
+        pytest.param(4, [4, 4], marks=pytest.mark.thorough),
+        pytest.param(8, [8], marks=pytest.mark.thorough),
+        (1, [1] * 8),
+        (3, [2] * 4),
+    ],
 )
 def test_an_ensembles_passes_are_bounded(backbone: UNetBackbone, max_samples: int | None, expected: list[int]) -> None:
     calls: list[int] = []
@@ -199,6 +209,7 @@ def test_an_ensembles_passes_are_bounded(backbone: UNetBackbone, max_samples: in
     assert calls == expected
 
 
+@pytest.mark.thorough
 def test_an_ensemble_of_trajectories_is_the_mean_too(backbone: UNetBackbone) -> None:
     trajectory = (Denoise(steps=2),)
     single = [Branch(f"draw {draw}", 50, (LAYER,), trajectory, noise_index=draw) for draw in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import ControlNetModel
 from torch import nn
@@ -42,6 +43,7 @@ def steered(tmp_path: Path) -> tuple[SDXLBackbone, list[Branch]]:
     ]
 
 
+@pytest.mark.thorough
 def test_features_of_a_image_do_not_depend_on_its_batch(tmp_path: Path) -> None:
     backbone, branches = steered(tmp_path)
     extractor = FeatureExtractor(backbone, branches)

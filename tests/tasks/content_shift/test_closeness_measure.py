@@ -43,6 +43,7 @@ def measured(
     return measure_content_shift(ShiftReader(backbones, branches, (50,), **settings), sample, measures)
 
 
+@pytest.mark.thorough
 def test_readings_are_of_images_that_are_made_once(backbone: Backbone) -> None:
     vision = build("dinov2_tiny")
     assert isinstance(vision, VisionBackbone)

@@ -90,7 +90,9 @@ def test_scores_are_those_of_features_read_by_hand(backbone: Backbone) -> None:
         assert score.value == pytest.approx(float(1 - difference.mean() / anchor.mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("each", [1, 2, 4])
+@pytest.mark.parametrize(
+    "each", [pytest.param(1, marks=pytest.mark.thorough), pytest.param(2, marks=pytest.mark.thorough), 4]
+)
 def test_shuffled_captions_are_those_of_the_next_image(backbone: Backbone, each: int) -> None:
     found = measured(backbone, NONE, PROMPT, sample=batches(each=each))
     rolled = measured(backbone, PROMPT, sample=batches((*CAPTIONS[1:], CAPTIONS[0])))
@@ -111,6 +113,7 @@ def test_only_what_reads_captions_is_shuffled(backbone: Backbone, branch: Branch
     assert [*measured(backbone, NONE, branch, sample=sample).candidates] == ["none", "prompt"]
 
 
+@pytest.mark.thorough
 def test_controls_of_equal_cost_are_plain_features_of_several_noises(backbone: Backbone) -> None:
     steps = Branch("steps", 50, (LAYER,), (Denoise(steps=2),))
     found = measured(backbone, NONE, PROMPT, steps, noises=(2, 4), timesteps=(100,))
@@ -146,6 +149,7 @@ class Words(ImageMeasure):
         self.add("none", None, None, torch.ones(len(batch)))
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_measured_is_told_of_and_the_rest_comes(backbone: Backbone) -> None:
     branches = [
         replace(PROMPT, name="adapted", techniques=(LoRA("style", "no/such.safetensors"),)),
@@ -178,6 +182,7 @@ def test_what_is_no_sample_or_measures_nothing_is_refused(backbone: Backbone) ->
         LaplacianScore("none")
 
 
+@pytest.mark.thorough
 def test_little_memory_changes_nothing(backbone: Backbone) -> None:
     sample = batches()[:1]
     whole = measured(backbone, PROMPT, sample=sample)  # a plain branch is added
@@ -186,6 +191,7 @@ def test_little_memory_changes_nothing(backbone: Backbone) -> None:
         torch.testing.assert_close(frugal.statistics["own"][key].values, one.values, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.thorough
 def test_how_passes_are_run_is_what_the_configuration_says() -> None:
     given = ["features.passes=eager", "features.max_samples=3", "backbone.weights=random"]
     config = composed("task=content_shift", *given, name="eval")
@@ -201,6 +207,7 @@ def test_how_passes_are_run_is_what_the_configuration_says() -> None:
         Components(runs.resolve(composed("task=content_shift", "features.pooling=2", name="eval")), "").task  # noqa: B018
 
 
+@pytest.mark.thorough
 def test_the_command_ranks_without_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "gate_lightning")
     given = ["task=content_shift", "task.data.images=3", "dataset.size=32", "logger=none", "trainer.accelerator=cpu"]
@@ -270,6 +277,7 @@ def test_probes_find_what_masks_say(backbone: Backbone, kind: str) -> None:
     assert without.left_out["probe"] == "the data set has no masks"
 
 
+@pytest.mark.thorough
 def test_drift_is_that_of_several_noises(backbone: Backbone) -> None:
     clean = Branch("clean", 50, (LAYER,), (Inversion(stride=50),))
     measures = {"moves": NoiseDrift("moves", 3), "total": NoiseDrift("total", 3)}

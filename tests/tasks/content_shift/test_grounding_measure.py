@@ -41,6 +41,7 @@ def measured(backbone: Any, branches: list[Branch], measures: dict[str, Measure]
     return measure_content_shift(ShiftReader({"": backbone}, branches, (200,), noises=(2,)), sample, measures)
 
 
+@pytest.mark.thorough
 def test_figures_are_those_of_attention_read_by_hand(backbone: Any) -> None:
     prompt = Branch("prompt", 50, (LAYER,), (Prompt(),))
     guided = Branch("guided", 50, (LAYER,), (Prompt(), Guidance(5.0)))

@@ -69,6 +69,7 @@ def test_files_are_ordered_by_step(tmp_path: Path) -> None:
     assert list(trained_files(tmp_path)) == ["step_50", "step_200", "step_1000", "end"]
 
 
+@pytest.mark.thorough
 def test_the_command_names_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     backbone = build("tiny")
     for step, size in ((10, 0.01), (20, 0.05)):

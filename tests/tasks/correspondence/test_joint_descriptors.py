@@ -131,7 +131,10 @@ TWO = (
     "fusion",
     [
         ("amalgamation=concat", "amalgamation.normalize=true", "amalgamation.weights={dino: 0.5}"),
-        ("amalgamation=joint_pca", "amalgamation.components={sd: 16}", "amalgamation.stride=8", "task.flip=mutual"),
+        pytest.param(
+            ("amalgamation=joint_pca", "amalgamation.components={sd: 16}", "amalgamation.stride=8", "task.flip=mutual"),
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_two_backbones_from_the_command_line(fusion: tuple[str, ...], tmp_path: Path) -> None:
@@ -143,6 +146,7 @@ def test_two_backbones_from_the_command_line(fusion: tuple[str, ...], tmp_path: 
     assert scales == {"main": 1.0, "dino": 0.5}
 
 
+@pytest.mark.thorough
 def test_nothing_is_trained_by_joint_pca(tmp_path: Path) -> None:
     config = composed(*TWO, "amalgamation=joint_pca", "amalgamation.components=16", "dataset.train=2", "dataset.val=2")
     with pytest.raises(ConfigError, match="nothing to train"):

@@ -208,6 +208,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 # the command ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_an_evaluation_without_training_makes_a_run_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     run = tmp_path / "run"
@@ -235,6 +236,7 @@ def test_an_evaluation_without_training_makes_a_run_folder(tmp_path: Path, caplo
         evaluate(configured(), SETTINGS, run)
 
 
+@pytest.mark.thorough
 def test_other_splits_and_what_is_wrong(tmp_path: Path) -> None:
     found = evaluate(configured("split=val", "callbacks=quiet"), SETTINGS, tmp_path / "val")  # as by an experiment
     assert f"val/{KEY}" in found

@@ -63,6 +63,7 @@ def measured(extractor: Any, data: VideoDataModule, folder: Path, rule: Propagat
     return dict(found)
 
 
+@pytest.mark.thorough
 def test_perfect_features_give_perfect_masks(tmp_path: Path) -> None:
     # objects hide each other, leave the image and come back, before a camera that moves
     data = SceneVideosDataModule(size=32, frames=9, test=3, val=1, eval_batch_size=4)
@@ -92,6 +93,7 @@ def test_features_that_stay_in_place_copy_the_first_mask(tmp_path: Path) -> None
     assert found["test/J-Mean"] < 0.9
 
 
+@pytest.mark.thorough
 def test_perfect_features_follow_points(tmp_path: Path) -> None:
     data = SceneVideosDataModule(annotation="points", size=48, frames=6, test=2, val=1, moving_camera=False)
 
@@ -135,6 +137,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_stopped_goes_on_to_the_same_files(tmp_path: Path) -> None:
     root = write_davis(tmp_path / "DAVIS", videos=3, frames=4)
     given = [*SETTINGS, f"dataset.root={root}"]
@@ -204,6 +207,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
 
 
+@pytest.mark.thorough
 def test_test_dev_is_exported_and_not_measured(tmp_path: Path) -> None:
     root = write_davis(tmp_path / "DAVIS")
     more = (f"dataset.root={root}", "dataset.test=test-dev", "split=test")
@@ -217,6 +221,7 @@ def test_test_dev_is_exported_and_not_measured(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("*_results-*.csv"))
 
 
+@pytest.mark.thorough
 def test_other_tasks_have_nothing_to_go_on_with(tmp_path: Path) -> None:
     given = ["dataset=scene_pairs", "dataset.test=1", "dataset.size=32", "logger=none", "techniques=none"]
     given += ["backbone.weights=random", "trainer.accelerator=cpu", "amalgamation=concat", "callbacks=quiet"]

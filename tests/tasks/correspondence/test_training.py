@@ -82,6 +82,7 @@ def test_a_convolution_learns_to_leave_out_what_tells_nothing(tmp_path: Path) ->
     assert before < 0.2 and after > 0.8
 
 
+@pytest.mark.thorough
 def test_branch_weights_are_trained(tmp_path: Path) -> None:
     task = task_of(partial(WeightedAmalgamation, joined=True, dropout=0.0, hidden_channels=8))
 
@@ -145,6 +146,7 @@ def test_a_metric_that_validation_does_not_give_is_told_before_training(tmp_path
         train(configured(*own, name="train"), [*SETTINGS, *own], tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_metric_that_was_not_measured_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     own = ("monitor=test/PCK_0.10_igm_per-image_le",)
     evaluate(configured(*own), [*SETTINGS, *own], tmp_path / "run")

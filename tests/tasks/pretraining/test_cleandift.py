@@ -171,7 +171,9 @@ def test_the_loss_is_one_minus_cosine_summed_over_layers() -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 2])
-@pytest.mark.parametrize("member", ["tiny", "sd2_like", "xl_like"])
+@pytest.mark.parametrize(
+    "member", ["tiny", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("sd2_like", "xl_like"))]
+)
 def test_a_student_begins_as_its_teacher_and_shares_what_is_frozen(member: str, rank: int | None) -> None:
     made = task(member, rank=rank)
     own = ("unet", "adapters", "controlnets", "image_prompt_adapters")  # the student's, empty but for the U-Net
@@ -193,7 +195,10 @@ def test_a_student_begins_as_its_teacher_and_shares_what_is_frozen(member: str, 
         assert (value - again[layer]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("member", "rank"), [("one_repeat", None), ("one_repeat", 2), ("xl_like", 2)])
+@pytest.mark.parametrize(
+    ("member", "rank"),
+    [("one_repeat", None), ("one_repeat", 2), pytest.param("xl_like", 2, marks=pytest.mark.thorough)],
+)
 def test_every_trained_weight_and_nothing_else_gets_a_gradient(member: str, rank: int | None) -> None:
     made = task(member, rank=rank, layers=("mid", "us1"), bins=1)
     alone(made)
@@ -208,6 +213,7 @@ def test_every_trained_weight_and_nothing_else_gets_a_gradient(member: str, rank
     assert not [name for name in trained if name.startswith("backbone") and ".lora_" not in name]
 
 
+@pytest.mark.thorough
 def test_validation_compares_at_fixed_noise() -> None:
     made = task()
     logged = alone(made)
@@ -223,7 +229,7 @@ def test_validation_compares_at_fixed_noise() -> None:
     assert torch.allclose(first["val/agreement_untrained"], first["val/agreement"])
 
 
-@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("rank", [None, pytest.param(3, marks=pytest.mark.thorough)])
 def test_the_exported_unet_has_the_students_features(
     rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

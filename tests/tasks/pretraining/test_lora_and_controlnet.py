@@ -121,6 +121,7 @@ def test_adapter_files_give_diffusers_the_trained_prediction(
     assert float(keys["lora_unet_mid_block_resnets_0_conv1.alpha"]) == 2.0
 
 
+@pytest.mark.thorough
 def test_both_formats_load_back_with_equal_features(model: Path, tmp_path: Path) -> None:
     task = lora(model, rank=4, text_lr=1e-4, name="mine")
     large_adapters(task)
@@ -173,6 +174,7 @@ def test_unknown_targets_are_named(model: Path) -> None:
         lora(model, rank=2, targets=["attention", "to_x"])
 
 
+@pytest.mark.thorough
 def test_text_adapters_have_a_learning_rate_of_their_own(model: Path) -> None:
     task = lora(model, rank=2, text_lr=0.25)
     groups = task._make_optimizer(task.parameter_groups()).param_groups
@@ -185,7 +187,9 @@ def test_half_precision_weights_are_refused(model: Path) -> None:
         LoraTask(load_unet_backbone(str(model), dtype="bfloat16"), ADAM, rank=2)
 
 
-@pytest.mark.parametrize("text_lr", [None, 0.25], ids=["frozen texts", "trained texts"])
+@pytest.mark.parametrize(
+    "text_lr", [pytest.param(None, marks=pytest.mark.thorough), 0.25], ids=["frozen texts", "trained texts"]
+)
 def test_frozen_parts_run_outside_autocast(model: Path, text_lr: float | None) -> None:
     task = lora(model, rank=2, text_lr=text_lr)
     images, captions = random_images(2, 64, 64), ("a red car", "a house")
@@ -250,7 +254,7 @@ def test_controlnet_trains_alone_and_is_exported(model: Path, tmp_path: Path) ->
         torch.testing.assert_close(found[path], value, atol=1e-3, rtol=1e-2, msg=path)
 
 
-@pytest.mark.parametrize("member", ["sd2_like", "xl_like"])
+@pytest.mark.parametrize("member", ["sd2_like", pytest.param("xl_like", marks=pytest.mark.thorough)])
 def test_a_controlnet_of_another_model_on_images_of_a_folder(member: str, images: Path, tmp_path: Path) -> None:
     """Of a model of eight pixels a latent and of SDXL's layout: own images, their edges, and a folder that loads."""
     task = ControlNetTask(build(member), ADAM, drop_prompt=0.0, plain_attention=False)

@@ -42,6 +42,7 @@ def test_what_is_painted_becomes_the_mask(videos: VideoBench) -> None:
         videos.drawn(clip, [])
 
 
+@pytest.mark.thorough
 def test_the_command_follows_as_the_page_does(videos: VideoBench, tmp_path: Path) -> None:
     frames = videos.first.frames()
     short = write_video_file(tmp_path / "short.mkv", [frames.read(index) for index in range(5)])

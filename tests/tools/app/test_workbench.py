@@ -34,6 +34,7 @@ def figures_of(screen: Screen) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
 
 
+@pytest.mark.thorough
 def test_the_commands_match_as_the_page_does(workbench: Workbench, tmp_path: Path) -> None:
     session = workbench.clicked(workbench.first, 300.4, 77.6)
     settings = replace(session.settings, timestep=51, techniques=("prompt",), prompt="a horse", ensemble=2)

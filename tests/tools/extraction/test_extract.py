@@ -105,7 +105,7 @@ def test_features_are_those_of_the_extractor(backbone: Backbone, folder: Path, t
             torch.testing.assert_close(found[branch][layer], value[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("batches_before", [1, 2])
+@pytest.mark.parametrize("batches_before", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_a_resumed_extraction_writes_the_same(
     backbone: Backbone, folder: Path, tmp_path: Path, whole: dict[str, bytes], batches_before: int
 ) -> None:
@@ -133,6 +133,7 @@ def test_one_missing_file_is_made_in_its_batch(
     assert content(tmp_path) == whole
 
 
+@pytest.mark.thorough
 def test_a_changed_image_is_read_again(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -150,6 +151,7 @@ def _as_rank(rank: int, backbone: Backbone, folder: Path, output: Path) -> None:
     extract(extractor(backbone), folder, output, batch_size=2, device="cpu")
 
 
+@pytest.mark.thorough
 def test_two_processes_write_what_one_writes(
     backbone: Backbone, folder: Path, tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
@@ -229,6 +231,7 @@ def test_pooling_averages(backbone: Backbone, folder: Path, tmp_path: Path) -> N
     torch.testing.assert_close(pooled, blocks)
 
 
+@pytest.mark.thorough
 def test_patterns_and_captions(backbone: Backbone, folder: Path, tmp_path: Path) -> None:
     made = extractor(backbone)
     extract(made, folder / "sub" / "**" / "*.png", tmp_path / "out", batch_size=1, device="cpu")
@@ -294,6 +297,7 @@ def test_one_branch_needs_no_folder_of_its_own(backbone: Backbone, folder: Path,
     assert sorted(content(tmp_path)) == [".records/p0.json", "manifest.json", f"{FINE}/p0.npy"]
 
 
+@pytest.mark.thorough
 def test_the_size_is_told_before(
     backbone: Backbone, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -108,6 +108,7 @@ def shift(tmp_path: Path) -> Path:
     return write_shift(tmp_path / "shift")
 
 
+@pytest.mark.thorough
 def test_known_correlations_are_found(tmp_path: Path, shift: Path) -> None:
     text = gate_report(str(write_sweep(tmp_path / "sweep")), str(shift), str(tmp_path / "out"))
     rows = {row["measure"]: row for row in read_csv(tmp_path / "out/gate_report.csv")}
@@ -148,6 +149,7 @@ def test_points_are_gains_over_plain_runs_of_equal_seed_and_timestep(tmp_path: P
     assert Image.open(tmp_path / "out/images/gate_report_follows.png").width > 300
 
 
+@pytest.mark.thorough
 def test_other_settings_are_points_of_their_own(tmp_path: Path, shift: Path) -> None:
     number = 0
     for head, factor in (("head=linear", 1.0), ("head=fpn", 2.0)):
@@ -161,6 +163,7 @@ def test_other_settings_are_points_of_their_own(tmp_path: Path, shift: Path) -> 
     assert float(points[3]["gain"]) == pytest.approx(2 * float(points[0]["gain"]))
 
 
+@pytest.mark.thorough
 def test_runs_that_say_nothing_are_left_out_and_told(tmp_path: Path, shift: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep")
     write_run(sweep / "90", [branch("prompt", 50), branch("lora", 50)], 0.9)

@@ -43,6 +43,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(image, expected[name])
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_and_more_can_be_added(backbone: Backbone, tmp_path: Path) -> None:
     prompts = ["a red house", "a circle", "a photo"]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -105,6 +106,7 @@ def test_an_image_depends_on_its_number_and_seed_alone(backbone: Backbone) -> No
     assert not np.array_equal(together, sample_images(backbone, prompts, 0, replace(how, seed=1)))
 
 
+@pytest.mark.thorough
 def test_a_controlnet_steers_at_its_scale() -> None:
     backbone = build("tiny")
     how, prompts = Sampling("ddim", 2, 4.0, 32), ["a red car", "a"]
@@ -155,6 +157,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert ImageSource(tmp_path).captions == prompts_of(ScenesDataModule(train=2))[:1]
 
 
+@pytest.mark.thorough
 def test_the_command_without_a_data_set(tmp_path: Path) -> None:
     small = ("backbone.weights=random", "tool.count=1", "tool.steps=1", "tool.batch_size=1")
     config = composed("tool=generate", "~dataset", f"output={tmp_path}", "tool.device=cpu", *small, name="eval")

@@ -76,6 +76,7 @@ def test_no_hook_stays_behind(backbone: Backbone) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules())
 
 
+@pytest.mark.thorough
 def test_the_table_of_a_configuration_needs_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
     original = Backbone.freeze

@@ -72,7 +72,7 @@ def test_a_run_is_looked_at(made: Path) -> None:
         assert page.errors == []
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_a_phone_shows_it_without_scrolling_sideways(made: Path, dark: bool) -> None:
     with Page(made, 375, dark) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
@@ -81,6 +81,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(made: Path, dark: bool) -> 
         assert page.errors == []
 
 
+@pytest.mark.thorough
 def test_a_sweep_is_looked_at(tmp_path: Path) -> None:
     for number, value in enumerate((0.2, 0.5, 0.3, 0.4)):
         overrides = (f"techniques={('none', 'all')[number % 2]}", f"seed={number // 2}")
