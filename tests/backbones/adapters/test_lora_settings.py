@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,26 @@ LATENTS = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 TEXT = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def backbone() -> UNetBackbone:
+    """For all tests that add no adapter to it."""
     return build("one_repeat")
 
 
-def saved_by_peft(backbone: UNetBackbone, folder: Path, **settings: Any) -> None:
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("peft")
+    saved_by_peft(folder, r=4, lora_alpha=8)
+    return folder
+
+
+@pytest.fixture
+def saved(plain_folder: Path, tmp_path: Path) -> Path:
+    """A folder of PEFT with rank 4 and alpha 8, to be changed."""
+    return Path(shutil.copytree(plain_folder, tmp_path, dirs_exist_ok=True))
+
+
+def saved_by_peft(folder: Path, **settings: Any) -> None:
     """A folder of PEFT with random matrices on linear layers and convolutions of the U-Net."""
     torch.manual_seed(5)
     config = LoraConfig(target_modules=["to_q", "to_k", "conv1", "proj_in"], **settings)
@@ -56,15 +71,19 @@ def theirs(folder: Path) -> Tensor:
     "settings",
     [
         {"r": 4, "lora_alpha": 8},
-        {"r": 4, "lora_alpha": 8, "use_rslora": True},
+        pytest.param({"r": 4, "lora_alpha": 8, "use_rslora": True}, marks=pytest.mark.thorough),
         {"r": 4, "lora_alpha": 3, "rank_pattern": {"attn1.to_q": 2}, "alpha_pattern": {"to_k": 16, "conv1": 1}},
         {"r": 4, "lora_alpha": 3, "alpha_pattern": {"^" + LAYER.replace(".", "\\."): 40, "q": 90, "to_q$": 1}},
-        {"r": 2, "lora_alpha": 1, "fan_in_fan_out": True, "lora_dropout": 0.5, "init_lora_weights": "gaussian"},
+        pytest.param(
+            {"r": 2, "lora_alpha": 1, "fan_in_fan_out": True, "lora_dropout": 0.5, "init_lora_weights": "gaussian"},
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
-def test_a_folder_of_peft_does_what_peft_does(backbone: UNetBackbone, tmp_path: Path, settings: dict[str, Any]) -> None:
-    saved_by_peft(backbone, tmp_path, **settings)
+def test_a_folder_of_peft_does_what_peft_does(tmp_path: Path, settings: dict[str, Any]) -> None:
+    backbone = build("one_repeat")
+    saved_by_peft(tmp_path, **settings)
     expected = theirs(tmp_path)
     with torch.no_grad():
         assert relative(backbone.unet(LATENTS, 40, TEXT).sample, expected) > 0.02
@@ -74,11 +93,10 @@ def test_a_folder_of_peft_does_what_peft_does(backbone: UNetBackbone, tmp_path: 
         assert relative(ours(backbone, name), expected) < 1e-5
 
 
-def test_the_digest_covers_the_settings(backbone: UNetBackbone, tmp_path: Path) -> None:
-    saved_by_peft(backbone, tmp_path, r=4, lora_alpha=8)
-    before = read_adapter(tmp_path / "adapter_model.safetensors", backbone.adapted_parts).digest
-    change(tmp_path, lora_alpha=4)
-    assert read_adapter(tmp_path / "adapter_model.safetensors", backbone.adapted_parts).digest != before
+def test_the_digest_covers_the_settings(backbone: UNetBackbone, saved: Path) -> None:
+    before = read_adapter(saved / "adapter_model.safetensors", backbone.adapted_parts).digest
+    change(saved, lora_alpha=4)
+    assert read_adapter(saved / "adapter_model.safetensors", backbone.adapted_parts).digest != before
 
 
 def change(folder: Path, **settings: Any) -> None:
@@ -118,36 +136,33 @@ def change(folder: Path, **settings: Any) -> None:
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_its_key(
-    backbone: UNetBackbone, tmp_path: Path, key: str, value: Any
+    backbone: UNetBackbone, saved: Path, key: str, value: Any
 ) -> None:
-    saved_by_peft(backbone, tmp_path, r=4, lora_alpha=8)
-    change(tmp_path, **{key: value})
+    change(saved, **{key: value})
     named = {"r": "rank", "rank_pattern": "rank"}.get(key, key)
     with pytest.raises(WeightsError, match=rf"adapter_config\.json.*{named}"):
-        backbone.require_adapter("a", str(tmp_path))
+        backbone.require_adapter("a", str(saved))
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b'{"r": NaN}', b"[" * 100_000])
-def test_a_broken_config_is_named(backbone: UNetBackbone, tmp_path: Path, content: bytes) -> None:
-    saved_by_peft(backbone, tmp_path, r=4, lora_alpha=8)
-    (tmp_path / "adapter_config.json").write_bytes(content)
+def test_a_broken_config_is_named(backbone: UNetBackbone, saved: Path, content: bytes) -> None:
+    (saved / "adapter_config.json").write_bytes(content)
     with pytest.raises(WeightsError, match=r"adapter_config\.json"):
-        backbone.require_adapter("a", str(tmp_path))
+        backbone.require_adapter("a", str(saved))
 
 
-def test_a_config_belongs_to_its_file(backbone: UNetBackbone, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    saved_by_peft(backbone, tmp_path, r=4, lora_alpha=8)
-    weights = tmp_path / "adapter_model.safetensors"
-    alone, other = tmp_path / "alone", tmp_path / "other.safetensors"
+def test_a_config_belongs_to_its_file(backbone: UNetBackbone, saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = saved / "adapter_model.safetensors"
+    alone, other = saved / "alone", saved / "other.safetensors"
     alone.mkdir()
     other.write_bytes(weights.read_bytes())
     (alone / "mine.safetensors").write_bytes(weights.read_bytes())
-    (alone / "adapter_config.json").write_bytes((tmp_path / "adapter_config.json").read_bytes())
+    (alone / "adapter_config.json").write_bytes((saved / "adapter_config.json").read_bytes())
     with caplog.at_level(logging.WARNING):
         strengths = [strength(backbone, path) for path in (weights, other, alone / "mine.safetensors")]
         assert strengths == [2.0, 1.0, 2.0]
         assert "is taken to belong to adapter_model.safetensors, not to other.safetensors" in caplog.text
-        (tmp_path / "adapter_config.json").unlink()
+        (saved / "adapter_config.json").unlink()
         assert strength(backbone, weights) == 1.0
     assert "has no adapter_config.json beside it" in caplog.text
 
@@ -156,12 +171,11 @@ def strength(backbone: UNetBackbone, path: Path) -> float:
     return next(one.strength for _, one in read_adapter(path, backbone.adapted_parts).branches("unet"))
 
 
-def test_settings_in_two_places_are_refused(backbone: UNetBackbone, tmp_path: Path) -> None:
-    saved_by_peft(backbone, tmp_path, r=4, lora_alpha=8)
-    path = tmp_path / "adapter_model.safetensors"
+def test_settings_in_two_places_are_refused(backbone: UNetBackbone, saved: Path) -> None:
+    path = saved / "adapter_model.safetensors"
     save_file(load_file(path), path, {"lora_adapter_metadata": '{"unet.r": 4, "unet.lora_alpha": 8}'})
     with pytest.raises(WeightsError, match=r"settings in its header and in adapter_config\.json"):
-        backbone.require_adapter("a", str(tmp_path))
+        backbone.require_adapter("a", str(saved))
 
 
 def test_a_text_encoder_of_peft_is_found_by_its_layers(backbone: UNetBackbone, tmp_path: Path) -> None:
