@@ -37,8 +37,8 @@ test-thorough: $(STAMP)  ## run what takes seconds a test: whole commands and ev
 test-slow: $(STAMP)  ## run the slow tests alone: two processes, every resume, real sizes (half an hour on 2 cores)
 	$(PYTEST) -m slow $(ARGS)
 
-coverage: $(STAMP)  ## run the tests and say which lines of the package they reach
-	$(PYTEST) --cov=gate_lightning --cov-report=term:skip-covered $(ARGS)
+coverage: $(STAMP)  ## run the tests, thorough ones too, and say which lines of the package they reach
+	$(PYTEST) -m 'not slow and not gpu and not weights' --cov=gate_lightning --cov-report=term:skip-covered $(ARGS)
 
 check: format lint types floors docs test  ## format, lint, types, import floors, documentation, tests
 
