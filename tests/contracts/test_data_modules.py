@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from gate_lightning.data.classification import cifar10
 from gate_lightning.data.classification.base import ClassificationDataModule
@@ -23,14 +21,20 @@ from gate_lightning.data.correspondence.pf_pascal import PFPascalDataModule
 from gate_lightning.data.correspondence.pf_willow import PFWillowDataModule
 from gate_lightning.data.correspondence.scene_pairs import ScenePairsDataModule
 from gate_lightning.data.correspondence.spair import SPairDataModule, SPairUDataModule
+from gate_lightning.data.label_scarce.ddpm_segmentation import DDPMSegmentationDataModule
 from gate_lightning.data.samples import SampleRequest
 from gate_lightning.data.scenes.dataset import ScenesDataModule
+from gate_lightning.data.segmentation.ade20k import ADE20KDataModule
 from gate_lightning.data.segmentation.base import SegmentationDataModule
+from gate_lightning.data.segmentation.cityscapes import CityscapesDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
 from gate_lightning.errors import DataError
 from gate_lightning.structures import ClassificationBatch, ImageBatch, PairBatch
+from tests.support.benchmarks import make_ade20k, make_cityscapes
 from tests.support.classified import write_cifar, write_image_folder
 from tests.support.folders import make_folder
+from tests.support.label_scarce import make_scarce
+from tests.support.named_images import named_equally
 from tests.support.pair_layouts import (
     write_ap10k,
     write_cub,
@@ -50,7 +54,18 @@ MEMBERS: dict[str, Callable[[Path], SegmentationDataModule]] = {
         str(make_folder(root / "b", SMALL, mask_mode="RGB", captions="files")), crop_size=16, batch_size=2
     ),
     "toy": lambda root: ToyData(length=4),
+    "ade20k": lambda root: ADE20KDataModule(
+        str(make_ade20k(root / "ade20k")), scale=(64, 32), crop_size=32, batch_size=2
+    ),
+    "cityscapes": lambda root: CityscapesDataModule(
+        str(make_cityscapes(root / "cityscapes")), scale=(64, 32), crop_size=(16, 32), batch_size=2
+    ),
+    "ddpm_segmentation": lambda root: DDPMSegmentationDataModule(
+        str(make_scarce(root / "sets")), "horse_21", train=4, test=3, batch_size=2
+    ),
 }
+#: those whose test images stand for validation
+WITHOUT_VALIDATION = ("ddpm_segmentation",)
 
 
 @pytest.fixture(params=MEMBERS)
@@ -62,8 +77,8 @@ def module(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentationDataMo
 
 def test_batches_keep_the_contract(module: SegmentationDataModule) -> None:
     allowed = {*range(module.labels.num_classes), module.labels.ignore_index}
-    for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
-        for batch in loader:
+    for split in module.splits:
+        for batch in getattr(module, f"{split}_dataloader")():
             assert batch.images.dtype == torch.float32
             assert batch.images.shape[1] == 3
             assert batch.images.min() >= -1
@@ -74,9 +89,8 @@ def test_batches_keep_the_contract(module: SegmentationDataModule) -> None:
 
 
 def test_training_images_have_one_size_equal_to_their_masks(module: SegmentationDataModule) -> None:
-    shapes = {(batch.images.shape[2:], batch.masks.shape[1:]) for batch in module.train_dataloader()}
-    assert len(shapes) == 1
-    assert len(set(shapes.pop())) == 1
+    batches = list(module.train_dataloader())
+    assert len({shape for batch in batches for shape in (batch.images.shape[2:], batch.masks.shape[1:])}) == 1
 
 
 def test_every_image_is_evaluated_once(module: SegmentationDataModule) -> None:
@@ -91,10 +105,12 @@ def test_evaluated_images_have_no_view(module: SegmentationDataModule) -> None:
     assert {view for batch in module.val_dataloader() for view in batch.conditions.views} == {""}
 
 
-def test_splits_share_no_image(module: SegmentationDataModule) -> None:
-    ids = [{module.source(s).sample_id(n) for n in range(len(module.source(s)))} for s in ("train", "val", "test")]
-    assert not ids[0] & ids[1]
-    assert not ids[2] & (ids[0] | ids[1])
+def test_splits_share_no_image(module: SegmentationDataModule, request: pytest.FixtureRequest) -> None:
+    same = request.node.callspec.params["module"] in WITHOUT_VALIDATION
+    sources = [module.source(split) for split in module.splits if not (same and split == "val")]
+    ids = [source.sample_id(index) for source in sources for index in range(len(source))]
+    assert len(sources) > 1
+    assert len(set(ids)) == len(ids)
 
 
 def test_sizes_are_known_without_decoding(module: SegmentationDataModule) -> None:
@@ -104,21 +120,6 @@ def test_sizes_are_known_without_decoding(module: SegmentationDataModule) -> Non
         assert source.sizes(index) == (sample.image.shape[:2], sample.mask.shape)
 
 
-def named_equally(loader: Callable[[int], Iterable[Any]]) -> int:
-    """Images that are shown again under the names that caches go by, all of them with equal pixels."""
-    known: dict[tuple[object, ...], Tensor] = {}
-    again = 0
-    for batch in (batch for epoch in range(2) for batch in loader(epoch)):
-        for side in (batch.source, batch.target) if isinstance(batch, PairBatch) else (batch,):
-            own = side.conditions
-            assert own.source is not None
-            for index, image in enumerate(side.images):
-                name = (own.source, own.sample_ids[index], own.views[index], own.windows[index], image.shape)
-                again += name in known
-                assert torch.equal(known.setdefault(name, image), image)
-    return again
-
-
 def test_images_of_one_name_are_equal(module: SegmentationDataModule) -> None:
     training, evaluation = module.train_dataloader(), module.val_dataloader()
     requests = [[SampleRequest(index, 0) for index in range(len(module.source("train")))]]
@@ -126,8 +127,10 @@ def test_images_of_one_name_are_equal(module: SegmentationDataModule) -> None:
     assert named_equally(lambda epoch: evaluation)
 
 
-def test_a_second_module_makes_the_same_batches(module: SegmentationDataModule, tmp_path: Path) -> None:
-    name = next(name for name, make in MEMBERS.items() if module.card.name == make(tmp_path).card.name)
+def test_a_second_module_makes_the_same_batches(
+    module: SegmentationDataModule, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    name = request.node.callspec.params["module"]
     for one, other in zip(module.train_dataloader(), MEMBERS[name](tmp_path).train_dataloader(), strict=True):
         assert one.conditions == other.conditions
         assert torch.equal(one.images, other.images)
