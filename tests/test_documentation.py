@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 from functools import cache
@@ -145,11 +144,8 @@ def test_figures_are_small_and_the_readme_is_short() -> None:
 
 
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
-    questions = ("What", "Whether", "Why", "Where", "Which", "How", "Those", "When", "Who")
-    found = []
-    for path in sorted((REPOSITORY / "gate_lightning").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node) or "none"
-                found += [f"{path}:{getattr(node, 'lineno', 1)}: {text}"] if text.split()[0] in questions else []
+    question = re.compile(r'^ *r?"""(?:What|Whether|Why|Where|Which|How|Those|When|Who)\b.*', re.MULTILINE)
+    sources = {path: path.read_text(encoding="utf-8") for path in (REPOSITORY / "gate_lightning").rglob("*.py")}
+    assert sum(source.count('    """') for source in sources.values()) > 1000
+    found = [f"{path}: {line.strip()}" for path, source in sources.items() for line in question.findall(source)]
     assert not found

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gate_lightning.utils.files import write_atomically
 
 _METADATA_KEY = "lora_adapter_metadata"
-"""Where diffusers looks for the adapter's settings; without them it assumes alpha = rank."""
+"""Key under which diffusers looks for the adapter's settings; without them it assumes alpha = rank."""
 
 
 def write_diffusers(path: Path, parts: Mapping[str, nn.Module], dtype: torch.dtype = torch.float16) -> None:
