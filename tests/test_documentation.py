@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from markdown_it import MarkdownIt
+from omegaconf import OmegaConf
 
 import gate_lightning
 from gate_lightning.engine.command.used_keys import check_overrides, keys_of_task, keys_of_tool
@@ -86,6 +87,13 @@ def pages_with_commands() -> list[Any]:
     return [*marked, *(pytest.param(page, marks=pytest.mark.slow) for page in rest)]
 
 
+@cache
+def settings_of_data_sets() -> set[str]:
+    """Keys of ``dataset`` in any file of ``conf/dataset``."""
+    files = (REPOSITORY / "conf/dataset").glob("*.yaml")
+    return {str(key) for path in files for key in OmegaConf.load(path).get("dataset") or {}}
+
+
 @pytest.mark.parametrize("page", pages_with_commands())
 def test_commands_compose_and_set_what_is_read(page: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -95,7 +103,11 @@ def test_commands_compose_and_set_what_is_read(page: str, tmp_path_factory: pyte
         if not words:  # all of it stands for more
             continue
         if any(word.startswith(("run=", "resume=")) for word in words):  # what it reads is said by its folder
-            composed(*(f"++{word}" if word.startswith("dataset.") else word for word in words), name=program)
+            own = [
+                word for word in words if word.startswith("dataset.") and not any("dataset=" in one for one in words)
+            ]
+            assert {word.partition("=")[0].removeprefix("dataset.") for word in own} <= settings_of_data_sets()
+            composed(*(f"++{word}" if word in own else word for word in words), name=program)
             continue
         config = composed(*words, name=program)
         if program == "train":

@@ -189,7 +189,8 @@ def starting_workers() -> Iterator[None]:
 def leave_to_parent() -> None:
     """In a worker process: ignore the signals that reach the whole group, so that the parent can finish with it.
 
-    A SIGTERM from the parent itself still ends the worker, if it was started under `starting_workers`.
+    A SIGTERM from the parent itself still ends the worker, if it was started under `starting_workers`. What the worker
+    starts inherits that SIGTERM is blocked.
     """
     for number in STOPPING:
         if number != signal.SIGTERM:

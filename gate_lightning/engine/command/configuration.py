@@ -64,26 +64,29 @@ def with_data(overrides: Sequence[str]) -> list[str]:
     chosen = {key: value for key, _, value in (one.partition("=") for one in overrides)}
     named = {"dataset", "experiment", "run", "resume", "tool"} & {*chosen}
     dataset = None if named else _GENERATED.get(chosen.get("task", ""))
-    folder = chosen.get("resume") or chosen.get("run")
-    completed = [*overrides] if folder is None else _open_to_run(overrides, Path(folder.strip("'\"")) / "config.yaml")
+    completed = _open_to_run(overrides, [value for key in ("resume", "run") if (value := chosen.get(key)) is not None])
     return completed if dataset is None else [*completed, f"dataset={dataset}"]
 
 
-def _open_to_run(overrides: Sequence[str], path: Path) -> list[str]:
-    """Overrides in which ``++`` stands before the dotted keys that a saved configuration has."""
-    if not path.is_file() or not any(_DOTTED.match(one) for one in overrides):
-        return [*overrides]
-    saved = read_saved(path)
+def _open_to_run(overrides: Sequence[str], named: Sequence[str]) -> list[str]:
+    """Overrides in which ``++`` stands before the dotted keys that the saved configurations of all named runs have.
 
-    def known(override: str) -> bool:
-        found = _DOTTED.match(override)
-        if found is None:
-            return False
-        group, _, key = found[1].rpartition(".")
-        node = OmegaConf.select(saved, group)
-        return isinstance(node, DictConfig) and key in node
+    A group that the command line chooses anew (``dataset=folder``) has the keys of its file.
+    """
+    whole = [path for path in (Path(value.strip("'\"")) / "config.yaml" for value in named) if path.is_file()]
+    several = [Path(one.strip("'\" ")) / "config.yaml" for value in named for one in value.strip("[]").split(",")]
+    paths = whole or [path for path in several if path.is_file()]
+    chosen = {one.partition("=")[0] for one in overrides}
+    keys = {found[1] for found in map(_DOTTED.match, overrides) if found and found[1].partition(".")[0] not in chosen}
+    for saved in map(read_saved, paths if keys else ()):
+        keys = {key for key in keys if _has(saved, key)}
+    return [f"++{one}" if paths and one.partition("=")[0] in keys else one for one in overrides]
 
-    return [f"++{one}" if known(one) else one for one in overrides]
+
+def _has(config: DictConfig, key: str) -> bool:
+    group, _, last = key.rpartition(".")
+    node = OmegaConf.select(config, group)
+    return isinstance(node, DictConfig) and last in node
 
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:

@@ -31,6 +31,7 @@ __all__ = [
     "keys_of_task",
     "keys_of_tool",
     "recorded",
+    "takes_dataset",
     "unread",
 ]
 
@@ -73,7 +74,8 @@ _UNSAVED = frozenset({"tool", "trust"})
 AUTO = "auto"
 _CHOSEN = ("techniques", "timestep", "layers")
 _REFERENCE = re.compile(r"\$\{(?:[a-z_.]+:)?\.*([a-z_]+)")
-_OF_DATASET = re.compile(r"\$\{(?:[a-z_.]+:)?dataset\.([a-z_]+)")
+#: of ``dataset``: the key that is referred to, none of the whole node
+_OF_DATASET = re.compile(r"\$\{(?:[a-z_.]+:)?dataset\b(?:\.([a-z0-9_]+))?")
 
 
 def automatic_keys(config: DictConfig) -> tuple[str, ...]:
@@ -114,7 +116,7 @@ def keys_of_run(saved: DictConfig, config: DictConfig) -> frozenset[str]:
     """
     read = frozenset(map(str, saved)) | COLLECTIONS | INVOCATION_KEYS | _closure(_raw(config), {"datamodule"})
     own, dataset = (saved.get("task") or {}).get("data"), config.get("dataset")
-    if own is None or not dataset or not _is_given_data_set(own):
+    if own is None or not dataset or not takes_dataset(own):
         return read
     return _with_dataset_in_part(read, {"task": {"data": own}, "dataset": dataset})
 
@@ -181,7 +183,9 @@ def _with_dataset_in_part(read: frozenset[str], raw: Mapping[str, Any]) -> froze
     if "dataset" not in read or not own or not dataset or own.get("_target_") in (None, dataset.get("_target_")):
         return read
     referred = set(_references({name: node for name, node in raw.items() if name != "dataset"}, _OF_DATASET))
-    if _is_given_data_set(own):
+    if "" in referred:
+        return read
+    if takes_dataset(own):
         left_out = {*getattr(get_object(own["_target_"]), "ignored_settings", ())} - referred
         if not left_out & {*dataset}:
             return read
@@ -191,17 +195,25 @@ def _with_dataset_in_part(read: frozenset[str], raw: Mapping[str, Any]) -> froze
     return (read - {"dataset"}) | {f"dataset.{key}" for key in parts}
 
 
-def _is_given_data_set(own: Mapping[str, Any]) -> bool:
-    """True if the constructor of a task's data module takes ``dataset``."""
-    return "dataset" in inspect.signature(get_object(own["_target_"])).parameters
+def takes_dataset(own: Mapping[str, Any]) -> bool:
+    """True if the constructor of a task's data module takes ``dataset``.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    return "dataset" in _parameters(own["_target_"])
+
+
+def _parameters(target: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(get_object(target)).parameters
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError(f"_target_={target}: {' '.join(str(error).split())}") from error
 
 
 def _named_by(target: str, settings: Mapping[str, Any]) -> set[str]:
     """Components that a constructor or function asks for and that its settings do not give."""
-    try:
-        wanted = inspect.signature(get_object(target)).parameters
-    except (ImportError, TypeError, ValueError) as error:
-        raise ConfigError(f"_target_={target}: {' '.join(str(error).split())}") from error
+    wanted = _parameters(target)
     return {name for name in (*READS, "trained", "dataset") if name in wanted and name not in settings}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine.command.launch import check_here
-from gate_lightning.engine.command.used_keys import check_overrides, keys_of_run, keys_of_tool
+from gate_lightning.engine.command.used_keys import check_overrides, keys_of_run, keys_of_tool, recorded
 from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.engine.folder.references import follow
 from gate_lightning.engine.folder.run_lock import holder_of
@@ -124,9 +124,10 @@ def _loaded(config: DictConfig, overrides: Sequence[str], by_trainer: bool = Fal
     if runs.repeats_in(saved) > 1:
         inside = ", ".join(override("run", path) for path in split_folders(folder)) or "none yet"
         raise ConfigError(f"{folder} holds several re-splits, each with a model of its own; name one: {inside}")
-    check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
+    read = keys_of_run(saved, config)
+    check_overrides(overrides, read, f"the run in {folder}")
     own = [item for item in overrides if not item.startswith("tool")]
-    patched = follow(saved, runs.patch(saved, resolved, own), own, folder)
+    patched = recorded(follow(saved, runs.patch(saved, resolved, own), own, folder), read)
     runs.check_patched(patched, folder, resolved, trust=trust)
     if by_trainer:
         check_here(patched.get("trainer"))

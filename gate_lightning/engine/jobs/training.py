@@ -240,8 +240,9 @@ def _last_state(folder: Path) -> Path | None:
 def _resumed_config(config: DictConfig, overrides: Sequence[str], folder: Path) -> DictConfig:
     trust = bool(config.get("trust"))
     saved, said = runs.load_config(folder, trust), runs.resolve(config)
-    check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
-    patched = follow(saved, runs.patch(saved, said, overrides), overrides, folder)
+    read = keys_of_run(saved, config)
+    check_overrides(overrides, read, f"the run in {folder}")
+    patched = recorded(follow(saved, runs.patch(saved, said, overrides), overrides, folder), read)
     runs.check_patched(patched, folder, said, trust=trust, training=True)
     changes = runs.changed_keys(saved, patched)
     if changes and not config.allow_changes:

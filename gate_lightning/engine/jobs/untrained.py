@@ -117,8 +117,9 @@ def go_on_untrained(config: DictConfig, overrides: Sequence[str]) -> dict[str, f
             f"{folder}: {task.__name__} measures all at once, there is nothing to go on with; measure it again: "
             f"python eval.py {override('run', folder)}"
         )
-    check_overrides(overrides, keys_of_run(saved, config), f"the run in {folder}")
-    patched = follow(saved, runs.patch(saved, said, overrides), overrides, folder)
+    read = keys_of_run(saved, config)
+    check_overrides(overrides, read, f"the run in {folder}")
+    patched = recorded(follow(saved, runs.patch(saved, said, overrides), overrides, folder), read)
     runs.check_patched(patched, folder, said, trust=bool(config.get("trust")))
     changes = runs.changed_keys(saved, patched)
     if changes:

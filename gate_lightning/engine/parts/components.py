@@ -25,7 +25,7 @@ from gate_lightning.backbones.weights.checkpoints import read_tensors
 from gate_lightning.data.card import ClassLabels, DatasetCard, gate_branches
 from gate_lightning.data.core.required_inputs import RequiredInputs
 from gate_lightning.engine.checks.saved_paths import located
-from gate_lightning.engine.command.used_keys import ONLY_TRAINING, READS
+from gate_lightning.engine.command.used_keys import ONLY_TRAINING, READS, takes_dataset
 from gate_lightning.engine.parts.building import built, built_group, call_with, called, check_kinds, check_values
 from gate_lightning.engine.parts.extraction import MAIN, branches_of, candidates_of, edge_channels, extractor_of
 from gate_lightning.engine.parts.trainers import trainer_of
@@ -76,7 +76,7 @@ class Components:
         own, dataset = OmegaConf.select(self.config, "task.data"), self.config.get("dataset")
         if own is None or dataset is None or own.get("_target_") in (None, dataset._target_):
             return built_group(self.config, "dataset")
-        given = {"dataset": dataset} if "dataset" in inspect.signature(get_class(own._target_)).parameters else {}
+        given = {"dataset": dataset} if takes_dataset(own) else {}
         return built(OmegaConf.create({**_plain(own), **given}), "task.data")
 
     @property

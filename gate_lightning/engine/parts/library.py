@@ -23,7 +23,7 @@ def load_backbone(name: str = "tiny", **settings: Any) -> Backbone:
         name: a file of ``conf/backbone``: tiny, sd15, sd21 …
         settings: what that file sets, otherwise: ``weights="<folder or hub id>"``, ``dtype="bfloat16"``,
             ``controlnets={"depth": "<folder>"}`` … Messages name them as on the command line: ``backbone.weights`` is
-            the setting ``weights``.
+            the setting ``weights``. What a command chooses for its GPU is chosen by the caller: ``channels_last=True``.
 
     Raises:
         ConfigError: no such backbone or setting.

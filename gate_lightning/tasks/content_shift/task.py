@@ -147,14 +147,14 @@ class ContentShift(BaseTask):
         self._rank("val")
 
     def headline(self) -> str | None:
-        """Candidate with the least shift, by measure: ``least shift: lora by probe_ridge; prompt by …``."""
+        """Candidate that is ranked first, by measure: ``ranked first: lora by drift_moves; prompt by …``."""
         first: dict[str, list[str]] = {}
         for lines in self.shift_table.values():
             for one in overall(lines):
                 if one.rank == 1:
                     first.setdefault(one.candidate, []).append(one.measure)
         named = "; ".join(f"{candidate} by {', '.join(measures)}" for candidate, measures in first.items())
-        return f"least shift: {named}" if named else None
+        return f"ranked first: {named}" if named else None
 
     def _rank(self, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -25,10 +25,21 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("key", ["run", "resume"])
 def test_keys_of_the_run_may_be_set(key: str, folder: Path) -> None:
     named = f"{key}='{folder}'"
-    left = ["dataset.rooot=x", "dataset=folder", "+dataset.root=x", "hydra.run.dir=x", "tool.size=3", "seed=1", "-m"]
+    left = ["dataset.rooot=x", "+dataset.root=x", "hydra.run.dir=x", "tool.size=3", "seed=1", "-m"]
     given = [named, "dataset.root=/moved", "task.data.size=16", *left]
     assert with_data(given) == [named, "++dataset.root=/moved", "++task.data.size=16", *left]
     assert with_data(given[1:]) == given[1:]
+    assert with_data([f"{key}=null", *given[1:]]) == [f"{key}=null", *given[1:]]
+    other = folder.parent / "other"
+    other.mkdir()
+    OmegaConf.save({"dataset": {"root": "x"}, "task": {}}, other / "config.yaml")
+    both = [f"{key}={folder},{other}", "dataset.root=/moved", "dataset.ignore_index=3"]
+    assert with_data(both) == [both[0], "++dataset.root=/moved", both[2]]
+
+
+def test_a_data_set_that_is_named_anew_has_its_own_keys(folder: Path) -> None:
+    given = [f"run='{folder}'", "dataset=ade20k", "dataset.root=x", "task.data.size=16"]
+    assert with_data(given) == [*given[:3], "++task.data.size=16"]
 
 
 def test_only_what_is_set_changes(folder: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from gate_lightning.engine.cli import config_folder
-from gate_lightning.engine.command.used_keys import READS, check_overrides, keys_of_task, keys_of_tool, recorded
+from gate_lightning.engine.command.used_keys import (
+    READS,
+    check_overrides,
+    keys_of_run,
+    keys_of_task,
+    keys_of_tool,
+    recorded,
+)
 from gate_lightning.engine.folder import run_folder as runs
 from gate_lightning.engine.jobs.evaluation import evaluate
 from gate_lightning.engine.jobs.training import train
@@ -81,6 +88,25 @@ def test_settings_of_a_data_set_that_is_read_otherwise_are_refused(choice: str) 
         assert key in config.dataset and key not in saved
         with pytest.raises(ConfigError, match=rf"dataset\.{key}=1: it reads no dataset\.{key}, .*dataset\.{read_one}"):
             check_overrides([f"dataset.{key}=1"], read, "it")
+
+
+def test_a_data_module_that_refers_to_the_whole_data_set_reads_all_of_it() -> None:
+    config = composed("experiment=lora", "dataset=folder", "dataset.root=x", "+task.data.own=${dataset}")
+    check_overrides(["dataset.augment=true"], keys_of_task(config), "it")
+
+
+def test_a_data_module_that_is_not_there_is_told_of() -> None:
+    with pytest.raises(ConfigError, match=r"_target_=gate_lightning\.no\.Data"):
+        keys_of_task(composed("task=label_scarce", "task.data._target_=gate_lightning.no.Data"))
+
+
+def test_only_what_is_read_of_a_data_set_named_anew_is_a_change() -> None:
+    config = composed("task=label_scarce", "dataset=folder", "dataset.root=x")
+    saved = recorded(runs.resolve(config), keys_of_task(config))
+    given = ["run=y", "dataset=folder", "dataset.root=z"]
+    now = composed("dataset=folder", "dataset.root=z", name="eval")
+    patched = recorded(runs.patch(saved, runs.resolve(now), given), keys_of_run(saved, now))
+    assert runs.changed_keys(saved, patched) == ["dataset.root: 'x' → 'z'"]
 
 
 @pytest.mark.parametrize("task", TRAINED_BY_NOTHING)

@@ -61,8 +61,8 @@ def test_without_a_monitored_metric_the_last_split_is_named(tmp_path: Path, capl
 
 
 def test_a_task_may_say_what_it_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    task = SimpleNamespace(headline=lambda: "least shift: lora by probe_ridge")
-    assert told(tmp_path, caplog, task=task)[0] == "done in 3 min 20 s: least shift: lora by probe_ridge"
+    task = SimpleNamespace(headline=lambda: "ranked first: lora by drift_moves")
+    assert told(tmp_path, caplog, task=task)[0] == "done in 3 min 20 s: ranked first: lora by drift_moves"
 
 
 @pytest.mark.thorough

@@ -243,7 +243,7 @@ def test_the_command_ranks_without_training(tmp_path: Path, caplog: pytest.LogCa
     first = {measure: name for (measure, name), row in averaged.items() if row["rank"] == "1"}
     assert {*first} == {*kept}
     (ended,) = (text for text in caplog.messages if text.startswith("done in "))
-    told = [part.split(" by ") for part in ended.partition(": least shift: ")[2].split("; ")]
+    told = [part.split(" by ") for part in ended.partition(": ranked first: ")[2].split("; ")]
     assert {measure: name for name, measures in told for measure in measures.split(", ")} == first
     page = (run / "report.html").read_text()
     assert "laplacian_own: controlnet" in page
