@@ -20,7 +20,7 @@ FILES = [
 ]
 #: group → keys whose value is what an option of the group is, or is chosen for the data set or the embedded model
 CHOSEN = {
-    "backbone": {"controlnets", "dtype", "file", "native_size"},
+    "backbone": {"channels_last", "controlnets", "dtype", "file", "native_size"},
     "callbacks": {"every_n_steps"},
     "dataset": {
         *("batch_size", "eval_batch_size", "num_workers", "train_length", "val_length"),

@@ -158,7 +158,7 @@ def test_features_of_another_type_are_never_read(tmp_path: Path, make: Callable[
     images, known = random_images(1, 32, 32), conditions(1)
     exact = make(plain(build("tiny")), tmp_path / "cache")(images, known)
     cache = make(plain(build("tiny")), tmp_path / "cache")
-    with pytest.raises(CacheError, match=r"dtype: 'float32' → 'bfloat16'.*backbone\.dtype="):
+    with pytest.raises(CacheError, match=r"dtype: 'float32' → 'bfloat16'.*\(backbone\.dtype\)"):
         cache.to(torch.bfloat16)
     cache = make(plain(build("tiny")), tmp_path / "cache")
     assert same(cache(images, known), exact)
