@@ -72,13 +72,37 @@ def _check_started(config: DictConfig, folder: Path) -> None:
     try:
         check_started(config.get("trainer"))
     except ConfigError as error:
-        with suppress(OSError):  # another process has removed it, or it is no new one, or not the only one of the day
+        with suppress(OSError):  # another process has removed it, or it is no new one
             folder.rmdir()
-            if folder.parent.parent.resolve() == Path(config.paths.outputs).resolve():
-                folder.parent.rmdir()
+        _remove_empty_day(config, folder)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             say(f"ConfigError: {error}")
         raise
+
+
+@contextmanager
+def _none_empty(config: DictConfig, folder: Path) -> Iterator[None]:
+    """Context that removes a folder by date and time that nothing was written to: results are elsewhere, or there are
+    none."""
+    try:
+        yield
+    finally:
+        if _by_date(config, folder):
+            with suppress(OSError):
+                folder.rmdir()
+            _remove_empty_day(config, folder)
+
+
+def _remove_empty_day(config: DictConfig, folder: Path) -> None:
+    """Remove the folder of a run's day where it is empty: the run's would have been its first one."""
+    if _by_date(config, folder):
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+
+def _by_date(config: DictConfig, folder: Path) -> bool:
+    """True if a run folder was named by date and time, and by nobody."""
+    return folder.parent.parent.resolve() == Path(config.paths.outputs).resolve()
 
 
 def _command(name: str, run: Callable[[DictConfig], Any]) -> int:
@@ -186,7 +210,7 @@ def eval_main() -> int:
             if runs_apart(config.get("trainer")):
                 run_apart(folder, overrides)
                 return
-            with _recorded(folder) if swept else nullcontext():
+            with _recorded(folder) if swept else _none_empty(config, folder):
                 evaluate(config, overrides, folder)
 
     return _command("eval", run)

@@ -213,6 +213,19 @@ def test_a_refused_start_leaves_no_run_folder(
         assert [path.name for path in day.rglob("*") if path.parent != day] == ["multirun.yaml"]
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["by date", "named"])
+def test_an_evaluation_leaves_no_empty_folder_that_nobody_named(
+    named: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = tmp_path / "mine"
+    own = [f"hydra.run.dir={where}"] if named else []
+    monkeypatch.setattr(sys, "argv", ["eval.py", f"run={tmp_path / 'none'}", f"paths.outputs={tmp_path}/outputs", *own])
+    assert cli.eval_main() == 2
+    assert "is no run folder" in capfd.readouterr().err
+    assert where.is_dir() == named
+    assert not list(tmp_path.glob("outputs/*"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["torchrun", "srun"])
 def test_two_processes_get_one_folder(by: str, tmp_path: Path) -> None:
