@@ -136,6 +136,17 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an id": (lambda: Conditions("a.png"), "sample_ids='a.png': expected a tuple"),
     "a caption": (lambda: Conditions(("a",), captions="h"), "captions='h': expected a tuple"),
+    "captions in no order": (lambda: Conditions(("a",), captions={"h"}), "captions={'h'}: expected a tuple"),
+    "captions by name": (lambda: read_images("a.png", captions={"a.png": "h"}), "captions={'a.png': 'h'}: expected"),
+    "one array": (lambda: Conditions(np.array("a")), "sample_ids=array('a', dtype='<U1'): expected a tuple"),
+    "numbers of views": (lambda: Conditions(("a",), views=torch.zeros(1)), "views=tensor([0.]): expected a tuple"),
+    "halves of pixels": (
+        lambda: Conditions(("a",), windows=torch.zeros(1, 2)),
+        "windows=tensor([[0., 0.]]): expected a tuple with two whole numbers, (top, left) pixels, for each image",
+    ),
+    "a text for a window": (lambda: Conditions(("a",), windows=("ab",)), "windows=('ab',): expected"),
+    "three numbers for a window": (lambda: Conditions(("a",), windows=((0, 0, 0),)), "windows=((0, 0, 0),): expected"),
+    "two views of one": (lambda: Conditions(("a",), views=("", "")), "views has 2 entries for 1 images"),
     "layers": (lambda: resolve_layers(backbone(), 3), "layers=3: expected a preset"),
     "a network": (lambda: FeatureRecorder(torch.nn.ReLU(), [LAYER]), "expected a backbone, such as load_backbone"),
     "extractors": (lambda: MultiBackboneExtractor([extractor()]), "extractors=<list>: expected names and extractors"),
@@ -176,3 +187,27 @@ def test_numbers_of_numpy_and_single_names_are_taken(tmp_path: Path) -> None:
     assert list(FeatureRecorder(backbone(), LAYER).specs) == list(backbone().feature_info(LAYER)) == [LAYER]
     # a list of names is kept as a tuple, so that rows of the conditions have their own
     assert Conditions(["a", "b"], captions=["c", "d"])[1] == Conditions(("b",), captions=("d",))
+
+
+def test_arrays_of_texts_and_of_windows_are_kept_as_plain_tuples(tmp_path: Path) -> None:
+    texts, windows = np.array(["a", "b"]), np.array([[0, 8], [16, 0]])
+    given = Conditions(texts, views=texts, windows=windows, captions=texts, categories=texts)
+    assert given == Conditions(*[("a", "b")] * 2, ((0, 8), (16, 0)), *[("a", "b")] * 2)
+    # NumPy's own kinds of text and number would be written into files and keys as such
+    assert {type(entry) for entry in (*given.sample_ids, *given.views, *given.captions)} == {str}
+    assert {type(pixels) for window in given.windows for pixels in window} == {int}
+    assert Conditions(texts, windows=(windows[0], [16, 0])) == Conditions(("a", "b"), windows=((0, 8), (16, 0)))
+    assert Conditions(texts, views=[], windows=[]) == Conditions(("a", "b"))
+    assert Conditions(("a",), views=np.array([""])) == Conditions(("a",))
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    assert read_images(tmp_path / "a.png", captions=np.array(["h"]))[1].captions == ("h",)
+
+
+def test_changed_conditions_do_not_check_their_entries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Conditions(("a", "b"), noise={"x": torch.arange(2.0)}, control_images={"depth": torch.zeros(2, 3, 8, 8)})
+    asked: list[Conditions] = []
+    monkeypatch.setattr(Conditions, "__post_init__", asked.append)
+    moved = [given.read_by(3), given[1:], given.to("cpu"), given.at_window(1, 2), given.map_controls(torch.neg)]
+    assert not asked
+    assert (moved[0].source, moved[1].sample_ids, moved[3].windows) == (3, ("b",), ((1, 2),) * 2)
+    assert given.source is None and given.windows == ((0, 0),) * 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from copy import copy
+from dataclasses import dataclass, field, fields
+from operator import index
 from typing import Any, Self
 
 import torch
@@ -39,31 +41,42 @@ class Movable:
         return self._mapped(lambda value: value.pin_memory())
 
     def _mapped(self, function: Callable[[Any], Any]) -> Self:
-        return replace(self, **{one.name: _mapped(getattr(self, one.name), function) for one in fields(self)})
+        return self._with({one.name: _mapped(getattr(self, one.name), function) for one in fields(self)})
 
     def read_by(self, source: int) -> Self:
         """A copy whose conditions, also nested ones, name the data set that has read the images."""
         parts = {one.name: getattr(self, one.name) for one in fields(self)}
         nested = {name: part.read_by(source) for name, part in parts.items() if isinstance(part, Movable)}
-        return replace(self, **nested)
+        return self._with(nested)
+
+    def _with(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with other values of the same kind; unlike dataclasses.replace it does not check every entry again."""
+        made = copy(self)
+        vars(made).update(changes)
+        return made
 
 
-def _entries(name: str, value: Any, kind: type) -> tuple[Any, ...]:
-    """One entry per image, checked."""
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, kind) for one in value):
-        expected = "(top, left) pixels" if name == "windows" else "a text"
-        raise DataError(f"{name}={value!r}: expected a tuple with {expected} for each image")
-    return tuple(value)
+def _entries(name: str, value: Any) -> tuple[Any, ...]:
+    """One entry per image: texts, or for windows pairs of whole numbers."""
+    try:
+        if type(value) is tuple or (isinstance(value, Collection) and not isinstance(value, str | Mapping | Set)):
+            if name == "windows":
+                return tuple([(index(top), index(left)) for top, left in value])
+            return tuple(map(str.__str__, value))  # refuses what is no text
+    except (TypeError, ValueError):
+        pass
+    expected = "two whole numbers, (top, left) pixels," if name == "windows" else "a text"
+    raise DataError(f"{name}={value!r}: expected a tuple with {expected} for each image")
 
 
 def _check_tensors(name: str, value: Any) -> None:
-    """Raise DataError unless this is a mapping of tensors or, of noise, a tensor or None."""
-    single = [] if value is None else [value]
-    for one in value.values() if isinstance(value, Mapping) else single:
+    """Raise DataError unless this is a mapping of tensors or, of noise, a tensor."""
+    several = type(value) is dict or isinstance(value, Mapping)
+    for one in value.values() if several else [value]:
         if not isinstance(one, Tensor):
             hint = ": torch.from_numpy makes one" if type(one).__module__ == "numpy" else ""
             raise DataError(f"{name} is of type {type(one).__name__}; expected a tensor{hint}")
-    if name == "control_images" and not isinstance(value, Mapping):
+    if name == "control_images" and not several:
         raise DataError(
             f"{name} is of type {type(value).__name__}; expected names and tensors {{'depth': (B, 3, H, W)}}"
         )
@@ -120,26 +133,30 @@ class Conditions(Movable):
     edges: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        count = len(_entries("sample_ids", self.sample_ids, str))
-        object.__setattr__(self, "views", self.views or ("",) * count)
-        object.__setattr__(self, "windows", self.windows or ((0, 0),) * count)
-        for name in ("sample_ids", "views", "windows", "captions", "categories"):
+        ids = _entries("sample_ids", self.sample_ids)
+        count = len(ids)
+        object.__setattr__(self, "sample_ids", ids)
+        for name, plain in (("views", ""), ("windows", (0, 0)), ("captions", None), ("categories", None)):
             value = getattr(self, name)
-            if value is None and name in ("captions", "categories"):
+            if value is None and plain is None:
                 continue
-            entries = _entries(name, value, Sequence if name == "windows" else str)
+            entries = _entries(name, value)
+            if not entries and plain is not None:
+                entries = (plain,) * count
             if len(entries) != count:
                 raise DataError(f"{name} has {len(entries)} entries for {count} images; give one per image")
             object.__setattr__(self, name, entries)
         for name in ("noise", "posterior_noise", "control_images"):
-            _check_tensors(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None or name == "control_images":
+                _check_tensors(name, value)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def read_by(self, source: int) -> Self:
         """A copy that names the data set that has read the images."""
-        return replace(self, source=source)
+        return self._with({"source": source})
 
     def __getitem__(self, rows: int | slice | Sequence[int]) -> Self:
         """The conditions of some of the images; of one image, still as a batch, for an int."""
@@ -153,7 +170,7 @@ class Conditions(Movable):
                 return value[chosen]
             return tuple(value[row] for row in chosen) if isinstance(value, tuple) else value
 
-        return replace(self, **{one.name: rows_of(getattr(self, one.name)) for one in fields(self)})
+        return self._with({one.name: rows_of(getattr(self, one.name)) for one in fields(self)})
 
     @property
     def has_random_views(self) -> bool:
@@ -168,10 +185,10 @@ class Conditions(Movable):
     def at_window(self, top: int, left: int) -> Self:
         """The same images, read through a window whose corner is (top, left) pixels further."""
         moved = tuple((row + top, column + left) for row, column in self.windows)
-        return replace(self, windows=moved)
+        return self._with({"windows": moved})
 
     def map_controls(self, function: Callable[[Tensor], Tensor]) -> Self:
         """A copy with ``function`` applied to every control image (B, 3, H, W); without edges, which images that were
         changed alike do not have."""
         controls = {name: function(image) for name, image in self.control_images.items()}
-        return replace(self, control_images=controls, edges={})
+        return self._with({"control_images": controls, "edges": {}})

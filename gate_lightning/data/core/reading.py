@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +50,7 @@ def read_images(
         DataError: a file is missing or broken, images of different sizes, or not one caption or control image each.
     """
     check_choice(interpolation, "interpolation", ("area", "bicubic"))
-    if isinstance(captions, str) or not isinstance(captions, Collection | None):
+    if isinstance(captions, str | Mapping | Set) or not isinstance(captions, Collection | None):
         raise ConfigError(f"captions={shown(captions)}: expected a list of texts, one per image")
     check_type(control_images, "control_images", Mapping | None, "names and files, such as {'depth': ['a_depth.png']}")
     files, sides = _files(paths, "paths"), _sides(size)
