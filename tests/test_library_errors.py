@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -62,12 +63,21 @@ IN_PYTHON: dict[str, tuple[Callable[[], object], str]] = {
         lambda: Branch("plain", 50, LAYER, prompt="a {category}").prompts(Conditions(("a",))),
         "the prompt technique: Prompt(<text>) (techniques=[prompt] technique.prompt.text=<text>)",
     ),
-    "pooling": (lambda: PooledExtractor(extractor(), 0), "pooling=0: expected a whole number from 1"),
-    "memory": (lambda: MemoryCache(extractor(), 0), "memory_gib=0: expected a number of GiB above 0"),
-    "endless memory": (lambda: MemoryCache(extractor(), float("inf")), "memory_gib=inf: expected"),
+    "pooling": (
+        lambda: PooledExtractor(extractor(), 0),
+        "pooling (features.pooling)=0: expected a whole number from 1",
+    ),
+    "memory": (
+        lambda: MemoryCache(extractor(), 0),
+        "memory_gib (cache.memory_gib)=0: expected a number of GiB above 0",
+    ),
+    "endless memory": (lambda: MemoryCache(extractor(), float("inf")), "memory_gib (cache.memory_gib)=inf: expected"),
     "samples": (lambda: FeatureExtractor(backbone(), [branch()], max_samples=0), "or null (None) for no limit"),
     "no run": (lambda: load_run("nowhere"), "such as outputs/2026-01-01/12-00-00 (run=<folder>)"),
-    "place": (lambda: MemoryCache(extractor(), 1, place="gpu"), "place='gpu': expected one of card, host"),  # type: ignore[arg-type]
+    "place": (
+        lambda: MemoryCache(extractor(), 1, place="gpu"),
+        "place (cache.place)='gpu': expected one of card, host",
+    ),  # type: ignore[arg-type]
 }
 
 
@@ -91,6 +101,13 @@ class _Given:
     one = Conditions(("a",))
 
 
+class _BytesPath:
+    """A path of bytes, as of os.scandir(b".")."""
+
+    def __fspath__(self) -> bytes:
+        return b"f"
+
+
 def branch(**settings: Any) -> Branch:
     return Branch(**{"name": "plain", "timestep": 50, "layers": LAYER, **settings})
 
@@ -112,6 +129,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a name of a backbone": (lambda: FeatureExtractor("tiny", [branch()]), "backbone='tiny': expected a backbone"),
     "a seed": (lambda: FeatureExtractor(backbone(), [branch()], seed="x"), "seed='x': expected a whole number"),
     "a list of prompts": (lambda: branch(prompt=["a"]), "prompt=['a']: expected a text"),
+    "tokens": (lambda: Prompt("a", tokens=3), "prompt.tokens=3: expected files of learned tokens"),
     "texts of a prompt": (lambda: Prompt(["a", "b"]), "prompt.text=['a', 'b']: expected one text"),
     "a half seed": (lambda: branch(noise_seed=1.5), "noise_seed=1.5: expected a whole number"),
     "a number of a branch": (lambda: branch(name=3), "name of a branch=3: expected a text"),
@@ -161,9 +179,18 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "a folder": (lambda: DiskCache(extractor(), None), "folder=None: expected a path"),
     "views": (lambda: DiskCache(extractor(), "c", views=-1), "views=-1: expected a whole number"),
     "inputs": (lambda: extract(extractor(), ["a.png"], "o"), "input=['a.png']: expected a path"),
-    "workers": (lambda: extract(extractor(), "a.png", "o", num_workers=-1), "num_workers=-1: expected"),
+    "workers": (
+        lambda: extract(extractor(), "a.png", "o", num_workers=-1),
+        "num_workers (tool.num_workers)=-1: expected",
+    ),
+    "no batches": (
+        lambda: extract(extractor(), "a.png", "o", batch_size=0),
+        "batch_size (tool.batch_size)=0: expected a whole number from 1",
+    ),
     "a device": (lambda: extract(extractor(), "a.png", "o", device=None), "device=None: expected auto, cpu"),
     "features": (lambda: read_features(None), "path=None: expected a path"),
+    "a home of nobody": (lambda: read_features("~nobody-here/f"), "path='~nobody-here/f': expected a path"),
+    "a path of bytes": (lambda: read_features(_BytesPath()), "expected a path"),
     "a run": (lambda: load_run(3), "folder=3: expected a path"),
 }
 
@@ -201,6 +228,16 @@ def test_arrays_of_texts_and_of_windows_are_kept_as_plain_tuples(tmp_path: Path)
     assert Conditions(("a",), views=np.array([""])) == Conditions(("a",))
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     assert read_images(tmp_path / "a.png", captions=np.array(["h"]))[1].captions == ("h",)
+
+
+def test_entries_of_folders_are_paths(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    with os.scandir(tmp_path) as entries:
+        entry = next(entries)
+    assert read_images(entry)[1].sample_ids == read_images([entry])[1].sample_ids == ("a.png",)
+    for file in (entry, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert Prompt("a", tokens=file).tokens == Prompt("a", tokens=[file]).tokens == (str(tmp_path / "a.png"),)
+        assert Prompt(embedding=file).embedding == str(tmp_path / "a.png")
 
 
 def test_changed_conditions_do_not_check_their_entries_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,12 @@ class Prompt(Technique):
 
     def __post_init__(self) -> None:
         for key in ("text", "fallback", "file", "template", "embedding"):
-            check_type(getattr(self, key), f"prompt.{key}", str | int | float | Path | None, "one text for all images")
-        check_type(self.tokens, "prompt.tokens", str | Sequence | None, "files of learned tokens")
+            check_type(
+                getattr(self, key), f"prompt.{key}", str | int | float | PathLike | None, "one text for all images"
+            )
+        check_type(self.tokens, "prompt.tokens", str | PathLike | Sequence | None, "files of learned tokens")
         given = {
-            key: str(getattr(self, key)) for key in ("text", "file", "embedding") if getattr(self, key) is not None
+            key: _plain(getattr(self, key)) for key in ("text", "file", "embedding") if getattr(self, key) is not None
         }
         if self.source is not None:
             check_choice(self.source, "prompt.source", SOURCES)
@@ -81,12 +84,12 @@ class Prompt(Technique):
             raise ConfigError(f"the prompt technique has {' and '.join(named)}; leave out all but one")
         source = None if given else self.source or ("category" if self.template is not None else "caption")
         tokens: Any = self.tokens or ()
-        tokens = (tokens,) if isinstance(tokens, str) else tokens
+        tokens = (tokens,) if isinstance(tokens, str | PathLike) else tokens
         # settings without effect are dropped, so that techniques with equal prompts are equal
         template = str(self.template or DEFAULT_TEMPLATE) if source == "category" else None
         fallback = self.fallback if source in ("caption", "category") or "file" in given else None
         fallback = None if fallback is None else str(fallback)
-        settled = {**given, "source": source, "tokens": tuple(map(str, tokens)), "template": template}
+        settled = {**given, "source": source, "tokens": tuple(map(_plain, tokens)), "template": template}
         for key, value in {**settled, "fallback": fallback}.items():
             object.__setattr__(self, key, value)
         if template is not None:
@@ -206,6 +209,11 @@ class Prompt(Technique):
     def _check_bound(self) -> None:
         if self.source in ("fine", "simple", "classes"):
             raise ConfigError(f"prompt.source={self.source}: a data set's own, and there is none here; give a text")
+
+
+def _plain(value: Any) -> str:
+    """A text as such; a path or an entry of a folder as its path; a number as text."""
+    return str(fspath(value) if isinstance(value, PathLike) else value)
 
 
 def _check_template(template: str) -> None:

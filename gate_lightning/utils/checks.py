@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Collection, Iterable
 from numbers import Integral, Real
 from pathlib import Path
@@ -68,9 +69,12 @@ def check_type(value: Any, name: str, kind: type | UnionType, expected: str) -> 
 
 
 def a_path(value: Any, name: str) -> Path:
-    """``value`` as a path, with the home folder in place of ``~``; ConfigError unless it is a text or a path."""
-    check_type(value, name, str | Path, "a path")
-    return Path(value).expanduser()
+    """``value`` as a path, with the home folder in place of ``~``; ConfigError for what is no text or path of text."""
+    check_type(value, name, str | os.PathLike, "a path")
+    try:
+        return Path(value).expanduser()
+    except (RuntimeError, TypeError) as error:  # ~somebody without a home; a path of bytes
+        raise ConfigError(f"{name}={shown(value)}: expected a path; {error}") from error
 
 
 def shown(value: Any) -> str:

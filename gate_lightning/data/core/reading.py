@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def read_images(
-    paths: str | Path | Sequence[str | Path],
+    paths: str | PathLike[str] | Sequence[str | PathLike[str]],
     size: int | tuple[int, int] | None = None,
     captions: Sequence[str] | None = None,
-    control_images: Mapping[str, str | Path | Sequence[str | Path]] | None = None,
+    control_images: Mapping[str, str | PathLike[str] | Sequence[str | PathLike[str]]] | None = None,
     interpolation: Literal["area", "bicubic"] = "area",
 ) -> tuple[torch.Tensor, Conditions]:
     """Image files as a batch for a feature extractor.
@@ -90,7 +91,10 @@ def _sides(size: Any) -> tuple[int, int] | None:
 
 
 def _with_controls(
-    samples: Sequence[Sample], images: Sequence[Path], name: str, files: str | Path | Sequence[str | Path]
+    samples: Sequence[Sample],
+    images: Sequence[Path],
+    name: str,
+    files: str | PathLike[str] | Sequence[str | PathLike[str]],
 ) -> list[Sample]:
     """The images, each with its control image of that name."""
     given = _files(files, f"control_images {name!r}")

@@ -45,11 +45,12 @@ class MemoryCache(StoringExtractor):
 
     def __init__(self, extractor: Extractor, memory_gib: float, place: Literal["card", "host"] = "card") -> None:
         super().__init__(extractor)
-        if not 0 < number(memory_gib, "memory_gib") < math.inf:
+        room = "memory_gib (cache.memory_gib)"
+        if not 0 < number(memory_gib, room) < math.inf:
             raise ConfigError(
-                f"memory_gib={memory_gib}: expected a number of GiB above 0 (cache.memory_gib=0: no cache)"
+                f"{room}={memory_gib}: expected a number of GiB above 0 (0 on the command line: no cache)"
             )
-        check_choice(place, "place", ("card", "host"))
+        check_choice(place, "place (cache.place)", ("card", "host"))
         self.limit, self.place = int(memory_gib * GIB), place
         self.bytes_used = 0
         self._known: dict[str, Features] = {}

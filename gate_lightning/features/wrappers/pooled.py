@@ -35,7 +35,7 @@ class PooledExtractor(WrappedExtractor):
 
     def __init__(self, extractor: Extractor, pooling: int) -> None:
         super().__init__(extractor)
-        self.pooling = whole_number(pooling, "pooling", 1)
+        self.pooling = whole_number(pooling, "pooling (features.pooling)", 1)
         attention = [
             f"{branch}: {layer}"
             for branch, layers in extractor.feature_info.items()

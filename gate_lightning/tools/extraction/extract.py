@@ -79,8 +79,8 @@ def extract(
     check_extractor(extractor)
     rank, world = place()
     sizing = Sizing(resize, extractor.backbone.native_size if size is None else size)
-    whole_number(batch_size, "batch_size", 1)
-    whole_number(num_workers, "num_workers")
+    whole_number(batch_size, "batch_size (tool.batch_size)", 1)
+    whole_number(num_workers, "num_workers (tool.num_workers)")
     source, output = ImageSource(input), a_path(output, "output")
     files = [source.sizes(index)[0] for index in range(len(source))]
     for index, one in enumerate(files):

@@ -50,7 +50,7 @@ WRONG = [
     ("backbone._target_=torch.nn.Linear", "backbone", "of key backbone"),
     ("backbone.native_size=large", "backbone", r"backbone\.native_size='large': expected a whole number or null"),
     ("cache=5", "extractor", "cache=5: expected keys below it"),
-    ("cache.memory_gib=lots", "extractor", "memory_gib='lots': expected a number"),
+    ("cache.memory_gib=lots", "extractor", r"memory_gib \(cache.memory_gib\)='lots': expected a number"),
     ("features=5", "extractor", "features=5"),
     ("noise=loud", "extractor", "noise='loud'"),
     ("backbone_scale=big", "extractor", "big"),

@@ -111,12 +111,12 @@ def test_nothing_frozen_is_saved(extractor: Counted) -> None:
 
 
 def test_no_memory_is_refused(extractor: Counted) -> None:
-    with pytest.raises(ConfigError, match=r"cache\.memory_gib=0"):
+    with pytest.raises(ConfigError, match=r"memory_gib \(cache.memory_gib\)=0"):
         MemoryCache(extractor, 0)
 
 
 def test_another_place_is_refused(extractor: Counted) -> None:
-    with pytest.raises(ConfigError, match=r"place='disk'"):
+    with pytest.raises(ConfigError, match=r"place \(cache.place\)='disk'"):
         MemoryCache(extractor, 1.0, "disk")  # type: ignore[arg-type]
 
 

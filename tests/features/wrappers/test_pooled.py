@@ -44,7 +44,7 @@ def test_strides_and_description_say_so() -> None:
 
 @pytest.mark.parametrize("pooling", [0, -1, 1.5, "2", True])
 def test_a_factor_out_of_range_is_refused(pooling: object) -> None:
-    with pytest.raises(ConfigError, match=r"pooling="):
+    with pytest.raises(ConfigError, match=r"pooling \(features.pooling\)="):
         PooledExtractor(FakeExtractor(), pooling)
 
 
