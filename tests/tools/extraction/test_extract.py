@@ -332,7 +332,7 @@ def test_an_output_of_another_description_is_refused(backbone: Backbone, folder:
     [
         ({"resize": "crop"}, "none, short, square"),
         ({"resize": "square", "size": 0}, "size=0: expected a whole number from 1"),
-        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 0}, r"batch_size \(tool.batch_size\)=0"),
         ({"layout": "pt"}, "npy_joined"),
         ({"layout": "npy_joined", "dtype": "bfloat16"}, "float16, float32"),
     ],
