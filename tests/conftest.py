@@ -56,9 +56,11 @@ def _one_thread() -> None:
 def _no_handlers_left() -> Iterator[None]:
     """Commands that a test runs in this process set up logging; the lines of later tests are not theirs to print."""
     root = logging.getLogger()
-    before, level = list(root.handlers), root.level
+    before = list(root.handlers)
+    levels = {logger: logger.level for logger in (root, logging.getLogger("lightning.pytorch"))}
     yield
     for handler in [one for one in root.handlers if one not in before]:
         root.removeHandler(handler)
         handler.close()
-    root.setLevel(level)
+    for logger, level in levels.items():
+        logger.setLevel(level)

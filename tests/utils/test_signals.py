@@ -126,6 +126,7 @@ time.sleep(30)
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="nothing is forked")
 def test_a_loader_s_worker_obeys_its_parent_whatever_threads_libraries_start_in_it() -> None:
     command = [sys.executable, "-c", BEGINS_THREADS]
