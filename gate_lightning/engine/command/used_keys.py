@@ -115,10 +115,14 @@ def keys_of_run(saved: DictConfig, config: DictConfig) -> frozenset[str]:
         config: composed configuration; see `keys_of_task`.
     """
     read = frozenset(map(str, saved)) | COLLECTIONS | INVOCATION_KEYS | _closure(_raw(config), {"datamodule"})
-    own, dataset = (saved.get("task") or {}).get("data"), config.get("dataset")
+    own, dataset = (saved.get("task") or {}).get("data"), saved.get("dataset")
     if own is None or not dataset or not takes_dataset(own):
         return read
-    return _with_dataset_in_part(read, {"task": {"data": own}, "dataset": dataset})
+    # keys of the run's own, and of what the command line is composed with, which need not be the same data set
+    keys = {**dict.fromkeys(map(str, config.get("dataset") or ())), **dict.fromkeys(map(str, dataset))}
+    return _with_dataset_in_part(
+        read, {"task": {"data": own}, "dataset": {**keys, "_target_": dataset.get("_target_")}}
+    )
 
 
 def check_overrides(overrides: Sequence[str], read: Iterable[str], reader: str) -> None:

@@ -196,7 +196,7 @@ class LabelScarceTask(DenseTask):
         self.trainer.should_stop = self.stopping.finished
 
     def on_train_end(self) -> None:
-        """Free the features."""
+        """Free the memory that the features of the labelled images take."""
         self._store = None
 
     # evaluation -------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class SingleObjectTask(BaseTask):
         self.log("val/both", (right_kind & right_color)[has].float().mean(), sync_dist=True, batch_size=count)
 
     def export(self, folder: Path) -> None:
-        """Write ``single_object.safetensors``."""
+        """Write the classifier's weights into a folder, as ``single_object.safetensors``."""
         content = save({k: v.contiguous() for k, v in self.net.state_dict().items()})
         write_atomically(folder / "single_object.safetensors", content)
 

@@ -17,7 +17,7 @@ from gate_lightning.data.scenes.dataset import ScenesDataModule
 from gate_lightning.data.segmentation.folder import FolderDataModule
 from gate_lightning.errors import ConfigError, DataError
 from gate_lightning.structures import ImageBatch, SegmentationBatch
-from tests.support.folders import make_folder
+from tests.support.folders import OTHER_LOADERS, make_folder
 from tests.support.label_scarce import make_scarce
 
 
@@ -33,26 +33,13 @@ def test_a_sample_has_one_of_each_equal_part(total: int, count: int) -> None:
     assert total < 100 or chosen != spread_sample(total, count, 1, "test")
 
 
-#: settings that the sampled data set may have without a difference, and values of them other than the defaults
-OTHERWISE = {
-    "batch_size": 3,
-    "eval_batch_size": 5,
-    "num_workers": 2,
-    "augment": False,
-    "ratio_range": [0.9, 1.1],
-    "cat_max_ratio": 0.3,
-    "flip": 1.0,
-    "photometric": False,
-}
-
-
-@pytest.mark.parametrize("setting", OTHERWISE)
+@pytest.mark.parametrize("setting", OTHER_LOADERS)
 def test_what_is_called_without_effect_has_none(setting: str, tmp_path: Path) -> None:
     assert setting in SampledImages.ignored_settings
     root = make_folder(tmp_path, {"train": [(16, 20)] * 4, "val": [(16, 20)] * 3})
     one, other = (
         SampledImages(FolderDataModule(str(root), **{"crop_size": 16, **given}), images=3).batches("val")
-        for given in ({}, {setting: OTHERWISE[setting]})
+        for given in ({}, {setting: OTHER_LOADERS[setting]})
     )
     assert len(one) == len(other) == 1
     assert np.array_equal(one[0].images, other[0].images)

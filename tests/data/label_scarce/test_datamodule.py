@@ -26,7 +26,7 @@ from gate_lightning.errors import ConfigError, DataError, ResumeError
 from gate_lightning.structures import PixelBatch
 from gate_lightning.tools.check_data import check_data
 from tests.support.composition import composed
-from tests.support.folders import make_folder, make_image, write
+from tests.support.folders import OTHER_LOADERS, make_folder, make_image, write
 from tests.support.label_scarce import make_scarce, write_pair
 from tests.support.toy_data import Stop, ToyData, trainer_of
 
@@ -57,25 +57,12 @@ def test_labelled_images_of_one_class_are_refused(tmp_path: Path) -> None:
     LabelScarceDataModule(FolderDataModule(str(root), crop_size=16), split_seed=None, **SMALL).setup("fit")
 
 
-#: settings that the wrapped data set may have without a difference, and values of them other than the defaults
-OTHERWISE = {
-    "batch_size": 3,
-    "eval_batch_size": 5,
-    "num_workers": 2,
-    "augment": False,
-    "ratio_range": [0.9, 1.1],
-    "cat_max_ratio": 0.3,
-    "flip": 1.0,
-    "photometric": False,
-}
-
-
-@pytest.mark.parametrize("setting", OTHERWISE)
+@pytest.mark.parametrize("setting", OTHER_LOADERS)
 def test_what_is_called_without_effect_has_none(setting: str, tmp_path: Path) -> None:
     assert setting in LabelScarceDataModule.ignored_settings
     root = make_folder(tmp_path, {"train": [(16, 16)] * 4, "val": [(16, 16)] * 2})
     found = []
-    for given in ({}, {setting: OTHERWISE[setting]}):
+    for given in ({}, {setting: OTHER_LOADERS[setting]}):
         own = FolderDataModule(str(root), **{"crop_size": 16, **given})
         data = LabelScarceDataModule(own, split_seed=None, **SMALL)
         data.setup("fit")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from gate_lightning.data.core.datamodule import LOADER_SETTINGS
 from gate_lightning.engine.cli import config_folder
 from gate_lightning.engine.command.used_keys import (
     READS,
@@ -107,6 +108,20 @@ def test_only_what_is_read_of_a_data_set_named_anew_is_a_change() -> None:
     now = composed("dataset=folder", "dataset.root=z", name="eval")
     patched = recorded(runs.patch(saved, runs.resolve(now), given), keys_of_run(saved, now))
     assert runs.changed_keys(saved, patched) == ["dataset.root: 'x' → 'z'"]
+
+
+@pytest.mark.parametrize("given", [[], ["++dataset.root=z"], ["dataset=ade_bedroom30"]])
+def test_a_run_keeps_the_settings_of_its_data_set_whatever_the_command_line_is_composed_with(given: list[str]) -> None:
+    config = composed("task=label_scarce", "dataset=folder", "dataset.root=x", "dataset.ignore_index=11")
+    saved = recorded(runs.resolve(config), keys_of_task(config))
+    now = composed(*given, name="eval")  # generated scenes
+    patched = recorded(runs.patch(saved, runs.resolve(now), given), keys_of_run(saved, now))
+    if given == ["dataset=ade_bedroom30"]:  # named anew: its own settings alone
+        assert patched.dataset._target_ != saved.dataset._target_
+        assert {*patched.dataset} == {*now.dataset} - LOADER_SETTINGS
+    else:
+        assert patched.dataset == {**saved.dataset, **({"root": "z"} if given else {})}
+        assert patched.dataset.ignore_index == 11
 
 
 @pytest.mark.parametrize("task", TRAINED_BY_NOTHING)
